@@ -1,0 +1,1 @@
+//! Block and inode allocation: groups, bitmaps, buddy allocator, claims, reservations.

@@ -1,0 +1,1 @@
+//! Block devices: image file, block device, memory, partition window, sparse overlay.

@@ -1,0 +1,1 @@
+//! The filesystem as a library: mount, inodes, names, read and write.

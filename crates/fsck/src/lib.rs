@@ -1,0 +1,1 @@
+//! Checking ext2, ext3 and ext4 images.

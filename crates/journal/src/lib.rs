@@ -1,0 +1,1 @@
+//! jbd2: metadata buffers, handles, transactions, commit, checkpoint, revoke, recovery.

@@ -1,0 +1,1 @@
+//! Logical to physical: extent trees, indirect maps, extent-status cache.

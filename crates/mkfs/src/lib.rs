@@ -1,0 +1,1 @@
+//! Making and populating ext2, ext3 and ext4 images.

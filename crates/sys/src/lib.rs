@@ -1,0 +1,1 @@
+//! The only crate with unsafe code: memory maps, aligned buffers, ioctls.

@@ -1,0 +1,1 @@
+//! Image builder, outside oracles, simulated device, reference model, scenario scripts.

@@ -1,0 +1,1 @@
+//! Page cache with per-block state, writeback, reclaim, invalidate_lock.
