@@ -1,1 +1,7 @@
-//! The only crate with unsafe code: memory maps, aligned buffers, ioctls.
+//! The only crate with `unsafe`: everything here is a safe interface around one thing that needs it.
+
+#![allow(unsafe_code, reason = "this is the crate for it")]
+
+mod owned_guard;
+
+pub use owned_guard::{Acquire, OwnedGuard};
