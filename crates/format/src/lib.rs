@@ -8,6 +8,7 @@
 
 extern crate alloc;
 
+pub mod jbd2;
 mod types;
 
 pub use types::{GroupNr, Ino, Lblk, Pblk, Tid};
