@@ -8,7 +8,20 @@
 
 extern crate alloc;
 
+pub mod bitmap;
+pub mod csum;
+pub mod error;
+pub mod features;
+pub mod geometry;
+pub mod group_desc;
 pub mod jbd2;
+pub mod superblock;
 mod types;
 
+pub use csum::{Csum, CsumKind};
+pub use error::{Corrupt, FormatError, Place};
+pub use features::{Compat, Features, Incompat, RoCompat};
+pub use geometry::{Backups, Geometry, InodeLocation};
+pub use group_desc::{BgFlags, GroupDesc};
+pub use superblock::{RawSuperblock, Superblock};
 pub use types::{GroupNr, Ino, Lblk, Pblk, Tid};

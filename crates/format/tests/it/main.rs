@@ -1,0 +1,2 @@
+//! The format against images that mke2fs makes.
+mod mke2fs;
