@@ -1,0 +1,61 @@
+use super::{AtimePolicy, DataMode, MountOptions, OnError, Presets};
+
+#[test]
+fn later_words_win_and_values_are_parsed() {
+    let o = MountOptions::parse(
+        "ro,noatime,sb=32768,errors=panic,commit=30,data=writeback,nobarrier,strictatime,cache_size=64m",
+    )
+    .unwrap();
+    assert!(o.read_only);
+    assert_eq!(o.atime, AtimePolicy::Strictatime);
+    assert_eq!(o.sb, Some(32768));
+    assert_eq!(o.errors, Some(OnError::Panic));
+    assert_eq!(o.commit, Some(30));
+    assert_eq!(o.data, Some(DataMode::Writeback));
+    assert_eq!(o.barrier, Some(false));
+    assert_eq!(o.cache_size, Some(64 << 20));
+}
+
+#[test]
+fn unknown_and_malformed_words_are_refused_by_name() {
+    for bad in [
+        "frobnicate",
+        "errors=maybe",
+        "commit=x",
+        "data=",
+        "stripe=99999999999",
+        "cache_size=-1",
+        "dax=always",
+    ] {
+        let e = MountOptions::parse(bad).unwrap_err().to_string();
+        assert!(e.contains(bad), "{bad}: {e}");
+    }
+}
+
+#[test]
+fn words_without_effect_are_accepted() {
+    let all: Vec<&str> = super::WITHOUT_EFFECT.iter().map(|(n, _)| *n).collect();
+    let o = MountOptions::parse(&all.join(",")).unwrap();
+    assert_eq!(o, MountOptions::default());
+}
+
+#[test]
+fn superblock_presets_apply_where_nothing_was_given() {
+    let presets = Presets {
+        default_mount_opts: 0x2 | 0x60 | 0x400 | 0x800,
+        errors: 2,
+        resuid: 7,
+        ..Presets::default()
+    };
+    let r = MountOptions::parse("nodiscard").unwrap().resolve(&presets).unwrap();
+    assert!(r.grpid && !r.discard && !r.delalloc && r.barrier);
+    assert_eq!(r.data, DataMode::Writeback);
+    assert_eq!(r.errors, OnError::RemountReadOnly);
+    assert_eq!((r.resuid, r.commit_secs), (7, 5));
+}
+
+#[test]
+fn noload_needs_ro() {
+    assert!(MountOptions::parse("noload").unwrap().resolve(&Presets::default()).is_err());
+    assert!(MountOptions::parse("noload,ro").unwrap().resolve(&Presets::default()).is_ok());
+}
