@@ -154,33 +154,35 @@ impl Access {
     }
 }
 
-/// The mode bits' answer for `cred` (no ACL on the file).
-#[must_use]
-pub fn mode_grants(cred: &Credentials, uid: u32, gid: u32, mode: u16, want: Access) -> bool {
-    let bits = if cred.uid == uid {
-        mode >> 6
-    } else if cred.in_group(gid) {
-        mode >> 3
-    } else {
-        mode
-    };
-    want.granted_by(bits & 7)
-}
+impl Credentials {
+    /// The mode bits' answer for a file of `uid`, `gid`, `mode` that has no ACL: one class of bits decides alone.
+    #[must_use]
+    pub fn granted_by_mode(&self, uid: u32, gid: u32, mode: u16, want: Access) -> bool {
+        let bits = if self.uid == uid {
+            mode >> 6
+        } else if self.in_group(gid) {
+            mode >> 3
+        } else {
+            mode
+        };
+        want.granted_by(bits & 7)
+    }
 
-/// Whether capabilities grant what mode bits or an ACL refused.
-#[must_use]
-pub const fn caps_grant(cred: &Credentials, is_dir: bool, mode: u16, want: Access) -> bool {
-    if is_dir {
-        if cred.has(Caps::DAC_OVERRIDE) {
+    /// Whether capabilities grant what mode bits or an ACL refused.
+    #[must_use]
+    pub const fn granted_by_caps(&self, is_dir: bool, mode: u16, want: Access) -> bool {
+        if is_dir {
+            if self.has(Caps::DAC_OVERRIDE) {
+                return true;
+            }
+            return !want.wants(Access::WRITE) && self.has(Caps::DAC_READ_SEARCH);
+        }
+        if want.0 == Access::READ.0 && self.has(Caps::DAC_READ_SEARCH) {
             return true;
         }
-        return !want.wants(Access::WRITE) && cred.has(Caps::DAC_READ_SEARCH);
+        // Nobody executes what has no execute bit at all.
+        (!want.wants(Access::EXEC) || mode & 0o111 != 0) && self.has(Caps::DAC_OVERRIDE)
     }
-    if want.0 == Access::READ.0 && cred.has(Caps::DAC_READ_SEARCH) {
-        return true;
-    }
-    // Nobody executes what has no execute bit at all.
-    (!want.wants(Access::EXEC) || mode & 0o111 != 0) && cred.has(Caps::DAC_OVERRIDE)
 }
 
 #[cfg(test)]
