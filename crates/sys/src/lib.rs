@@ -2,6 +2,12 @@
 
 #![allow(unsafe_code, reason = "this is the crate for it")]
 
+pub mod blkdev;
+mod mem;
 mod owned_guard;
 
+pub use mem::{MemSlice, preadv, pwritev};
 pub use owned_guard::{Acquire, OwnedGuard};
+
+#[cfg(test)]
+mod tests;

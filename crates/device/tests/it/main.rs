@@ -1,0 +1,6 @@
+//! Devices from outside.
+
+mod common;
+mod devices;
+mod files;
+mod tables;

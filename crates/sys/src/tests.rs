@@ -1,0 +1,63 @@
+//! Tests of the safe interfaces.
+
+use std::io::{Seek, SeekFrom, Write};
+
+use crate::{MemSlice, preadv, pwritev};
+
+#[test]
+fn copies_go_in_and_out() {
+    let mut memory = vec![0_u8; 100];
+    let mem = MemSlice::from_mut(&mut memory);
+    mem.copy_from(10, b"hello");
+    mem.slice(8, 10).copy_from(7, b"abc");
+    mem.zero(11, 2);
+    let mut out = [0xFF; 10];
+    mem.copy_to(8, &mut out);
+    assert_eq!(&out, b"\0\0h\0\0loabc");
+}
+
+#[test]
+#[should_panic(expected = "5 bytes at 96 of 100")]
+fn out_of_range_panics() {
+    let mut memory = vec![0_u8; 100];
+    MemSlice::from_mut(&mut memory).copy_from(96, b"hello");
+}
+
+#[test]
+#[should_panic(expected = "of 100")]
+fn an_overflowing_range_panics() {
+    let mut memory = vec![0_u8; 100];
+    let _ = MemSlice::from_mut(&mut memory).slice(2, usize::MAX);
+}
+
+#[test]
+fn vectored_io_reaches_a_file() {
+    let dir = std::env::temp_dir().join(format!("extant-sys-{}", std::process::id()));
+    let mut file = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .open(&dir)
+        .expect("a file");
+    std::fs::remove_file(&dir).expect("remove it");
+    file.write_all(&[7; 64]).expect("write");
+    file.seek(SeekFrom::Start(0)).expect("seek");
+
+    let (mut a, mut b) = (vec![1_u8; 16], vec![2_u8; 16]);
+    let bufs = [MemSlice::from_mut(&mut a), MemSlice::from_mut(&mut b)];
+    assert_eq!(pwritev(&file, &bufs, 40).expect("pwritev"), 32);
+    assert_eq!(preadv(&file, &bufs, 32).expect("preadv"), 32);
+    assert_eq!(
+        (&a[..], &b[..]),
+        (
+            &[7, 7, 7, 7, 7, 7, 7, 7, 1, 1, 1, 1, 1, 1, 1, 1][..],
+            &{
+                let mut want = [2; 16];
+                want[..8].fill(1);
+                want
+            }[..]
+        )
+    );
+    assert_eq!(preadv(&file, &[MemSlice::from_mut(&mut a)], 1000).expect("past the end"), 0);
+}
