@@ -1,6 +1,50 @@
-//! All automation of the project: `cargo xtask …`.
+//! All automation of the project: `cargo xtask …`. Run without arguments for the list of commands.
 
-fn main() {
-    eprintln!("cargo xtask: no command yet");
-    std::process::exit(2);
+mod bench;
+mod ci;
+mod packages;
+mod proc;
+mod tests;
+mod tidy;
+
+use std::process::ExitCode;
+
+const HELP: &str = "\
+cargo xtask COMMAND
+
+  test [ARGS…]     all tests (ARGS go to cargo test); installs missing system packages
+  ci [--quick]     formatting, lints, tidy, documentation, tests; --quick leaves out what is slow
+  bench [--long]   the same work on us, the kernel and the others
+  tidy             the project's own rules: edges between rooms, unsafe, file lengths, links, words
+";
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let (command, rest) = match args.split_first() {
+        Some((command, rest)) => (command.as_str(), rest),
+        None => ("help", &args[..]),
+    };
+    if let Err(err) = proc::enter_root() {
+        eprintln!("cargo xtask: {err}");
+        return ExitCode::FAILURE;
+    }
+    let held = match command {
+        "test" => tests::command(rest),
+        "bench" => bench::run(rest),
+        "ci" => ci::command(rest),
+        "tidy" => tidy::command(),
+        "help" | "--help" | "-h" => {
+            print!("{HELP}");
+            Ok(true)
+        }
+        other => Err(format!("no command {other}; cargo xtask help lists them")),
+    };
+    match held {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(err) => {
+            eprintln!("cargo xtask {command}: {err}");
+            ExitCode::FAILURE
+        }
+    }
 }

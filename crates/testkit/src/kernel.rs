@@ -1,0 +1,143 @@
+//! The kernel's own ext4 as an oracle: loop devices and mounts as guards, taken down again on return, on failure
+//! and while unwinding.
+
+use std::path::{Path, PathBuf};
+
+use rustix::mount::{MountFlags, UnmountFlags};
+
+use crate::oracle::{command, run, run_ok};
+
+/// A loop device on an image file. Detached when dropped.
+#[derive(Debug)]
+pub struct Loop {
+    device: PathBuf,
+}
+
+impl Loop {
+    /// Attaches the image to a free loop device.
+    ///
+    /// # Panics
+    /// If losetup fails; ask [`crate::env::kernel_mounts`] first.
+    #[must_use]
+    pub fn attach(image: &Path, read_only: bool) -> Self {
+        let mut losetup = command("losetup");
+        losetup.args(["-f", "--show"]);
+        if read_only {
+            losetup.arg("-r");
+        }
+        let name = run_ok(losetup.arg(image));
+        Self { device: PathBuf::from(name.trim()) }
+    }
+
+    /// `/dev/loopN`.
+    #[must_use]
+    pub fn device(&self) -> &Path {
+        &self.device
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let outcome = run(command("losetup").arg("-d").arg(&self.device));
+        if outcome.status != 0 && !std::thread::panicking() {
+            panic!("losetup -d {}: {outcome}", self.device.display());
+        }
+    }
+}
+
+/// A kernel mount of an image over a loop device. Unmounted, then detached, when dropped.
+#[derive(Debug)]
+pub struct KernelMount {
+    dir: tempfile::TempDir,
+    mounted: bool,
+    // After the mount: fields drop in order.
+    device: Loop,
+}
+
+impl KernelMount {
+    /// Mounts an image read-write with the kernel's defaults.
+    ///
+    /// # Panics
+    /// If the kernel refuses.
+    #[must_use]
+    pub fn rw(image: &Path) -> Self {
+        Self::with(image, "").unwrap_or_else(|err| panic!("kernel mount of {}: {err}", image.display()))
+    }
+
+    /// Mounts an image read-only. A journal that wants recovery is replayed *into the image* unless `noload` is
+    /// among the options of [`KernelMount::with`]; the loop device here is writable.
+    ///
+    /// # Panics
+    /// If the kernel refuses.
+    #[must_use]
+    pub fn ro(image: &Path) -> Self {
+        Self::with(image, "ro").unwrap_or_else(|err| panic!("kernel mount of {}: {err}", image.display()))
+    }
+
+    /// Mounts an image as ext4 with the options given (`"ro,noload,dioread_nolock"`), or says what the kernel said.
+    pub fn with(image: &Path, options: &str) -> Result<Self, rustix::io::Errno> {
+        let device = Loop::attach(image, false);
+        let dir = tempfile::Builder::new().prefix("extant-kernel-").tempdir().expect("folder to mount on");
+        let mut flags = MountFlags::empty();
+        let mut data = Vec::new();
+        for option in options.split(',').filter(|o| !o.is_empty()) {
+            match option {
+                "ro" => flags |= MountFlags::RDONLY,
+                "rw" => {}
+                "noatime" => flags |= MountFlags::NOATIME,
+                "sync" => flags |= MountFlags::SYNCHRONOUS,
+                "dirsync" => flags |= MountFlags::DIRSYNC,
+                other => data.push(other),
+            }
+        }
+        let data = std::ffi::CString::new(data.join(",")).expect("mount options hold no NUL");
+        rustix::mount::mount(device.device(), dir.path(), "ext4", flags, data.as_c_str())?;
+        Ok(Self { dir, mounted: true, device })
+    }
+
+    /// Where it is mounted.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// The loop device under it.
+    #[must_use]
+    pub fn device(&self) -> &Path {
+        self.device.device()
+    }
+
+    /// syncfs(2).
+    ///
+    /// # Panics
+    /// If it fails.
+    pub fn sync(&self) {
+        let dir = std::fs::File::open(self.path()).expect("mount point");
+        rustix::fs::syncfs(&dir).expect("syncfs");
+    }
+
+    /// Unmounts and detaches, and fails the test if that fails.
+    pub fn unmount(mut self) {
+        self.unmount_now().unwrap_or_else(|err| panic!("unmount of {}: {err}", self.path().display()));
+    }
+
+    fn unmount_now(&mut self) -> Result<(), rustix::io::Errno> {
+        if !std::mem::take(&mut self.mounted) {
+            return Ok(());
+        }
+        rustix::mount::unmount(self.dir.path(), UnmountFlags::empty())
+    }
+}
+
+impl Drop for KernelMount {
+    fn drop(&mut self) {
+        if !self.mounted {
+            return;
+        }
+        if let Err(err) = self.unmount_now() {
+            // A file left open by a failing test: let the mount go with its last user.
+            let lazily = rustix::mount::unmount(self.dir.path(), UnmountFlags::DETACH);
+            eprintln!("unmount of {}: {err}; detached: {lazily:?}", self.path().display());
+        }
+    }
+}
