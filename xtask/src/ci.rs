@@ -27,7 +27,8 @@ pub(crate) fn command(args: &[String]) -> Verdict {
             proc::succeeds(proc::cargo().args(doc).env("RUSTDOCFLAGS", "-D warnings"))
         });
     }
-    let options: &[&str] = if quick { &["--workspace", "--lib", "--bins", "--tests"] } else { &["--workspace"] };
+    let options: &[&str] =
+        if quick { &["--workspace", "--lib", "--bins", "--tests"] } else { &["--workspace"] };
     let mut count = tests::Count::default();
     steps.run("test", || {
         let (held, counted) = tests::run(options, &[])?;

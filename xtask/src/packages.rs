@@ -17,12 +17,16 @@ pub(crate) const FOR_TESTS: &[(&str, &str)] = &[
 
 /// Makes sure that the programs are there; else says exactly what to run.
 pub(crate) fn ensure(wanted: &[(&str, &str)]) -> Result<(), String> {
-    let missing: Vec<&str> =
-        wanted.iter().filter(|(program, _)| proc::find(program).is_none()).map(|(_, package)| *package).collect();
+    let missing: Vec<&str> = wanted
+        .iter()
+        .filter(|(program, _)| proc::find(program).is_none())
+        .map(|(_, package)| *package)
+        .collect();
     if missing.is_empty() {
         return Ok(());
     }
-    let by_hand = format!("apt-get update && apt-get install -y --no-install-recommends {}", missing.join(" "));
+    let by_hand =
+        format!("apt-get update && apt-get install -y --no-install-recommends {}", missing.join(" "));
     if proc::find("apt-get").is_none() {
         return Err(format!("missing: {}; on Debian or Ubuntu, as root: {by_hand}", missing.join(" ")));
     }

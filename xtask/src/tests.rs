@@ -42,7 +42,8 @@ pub(crate) fn run(options: &[&str], more: &[String]) -> Result<(bool, Count), St
     command.stdin(Stdio::null()).stdout(writer).stderr(again).env("RUST_BACKTRACE", "1");
     let mut child = command.spawn().map_err(|err| format!("{command:?}: {err}"))?;
     drop(command);
-    let mut log = std::fs::File::create("target/test.log").map_err(|err| format!("target/test.log: {err}"))?;
+    let mut log =
+        std::fs::File::create("target/test.log").map_err(|err| format!("target/test.log: {err}"))?;
     let mut digest = Digest::default();
     for line in BufReader::new(reader).split(b'\n') {
         let line = line.map_err(|err| err.to_string())?;
