@@ -186,7 +186,12 @@ impl Model {
 
     /// Whether `number` is `dir` or above it.
     fn is_above(&self, number: u64, dir: u64) -> bool {
-        number == dir || self.inode(number).names.values().any(|child| self.is_dir(*child) && self.is_above(*child, dir))
+        number == dir
+            || self
+                .inode(number)
+                .names
+                .values()
+                .any(|child| self.is_dir(*child) && self.is_above(*child, dir))
     }
 
     fn rename(&mut self, old: &str, new: &str, how: Rename) -> Result<(), Errno> {
@@ -270,7 +275,14 @@ impl Model {
         Ok(())
     }
 
-    fn fallocate(&mut self, path: &str, offset: u64, len: u64, keep_size: bool, zero: bool) -> Result<(), Errno> {
+    fn fallocate(
+        &mut self,
+        path: &str,
+        offset: u64,
+        len: u64,
+        keep_size: bool,
+        zero: bool,
+    ) -> Result<(), Errno> {
         let inode = self.file(path)?;
         if len == 0 {
             return Err(Errno::INVAL);
@@ -401,7 +413,9 @@ impl Executor for Model {
                 self.fallocate(path, *offset, *len, *keep_size, false)
             }
             Op::Punch { path, offset, len } => self.fallocate(path, *offset, *len, true, true),
-            Op::Zero { path, offset, len, keep_size } => self.fallocate(path, *offset, *len, *keep_size, true),
+            Op::Zero { path, offset, len, keep_size } => {
+                self.fallocate(path, *offset, *len, *keep_size, true)
+            }
             Op::Setxattr { path, name, len, seed } => {
                 let value = pattern(*seed, 0, *len);
                 self.xattr_target(path, name)?.xattrs.insert(name.clone().into_bytes(), value);

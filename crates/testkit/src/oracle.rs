@@ -75,7 +75,8 @@ pub fn mke2fs_with(image: &Path, size: u64, args: &[&str]) {
 
 /// [`mke2fs_with`], with its outcome.
 pub fn try_mke2fs(image: &Path, size: u64, args: &[&str]) -> Outcome {
-    let file = std::fs::OpenOptions::new().write(true).create(true).truncate(false).open(image).expect("image");
+    let file =
+        std::fs::OpenOptions::new().write(true).create(true).truncate(false).open(image).expect("image");
     if file.metadata().expect("image").is_file() {
         file.set_len(size).expect("size of the image");
     }

@@ -258,7 +258,11 @@ fn node_difference(name: &str, a: &Node, b: &Node) -> Option<String> {
 fn first_difference(a: Option<&[u8]>, b: Option<&[u8]>) -> String {
     let (Some(a), Some(b)) = (a, b) else { return String::new() };
     let same = a.iter().zip(b).take_while(|(x, y)| x == y).count();
-    format!(" from byte {same}: {:02x?} / {:02x?}", &a[same..a.len().min(same + 8)], &b[same..b.len().min(same + 8)])
+    format!(
+        " from byte {same}: {:02x?} / {:02x?}",
+        &a[same..a.len().min(same + 8)],
+        &b[same..b.len().min(same + 8)]
+    )
 }
 
 fn text_of(xattrs: &BTreeMap<Vec<u8>, Vec<u8>>) -> BTreeMap<String, String> {
@@ -274,7 +278,9 @@ struct Reader {
 
 impl Reader {
     fn visit(&mut self, at: &Path, path: Vec<u8>) -> io::Result<()> {
-        let node = self.node(at, &path).map_err(|err| io::Error::new(err.kind(), format!("{}: {err}", at.display())))?;
+        let node = self
+            .node(at, &path)
+            .map_err(|err| io::Error::new(err.kind(), format!("{}: {err}", at.display())))?;
         let is_dir = node.kind == Kind::Dir;
         self.nodes.insert(path.clone(), node);
         if !is_dir {

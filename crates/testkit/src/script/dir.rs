@@ -66,7 +66,8 @@ impl Executor for DirExecutor {
                 rustix::fs::chmod(self.at(path), Mode::from_raw_mode(*mode))
             }
             Op::Create { path, mode } => {
-                let flags = rustix::fs::OFlags::CREATE | rustix::fs::OFlags::EXCL | rustix::fs::OFlags::WRONLY;
+                let flags =
+                    rustix::fs::OFlags::CREATE | rustix::fs::OFlags::EXCL | rustix::fs::OFlags::WRONLY;
                 let file = rustix::fs::open(self.at(path), flags, Mode::from_raw_mode(*mode))?;
                 rustix::fs::fchmod(file, Mode::from_raw_mode(*mode))
             }
@@ -76,7 +77,9 @@ impl Executor for DirExecutor {
                 let (kind, device) = match *node {
                     Special::Fifo => (FileType::Fifo, 0),
                     Special::Socket => (FileType::Socket, 0),
-                    Special::Char(major, minor) => (FileType::CharacterDevice, rustix::fs::makedev(major, minor)),
+                    Special::Char(major, minor) => {
+                        (FileType::CharacterDevice, rustix::fs::makedev(major, minor))
+                    }
                 };
                 rustix::fs::mknodat(CWD, self.at(path), kind, Mode::from_raw_mode(0o600), device)?;
                 rustix::fs::chmod(self.at(path), Mode::from_raw_mode(0o600))

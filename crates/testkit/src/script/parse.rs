@@ -22,7 +22,9 @@ impl fmt::Display for Op {
             Self::Link { old, new } => write!(f, "link {old} {new}"),
             Self::Mknod { path, node: Special::Fifo } => write!(f, "mknod {path} fifo"),
             Self::Mknod { path, node: Special::Socket } => write!(f, "mknod {path} sock"),
-            Self::Mknod { path, node: Special::Char(major, minor) } => write!(f, "mknod {path} {major}:{minor}"),
+            Self::Mknod { path, node: Special::Char(major, minor) } => {
+                write!(f, "mknod {path} {major}:{minor}")
+            }
             Self::Unlink { path } => write!(f, "unlink {path}"),
             Self::Rmdir { path } => write!(f, "rmdir {path}"),
             Self::Rename { old, new, how } => {

@@ -78,7 +78,9 @@ fn name_op(rng: &mut Rng) -> Op {
         6 | 7 => Op::Unlink { path },
         8 => Op::Rmdir { path: (*rng.pick(ALL_DIRS)).into() },
         9 | 10 => Op::Rename { old: path, new: file(rng), how: how(rng) },
-        11 => Op::Rename { old: (*rng.pick(ALL_DIRS)).into(), new: (*rng.pick(ALL_DIRS)).into(), how: how(rng) },
+        11 => {
+            Op::Rename { old: (*rng.pick(ALL_DIRS)).into(), new: (*rng.pick(ALL_DIRS)).into(), how: how(rng) }
+        }
         12 => Op::Symlink {
             target: "t".repeat(1 + rng.below(120) as usize),
             path: format!("{}s{}", rng.pick(DIRS), rng.below(2)),
@@ -117,7 +119,11 @@ fn content_op(rng: &mut Rng, mix: &Mix) -> Op {
         11 if mix.fallocate => Op::Fallocate { path, offset, len, keep_size },
         12 if mix.fallocate => Op::Punch { path, offset, len },
         13 if mix.fallocate => Op::Zero { path, offset, len, keep_size },
-        _ => Op::Utimes { path, seconds: rng.below(1 << 33) as i64, nanoseconds: rng.below(1_000_000_000) as u32 },
+        _ => Op::Utimes {
+            path,
+            seconds: rng.below(1 << 33) as i64,
+            nanoseconds: rng.below(1_000_000_000) as u32,
+        },
     }
 }
 

@@ -14,7 +14,9 @@ fn a_script_is_the_same_after_print_and_parse() {
 
 #[test]
 fn lines_that_are_no_operation_are_refused() {
-    for line in ["frob a", "write a 1 2", "write a x 2 3", "mkdir a 9", "sync now", "rename a b softly", "mknod a 1"] {
+    for line in
+        ["frob a", "write a 1 2", "write a x 2 3", "mkdir a 9", "sync now", "rename a b softly", "mknod a 1"]
+    {
         assert!(line.parse::<Op>().is_err(), "{line}");
     }
 }

@@ -86,11 +86,13 @@ impl Content {
 
     /// The chunks that are in memory, with their byte offsets.
     fn chunks(&self) -> impl Iterator<Item = (u64, &[u8; CHUNK])> {
-        self.leaves.iter().enumerate().filter_map(|(l, leaf)| Some((l, leaf.as_ref()?))).flat_map(|(l, leaf)| {
-            leaf.iter().enumerate().filter_map(move |(c, chunk)| {
-                Some(((l * LEAF + c) as u64 * CHUNK_BYTES, chunk.as_deref()?))
-            })
-        })
+        self.leaves.iter().enumerate().filter_map(|(l, leaf)| Some((l, leaf.as_ref()?))).flat_map(
+            |(l, leaf)| {
+                leaf.iter().enumerate().filter_map(move |(c, chunk)| {
+                    Some(((l * LEAF + c) as u64 * CHUNK_BYTES, chunk.as_deref()?))
+                })
+            },
+        )
     }
 
     /// Reads; the range must lie inside.

@@ -7,8 +7,9 @@
 //!   sector new, only its last sector new, and one cut in between chosen by the seed;
 //! - a number of seeded random **subsets**, in which each write is there, not there, or torn.
 //!
-//! The crash is taken to happen at the end of the epoch (just before its flush completes), except for prefixes, where it
-//! happens after the last write that is there; [`CrashState::marks`] are the promises given by then.
+//! The crash is taken to happen at the end of the epoch (just before its flush completes), so that forced writes are there
+//! in all of these; except for prefixes, where it happens after the last write that is there, and for a forced write
+//! dropped or torn, where it happens during that write. [`CrashState::marks`] are the promises given by then.
 
 use std::ops::Range;
 
@@ -22,7 +23,7 @@ const SUBSETS: u32 = 16;
 /// How a crash state differs from "everything arrived".
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Cut {
-    /// Only the epoch's first `n` changes arrived.
+    /// Only the epoch's first `n` changes arrived; with 0, of all changes of the epoch only the forced ones.
     Prefix(usize),
     /// All arrived but this one.
     Dropped(usize),
@@ -134,13 +135,16 @@ impl CrashPlan {
     fn marks_at(&self, number: usize, cut: &Cut) -> &[u64] {
         let epoch = &self.epochs[number];
         match cut {
-            // Before the next change was sent, so only promises given before it.
-            Cut::Prefix(n) if *n > 0 && *n < epoch.changes.len() => {
-                let all = &self.epochs[self.epochs.len() - 1].marks;
-                &all[..epoch.changes[*n].1]
-            }
+            // Before the next change was done, so only promises given before it.
+            Cut::Prefix(n) if *n > 0 && *n < epoch.changes.len() => self.marks_before(epoch, *n),
+            Cut::Torn(i, _) if is_forced(&epoch.changes[*i].0) => self.marks_before(epoch, *i),
             _ => &epoch.marks,
         }
+    }
+
+    fn marks_before(&self, epoch: &Epoch, change: usize) -> &[u64] {
+        let all = &self.epochs[self.epochs.len() - 1].marks;
+        &all[..epoch.changes[change].1]
     }
 
     fn cuts(&self, number: usize, epoch: &Epoch) -> Vec<Cut> {
@@ -148,7 +152,8 @@ impl CrashPlan {
         let mut cuts: Vec<Cut> = (0..n).map(Cut::Prefix).collect();
         if n > 1 {
             // The last one dropped is the longest prefix.
-            cuts.extend((0..n - 1).map(Cut::Dropped));
+            // A forced one can be missing in a prefix only.
+            cuts.extend((0..n - 1).filter(|i| !is_forced(&epoch.changes[*i].0)).map(Cut::Dropped));
         }
         let mut rng = Rng::new(self.seed).fork(number as u64);
         for (i, (change, _)) in epoch.changes.iter().enumerate() {
@@ -163,15 +168,20 @@ impl CrashPlan {
     fn apply_cut(&self, content: &mut Content, number: usize, epoch: &Epoch, cut: &Cut) {
         let changes = || epoch.changes.iter().map(|(change, _)| change).enumerate();
         match cut {
+            Cut::Prefix(0) => {
+                changes().filter(|(_, c)| is_forced(c)).for_each(|(_, c)| apply(content, c, None))
+            }
             Cut::Prefix(n) => changes().take(*n).for_each(|(_, c)| apply(content, c, None)),
             Cut::Dropped(i) => changes().filter(|(j, _)| j != i).for_each(|(_, c)| apply(content, c, None)),
             Cut::Torn(i, sectors) => {
-                changes().for_each(|(j, c)| apply(content, c, (j == *i).then_some(sectors)));
+                let there = if is_forced(&epoch.changes[*i].0) { i + 1 } else { epoch.changes.len() };
+                changes().take(there).for_each(|(j, c)| apply(content, c, (j == *i).then_some(sectors)));
             }
             Cut::Subset(label) => {
                 let mut rng = Rng::new(self.seed).fork(number as u64).fork(u64::from(*label) + 1);
                 for (_, change) in changes() {
                     match rng.below(4) {
+                        _ if is_forced(change) => apply(content, change, None),
                         0 | 1 => apply(content, change, None),
                         2 => {}
                         _ => match tears(change, &mut rng).first() {
@@ -186,10 +196,14 @@ impl CrashPlan {
     }
 }
 
+fn is_forced(change: &Event) -> bool {
+    matches!(change, Event::Write { fua: true, .. })
+}
+
 /// The sector ranges of a write that a torn write is cut to: first sector only, all but the last, last only, one
 /// seeded cut.
 fn tears(change: &Event, rng: &mut Rng) -> Vec<Range<u64>> {
-    let Event::Write { offset, data } = change else { return Vec::new() };
+    let Event::Write { offset, data, .. } = change else { return Vec::new() };
     if !offset.is_multiple_of(SECTOR) {
         return Vec::new();
     }
@@ -208,7 +222,7 @@ fn tears(change: &Event, rng: &mut Rng) -> Vec<Range<u64>> {
 
 fn apply(content: &mut Content, change: &Event, sectors: Option<&Range<u64>>) {
     match change {
-        Event::Write { offset, data } => match sectors {
+        Event::Write { offset, data, .. } => match sectors {
             None => content.write(*offset, data),
             Some(part) => {
                 let start = (part.start * SECTOR) as usize;

@@ -3,7 +3,8 @@
 //!
 //! # Fault model
 //! - A completed flush makes every write completed before it durable. Nothing else does.
-//! - Of the writes after the last completed flush (an *epoch*), any subset may be on the medium, in any order.
+//! - A forced write ([`BlockDevice::write_fua_at`]) is durable when it returns, and nothing else with it.
+//! - Of the other writes after the last completed flush (an *epoch*), any subset may be on the medium, in any order.
 //! - A write is atomic in units of 512 bytes ([`SECTOR`]): a crash may leave any of its sectors old, any new.
 //! - Content that was acknowledged by a flush never changes by itself; bit rot is asked for with
 //!   [`SimDevice::corrupt`].
@@ -38,6 +39,8 @@ pub enum Event {
         offset: u64,
         /// What was written.
         data: Arc<[u8]>,
+        /// Durable when it returned, without a promise about others.
+        fua: bool,
     },
     /// The range reads as zeroes from here on (a discard does too, on this device).
     Zero {
@@ -296,6 +299,17 @@ impl SimDevice {
         }
     }
 
+    fn write(&self, offset: u64, bufs: &[IoSlice<'_>], fua: bool) -> io::Result<()> {
+        let data: Vec<u8> = bufs.iter().flat_map(|b| b.iter().copied()).collect();
+        let mut state = self.state();
+        self.checked(&mut state, Kind::Write, offset, data.len() as u64)?;
+        state.counts.writes += 1;
+        state.counts.written_bytes += data.len() as u64;
+        state.content.write(offset, &data);
+        Self::record(&mut state, Event::Write { offset, data: data.into(), fua });
+        Ok(())
+    }
+
     fn zero(&self, offset: u64, len: u64) -> io::Result<()> {
         let mut state = self.state();
         self.checked(&mut state, Kind::Write, offset, len)?;
@@ -360,14 +374,11 @@ impl BlockDevice for SimDevice {
     }
 
     fn write_vectored_at(&self, offset: u64, bufs: &[IoSlice<'_>]) -> io::Result<()> {
-        let data: Vec<u8> = bufs.iter().flat_map(|b| b.iter().copied()).collect();
-        let mut state = self.state();
-        self.checked(&mut state, Kind::Write, offset, data.len() as u64)?;
-        state.counts.writes += 1;
-        state.counts.written_bytes += data.len() as u64;
-        state.content.write(offset, &data);
-        Self::record(&mut state, Event::Write { offset, data: data.into() });
-        Ok(())
+        self.write(offset, bufs, false)
+    }
+
+    fn write_fua_at(&self, offset: u64, bufs: &[IoSlice<'_>]) -> io::Result<()> {
+        self.write(offset, bufs, true)
     }
 
     fn flush(&self) -> io::Result<()> {

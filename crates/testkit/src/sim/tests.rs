@@ -23,8 +23,7 @@ fn reads_back_what_was_written_across_chunks() {
     assert_eq!(back[..96], data[..96]);
     assert!(back[96..96 + 8192].iter().all(|b| *b == 0));
     assert_eq!(back[96 + 8192..], data[96 + 8192..]);
-    let expected =
-        Counts { reads: 2, read_bytes: 20_000, writes: 2, written_bytes: 18_192, flushes: 0 };
+    let expected = Counts { reads: 2, read_bytes: 20_000, writes: 2, written_bytes: 18_192, flushes: 0 };
     assert_eq!(dev.counts(), expected);
     assert!(dev.write_at((1 << 20) - 1, &[0, 0]).is_err(), "past the end");
 }
@@ -94,9 +93,8 @@ fn subsets_are_the_same_under_the_same_seed() {
     for i in 0..20 {
         dev.write_at(i * 1024, &[i as u8 + 1; 1024]).unwrap();
     }
-    let digests = |seed| -> Vec<u64> {
-        dev.crash_plan(seed).states().iter().map(|s| s.content.digest()).collect()
-    };
+    let digests =
+        |seed| -> Vec<u64> { dev.crash_plan(seed).states().iter().map(|s| s.content.digest()).collect() };
     assert_eq!(digests(1), digests(1));
     assert_ne!(digests(1), digests(2));
 }
@@ -125,4 +123,24 @@ fn failpoints_fail_when_and_where_they_should() {
     assert_eq!(dev.flush().unwrap_err().raw_os_error(), Some(28));
     dev.flush().unwrap();
     assert_eq!(dev.counts().flushes, 1);
+}
+
+#[test]
+fn a_forced_write_is_there_without_those_before_it() {
+    let dev = SimDevice::new(1 << 16);
+    dev.write_at(0, &[1; 512]).unwrap();
+    dev.write_fua_at(4096, &[IoSlice::new(&[2; 1024])]).unwrap();
+    dev.mark(1);
+    let states = dev.crash_plan(1).states();
+    let state = |cut: Cut| states.iter().find(|s| s.cut == cut).unwrap_or_else(|| panic!("{cut:?}"));
+    let none = state(Cut::Prefix(0));
+    assert_eq!((byte(&none.content, 0), byte(&none.content, 4096)), (0, 2));
+    assert_eq!(none.marks, [1]);
+    assert_eq!(byte(&state(Cut::Prefix(1)).content, 4096), 0);
+    let torn = state(Cut::Torn(1, 0..1));
+    assert_eq!((byte(&torn.content, 4096), byte(&torn.content, 4608)), (2, 0));
+    assert_eq!(torn.marks, [], "the write had not returned");
+    for state in states.iter().filter(|s| s.marks == [1]) {
+        assert_eq!(byte(&state.content, 4096), 2, "{:?}", state.cut);
+    }
 }
