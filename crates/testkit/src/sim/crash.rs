@@ -169,7 +169,7 @@ impl CrashPlan {
         let changes = || epoch.changes.iter().map(|(change, _)| change).enumerate();
         match cut {
             Cut::Prefix(0) => {
-                changes().filter(|(_, c)| is_forced(c)).for_each(|(_, c)| apply(content, c, None))
+                changes().filter(|(_, c)| is_forced(c)).for_each(|(_, c)| apply(content, c, None));
             }
             Cut::Prefix(n) => changes().take(*n).for_each(|(_, c)| apply(content, c, None)),
             Cut::Dropped(i) => changes().filter(|(j, _)| j != i).for_each(|(_, c)| apply(content, c, None)),
