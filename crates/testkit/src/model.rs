@@ -39,7 +39,8 @@ impl Model {
     #[must_use]
     pub fn new() -> Self {
         let mut model = Self { inodes: HashMap::new(), next: ROOT };
-        model.add(Node::new(Kind::Dir, 0o755));
+        let root = Node { nlink: 2, ..Node::new(Kind::Dir, 0o755) };
+        model.add(root);
         model
     }
 

@@ -117,13 +117,21 @@ pub fn run_all(ops: &[Op], executors: &mut [&mut dyn Executor]) {
                 executors[0].name(),
                 outcomes[0],
                 executor.name(),
-                text(&ops[..=i])
+                brief(&ops[..=i])
             );
         }
     }
     let trees: Vec<Tree> = executors.iter_mut().map(|e| e.tree()).collect();
     for (executor, tree) in executors.iter().zip(&trees).skip(1) {
-        let what = format!("{} / {} after\n{}", executors[0].name(), executor.name(), text(ops));
+        let what = format!("{} / {} after\n{}", executors[0].name(), executor.name(), brief(ops));
         trees[0].assert_equal(tree, &what);
     }
+}
+
+/// The end of a script's text; the seed gives the rest.
+fn brief(ops: &[Op]) -> String {
+    const SHOWN: usize = 60;
+    let skipped = ops.len().saturating_sub(SHOWN);
+    let lead = if skipped > 0 { format!("# {skipped} operations before\n") } else { String::new() };
+    lead + &text(&ops[skipped..])
 }

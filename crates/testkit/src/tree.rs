@@ -292,6 +292,10 @@ impl Reader {
         names.sort();
         for name in names {
             if path.is_empty() && name == b"lost+found" {
+                // Its `..` is a link of the root.
+                if let Some(root) = self.nodes.get_mut(&path) {
+                    root.nlink -= 1;
+                }
                 continue;
             }
             let child = at.join(std::ffi::OsStr::from_bytes(&name));
