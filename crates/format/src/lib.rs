@@ -7,21 +7,32 @@
 #![forbid(unsafe_code)]
 
 extern crate alloc;
+#[cfg(test)]
+extern crate std;
 
 pub mod bitmap;
 pub mod csum;
 pub mod error;
+pub mod extent;
 pub mod features;
 pub mod geometry;
 pub mod group_desc;
+pub mod indirect;
+pub mod inode;
 pub mod jbd2;
+pub mod mmp;
 pub mod superblock;
+#[cfg(test)]
+mod test_support;
 mod types;
 
 pub use csum::{Csum, CsumKind};
 pub use error::{Corrupt, FormatError, Place};
+pub use extent::{Extent, Index, Node, NodeMut};
 pub use features::{Compat, Features, Incompat, RoCompat};
 pub use geometry::{Backups, Geometry, InodeLocation};
 pub use group_desc::{BgFlags, GroupDesc};
+pub use inode::device::DeviceNumber;
+pub use inode::{FileType, Inode, InodeFlags, InodeFormat, Timestamp};
 pub use superblock::{RawSuperblock, Superblock};
 pub use types::{GroupNr, Ino, Lblk, Pblk, Tid};
