@@ -7,16 +7,17 @@
 #![forbid(unsafe_code)]
 
 extern crate alloc;
-#[cfg(test)]
-extern crate std;
 
 pub mod bitmap;
 pub mod csum;
+pub mod dir;
 pub mod error;
 pub mod extent;
 pub mod features;
 pub mod geometry;
 pub mod group_desc;
+pub mod hash;
+pub mod htree;
 pub mod indirect;
 pub mod inode;
 pub mod jbd2;
@@ -24,6 +25,8 @@ pub mod mmp;
 pub mod superblock;
 #[cfg(test)]
 mod test_support;
+#[cfg(test)]
+mod testing;
 mod types;
 
 pub use csum::{Csum, CsumKind};
