@@ -18,6 +18,7 @@
 //! Source: kernel documentation `filesystems/ext4/directory.rst`, "Linear (Classic) Directories".
 
 use crate::csum::crc32c;
+use crate::inode::FileType;
 use crate::types::Ino;
 use thiserror::Error;
 
@@ -31,82 +32,6 @@ pub const TAIL_LEN: usize = 12;
 pub const MAX_NAME_LEN: usize = 255;
 /// `file_type` of the checksum record.
 pub const TAIL_FILE_TYPE: u8 = 0xde;
-
-/// What the record says the inode is.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, Default)]
-#[repr(u8)]
-pub enum FileType {
-    /// Not recorded, or a value with no meaning.
-    #[default]
-    Unknown = 0,
-    /// Regular file.
-    Regular = 1,
-    /// Directory.
-    Directory = 2,
-    /// Character device.
-    CharDevice = 3,
-    /// Block device.
-    BlockDevice = 4,
-    /// FIFO.
-    Fifo = 5,
-    /// Socket.
-    Socket = 6,
-    /// Symbolic link.
-    Symlink = 7,
-}
-
-impl FileType {
-    /// The type that the on-disk byte names; [`FileType::Unknown`] for bytes without a meaning.
-    #[must_use]
-    pub const fn from_raw(raw: u8) -> Self {
-        match raw {
-            1 => Self::Regular,
-            2 => Self::Directory,
-            3 => Self::CharDevice,
-            4 => Self::BlockDevice,
-            5 => Self::Fifo,
-            6 => Self::Socket,
-            7 => Self::Symlink,
-            _ => Self::Unknown,
-        }
-    }
-
-    /// The type that goes with an inode's `i_mode`.
-    #[must_use]
-    pub const fn from_mode(mode: u16) -> Self {
-        match mode & 0xf000 {
-            0x8000 => Self::Regular,
-            0x4000 => Self::Directory,
-            0x2000 => Self::CharDevice,
-            0x6000 => Self::BlockDevice,
-            0x1000 => Self::Fifo,
-            0xc000 => Self::Socket,
-            0xa000 => Self::Symlink,
-            _ => Self::Unknown,
-        }
-    }
-
-    /// The on-disk byte.
-    #[must_use]
-    pub const fn raw(self) -> u8 {
-        self as u8
-    }
-
-    /// The type bits of `i_mode` that go with this type; 0 for [`FileType::Unknown`].
-    #[must_use]
-    pub const fn mode_bits(self) -> u16 {
-        match self {
-            Self::Unknown => 0,
-            Self::Regular => 0x8000,
-            Self::Directory => 0x4000,
-            Self::CharDevice => 0x2000,
-            Self::BlockDevice => 0x6000,
-            Self::Fifo => 0x1000,
-            Self::Socket => 0xc000,
-            Self::Symlink => 0xa000,
-        }
-    }
-}
 
 /// What the superblock and the directory's flags say about its records.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -284,10 +209,10 @@ impl Record<'_> {
         self.ino.0 != 0
     }
 
-    /// The type that the record states.
+    /// The type that the record states; `None` for a byte without a meaning, and without the `filetype` feature.
     #[must_use]
-    pub const fn file_type(&self) -> FileType {
-        FileType::from_raw(self.raw_type)
+    pub const fn file_type(&self) -> Option<FileType> {
+        FileType::from_dirent_code(self.raw_type)
     }
 
     /// Whether the name is `.` or `..`.
@@ -331,7 +256,7 @@ pub fn record_at<'a>(layout: &DirLayout, block: &'a [u8], offset: u32) -> Result
     let raw_type = if layout.filetype { block[start + 7] } else { 0 };
     let name_len =
         if layout.filetype { u32::from(block[start + 6]) } else { u32::from(u16_at(block, start + 6)) };
-    if rec_len % 4 != 0 {
+    if !rec_len.is_multiple_of(4) {
         return Err(DirError::RecLenUnaligned { offset, rec_len });
     }
     if (rec_len as usize) < MIN_REC_LEN {
@@ -445,8 +370,8 @@ pub fn is_empty(layout: &DirLayout, block: &[u8]) -> Result<bool, DirError> {
 pub struct NewEntry<'a> {
     /// The inode to name; not 0.
     pub ino: Ino,
-    /// Its type; written only where the layout has types.
-    pub file_type: FileType,
+    /// Its type's byte; written only where the layout has types.
+    pub raw_type: u8,
     /// The name, 1 to 255 bytes.
     pub name: &'a [u8],
     /// Hash and minor hash, for layouts that store them.
@@ -457,7 +382,7 @@ impl<'a> NewEntry<'a> {
     /// An entry without a stored hash.
     #[must_use]
     pub const fn new(ino: Ino, file_type: FileType, name: &'a [u8]) -> Self {
-        Self { ino, file_type, name, stored_hash: None }
+        Self { ino, raw_type: file_type.dirent_code(), name, stored_hash: None }
     }
 
     const fn rec_len(&self, layout: &DirLayout) -> usize {
@@ -471,7 +396,7 @@ fn write_record(layout: &DirLayout, bytes: &mut [u8], entry: &NewEntry<'_>) {
     bytes[0..4].copy_from_slice(&entry.ino.0.to_le_bytes());
     bytes[4..6].copy_from_slice(&rec_len.to_le_bytes());
     bytes[6] = entry.name.len() as u8;
-    bytes[7] = if layout.filetype { entry.file_type.raw() } else { 0 };
+    bytes[7] = if layout.filetype { entry.raw_type } else { 0 };
     let name_end = HEADER_LEN + entry.name.len();
     bytes[HEADER_LEN..name_end].copy_from_slice(entry.name);
     let padded = (name_end + 3) & !3;
@@ -613,7 +538,7 @@ pub fn set_ino(
     let at = offset as usize;
     block[at..at + 4].copy_from_slice(&ino.0.to_le_bytes());
     if layout.filetype {
-        block[at + 7] = file_type.raw();
+        block[at + 7] = file_type.dirent_code();
     }
     Ok(())
 }

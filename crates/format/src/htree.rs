@@ -457,7 +457,7 @@ pub fn make_indexed(
 const fn to_new<'a>(record: &dir::Record<'a>) -> NewEntry<'a> {
     NewEntry {
         ino: record.ino,
-        file_type: record.file_type(),
+        raw_type: record.raw_type,
         name: record.name,
         stored_hash: record.stored_hash,
     }

@@ -7,7 +7,10 @@
 #![forbid(unsafe_code)]
 
 extern crate alloc;
+#[cfg(test)]
+extern crate std;
 
+pub mod acl;
 pub mod bitmap;
 pub mod csum;
 pub mod dir;
@@ -19,15 +22,19 @@ pub mod group_desc;
 pub mod hash;
 pub mod htree;
 pub mod indirect;
+pub mod inline;
 pub mod inode;
 pub mod jbd2;
 pub mod mmp;
+pub mod orphan_file;
+pub mod quota;
 pub mod superblock;
 #[cfg(test)]
 mod test_support;
 #[cfg(test)]
 mod testing;
 mod types;
+pub mod xattr;
 
 pub use csum::{Csum, CsumKind};
 pub use error::{Corrupt, FormatError, Place};

@@ -1,7 +1,5 @@
 //! A small seeded generator for this crate's randomised tests.
 
-extern crate std;
-
 use std::string::String;
 use std::vec::Vec;
 

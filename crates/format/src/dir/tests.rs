@@ -1,12 +1,10 @@
 //! Linear blocks against a model, and against random bytes.
 
-extern crate std;
-
 use super::{
-    DirError, DirLayout, FileType, NewEntry, decode_rec_len, encode_rec_len, entries, find, has_tail,
-    init_empty, init_first, insert, is_empty, pack, record_at, records, remove, set_ino, set_tail, validate,
-    verify_tail,
+    DirError, DirLayout, NewEntry, decode_rec_len, encode_rec_len, entries, find, has_tail, init_empty,
+    init_first, insert, is_empty, pack, record_at, records, remove, set_ino, set_tail, validate, verify_tail,
 };
+use crate::inode::FileType;
 use crate::testing::Rng;
 use crate::types::Ino;
 use std::collections::BTreeMap;

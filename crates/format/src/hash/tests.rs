@@ -1,7 +1,5 @@
 //! Hashes against `debugfs dx_hash`.
 
-extern crate std;
-
 use super::{DirHash, HashVersion, Hasher, MAX_MAJOR};
 use std::format;
 use std::io::Write;

@@ -1,13 +1,12 @@
 //! A tree built with these helpers keeps every name findable; damage gives errors.
 
-extern crate std;
-
 use super::{
     DxBlock, DxEntry, DxKind, HtreeError, deepen, insert_entry, kind_of, make_indexed, root_info, set_tail,
     split_leaf, split_node, verify_tail,
 };
-use crate::dir::{self, DirLayout, FileType, NewEntry};
+use crate::dir::{self, DirLayout, NewEntry};
 use crate::hash::{HashVersion, Hasher};
+use crate::inode::FileType;
 use crate::testing::Rng;
 use crate::types::{Ino, Lblk};
 use std::string::{String, ToString};

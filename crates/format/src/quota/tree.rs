@@ -1,0 +1,416 @@
+//! The radix tree of a quota file: find, walk, insert, change, remove.
+
+use super::{
+    BLOCK_LEN, DATA_HEADER_LEN, Dqblk, ENTRIES, ENTRY_LEN, QuotaError, QuotaInfo, QuotaKind, REFS,
+    ROOT_BLOCK, RawDataHeader, RawEntry, TREE_LEVELS, zeroed_entry,
+};
+use alloc::vec::Vec;
+use zerocopy::{FromBytes, IntoBytes};
+
+type Block = [u8; BLOCK_LEN];
+
+/// The 1 KiB blocks of a quota file.
+pub trait QuotaStore {
+    /// What can fail besides the format.
+    type Error: From<QuotaError>;
+
+    /// Reads block `block` of the file.
+    ///
+    /// # Errors
+    /// The store's.
+    fn read(&mut self, block: u32, into: &mut Block) -> Result<(), Self::Error>;
+
+    /// Writes block `block` of the file, which may lie one block behind its end: the file grows then.
+    ///
+    /// # Errors
+    /// The store's.
+    fn write(&mut self, block: u32, from: &Block) -> Result<(), Self::Error>;
+}
+
+/// Where an entry lies.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct EntryPlace {
+    /// Its data block.
+    pub block: u32,
+    /// Its place among the block's entries.
+    pub slot: usize,
+}
+
+impl EntryPlace {
+    const fn at(self) -> usize {
+        DATA_HEADER_LEN + self.slot * ENTRY_LEN
+    }
+}
+
+/// A quota file's tree.
+#[derive(Debug)]
+pub struct QuotaFile<S> {
+    store: S,
+    kind: QuotaKind,
+    info: QuotaInfo,
+}
+
+fn reference(block: &Block, index: usize) -> u32 {
+    let at = index * 4;
+    u32::from_le_bytes([block[at], block[at + 1], block[at + 2], block[at + 3]])
+}
+
+fn set_reference(block: &mut Block, index: usize, value: u32) {
+    block[index * 4..index * 4 + 4].copy_from_slice(&value.to_le_bytes());
+}
+
+/// The index of `id` in a tree block of that level, the root being level 0.
+fn index(id: u32, level: usize) -> usize {
+    (id >> (8 * (TREE_LEVELS - 1 - level))) as usize & (REFS - 1)
+}
+
+fn data_header(block: &Block) -> RawDataHeader {
+    RawDataHeader::read_from_prefix(block).map_or(
+        RawDataHeader {
+            dqdh_next_free: 0.into(),
+            dqdh_prev_free: 0.into(),
+            dqdh_entries: 0.into(),
+            dqdh_pad1: 0.into(),
+            dqdh_pad2: 0.into(),
+        },
+        |(header, _)| header,
+    )
+}
+
+fn raw_entry(block: &Block, slot: usize) -> RawEntry {
+    let at = DATA_HEADER_LEN + slot * ENTRY_LEN;
+    RawEntry::read_from_bytes(&block[at..at + ENTRY_LEN]).unwrap_or_else(|_| zeroed_entry())
+}
+
+fn is_free(block: &Block, slot: usize) -> bool {
+    let at = DATA_HEADER_LEN + slot * ENTRY_LEN;
+    block[at..at + ENTRY_LEN].iter().all(|&b| b == 0)
+}
+
+impl<S: QuotaStore> QuotaFile<S> {
+    /// Opens a file of `kind` and `file_len` bytes.
+    ///
+    /// # Errors
+    /// The store's, or a [`QuotaError`] of block 0.
+    pub fn open(mut store: S, kind: QuotaKind, file_len: u64) -> Result<Self, S::Error> {
+        let mut block = [0; BLOCK_LEN];
+        store.read(0, &mut block)?;
+        let info = QuotaInfo::read(kind, &block, file_len)?;
+        Ok(Self { store, kind, info })
+    }
+
+    /// The info of block 0.
+    pub const fn info(&self) -> &QuotaInfo {
+        &self.info
+    }
+
+    /// The store.
+    pub const fn store(&mut self) -> &mut S {
+        &mut self.store
+    }
+
+    /// Gives the store back.
+    pub fn into_store(self) -> S {
+        self.store
+    }
+
+    /// Changes the grace times.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn set_grace(&mut self, bgrace: u32, igrace: u32) -> Result<(), S::Error> {
+        (self.info.bgrace, self.info.igrace) = (bgrace, igrace);
+        self.write_info()
+    }
+
+    fn write_info(&mut self) -> Result<(), S::Error> {
+        let mut block = [0; BLOCK_LEN];
+        self.store.read(0, &mut block)?;
+        self.info.write(self.kind, &mut block);
+        self.store.write(0, &block)
+    }
+
+    fn check(&self, at: u32, block: u32) -> Result<(), QuotaError> {
+        // Neither block 0 nor the root is ever referred to.
+        if block <= ROOT_BLOCK || block >= self.info.blocks {
+            return Err(QuotaError::BlockRange { at, block, blocks: self.info.blocks });
+        }
+        Ok(())
+    }
+
+    fn read_data(&mut self, at: u32, block: u32, into: &mut Block) -> Result<RawDataHeader, S::Error> {
+        self.check(at, block)?;
+        self.store.read(block, into)?;
+        let header = data_header(into);
+        let entries = header.dqdh_entries.get();
+        if usize::from(entries) > ENTRIES {
+            return Err(QuotaError::Entries { block, entries }.into());
+        }
+        Ok(header)
+    }
+
+    /// The entry of `id` and where it lies; `None` if there is none.
+    ///
+    /// # Errors
+    /// The store's, or a [`QuotaError`] on the way.
+    pub fn find(&mut self, id: u32) -> Result<Option<(EntryPlace, Dqblk)>, S::Error> {
+        let (mut at, mut block) = (ROOT_BLOCK, [0; BLOCK_LEN]);
+        for level in 0..TREE_LEVELS {
+            self.store.read(at, &mut block)?;
+            let next = reference(&block, index(id, level));
+            if next == 0 {
+                return Ok(None);
+            }
+            self.check(at, next)?;
+            at = next;
+        }
+        self.read_data(at, at, &mut block)?;
+        for slot in 0..ENTRIES {
+            let (found, dq) = Dqblk::decode(&raw_entry(&block, slot));
+            if found == id && !is_free(&block, slot) {
+                return Ok(Some((EntryPlace { block: at, slot }, dq)));
+            }
+        }
+        Err(QuotaError::EntryMissing { block: at, id }.into())
+    }
+
+    /// Overwrites the entry at `place`, which [`QuotaFile::find`] or [`QuotaFile::insert`] gave for `id`: one block is
+    /// written, in place.
+    ///
+    /// # Errors
+    /// The store's; [`QuotaError::EntryMissing`] if another id is there.
+    pub fn update(&mut self, place: EntryPlace, id: u32, dq: &Dqblk) -> Result<(), S::Error> {
+        let mut block = [0; BLOCK_LEN];
+        self.read_data(place.block, place.block, &mut block)?;
+        let free = place.slot >= ENTRIES || is_free(&block, place.slot);
+        if free || raw_entry(&block, place.slot).dqb_id.get() != id {
+            return Err(QuotaError::EntryMissing { block: place.block, id }.into());
+        }
+        block[place.at()..place.at() + ENTRY_LEN].copy_from_slice(dq.encode(id).as_bytes());
+        self.store.write(place.block, &block)
+    }
+
+    /// Stores limits and usage of `id`, adding the entry if it is not there.
+    ///
+    /// # Errors
+    /// The store's, or a [`QuotaError`] on the way.
+    pub fn set(&mut self, id: u32, dq: &Dqblk) -> Result<EntryPlace, S::Error> {
+        match self.find(id)? {
+            Some((place, _)) => self.update(place, id, dq).map(|()| place),
+            None => self.insert(id, dq),
+        }
+    }
+
+    /// Adds an entry for `id`, which has none. Writes up to [`TREE_LEVELS`] tree blocks, two data blocks and block 0.
+    ///
+    /// # Errors
+    /// The store's, or a [`QuotaError`] on the way; the tree refers to nothing new then.
+    pub fn insert(&mut self, id: u32, dq: &Dqblk) -> Result<EntryPlace, S::Error> {
+        let place = self.take_slot(id, dq)?;
+        let mut path = Vec::new();
+        let (mut at, mut block) = (ROOT_BLOCK, [0; BLOCK_LEN]);
+        self.store.read(at, &mut block)?;
+        for level in 0..TREE_LEVELS {
+            let next = reference(&block, index(id, level));
+            if next == 0 || level == TREE_LEVELS - 1 {
+                path.push((level, at, block));
+                break;
+            }
+            self.check(at, next)?;
+            at = next;
+            self.store.read(at, &mut block)?;
+        }
+        let Some((level, at, mut parent)) = path.pop() else {
+            return Err(QuotaError::EntryMissing { block: at, id }.into());
+        };
+        // New tree blocks from the lowest up, so that what is referred to exists.
+        let mut child = place.block;
+        for lower in (level + 1..TREE_LEVELS).rev() {
+            let fresh = self.take_block()?;
+            let mut node = [0; BLOCK_LEN];
+            set_reference(&mut node, index(id, lower), child);
+            self.store.write(fresh, &node)?;
+            child = fresh;
+        }
+        set_reference(&mut parent, index(id, level), child);
+        self.store.write(at, &parent)?;
+        self.write_info()?;
+        Ok(place)
+    }
+
+    /// Removes the entry of `id`, and the blocks that become empty by it. False if there was none.
+    ///
+    /// # Errors
+    /// The store's, or a [`QuotaError`] on the way.
+    pub fn remove(&mut self, id: u32) -> Result<bool, S::Error> {
+        let Some((place, _)) = self.find(id)? else {
+            return Ok(false);
+        };
+        let mut path = [ROOT_BLOCK; TREE_LEVELS];
+        let mut block = [0; BLOCK_LEN];
+        for level in 0..TREE_LEVELS - 1 {
+            self.store.read(path[level], &mut block)?;
+            path[level + 1] = reference(&block, index(id, level));
+        }
+        self.free_slot(place)?;
+        for level in (0..TREE_LEVELS).rev() {
+            let at = path[level];
+            self.store.read(at, &mut block)?;
+            set_reference(&mut block, index(id, level), 0);
+            let empty = block.iter().all(|&b| b == 0);
+            if empty && at != ROOT_BLOCK {
+                self.give_block(at)?;
+                continue;
+            }
+            self.store.write(at, &block)?;
+            break;
+        }
+        self.write_info()?;
+        Ok(true)
+    }
+
+    /// Takes a block from the list of unused ones, or grows the file; block 0 is left to the caller.
+    fn take_block(&mut self) -> Result<u32, S::Error> {
+        let free = self.info.free_blk;
+        if free == 0 {
+            let fresh = self.info.blocks;
+            self.info.blocks = fresh.checked_add(1).ok_or(QuotaError::Full(fresh))?;
+            return Ok(fresh);
+        }
+        let mut block = [0; BLOCK_LEN];
+        self.read_data(0, free, &mut block)?;
+        let next = data_header(&block).dqdh_next_free.get();
+        if next != 0 {
+            self.check(free, next)?;
+        }
+        self.info.free_blk = next;
+        Ok(free)
+    }
+
+    fn give_block(&mut self, at: u32) -> Result<(), S::Error> {
+        let mut block = [0; BLOCK_LEN];
+        block[..4].copy_from_slice(&self.info.free_blk.to_le_bytes());
+        self.info.free_blk = at;
+        self.store.write(at, &block)
+    }
+
+    /// Finds a free entry, fills it, and keeps the list of blocks with free entries right.
+    fn take_slot(&mut self, id: u32, dq: &Dqblk) -> Result<EntryPlace, S::Error> {
+        let mut block = [0; BLOCK_LEN];
+        let mut at = self.info.free_entry;
+        if at == 0 {
+            at = self.take_block()?;
+            self.info.free_entry = at;
+        } else {
+            self.read_data(0, at, &mut block)?;
+        }
+        let slot = (0..ENTRIES).find(|&s| is_free(&block, s)).ok_or(QuotaError::FreeList(at))?;
+        let entries = data_header(&block).dqdh_entries.get() + 1;
+        if usize::from(entries) >= ENTRIES {
+            self.unlink_free(&mut block, at)?;
+        }
+        block[8..10].copy_from_slice(&entries.to_le_bytes());
+        let place = EntryPlace { block: at, slot };
+        block[place.at()..place.at() + ENTRY_LEN].copy_from_slice(dq.encode(id).as_bytes());
+        self.store.write(at, &block)?;
+        Ok(place)
+    }
+
+    fn free_slot(&mut self, place: EntryPlace) -> Result<(), S::Error> {
+        let mut block = [0; BLOCK_LEN];
+        let header = self.read_data(place.block, place.block, &mut block)?;
+        let entries = header.dqdh_entries.get();
+        let left = entries.checked_sub(1).ok_or(QuotaError::Entries { block: place.block, entries })?;
+        block[place.at()..place.at() + ENTRY_LEN].fill(0);
+        block[8..10].copy_from_slice(&left.to_le_bytes());
+        let listed = self.info.free_entry == place.block || header.dqdh_prev_free.get() != 0;
+        if left == 0 {
+            if listed {
+                self.unlink_free(&mut block, place.block)?;
+            }
+            return self.give_block(place.block);
+        }
+        if !listed {
+            self.link_free(&mut block, place.block)?;
+        }
+        self.store.write(place.block, &block)
+    }
+
+    /// Takes `at`, whose content is `block` (written by the caller), out of the list of blocks with free entries.
+    fn unlink_free(&mut self, block: &mut Block, at: u32) -> Result<(), S::Error> {
+        let header = data_header(block);
+        let (next, previous) = (header.dqdh_next_free.get(), header.dqdh_prev_free.get());
+        let mut other = [0; BLOCK_LEN];
+        if next != 0 {
+            self.read_data(at, next, &mut other)?;
+            other[4..8].copy_from_slice(&previous.to_le_bytes());
+            self.store.write(next, &other)?;
+        }
+        if previous == 0 {
+            self.info.free_entry = next;
+        } else {
+            self.read_data(at, previous, &mut other)?;
+            other[..4].copy_from_slice(&next.to_le_bytes());
+            self.store.write(previous, &other)?;
+        }
+        block[..8].fill(0);
+        Ok(())
+    }
+
+    fn link_free(&mut self, block: &mut Block, at: u32) -> Result<(), S::Error> {
+        let next = self.info.free_entry;
+        if next != 0 {
+            let mut other = [0; BLOCK_LEN];
+            self.read_data(0, next, &mut other)?;
+            other[4..8].copy_from_slice(&at.to_le_bytes());
+            self.store.write(next, &other)?;
+        }
+        block[..4].copy_from_slice(&next.to_le_bytes());
+        block[4..8].fill(0);
+        self.info.free_entry = at;
+        Ok(())
+    }
+
+    /// Calls `each` for every entry, in order of ids as the tree has them.
+    ///
+    /// # Errors
+    /// The store's, or a [`QuotaError`] on the way; [`QuotaError::Loop`] if a tree block is reached twice.
+    pub fn for_each(&mut self, mut each: impl FnMut(u32, &Dqblk)) -> Result<(), S::Error> {
+        let blocks = self.info.blocks;
+        // Bounded by the file's length, which the file really has.
+        let mut seen = alloc::vec![0_u8; blocks as usize / 8 + 1];
+        let mut mark = |block: u32| {
+            let (byte, bit) = (&mut seen[block as usize / 8], 1 << (block % 8));
+            let fresh = *byte & bit == 0;
+            *byte |= bit;
+            fresh
+        };
+        let mut stack: Vec<(usize, u32)> = alloc::vec![(0, ROOT_BLOCK)];
+        let mut block = [0; BLOCK_LEN];
+        while let Some((level, at)) = stack.pop() {
+            if level == TREE_LEVELS {
+                if mark(at) {
+                    self.read_data(at, at, &mut block)?;
+                    self.entries_of(&block, &mut each);
+                }
+                continue;
+            }
+            if !mark(at) {
+                return Err(QuotaError::Loop(at).into());
+            }
+            self.store.read(at, &mut block)?;
+            for next in (0..REFS).rev().map(|n| reference(&block, n)).filter(|&n| n != 0) {
+                self.check(at, next)?;
+                stack.push((level + 1, next));
+            }
+        }
+        Ok(())
+    }
+
+    fn entries_of(&self, block: &Block, each: &mut impl FnMut(u32, &Dqblk)) {
+        for slot in (0..ENTRIES).filter(|&s| !is_free(block, s)) {
+            let (id, dq) = Dqblk::decode(&raw_entry(block, slot));
+            each(id, &dq);
+        }
+    }
+}
