@@ -363,6 +363,16 @@ impl Superblock {
         true
     }
 
+    /// Turns a version-1 superblock into one of version 2 without features or users. Only for an empty log.
+    pub fn upgrade(&mut self) {
+        if self.version == SuperblockVersion::V1 {
+            let bytes = self.raw.as_mut_bytes();
+            bytes[core::mem::offset_of!(JournalSuperblock, s_feature_compat)..].fill(0);
+            self.raw.s_header.h_blocktype.set(BlockType::SuperblockV2 as u32);
+            self.version = SuperblockVersion::V2;
+        }
+    }
+
     /// The journal's UUID; the seed of every checksum in the log.
     #[must_use]
     pub fn uuid(&self) -> [u8; 16] {

@@ -1,0 +1,210 @@
+//! One thread, no crash.
+
+use std::sync::{Arc, Mutex};
+
+use extant_format::{Pblk, Tid};
+use extant_journal::{CommitObserver, Error, Flushed, Journal, WriteOrder};
+
+use extant_testkit::sim::{Event, Failpoint, Kind};
+
+use crate::common::{Setup, fill, on_device};
+
+#[test]
+fn what_is_closed_is_in_place() {
+    let setup = Setup::default();
+    let device = setup.device();
+    let journal = setup.open(&device);
+    for n in 0..300 {
+        fill(&journal, n, n as u8 | 1);
+    }
+    assert_eq!(on_device(&device, 1024, 5), 0, "nothing is written in place before its commit");
+    journal.close().unwrap();
+    for n in 0..300 {
+        assert_eq!(on_device(&device, 1024, n), n as u8 | 1);
+    }
+    assert_eq!(setup.place(&device).read_superblock().unwrap().start(), 0);
+}
+
+#[test]
+fn many_finishes_share_one_commit_and_two_flushes() {
+    let setup = Setup::default();
+    let device = setup.device();
+    let journal = setup.open(&device);
+    let tids: Vec<Tid> = (0..50).map(|n| fill(&journal, n, 1)).collect();
+    assert!(tids.iter().all(|t| *t == tids[0]));
+    assert_eq!(journal.wait_commit(tids[0]).unwrap(), Flushed::Yes);
+    assert_eq!(journal.wait_commit(tids[0]).unwrap(), Flushed::No);
+    assert_eq!(journal.commit_all().unwrap(), Flushed::No);
+    assert_eq!(journal.stats().commits, 1);
+    let counts = device.counts();
+    assert!(counts.flushes <= 2, "{counts:?}");
+}
+
+#[test]
+fn the_log_wraps_and_is_reused() {
+    let setup = Setup::default();
+    let device = setup.device();
+    let journal = setup.open(&device);
+    for round in 0..200u64 {
+        for n in 0..40 {
+            fill(&journal, n, (round + n) as u8);
+        }
+        journal.commit_all().unwrap();
+    }
+    assert!(journal.stats().checkpoints > 3);
+    journal.close().unwrap();
+    (0..40).for_each(|n| assert_eq!(on_device(&device, 1024, n), (199 + n) as u8));
+}
+
+#[test]
+fn a_transaction_larger_than_the_room_is_split_between_handles() {
+    let setup = Setup::default();
+    let device = setup.device();
+    let journal = setup.open(&device);
+    let most = journal.max_credits();
+    assert!(matches!(journal.start(most + 1), Err(Error::TooManyCredits { .. })));
+    journal.start(most).unwrap().finish().unwrap();
+    for n in 0..1500 {
+        fill(&journal, n, 3);
+    }
+    assert!(journal.stats().commits >= 5);
+    journal.close().unwrap();
+}
+
+#[test]
+fn a_restarted_handle_commits_its_first_part() {
+    let setup = Setup::default();
+    let device = setup.device();
+    let journal = setup.open(&device);
+    let most = journal.max_credits();
+    let mut handle = journal.start(most).unwrap();
+    let first = handle.tid();
+    assert!(!handle.extend(1).unwrap());
+    for n in 0..u64::from(most) {
+        let buf = handle.create(Pblk(n)).unwrap();
+        handle.modify(&buf, |b| b.fill(7)).unwrap();
+    }
+    assert_eq!(handle.credits_left(), 0);
+    handle.restart(5).unwrap();
+    assert!(handle.tid().is_after(first));
+    handle.finish().unwrap();
+    journal.close().unwrap();
+    assert_eq!(journal.stats().credit_overruns, 0);
+}
+
+#[test]
+fn a_dropped_handle_aborts_and_the_log_keeps_what_was_durable() {
+    let setup = Setup::default();
+    let device = setup.device();
+    let journal = setup.open(&device);
+    let tid = fill(&journal, 1, 1);
+    journal.wait_commit(tid).unwrap();
+    drop(journal.start(3).unwrap());
+    assert!(!journal.is_aborted(), "an unchanged handle may be dropped");
+    let buf = journal.cache().read(Pblk(2)).unwrap();
+    let mut handle = journal.start(1).unwrap();
+    handle.modify(&buf, |b| b.fill(2)).unwrap();
+    drop(handle);
+    assert!(journal.is_aborted());
+    assert!(matches!(journal.start(1), Err(Error::Aborted(5))));
+    assert!(matches!(journal.commit_all(), Err(Error::Aborted(5))));
+    assert!(journal.wait_commit(tid).is_ok());
+    assert!(journal.close().is_err());
+    let sb = setup.place(&device).read_superblock().unwrap();
+    assert_eq!(sb.errno(), 5);
+    assert_ne!(sb.start(), 0, "the log is left for recovery");
+}
+
+struct Seen(Mutex<Vec<Tid>>);
+
+impl CommitObserver for Seen {
+    fn committed(&self, tid: Tid) {
+        self.0.lock().unwrap().push(tid);
+    }
+}
+
+#[test]
+fn a_freed_block_leaves_cache_and_checkpoint_before_its_commit_is_told() {
+    let setup = Setup::default();
+    let device = setup.device();
+    let journal = setup.open(&device);
+    let seen = Arc::new(Seen(Mutex::new(Vec::new())));
+    let observer: Arc<dyn CommitObserver> = Arc::clone(&seen) as _;
+    journal.add_observer(Arc::downgrade(&observer));
+    let written = fill(&journal, 10, 1);
+    journal.wait_commit(written).unwrap();
+    let mut handle = journal.start(1).unwrap();
+    handle.revoke(Pblk(10)).unwrap();
+    let freed = handle.finish().unwrap();
+    journal.wait_commit(freed).unwrap();
+    assert_eq!(*seen.0.lock().unwrap(), [written, freed]);
+    assert!(journal.cache().cached(Pblk(10)).is_none());
+    journal.close().unwrap();
+    assert_eq!(on_device(&device, 1024, 10), 0, "the checkpoint wrote a freed block");
+}
+
+#[test]
+fn a_block_freed_and_made_again_in_one_transaction_is_written() {
+    let setup = Setup::default();
+    let device = setup.device();
+    let journal = setup.open(&device);
+    fill(&journal, 10, 1);
+    journal.commit_all().unwrap();
+    let mut handle = journal.start(2).unwrap();
+    handle.revoke(Pblk(10)).unwrap();
+    let buf = handle.create(Pblk(10)).unwrap();
+    handle.modify(&buf, |b| b.fill(8)).unwrap();
+    handle.finish().unwrap();
+    journal.close().unwrap();
+    assert_eq!(on_device(&device, 1024, 10), 8);
+}
+
+#[test]
+fn a_freed_buffer_cannot_be_changed() {
+    let setup = Setup::default();
+    let device = setup.device();
+    let journal = setup.open(&device);
+    let buf = journal.cache().read(Pblk(3)).unwrap();
+    let mut handle = journal.start(1).unwrap();
+    handle.revoke(Pblk(3)).unwrap();
+    assert!(matches!(handle.modify(&buf, |b| b.fill(1)), Err(Error::Forgotten(Pblk(3)))));
+    handle.finish().unwrap();
+    journal.close().unwrap();
+}
+
+#[test]
+fn a_failed_commit_aborts_for_good() {
+    let setup = Setup::default();
+    let device = setup.device();
+    let journal = setup.open(&device);
+    let tid = fill(&journal, 1, 1);
+    device.fail(Failpoint::all_from(Kind::Write, 0));
+    assert!(journal.wait_commit(tid).is_err());
+    device.heal();
+    assert!(journal.is_aborted());
+    assert!(journal.close().is_err());
+    assert_eq!(on_device(&device, 1024, 1), 0);
+}
+
+#[test]
+fn without_a_log_blocks_are_written_by_class() {
+    let setup = Setup::default();
+    let device = setup.device();
+    let cache = setup.cache(&device);
+    let journal = Journal::without_log(Arc::clone(&cache), setup.options()).unwrap();
+    for (pblk, order) in [(1, WriteOrder::Inode), (2, WriteOrder::Map), (3, WriteOrder::Bitmap)] {
+        cache.read(Pblk(pblk)).unwrap().set_order(order);
+        fill(&journal, pblk, 9);
+    }
+    journal.commit_all().unwrap();
+    let offsets: Vec<u64> = device
+        .log()
+        .iter()
+        .filter_map(|event| match event {
+            Event::Write { offset, .. } => Some(offset / 1024),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(offsets, [3, 2, 1]);
+    journal.close().unwrap();
+}

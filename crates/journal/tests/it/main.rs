@@ -1,0 +1,4 @@
+//! The journal on a simulated device.
+
+mod basic;
+mod common;
