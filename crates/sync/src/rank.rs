@@ -48,6 +48,8 @@ impl Rank {
     pub const QUOTA: Self = Self::new(82, "quota entries");
     /// Map of a quota or EA inode.
     pub const META_MAP: Self = Self::new(84, "map of a quota or EA inode");
+    /// Preallocation window of a file or a thread; never two, never after a group.
+    pub const PREALLOC: Self = Self::new(86, "preallocation window");
     /// Allocation group; one at a time, its bitmaps are read in before.
     pub const GROUP: Self = Self::new(90, "allocation group");
     /// Reservation counters, after the group.

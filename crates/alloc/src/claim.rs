@@ -1,0 +1,447 @@
+//! Claims: blocks taken for somebody in memory. The disk still says that they are free; the data is written to them;
+//! then they are published in a handle together with the mapping. A claim that is dropped leaves nothing behind.
+//!
+//! The search for a group, in this order:
+//! 1. the goal itself, then the goal's group near the goal;
+//! 2. the nearest group whose largest free chunk is big enough ([`crate::index`]), skipping groups that another
+//!    thread holds, then waiting for them;
+//! 3. the longest run of the groups with the largest chunks below that;
+//! 4. all preallocation windows are given back, once, and the search starts again.
+
+use extant_format::{GroupNr, Ino, Lblk, Pblk};
+use extant_journal::Handle;
+use extant_sync::Arc;
+
+use crate::allocator::Allocator;
+use crate::counters::Reservation;
+use crate::error::{AllocError, Result};
+use crate::group::GroupState;
+use crate::window::{InodeWindow, Taken, WindowCell, thread_number};
+
+/// Files up to this many bytes are cut from a slot that they share with other small files.
+const SMALL_FILE: u64 = 64 << 10;
+/// Clusters that a slot takes ahead.
+const SLOT_CLUSTERS: u32 = 512;
+/// Most bytes that a file's window takes ahead.
+const WINDOW_BYTES: u64 = 8 << 20;
+
+/// What is asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct ClaimRequest<'a> {
+    /// The block that would be best; see [`Allocator::goal_for_inode`].
+    pub goal: Pblk,
+    /// The file's first block that the claim is for. With bigalloc the blocks get the same place in their clusters.
+    pub lblk: Lblk,
+    /// Blocks wanted, at least 1. The claim may be shorter.
+    pub len: u32,
+    /// The file's window; `None` for metadata and for claims that must not take more than they need.
+    pub window: Option<&'a InodeWindow>,
+    /// The file's size in blocks after the write: decides how much is taken ahead.
+    pub size_hint: u64,
+    /// A tree block, paid out of the reservation's purse for tree blocks.
+    pub meta: bool,
+}
+
+impl<'a> ClaimRequest<'a> {
+    /// `len` blocks near `goal`, nothing ahead.
+    #[must_use]
+    pub fn plain(goal: Pblk, lblk: Lblk, len: u32) -> Self {
+        Self { goal, lblk, len, window: None, size_hint: 0, meta: false }
+    }
+
+    /// One tree block near `goal`.
+    #[must_use]
+    pub fn tree_block(goal: Pblk) -> Self {
+        Self { meta: true, ..Self::plain(goal, Lblk(0), 1) }
+    }
+
+    /// Data of a file of `size` blocks.
+    #[must_use]
+    pub fn file(goal: Pblk, lblk: Lblk, len: u32, size: u64, window: &'a InodeWindow) -> Self {
+        Self { goal, lblk, len, window: Some(window), size_hint: size, meta: false }
+    }
+}
+
+/// Contiguous blocks that are taken in memory. Dropped, what was not published is free again.
+///
+/// With bigalloc a claim is of whole clusters; [`Claim::pblk`] and [`Claim::len`] are the blocks asked for.
+pub struct Claim {
+    alloc: Arc<Allocator>,
+    group: u32,
+    start: u32,
+    clusters: u32,
+    published: u32,
+    /// Blocks before the first asked one in the first cluster.
+    phase: u32,
+    len: u32,
+    data: bool,
+}
+
+impl std::fmt::Debug for Claim {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Claim({}+{}, {} clusters published)", self.pblk(), self.len, self.published)
+    }
+}
+
+impl Claim {
+    /// The first block.
+    #[must_use]
+    pub fn pblk(&self) -> Pblk {
+        let cluster = self.alloc.geo.block_of_bit(GroupNr(self.group), self.start);
+        Pblk(cluster.0 + u64::from(self.phase))
+    }
+
+    /// Blocks, at least 1.
+    #[must_use]
+    pub fn len(&self) -> u32 {
+        self.len
+    }
+
+    /// A claim is never empty.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        false
+    }
+
+    /// Clusters, published ones included.
+    #[must_use]
+    pub fn clusters(&self) -> u32 {
+        self.clusters
+    }
+
+    /// Splits off the blocks from `at` on; `at` is inside the claim and, with bigalloc, at a cluster's start.
+    #[must_use]
+    pub fn split_off(&mut self, at: u32) -> Self {
+        let log = self.alloc.geo.log_cluster_ratio();
+        assert!(at > 0 && at < self.len, "splitting a claim of {} blocks at {at}", self.len);
+        assert!((self.phase + at).is_multiple_of(1 << log), "a cluster has one claim");
+        let first = (self.phase + at) >> log;
+        let rest = Self {
+            alloc: Arc::clone(&self.alloc),
+            group: self.group,
+            start: self.start + first,
+            clusters: self.clusters - first,
+            published: self.published.saturating_sub(first),
+            phase: 0,
+            len: self.len - at,
+            data: self.data,
+        };
+        self.clusters = first;
+        self.published = self.published.min(first);
+        self.len = at;
+        rest
+    }
+
+    /// Gives what is not published back to the reservation that paid for it.
+    pub fn give_back(mut self, reservation: &mut Reservation) {
+        let rest = self.unpublished();
+        if rest.len > 0 {
+            self.alloc.give_back(rest);
+            reservation.refund(u64::from(rest.len), self.data);
+        }
+        self.published = self.clusters;
+    }
+
+    fn unpublished(&self) -> Taken {
+        Taken { group: self.group, start: self.start + self.published, len: self.clusters - self.published }
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        let rest = self.unpublished();
+        if rest.len > 0 {
+            self.alloc.give_back(rest);
+            self.alloc.counters().release(i64::from(rest.len), self.data);
+        }
+    }
+}
+
+impl Allocator {
+    /// Claims contiguous blocks as near to the goal as there are some, paid for by `reservation` (which is topped up
+    /// under its own rights when it is empty). The claim may be shorter than asked; it is never empty.
+    ///
+    /// Takes window and group locks; reads bitmaps before. May be called with a handle open and the map locked.
+    ///
+    /// # Errors
+    /// [`AllocError::NoSpace`].
+    pub fn claim(
+        self: &Arc<Self>,
+        request: &ClaimRequest<'_>,
+        reservation: &mut Reservation,
+    ) -> Result<Claim> {
+        let log = self.geo.log_cluster_ratio();
+        let phase = request.lblk.0 & ((1 << log) - 1);
+        let want = (u64::from(phase) + u64::from(request.len.max(1))).div_ceil(1 << log);
+        let data = !request.meta;
+        let paid = reservation.pay(want, data)?;
+        match self.find(request, paid.min(u64::from(u32::MAX)) as u32) {
+            Ok(taken) => {
+                reservation.refund(paid - u64::from(taken.len), data);
+                let len =
+                    ((u64::from(taken.len) << log) - u64::from(phase)).min(u64::from(request.len.max(1)));
+                Ok(Claim {
+                    alloc: Arc::clone(self),
+                    group: taken.group,
+                    start: taken.start,
+                    clusters: taken.len,
+                    published: 0,
+                    phase,
+                    len: len as u32,
+                    data,
+                })
+            }
+            Err(error) => {
+                reservation.refund(paid, data);
+                Err(error)
+            }
+        }
+    }
+
+    /// Publishes the clusters of the claim's first `blocks` blocks: from here on the disk says that they are in use.
+    /// In the same handle as the mapping. Clusters that were published before are left out.
+    ///
+    /// Takes the group's lock. Credits: 2.
+    ///
+    /// # Errors
+    /// Corruption found in the group (nothing changed), or the journal's.
+    pub fn publish(&self, handle: &mut Handle, claim: &mut Claim, blocks: u32) -> Result<()> {
+        assert!(blocks <= claim.len, "publishing {blocks} of {} blocks", claim.len);
+        let clusters = (claim.phase + blocks).div_ceil(self.geo.cluster_ratio());
+        let Some(more) = clusters.checked_sub(claim.published).filter(|n| *n > 0) else { return Ok(()) };
+        let g = claim.group as usize;
+        let bufs = self.block_bufs(g)?;
+        let mut state = self.groups[g].lock();
+        let range = (claim.start + claim.published, more);
+        if let Err(error) = self.change_bits(handle, g, &mut state, &bufs, range, true) {
+            self.fail_group(g, state, &error);
+            return Err(error);
+        }
+        state.pins = state.pins.checked_sub(more).expect("claimed clusters are counted");
+        drop(state);
+        claim.published += more;
+        self.counters().published(i64::from(more), claim.data);
+        Ok(())
+    }
+
+    /// Puts clusters that were taken ahead or claimed back into their group's free map.
+    pub(crate) fn give_back(&self, taken: Taken) {
+        let g = taken.group as usize;
+        let mut state = self.groups[g].lock();
+        state.give(taken.start, taken.len);
+        self.reindex(g, &mut state);
+    }
+
+    /// Marks a group corrupt if `error` says so, and reports it without the lock.
+    pub(crate) fn fail_group(&self, g: usize, mut state: crate::group::GroupGuard<'_>, error: &AllocError) {
+        if matches!(error, AllocError::Format(_)) {
+            self.mark_corrupt(g, &mut state);
+            drop(state);
+            self.report(error);
+        }
+    }
+
+    /// Finds `want` clusters or fewer: out of a window, or with more taken ahead for one, or plainly.
+    fn find(self: &Arc<Self>, request: &ClaimRequest<'_>, want: u32) -> Result<Taken> {
+        let Some(window) = request.window else { return self.search(request.goal, want) };
+        let log = self.geo.log_cluster_ratio();
+        let at = request.lblk.0 >> log;
+        let bytes = request.size_hint << self.geo.log_block_size();
+        if bytes <= SMALL_FILE {
+            return self.find_small(request.goal, want);
+        }
+        let cell = window.cell(self);
+        if let Some(cut) = cell.cut(at, want) {
+            return Ok(cut);
+        }
+        if !cell.continues(at) && request.lblk.0 != 0 {
+            let taken = self.search(request.goal, want)?;
+            cell.keep(at.wrapping_add(taken.len), None);
+            return Ok(taken);
+        }
+        self.find_ahead(cell, request.goal, at, want, bytes)
+    }
+
+    /// A file that grows at its end gets a window about as large as itself.
+    fn find_ahead(
+        self: &Arc<Self>,
+        cell: &Arc<WindowCell>,
+        goal: Pblk,
+        at: u32,
+        want: u32,
+        bytes: u64,
+    ) -> Result<Taken> {
+        let ahead = bytes.next_power_of_two().min(WINDOW_BYTES) / self.geo.cluster_size();
+        let mut all = self.search(goal, want.max(ahead as u32))?;
+        let taken = all.cut(want);
+        cell.keep(at.wrapping_add(taken.len), (all.len > 0).then_some(all));
+        Ok(taken)
+    }
+
+    /// Small files are cut one behind the other from the thread's slot.
+    fn find_small(self: &Arc<Self>, goal: Pblk, want: u32) -> Result<Taken> {
+        let slot = &self.slots[thread_number() % self.slots.len()];
+        let Some(mut held) = slot.0.try_lock() else { return self.search(goal, want) };
+        if let Some(window) = held.as_mut().filter(|w| w.len >= want) {
+            return Ok(window.cut(want));
+        }
+        let old = held.take();
+        drop(held);
+        let goal = old.map_or(goal, |old| {
+            if old.len > 0 {
+                self.give_back(old);
+            }
+            self.geo.block_of_bit(GroupNr(old.group), old.start)
+        });
+        let mut all = self.search(goal, SLOT_CLUSTERS.max(want))?;
+        let taken = all.cut(want);
+        if all.len > 0 {
+            let unused = slot.0.lock().replace(all);
+            if let Some(unused) = unused.filter(|u| u.len > 0) {
+                self.give_back(unused);
+            }
+        }
+        Ok(taken)
+    }
+
+    /// Takes `want` clusters or fewer out of a free map, near `goal` if it can be.
+    fn search(&self, goal: Pblk, want: u32) -> Result<Taken> {
+        let want = want.clamp(1, self.geo.clusters_per_group());
+        let (g, bit) = self.geo.bit_of_block(goal).map_or((0, 0), |(g, bit)| (g.0 as usize, bit));
+        let mut emptied = false;
+        loop {
+            if let Some(taken) = self.near_goal(g, bit, want).or_else(|| self.in_groups(g, want)) {
+                return Ok(taken);
+            }
+            if emptied || !self.empty_windows() {
+                return Err(self.no_space());
+            }
+            emptied = true;
+        }
+    }
+
+    /// The goal itself, or a run near it in its group.
+    fn near_goal(&self, g: usize, bit: u32, want: u32) -> Option<Taken> {
+        let stripe = self.stripe_clusters(want);
+        self.with_buddy(g, |state, g| {
+            let buddy = state.buddy.as_mut()?;
+            if stripe == 0 && buddy.run_at(bit, want) == want {
+                return Some(take(state, g, bit, want));
+            }
+            if stripe > 0 {
+                let phase = self.stripe_phase(g, stripe);
+                if let Some(at) = buddy.find_aligned(want, stripe, phase, bit) {
+                    return Some(take(state, g, at, want));
+                }
+            }
+            let order = want.next_power_of_two().trailing_zeros();
+            let at = buddy.find_near(bit, order).or_else(|| buddy.find_near(0, order))?;
+            Some(take(state, g, at, want))
+        })?
+    }
+
+    /// Some group with a chunk that is large enough, else the longest run that the best groups have.
+    fn in_groups(&self, g: usize, want: u32) -> Option<Taken> {
+        let order = want.next_power_of_two().trailing_zeros();
+        if let Some(taken) = self.of_order(g, order, want) {
+            return Some(taken);
+        }
+        let mut below = order;
+        while let Some(k) = self.index.largest_below(below) {
+            if let Some(taken) = self.of_order(g, k, want) {
+                return Some(taken);
+            }
+            below = k;
+        }
+        None
+    }
+
+    /// Walks the groups that the index has for `order`, from `g` on, once; first those that nobody holds.
+    fn of_order(&self, g: usize, order: u32, want: u32) -> Option<Taken> {
+        for wait in [false, true] {
+            for (from, to) in [(g, self.groups.len()), (0, g)] {
+                let mut at = from;
+                while let Some(found) = self.index.first_in(order, at).filter(|f| *f < to) {
+                    let pick = |state: &mut GroupState, g: usize| self.pick(state, g, order, want);
+                    let taken = if wait {
+                        self.with_buddy(found, pick)
+                    } else {
+                        self.try_with_buddy(found, pick).flatten()
+                    };
+                    if let Some(taken) = taken.flatten() {
+                        return Some(taken);
+                    }
+                    at = found + 1;
+                }
+            }
+        }
+        None
+    }
+
+    /// Takes a run out of a group, if the group has a chunk of the order after all.
+    fn pick(&self, state: &mut GroupState, g: usize, order: u32, want: u32) -> Option<Taken> {
+        let stripe = self.stripe_clusters(want);
+        let buddy = state.buddy.as_mut()?;
+        if buddy.largest_order()? < order {
+            return None;
+        }
+        if stripe > 0
+            && let Some(at) = buddy.find_aligned(want, stripe, self.stripe_phase(g, stripe), 0)
+        {
+            return Some(take(state, g, at, want));
+        }
+        let (start, len) = buddy.find_best(want)?;
+        Some(take(state, g, start, len))
+    }
+
+    /// The stripe in clusters, if `want` is a multiple of it; else 0.
+    fn stripe_clusters(&self, want: u32) -> u32 {
+        let blocks = self.stripe.load(extant_sync::atomic::Ordering::Relaxed);
+        let stripe = blocks >> self.geo.log_cluster_ratio();
+        if stripe > 1 && want.is_multiple_of(stripe) { stripe } else { 0 }
+    }
+
+    /// Where in its group a stripe begins: stripes count from the device's start.
+    fn stripe_phase(&self, g: usize, stripe: u32) -> u32 {
+        let first = self.geo.group_first_block(GroupNr(g as u32)).0 >> self.geo.log_cluster_ratio();
+        let into = (first % u64::from(stripe)) as u32;
+        (stripe - into) % stripe
+    }
+
+    /// Gives back all clusters that were taken ahead. Returns whether there were any.
+    fn empty_windows(&self) -> bool {
+        let mut any = false;
+        for slot in &*self.slots {
+            let old = slot.0.lock().take().filter(|w| w.len > 0);
+            if let Some(old) = old {
+                self.give_back(old);
+                any = true;
+            }
+        }
+        for cell in self.windows.alive() {
+            any |= cell.release();
+        }
+        any
+    }
+
+    /// Where an inode's first blocks should lie: its group, or with flexible groups of 4 and more the second group
+    /// of its flexible group for files, the first for directories and the rest, so that metadata stays together.
+    #[must_use]
+    pub fn goal_for_inode(&self, ino: Ino, regular: bool) -> Pblk {
+        let group = self.geo.inode_location(ino).map_or(0, |at| at.group.0);
+        let flex = self.geo.groups_per_flex();
+        let mut goal = group;
+        if flex >= 4 {
+            goal = group & !(flex - 1);
+            if regular && goal + 1 < self.geo.groups() {
+                goal += 1;
+            }
+        }
+        self.geo.group_first_block(GroupNr(goal))
+    }
+}
+
+fn take(state: &mut GroupState, g: usize, start: u32, len: u32) -> Taken {
+    state.take(start, len);
+    Taken { group: g as u32, start, len }
+}

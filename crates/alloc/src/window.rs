@@ -1,0 +1,188 @@
+//! Preallocation: clusters taken out of a free map ahead of need. On disk they stay free; a window is memory only.
+//!
+//! - An [`InodeWindow`] continues one file: writes at its end find their next blocks behind the last ones, although
+//!   other files are written at the same time.
+//! - A [`Slot`] serves small files, one slot for each of a few threads: files written one after the other lie one
+//!   after the other, and threads do not meet in one group.
+//!
+//! Window clusters are promised to nobody, so a reservation may find all free clusters in windows; then all windows
+//! are emptied ([`Registry::drain`]). Lock order: a window's lock before a group's, never a group's before a window's,
+//! and never two windows.
+
+use std::sync::{OnceLock, Weak};
+
+use extant_sync::atomic::{AtomicUsize, Ordering};
+use extant_sync::{Arc, Mutex, Rank, thread_local};
+
+use crate::allocator::Allocator;
+
+/// Slots for small files; threads beyond share.
+const SLOTS: usize = 8;
+
+/// A free run of one group that was taken ahead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Taken {
+    pub(crate) group: u32,
+    pub(crate) start: u32,
+    pub(crate) len: u32,
+}
+
+impl Taken {
+    /// Cuts up to `len` clusters off the front.
+    pub(crate) fn cut(&mut self, len: u32) -> Self {
+        let front = Self { len: len.min(self.len), ..*self };
+        self.start += front.len;
+        self.len -= front.len;
+        front
+    }
+}
+
+/// The window behind one file's last blocks. Lives in the in-core inode and costs nothing until the first claim.
+///
+/// Release it at the last close and at truncation; dropped, it is released too.
+#[derive(Default)]
+pub struct InodeWindow(OnceLock<Arc<WindowCell>>);
+
+/// A window, its file's next block, and whose clusters they are.
+pub(crate) struct WindowCell {
+    alloc: Arc<Allocator>,
+    state: Mutex<WindowState>,
+}
+
+#[derive(Default)]
+pub(crate) struct WindowState {
+    pub(crate) taken: Option<Taken>,
+    /// The file's cluster that follows what was last claimed.
+    pub(crate) next: u32,
+    registered: bool,
+}
+
+impl std::fmt::Debug for InodeWindow {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("InodeWindow").field(&self.0.get().map(|cell| cell.state.lock().taken)).finish()
+    }
+}
+
+impl InodeWindow {
+    /// No window yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Gives the window's clusters back.
+    pub fn release(&self) {
+        if let Some(cell) = self.0.get() {
+            cell.release();
+        }
+    }
+
+    /// The window of a file of `alloc`.
+    pub(crate) fn cell(&self, alloc: &Arc<Allocator>) -> &Arc<WindowCell> {
+        self.0.get_or_init(|| {
+            let state = Mutex::new(Rank::PREALLOC, WindowState::default());
+            Arc::new(WindowCell { alloc: Arc::clone(alloc), state })
+        })
+    }
+}
+
+impl WindowCell {
+    /// Cuts clusters for the file's cluster `at` off the front, if that is what the window is for.
+    pub(crate) fn cut(&self, at: u32, len: u32) -> Option<Taken> {
+        let mut state = self.state.lock();
+        if state.next != at {
+            return None;
+        }
+        let taken = state.taken.as_mut().filter(|t| t.len > 0)?;
+        let cut = taken.cut(len);
+        state.next = at.wrapping_add(cut.len);
+        Some(cut)
+    }
+
+    /// Whether the file goes on where it stopped: then it is worth taking more than is asked.
+    pub(crate) fn continues(&self, at: u32) -> bool {
+        self.state.lock().next == at
+    }
+
+    /// Keeps `rest` for the file's clusters from `next`; what was kept before goes back.
+    pub(crate) fn keep(self: &Arc<Self>, next: u32, rest: Option<Taken>) {
+        let old = {
+            let mut state = self.state.lock();
+            state.next = next;
+            if rest.is_some() && !state.registered {
+                state.registered = true;
+                self.alloc.windows.enter(self);
+            }
+            std::mem::replace(&mut state.taken, rest)
+        };
+        self.give_back(old);
+    }
+
+    /// Gives the clusters back. Returns whether there were any.
+    pub(crate) fn release(&self) -> bool {
+        let old = self.state.lock().taken.take();
+        self.give_back(old)
+    }
+
+    fn give_back(&self, taken: Option<Taken>) -> bool {
+        let Some(taken) = taken.filter(|t| t.len > 0) else { return false };
+        self.alloc.give_back(taken);
+        true
+    }
+}
+
+impl Drop for WindowCell {
+    fn drop(&mut self) {
+        let taken = self.state.get_mut().taken.take();
+        self.give_back(taken);
+    }
+}
+
+/// A window that small files of some threads are cut from.
+pub(crate) struct Slot(pub(crate) Mutex<Option<Taken>>);
+
+impl Slot {
+    pub(crate) fn all() -> Box<[Self]> {
+        (0..SLOTS).map(|_| Self(Mutex::new(Rank::PREALLOC, None))).collect()
+    }
+}
+
+/// Only names threads; not part of what schedule exploration looks at.
+static NEXT_THREAD: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
+
+thread_local! {
+    static THREAD: usize = NEXT_THREAD.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+}
+
+/// A small number of the calling thread, to spread threads over slots and groups.
+pub(crate) fn thread_number() -> usize {
+    THREAD.with(|n| *n)
+}
+
+/// All inode windows that may hold clusters.
+pub(crate) struct Registry {
+    cells: Mutex<Vec<Weak<WindowCell>>>,
+    /// Entries at which dead ones are swept out.
+    sweep_at: AtomicUsize,
+}
+
+impl Registry {
+    pub(crate) fn new() -> Self {
+        Self { cells: Mutex::new(Rank::LEAF, Vec::new()), sweep_at: AtomicUsize::new(1024) }
+    }
+
+    /// Makes a window known; called with its lock held, at its first filling.
+    fn enter(&self, cell: &Arc<WindowCell>) {
+        let mut cells = self.cells.lock();
+        if cells.len() >= self.sweep_at.load(Ordering::Relaxed) {
+            cells.retain(|w| w.strong_count() > 0);
+            self.sweep_at.store(1024.max(cells.len() * 2), Ordering::Relaxed);
+        }
+        cells.push(Arc::downgrade(cell));
+    }
+
+    /// All windows alive, to be emptied one by one.
+    pub(crate) fn alive(&self) -> Vec<Arc<WindowCell>> {
+        self.cells.lock().iter().filter_map(Weak::upgrade).collect()
+    }
+}
