@@ -1,0 +1,80 @@
+//! Failures as the user sees them: where, what, and what to do about it.
+
+use std::fmt;
+use std::io;
+use std::path::Path;
+use std::process::ExitCode;
+
+use extant_device::OpenError;
+
+/// What a command gives.
+pub(crate) type Outcome<T = ()> = Result<T, Failure>;
+
+/// A failed command: one line, and perhaps one about what to do.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    what: String,
+    hint: Option<String>,
+    /// Nothing to say: the reader of our output has gone away.
+    quiet: bool,
+}
+
+impl Failure {
+    pub(crate) fn new(what: impl Into<String>) -> Self {
+        Self { what: what.into(), hint: None, quiet: false }
+    }
+
+    pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// Prints it; the exit status to end with.
+    pub(crate) fn report(&self) -> ExitCode {
+        if !self.quiet {
+            eprintln!("extant: {self}");
+        }
+        ExitCode::FAILURE
+    }
+
+    /// Standard output failed. A closed pipe is an end, not an error to talk about.
+    pub(crate) fn output(err: &io::Error) -> Self {
+        let quiet = err.kind() == io::ErrorKind::BrokenPipe;
+        Self { what: format!("standard output: {err}"), hint: None, quiet }
+    }
+
+    pub(crate) fn host(path: &Path, err: &io::Error) -> Self {
+        Self::new(format!("{}: {err}", path.display()))
+    }
+
+    pub(crate) fn open(err: &OpenError) -> Self {
+        let failure = Self::new(err.to_string());
+        match err {
+            OpenError::InUse { .. } => failure
+                .hint("wait until it is free; commands that only read take --force-read, at their own risk"),
+            _ => failure,
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.what)?;
+        match &self.hint {
+            Some(hint) => write!(f, "\n  {hint}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Adds the place to an error of the host.
+pub(crate) trait OnHost<T> {
+    /// The same, with the host's path that it is about.
+    fn on(self, path: &Path) -> Outcome<T>;
+}
+
+impl<T> OnHost<T> for io::Result<T> {
+    fn on(self, path: &Path) -> Outcome<T> {
+        self.map_err(|err| Failure::host(path, &err))
+    }
+}

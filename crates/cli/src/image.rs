@@ -1,0 +1,62 @@
+//! Which image, and how it is opened.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use extant_device::{BlockDevice, FileDevice, OpenOptions, Window, partition_window};
+
+use crate::fail::{Failure, Outcome};
+
+/// The image that a command works on.
+#[derive(clap::Args, Debug, Clone)]
+pub(crate) struct ImageArgs {
+    /// Image file or block device
+    pub(crate) image: PathBuf,
+    /// The filesystem begins at this byte of the image
+    #[arg(long, value_name = "BYTES", conflicts_with = "partition")]
+    offset: Option<u64>,
+    /// The filesystem is in this partition (GPT or MBR, counted as Linux does)
+    #[arg(long, value_name = "NUMBER")]
+    partition: Option<u32>,
+}
+
+/// The image that a command reads.
+#[derive(clap::Args, Debug, Clone)]
+pub(crate) struct ReadArgs {
+    #[command(flatten)]
+    pub(crate) at: ImageArgs,
+    /// Read although the image is mounted or otherwise in use; what is shown may contradict itself
+    #[arg(long)]
+    force_read: bool,
+}
+
+impl ReadArgs {
+    /// The device as it is, for reading only.
+    pub(crate) fn device(&self) -> Outcome<(Arc<dyn BlockDevice>, Option<String>)> {
+        let file = OpenOptions::new().force_read(self.force_read).open(&self.at.image);
+        let file = file.map_err(|err| Failure::open(&err))?;
+        let live = file.live().map(ToString::to_string);
+        if let Some(live) = &live {
+            eprintln!("extant: {}: {live}; what follows may contradict itself", self.at.image.display());
+        }
+        Ok((self.at.part_of(file)?, live))
+    }
+}
+
+impl ImageArgs {
+    fn part_of(&self, file: FileDevice) -> Outcome<Arc<dyn BlockDevice>> {
+        let name = self.image.display();
+        let device: Arc<dyn BlockDevice> = Arc::new(file);
+        if let Some(number) = self.partition {
+            let window =
+                partition_window(device, number).map_err(|err| Failure::new(format!("{name}: {err}")))?;
+            return Ok(Arc::new(window));
+        }
+        let Some(offset) = self.offset else { return Ok(device) };
+        let len = device.size().checked_sub(offset).filter(|len| *len > 0);
+        let len = len.ok_or_else(|| Failure::new(format!("{name}: it has no byte {offset}")))?;
+        let window =
+            Window::new(device, offset, len).map_err(|err| Failure::new(format!("{name}: {err}")))?;
+        Ok(Arc::new(window))
+    }
+}

@@ -1,0 +1,4 @@
+//! The program on real images.
+
+mod info;
+mod run;
