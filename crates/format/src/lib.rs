@@ -16,6 +16,7 @@ pub mod csum;
 pub mod dir;
 pub mod error;
 pub mod extent;
+pub mod fast_commit;
 pub mod features;
 pub mod geometry;
 pub mod group_desc;

@@ -9,6 +9,7 @@
 //! | [`BlockCache`], [`Buf`] | metadata blocks in memory: bounded, one read for concurrent callers |
 //! | [`Journal`], [`Handle`] | transactions, credits, group commit, abort; with a log or without one |
 //! | [`LogPlace`] | where the log's blocks are: an inode's extents, or an external device |
+//! | [`recover`], [`Recovery`] | replay after a crash, from anything Linux writes |
 //! | [`CommitObserver`], [`Clock`] | what a filesystem hears from the journal, and the time it is told |
 //!
 //! # Content of a buffer
@@ -34,6 +35,7 @@ mod handle;
 mod journal;
 mod log;
 mod options;
+mod recovery;
 mod running;
 mod thread;
 
@@ -43,3 +45,4 @@ pub use handle::Handle;
 pub use journal::{CommitObserver, Flushed, Journal, JournalStats};
 pub use log::{LogPlace, LogRun};
 pub use options::{Clock, JournalOptions, SystemClock, WantedFeatures};
+pub use recovery::{Recovery, recover};
