@@ -354,6 +354,21 @@ impl Model {
         tree.with_links()
     }
 
+    /// The inode behind each path; numbers mean something in this model only, and are never used twice.
+    #[must_use]
+    pub fn inode_numbers(&self) -> BTreeMap<Vec<u8>, u64> {
+        let mut numbers = BTreeMap::from([(Vec::new(), ROOT)]);
+        let mut todo = vec![(ROOT, String::new())];
+        while let Some((dir, path)) = todo.pop() {
+            for (name, child) in &self.inode(dir).names {
+                let below = if path.is_empty() { name.clone() } else { format!("{path}/{name}") };
+                numbers.insert(below.clone().into_bytes(), *child);
+                todo.push((*child, below));
+            }
+        }
+        numbers
+    }
+
     /// A file's content.
     #[must_use]
     pub fn content(&self, path: &str) -> Option<Vec<u8>> {
