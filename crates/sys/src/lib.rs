@@ -5,9 +5,11 @@
 pub mod blkdev;
 mod mem;
 mod owned_guard;
+mod page_pool;
 
 pub use mem::{MemSlice, preadv, pwritev};
 pub use owned_guard::{Acquire, OwnedGuard};
+pub use page_pool::{PageMem, PagePool};
 
 #[cfg(test)]
 mod tests;

@@ -1,0 +1,465 @@
+//! What all inodes of a filesystem share: page memory, limits, the list of dirty inodes, reclaim, writeback threads.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::io;
+use std::time::Duration;
+
+use extant_device::BlockDevice;
+use extant_sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use extant_sync::{Arc, Condvar, Mutex, Rank, Weak, assert_nothing_held, thread};
+use extant_sys::PagePool;
+use rustc_hash::{FxHashMap, FxHashSet};
+
+use crate::host::{Held, Owner};
+use crate::page::Page;
+use crate::wait::WaitTable;
+
+/// Pages that reclaim frees at a time, and writes at a time before it looks again.
+const RECLAIM_BATCH: usize = 256;
+/// Pages a thread writes of one inode before another one gets its turn: 8 MiB.
+pub(crate) const WRITE_BATCH: usize = 2048;
+/// How often the writeback threads look for old dirty pages.
+const TICK: Duration = Duration::from_secs(5);
+/// Dirty pages are old after so many ticks.
+const OLD: u64 = 6;
+
+/// Limits of a [`PageCache`].
+#[derive(Debug, Clone, Copy)]
+pub struct CacheConfig {
+    /// Bytes of pages at most, between operations. One operation may overdraw by what it handles at a time.
+    pub budget: usize,
+    /// Reads of at least so many bytes that find nothing cached go straight to the caller's buffer, until as many bytes as the
+    /// file has were read so: what is read once leaves the cache alone. `usize::MAX` caches everything.
+    pub direct_read: usize,
+    /// Largest read-ahead in bytes.
+    pub read_ahead: usize,
+}
+
+/// Sizes and places of pages and blocks.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct PageGeometry {
+    block_shift: u32,
+    page_shift: u32,
+}
+
+/// Counters of a cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CacheStats {
+    /// Pages in memory.
+    pub pages: usize,
+    /// Of these, dirty.
+    pub dirty: usize,
+    /// Bytes of a page.
+    pub page_size: usize,
+    /// Inodes with dirty pages.
+    pub dirty_inodes: usize,
+}
+
+/// The page cache of one filesystem.
+pub struct PageCache {
+    device: Arc<dyn BlockDevice>,
+    geometry: PageGeometry,
+    config: CacheConfig,
+    pool: PagePool,
+    pub(crate) waits: WaitTable,
+    pages: AtomicUsize,
+    dirty: AtomicUsize,
+    work: Mutex<Work>,
+    wake: Condvar,
+    /// Threads are there to do background work.
+    has_threads: AtomicBool,
+    ring: Mutex<VecDeque<Weak<dyn Owner>>>,
+    threads: Mutex<Vec<thread::JoinHandle<()>>>,
+}
+
+#[derive(Default)]
+struct Work {
+    /// Every inode with dirty pages, by its address, and the tick when it came.
+    dirty: FxHashMap<usize, (Held, u64)>,
+    /// The same in the order they came; what is no longer in `dirty` is skipped.
+    queue: VecDeque<usize>,
+    tick: u64,
+    kick: bool,
+    stop: bool,
+}
+
+impl Default for CacheConfig {
+    fn default() -> Self {
+        Self { budget: 256 << 20, direct_read: 16 << 10, read_ahead: 2 << 20 }
+    }
+}
+
+impl PageGeometry {
+    pub(crate) fn block_size(self) -> u32 {
+        1 << self.block_shift
+    }
+
+    pub(crate) fn page_size(self) -> usize {
+        1 << self.page_shift
+    }
+
+    pub(crate) fn blocks_per_page(self) -> u32 {
+        1 << (self.page_shift - self.block_shift)
+    }
+
+    /// The number of the page that holds byte `at`; `None` past the last page a file can have.
+    pub(crate) fn page_of(self, at: u64) -> Option<u32> {
+        u32::try_from(at >> self.page_shift).ok()
+    }
+
+    pub(crate) fn page_start(self, page: u32) -> u64 {
+        u64::from(page) << self.page_shift
+    }
+
+    pub(crate) fn in_page(self, at: u64) -> usize {
+        (at & (self.page_size() as u64 - 1)) as usize
+    }
+
+    pub(crate) fn first_block(self, page: u32) -> u32 {
+        page << (self.page_shift - self.block_shift)
+    }
+
+    pub(crate) fn page_of_block(self, lblk: u32) -> u32 {
+        lblk >> (self.page_shift - self.block_shift)
+    }
+
+    /// Bytes of `blocks` blocks.
+    pub(crate) fn block_bytes(self, blocks: u32) -> u64 {
+        u64::from(blocks) << self.block_shift
+    }
+
+    /// Blocks that hold `bytes` bytes, the last one perhaps in part.
+    pub(crate) fn blocks_up(self, bytes: usize) -> u32 {
+        bytes.div_ceil(1 << self.block_shift) as u32
+    }
+
+    /// The set of a page's blocks that the bytes `from..to` of it touch.
+    pub(crate) fn touched(self, from: usize, to: usize) -> u8 {
+        crate::page::blocks((from >> self.block_shift) as u32..self.blocks_up(to))
+    }
+
+    pub(crate) fn all_blocks(self) -> u8 {
+        crate::page::blocks(0..self.blocks_per_page())
+    }
+
+    pub(crate) fn pblk_bytes(self, pblk: extant_format::Pblk) -> io::Result<u64> {
+        pblk.0.checked_mul(u64::from(self.block_size())).ok_or_else(|| io::Error::from_raw_os_error(5))
+    }
+}
+
+impl PageCache {
+    /// A cache for files on `device` with blocks of `block_size` bytes.
+    ///
+    /// # Panics
+    /// Unless `block_size` is a power of two from 1024 to 65536.
+    #[must_use]
+    pub fn new(device: Arc<dyn BlockDevice>, block_size: u32, config: CacheConfig) -> Arc<Self> {
+        assert!(
+            block_size.is_power_of_two() && (1024..=65536).contains(&block_size),
+            "block size {block_size}"
+        );
+        let geometry = PageGeometry {
+            block_shift: block_size.trailing_zeros(),
+            page_shift: block_size.max(4096).trailing_zeros(),
+        };
+        Arc::new(Self {
+            device,
+            geometry,
+            config,
+            pool: PagePool::new(geometry.page_size()),
+            waits: WaitTable::new(),
+            pages: AtomicUsize::new(0),
+            dirty: AtomicUsize::new(0),
+            work: Mutex::new(Rank::LEAF, Work::default()),
+            wake: Condvar::new(),
+            has_threads: AtomicBool::new(false),
+            ring: Mutex::new(Rank::LEAF, VecDeque::new()),
+            threads: Mutex::new(Rank::LEAF, Vec::new()),
+        })
+    }
+
+    pub(crate) fn geometry(&self) -> PageGeometry {
+        self.geometry
+    }
+
+    pub(crate) fn device(&self) -> &dyn BlockDevice {
+        &*self.device
+    }
+
+    pub(crate) fn config(&self) -> &CacheConfig {
+        &self.config
+    }
+
+    /// Counters.
+    pub fn stats(&self) -> CacheStats {
+        CacheStats {
+            pages: self.pages.load(Ordering::Relaxed),
+            dirty: self.dirty.load(Ordering::Relaxed),
+            page_size: self.geometry.page_size(),
+            dirty_inodes: self.work.lock().dirty.len(),
+        }
+    }
+
+    /// A locked page for the index, whose lock the caller holds.
+    pub(crate) fn new_page(&self, index: u32) -> Arc<Page> {
+        self.pages.fetch_add(1, Ordering::Relaxed);
+        Arc::new(Page::new_locked(index, self.pool.take()))
+    }
+
+    /// Memory for a copy of a page.
+    pub(crate) fn bounce(&self) -> extant_sys::PageMem {
+        self.pool.take()
+    }
+
+    /// Pages went out of an index.
+    pub(crate) fn detached(&self, pages: usize) {
+        self.pages.fetch_sub(pages, Ordering::Relaxed);
+    }
+
+    /// Pages that were marked dirty are clean, or their mark was wrong.
+    pub(crate) fn cleaned(&self, pages: usize) {
+        self.dirty.fetch_sub(pages, Ordering::Relaxed);
+    }
+
+    /// Pages of `owner` were marked dirty.
+    pub(crate) fn dirtied(&self, pages: usize, owner: &Weak<dyn Owner>) {
+        let dirty = self.dirty.fetch_add(pages, Ordering::Relaxed) + pages;
+        self.list(owner);
+        if dirty > self.background_limit() {
+            self.kick();
+        }
+    }
+
+    /// Puts an inode on the list of dirty ones, unless it is there.
+    fn list(&self, owner: &Weak<dyn Owner>) {
+        let address = owner.as_ptr().addr();
+        let mut work = self.work.lock();
+        if work.dirty.contains_key(&address) {
+            return;
+        }
+        // An inode that is going away has dropped its pages.
+        let Some(owner) = owner.upgrade() else { return };
+        let tick = work.tick;
+        work.dirty.insert(address, (owner, tick));
+        work.queue.push_back(address);
+    }
+
+    /// Takes an inode off the list when nothing of it is dirty. Its last reference may go with it.
+    fn unlist(&self, owner: &dyn Owner, address: usize) {
+        let removed = {
+            let mut work = self.work.lock();
+            // Who marks a page counts it, then lists its inode: either the count is seen here, or the listing comes later.
+            if owner.pages().unclean() > 0 { None } else { work.dirty.remove(&address) }
+        };
+        drop(removed);
+    }
+
+    pub(crate) fn add_to_ring(&self, owner: Weak<dyn Owner>) {
+        self.ring.lock().push_back(owner);
+    }
+
+    fn limit(&self) -> usize {
+        (self.config.budget / self.geometry.page_size()).max(64)
+    }
+
+    /// Above this many dirty pages the threads write.
+    fn background_limit(&self) -> usize {
+        self.limit() / 8
+    }
+
+    /// Above this many dirty pages writers write themselves.
+    fn dirty_limit(&self) -> usize {
+        self.limit() / 2
+    }
+
+    /// Brings the cache back under its limits: before and after an operation, with nothing held.
+    ///
+    /// # Errors
+    /// The device's, when too much is dirty and nothing can be written: the cache does not grow past its bounds for
+    /// data that may never reach the disk.
+    #[track_caller]
+    pub fn throttle(&self) -> io::Result<()> {
+        if self.dirty.load(Ordering::Relaxed) > self.dirty_limit() {
+            assert_nothing_held(Rank::INODE, "waiting for the dirty limit");
+            self.write_down_to(self.dirty_limit())?;
+        }
+        if self.pages.load(Ordering::Relaxed) > self.limit() {
+            assert_nothing_held(Rank::INODE, "waiting for memory");
+            self.make_room()?;
+        }
+        Ok(())
+    }
+
+    /// Frees clean pages until the limit is kept; writes some when too few are clean.
+    fn make_room(&self) -> io::Result<()> {
+        loop {
+            let over = self.pages.load(Ordering::Relaxed).saturating_sub(self.limit());
+            if over == 0 || self.reclaim(over + RECLAIM_BATCH.min(self.limit() / 8)) >= over {
+                return Ok(());
+            }
+            let dirty = self.dirty.load(Ordering::Relaxed);
+            if dirty == 0 {
+                // Everything else is locked by somebody who is at work, or used all the time: they will throttle too.
+                return Ok(());
+            }
+            self.write_down_to(dirty.saturating_sub(over + RECLAIM_BATCH))?;
+        }
+    }
+
+    /// Writes inodes, oldest first, until at most `most` pages are dirty. In the calling thread: progress needs no other.
+    fn write_down_to(&self, most: usize) -> io::Result<()> {
+        let mut failed = FxHashSet::default();
+        while self.dirty.load(Ordering::Relaxed) > most {
+            let Some((owner, address)) = self.next_dirty(|address, _| !failed.contains(&address)) else {
+                return if failed.is_empty() { Ok(()) } else { Err(io::Error::from_raw_os_error(5)) };
+            };
+            if !owner.write_some(WRITE_BATCH) {
+                failed.insert(address);
+            }
+            self.unlist(&*owner, address);
+        }
+        Ok(())
+    }
+
+    /// The next inode of the list that `wanted(address, its tick)`; it goes to the end.
+    fn next_dirty(&self, wanted: impl Fn(usize, u64) -> bool) -> Option<(Held, usize)> {
+        let mut work = self.work.lock();
+        for _ in 0..work.queue.len() {
+            let address = work.queue.pop_front()?;
+            let Some((owner, tick)) = work.dirty.get(&address) else { continue };
+            let found = wanted(address, *tick).then(|| Arc::clone(owner));
+            work.queue.push_back(address);
+            if let Some(owner) = found {
+                return Some((owner, address));
+            }
+        }
+        None
+    }
+
+    /// Writes everything that is dirty now, inodes in the order of their numbers. All data is then on the device and
+    /// published; flushing and committing are the caller's. Holds nothing itself; the caller holds nothing from 40 on.
+    ///
+    /// # Errors
+    /// EIO when any inode's writeback failed; the others were written all the same.
+    pub fn sync_all(&self) -> io::Result<()> {
+        let mut owners: Vec<(Held, usize)> = {
+            let work = self.work.lock();
+            work.dirty.iter().map(|(address, (owner, _))| (Arc::clone(owner), *address)).collect()
+        };
+        owners.sort_by_key(|(owner, _)| owner.number());
+        let mut good = true;
+        for (owner, address) in owners {
+            good &= owner.write_all();
+            self.unlist(&*owner, address);
+        }
+        if good { Ok(()) } else { Err(io::Error::from_raw_os_error(5)) }
+    }
+
+    /// Inodes with dirty pages, for reporting what an unmount had to drop.
+    pub fn dirty_owners(&self) -> Vec<Arc<dyn Owner>> {
+        self.work.lock().dirty.values().map(|(owner, _)| Arc::clone(owner)).collect()
+    }
+
+    /// Frees up to `want` pages that are clean and not in use; how many.
+    pub fn reclaim(&self, want: usize) -> usize {
+        let mut freed = 0;
+        // Each inode gets two visits at most: one clears the marks of use, the next one frees.
+        let mut visits = 2 * self.ring.lock().len() + 1;
+        while freed < want && visits > 0 {
+            visits -= 1;
+            let Some(weak) = self.ring.lock().pop_front() else { break };
+            let Some(owner) = weak.upgrade() else { continue };
+            let (now, wrapped) = owner.pages().reclaim(want - freed);
+            freed += now;
+            if wrapped && owner.pages().leave_ring_if_empty() {
+                continue;
+            }
+            let mut ring = self.ring.lock();
+            if wrapped {
+                ring.push_back(weak);
+            } else {
+                visits += 1;
+                ring.push_front(weak);
+            }
+        }
+        freed
+    }
+
+    fn kick(&self) {
+        if !self.has_threads.load(Ordering::Relaxed) {
+            return;
+        }
+        let mut work = self.work.lock();
+        if !work.kick {
+            work.kick = true;
+            drop(work);
+            self.wake.notify_all();
+        }
+    }
+
+    /// Starts `count` threads that write in the background: above the background limit, and what is older than half a minute.
+    ///
+    /// # Errors
+    /// When the system gives no thread.
+    pub fn start_threads(self: &Arc<Self>, count: usize) -> io::Result<()> {
+        for number in 0..count {
+            let cache = Arc::clone(self);
+            let builder = thread::Builder::new().name(format!("writeback-{number}"));
+            let handle = builder.spawn(move || cache.background())?;
+            self.threads.lock().push(handle);
+            self.has_threads.store(true, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// Stops the threads and waits for them. They leave what is dirty as it is.
+    pub fn stop_threads(&self) {
+        self.has_threads.store(false, Ordering::Relaxed);
+        let threads = std::mem::take(&mut *self.threads.lock());
+        self.work.lock().stop = true;
+        self.wake.notify_all();
+        for handle in threads {
+            // A panic of the thread has been printed; what it left dirty stays dirty.
+            let _ = handle.join();
+        }
+        self.work.lock().stop = false;
+    }
+
+    fn background(&self) {
+        loop {
+            let oldest = {
+                let mut work = self.work.lock();
+                if !work.kick && !work.stop && self.wake.wait_for(&mut work, TICK) {
+                    work.tick += 1;
+                }
+                if work.stop {
+                    return;
+                }
+                work.kick = false;
+                work.tick.checked_sub(OLD)
+            };
+            // A failing inode is tried once a round.
+            let mut failed = FxHashSet::default();
+            loop {
+                let over = self.dirty.load(Ordering::Relaxed) > self.background_limit();
+                let wanted =
+                    |address, tick| !failed.contains(&address) && (over || oldest.is_some_and(|o| tick <= o));
+                let Some((owner, address)) = self.next_dirty(wanted) else { break };
+                if !owner.write_some(WRITE_BATCH) {
+                    failed.insert(address);
+                }
+                self.unlist(&*owner, address);
+                if self.work.lock().stop {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+impl fmt::Debug for PageCache {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PageCache").field("config", &self.config).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,130 @@
+//! What the page cache needs of a file.
+
+use extant_sync::Arc;
+use std::io;
+
+use extant_format::{Lblk, Pblk};
+
+use crate::AddressSpace;
+
+/// Where a run of logical blocks is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Backing {
+    /// Nowhere: reads as zeros.
+    Hole,
+    /// On disk from this block on.
+    Data(Pblk),
+    /// Has blocks from this one on, but reads as zeros until converted.
+    Unwritten(Pblk),
+}
+
+/// A run of blocks with one kind of backing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mapped {
+    /// What the run is.
+    pub backing: Backing,
+    /// Blocks in it, from the one asked for, at least 1.
+    pub len: u32,
+}
+
+/// Where a run of dirty blocks is to be written.
+#[derive(Debug)]
+pub struct Placement<C> {
+    /// First block on disk.
+    pub pblk: Pblk,
+    /// Blocks, at least 1, at most as many as asked for.
+    pub len: u32,
+    /// What must be published once the data is on the device; `None` for blocks that are mapped and written already.
+    pub claim: Option<C>,
+}
+
+/// A file as the page cache sees it. Implemented by the in-core inode.
+///
+/// Every method may be called by many threads at once. None may wait for memory or for the dirty limit.
+pub trait Host: Send + Sync + 'static {
+    /// The filesystem's error.
+    type Error: From<io::Error> + Send;
+
+    /// Blocks claimed and not published. Dropping one gives the blocks back; the reservation stays.
+    type Claim: Send;
+
+    /// The file's pages.
+    fn space(&self) -> &AddressSpace;
+
+    /// The inode number: orders several inodes' locks, names the file in messages.
+    fn number(&self) -> u64;
+
+    /// `i_size` in bytes. Takes no lock.
+    fn size(&self) -> u64;
+
+    /// Raises `i_size` to at least `end`. Called under the lock of the page that contains the new end, by a writer whose
+    /// caller holds the inode lock.
+    fn grow_size(&self, end: u64);
+
+    /// Sets `i_size`. Called under exclusive `invalidate_lock` and the gate, before pages are dropped.
+    fn set_size(&self, size: u64);
+
+    /// `i_disksize` in bytes: what the inode on disk says, or will with the running transaction. Takes no lock.
+    fn disk_size(&self) -> u64;
+
+    /// The backing of `lblk` and of up to `len` blocks that follow in one run. Takes 80 shared.
+    fn map(&self, lblk: Lblk, len: u32) -> Result<Mapped, Self::Error>;
+
+    /// Reserves space for these blocks, which are holes, exactly, with what their placement may need beside (tree blocks,
+    /// quota). Called under page locks; takes 80, 82, 92.
+    fn reserve(&self, lblk: Lblk, len: u32) -> Result<(), Self::Error>;
+
+    /// Gives back the reservation of these blocks, which are dropped. Takes 80, 82, 92.
+    fn unreserve(&self, lblk: Lblk, len: u32);
+
+    /// Finds a place for these dirty blocks. `delayed`: they are reserved holes, and a claim is made; else they have blocks,
+    /// which are claimed for conversion when unwritten (split at the run's ends now). Called under the gate, with no
+    /// page lock; may start a handle (60).
+    fn claim(&self, lblk: Lblk, len: u32, delayed: bool) -> Result<Placement<Self::Claim>, Self::Error>;
+
+    /// In one handle: enters the claimed blocks, whose data is on the device, in map and bitmaps, consumes their
+    /// reservations, and raises `i_disksize` to `end` (already limited to `i_size`; 0: leave it). Called under the gate,
+    /// with no page lock. An error means nothing was published.
+    fn publish(&self, claims: Vec<Self::Claim>, end: u64) -> Result<(), Self::Error>;
+
+    /// The errno to remember for a failed writeback.
+    fn errno(error: &Self::Error) -> i32;
+}
+
+/// What the page cache keeps of an inode: implemented for every [`Host`].
+pub trait Owner: Send + Sync {
+    /// The inode's pages.
+    fn pages(&self) -> &AddressSpace;
+
+    /// The inode number.
+    fn number(&self) -> u64;
+
+    /// Writes up to about `most` dirty pages; whether that went well. A failure is remembered in the pages' [`ErrSeq`].
+    ///
+    /// [`ErrSeq`]: crate::ErrSeq
+    fn write_some(&self, most: usize) -> bool;
+
+    /// Writes everything that is dirty now; whether that went well.
+    fn write_all(&self) -> bool;
+}
+
+impl<H: Host> Owner for H {
+    fn pages(&self) -> &AddressSpace {
+        self.space()
+    }
+
+    fn number(&self) -> u64 {
+        Host::number(self)
+    }
+
+    fn write_some(&self, most: usize) -> bool {
+        self.space().write_some(self, most).is_ok()
+    }
+
+    fn write_all(&self) -> bool {
+        self.space().sync(self, 0..u64::MAX).is_ok()
+    }
+}
+
+/// A dirty inode, held until it is clean.
+pub(crate) type Held = Arc<dyn Owner>;

@@ -1,0 +1,147 @@
+//! The pages of an inode by number, with a mark for the dirty ones.
+
+use extant_sync::Arc;
+use std::collections::BTreeMap;
+
+use crate::page::Page;
+
+/// Pages of one leaf.
+const FAN: u32 = 64;
+
+/// Sparse array of pages: leaves of 64, by number of the leaf.
+///
+/// A page's dirty mark may stand although the page is clean (it is looked at under the page's lock); a dirty page without a
+/// mark is only seen under its lock, or by who is writing it back.
+#[derive(Default)]
+pub(crate) struct PageIndex {
+    leaves: BTreeMap<u32, Box<Leaf>>,
+    count: usize,
+    marked: usize,
+}
+
+struct Leaf {
+    present: u64,
+    marked: u64,
+    slots: [Option<Arc<Page>>; FAN as usize],
+}
+
+fn place(index: u32) -> (u32, usize, u64) {
+    let slot = (index % FAN) as usize;
+    (index / FAN, slot, 1 << slot)
+}
+
+impl PageIndex {
+    /// Pages in it.
+    pub(crate) fn len(&self) -> usize {
+        self.count
+    }
+
+    /// Dirty marks in it.
+    #[cfg(all(test, not(feature = "shuttle")))]
+    pub(crate) fn marked(&self) -> usize {
+        self.marked
+    }
+
+    pub(crate) fn find(&self, index: u32) -> Option<&Arc<Page>> {
+        let (leaf, slot, _) = place(index);
+        self.leaves.get(&leaf)?.slots[slot].as_ref()
+    }
+
+    /// Pages `first..` in consecutive places, until one is absent, `take` says no, or `last` is passed.
+    pub(crate) fn run(&self, first: u32, last: u32, mut take: impl FnMut(&Arc<Page>) -> bool) {
+        let mut index = first;
+        while let Some(leaf) = self.leaves.get(&(index / FAN)) {
+            loop {
+                match &leaf.slots[(index % FAN) as usize] {
+                    Some(page) if take(page) => {}
+                    _ => return,
+                }
+                if index == last {
+                    return;
+                }
+                index += 1;
+                if index.is_multiple_of(FAN) {
+                    break;
+                }
+            }
+        }
+    }
+
+    /// How many places from `first` on are empty, up to `last` inclusive.
+    pub(crate) fn absent_run(&self, first: u32, last: u32) -> u32 {
+        match self.next_present(first) {
+            Some(next) if next <= last => next - first,
+            _ => (last - first).saturating_add(1),
+        }
+    }
+
+    /// Puts a page in an empty place.
+    pub(crate) fn insert(&mut self, page: Arc<Page>) {
+        let (leaf, slot, bit) = place(page.index);
+        let leaf = self.leaves.entry(leaf).or_insert_with(|| {
+            Box::new(Leaf { present: 0, marked: 0, slots: [const { None }; FAN as usize] })
+        });
+        assert!(leaf.present & bit == 0, "two pages in one place");
+        leaf.present |= bit;
+        leaf.slots[slot] = Some(page);
+        self.count += 1;
+    }
+
+    /// Takes a page out; its mark goes too, and whether it had one is returned.
+    pub(crate) fn remove(&mut self, index: u32) -> Option<(Arc<Page>, bool)> {
+        let (number, slot, bit) = place(index);
+        let leaf = self.leaves.get_mut(&number)?;
+        let page = leaf.slots[slot].take()?;
+        let was_marked = leaf.marked & bit != 0;
+        leaf.present &= !bit;
+        leaf.marked &= !bit;
+        if leaf.present == 0 {
+            self.leaves.remove(&number);
+        }
+        self.count -= 1;
+        self.marked -= usize::from(was_marked);
+        Some((page, was_marked))
+    }
+
+    /// Marks a page that is in it; whether that is new.
+    pub(crate) fn mark(&mut self, index: u32) -> bool {
+        let (leaf, _, bit) = place(index);
+        let Some(leaf) = self.leaves.get_mut(&leaf).filter(|l| l.present & bit != 0) else { return false };
+        let new = leaf.marked & bit == 0;
+        leaf.marked |= bit;
+        self.marked += usize::from(new);
+        new
+    }
+
+    /// Takes the marks of up to `most` pages from `first` to `last`, in ascending order.
+    pub(crate) fn take_marked(&mut self, first: u32, last: u32, most: usize) -> Vec<Arc<Page>> {
+        let mut taken = Vec::new();
+        for (number, leaf) in self.leaves.range_mut(first / FAN..=last / FAN) {
+            let base = number * FAN;
+            let mut marked = leaf.marked;
+            while marked != 0 && taken.len() < most {
+                let slot = marked.trailing_zeros();
+                marked &= marked - 1;
+                if base + slot < first || base + slot > last {
+                    continue;
+                }
+                leaf.marked &= !(1 << slot);
+                taken.extend(leaf.slots[slot as usize].clone());
+            }
+        }
+        self.marked -= taken.len();
+        taken
+    }
+
+    /// The first place from `from` on that has a page.
+    pub(crate) fn next_present(&self, from: u32) -> Option<u32> {
+        self.leaves.range(from / FAN..).find_map(|(number, leaf)| {
+            let skip = if *number == from / FAN { from % FAN } else { 0 };
+            let rest = leaf.present >> skip;
+            (rest != 0).then(|| number * FAN + skip + rest.trailing_zeros())
+        })
+    }
+}
+
+#[cfg(all(test, not(feature = "shuttle")))]
+mod tests;

@@ -1,0 +1,154 @@
+//! Operations on ranges: truncate, punch, invalidate, and dropping everything.
+
+use std::ops::Range;
+
+use extant_sync::Arc;
+
+use crate::Host;
+use crate::page::Kind;
+use crate::space::{AddressSpace, ExclusiveGuard, Gate, forget};
+
+/// What a range operation threw away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Dropped {
+    /// Dirty bytes, whole blocks, that will never be written.
+    pub dirty_bytes: u64,
+    /// Of these, bytes that had no place on disk yet; their reservation was given back.
+    pub delayed_bytes: u64,
+}
+
+impl AddressSpace {
+    /// Brings the cache and `i_size` to `size`. The caller then changes the map in a handle of its own; with `size` smaller,
+    /// nothing from its block on is in the cache, and the rest of a last partial block is zero in the cache and dirty. With
+    /// `size` larger, the rest of the old last block is.
+    ///
+    /// The caller holds the inode lock exclusively; takes the gate, page locks, [`Host::unreserve`].
+    ///
+    /// # Errors
+    /// From reading a partial block; then nothing is changed.
+    pub fn truncate<H: Host>(
+        &self,
+        _guard: &ExclusiveGuard<'_>,
+        host: &H,
+        size: u64,
+    ) -> Result<Dropped, H::Error> {
+        let old = host.size();
+        self.zero_tail(host, size.min(old))?;
+        if size >= old {
+            host.set_size(size);
+            return Ok(Dropped::default());
+        }
+        let gate = self.gate();
+        host.set_size(size);
+        let block = u64::from(self.cache.geometry().block_size());
+        Ok(self.drop_blocks(host, &gate, size.next_multiple_of(block)..u64::MAX))
+    }
+
+    /// Makes the bytes `range` read as zeros as far as the cache is concerned: blocks at the edges that are covered in part are
+    /// zeroed (and dirty), whole ones leave the cache. The caller then takes the whole blocks out of the map, or converts them.
+    ///
+    /// The caller holds the inode lock exclusively; takes the gate, page locks, [`Host::unreserve`].
+    ///
+    /// # Errors
+    /// From reading a partial block; then nothing is dropped.
+    pub fn punch<H: Host>(
+        &self,
+        _guard: &ExclusiveGuard<'_>,
+        host: &H,
+        range: Range<u64>,
+    ) -> Result<Dropped, H::Error> {
+        let block = u64::from(self.cache.geometry().block_size());
+        let Some(first_whole) = range.start.checked_next_multiple_of(block) else {
+            return Ok(Dropped::default());
+        };
+        let end_whole = range.end - range.end % block;
+        if first_whole > end_whole {
+            // Inside of one block.
+            self.zero_in_block(host, range.start, range.end)?;
+            return Ok(Dropped::default());
+        }
+        if range.start < first_whole {
+            self.zero_in_block(host, range.start, first_whole)?;
+        }
+        if end_whole < range.end {
+            self.zero_in_block(host, end_whole, range.end)?;
+        }
+        let gate = self.gate();
+        Ok(self.drop_blocks(host, &gate, first_whole..end_whole))
+    }
+
+    /// Takes clean pages that touch `range` out of the cache; whether none is left. For direct I/O, after [`Self::sync`] of the
+    /// range, under exclusive `invalidate_lock`.
+    pub fn invalidate(&self, _guard: &ExclusiveGuard<'_>, range: Range<u64>) -> bool {
+        let geo = self.cache.geometry();
+        let _gate = self.gate();
+        let mut none_left = true;
+        let mut at = geo.page_of(range.start);
+        while let Some(from) = at {
+            let next = self.index.read().next_present(from).filter(|n| geo.page_start(*n) < range.end);
+            let Some(next) = next else { break };
+            if let Some(locked) = self.lock_present(next) {
+                let page = &locked.pages[0];
+                if page.state().has(Kind::Dirty) == 0 {
+                    self.detach(page);
+                } else {
+                    none_left = false;
+                }
+            }
+            at = next.checked_add(1);
+        }
+        none_left
+    }
+
+    /// Says that a mapping may write the page that holds byte `at` from now on, if it is in memory and uptodate: it is
+    /// written from a copy, whatever comes. Whether it is.
+    pub fn mark_write_mapped(&self, at: u64) -> bool {
+        let geo = self.cache.geometry();
+        let Some(locked) = geo.page_of(at).and_then(|index| self.lock_present(index)) else { return false };
+        let uptodate = locked.pages[0].is_uptodate(geo.all_blocks());
+        if uptodate {
+            locked.pages[0].mark_write_mapped();
+        }
+        uptodate
+    }
+
+    /// Takes all pages out, dirty or not: for an inode that is being evicted, or whose filesystem is shut down. Takes the gate,
+    /// page locks, [`Host::unreserve`].
+    pub fn drop_all<H: Host>(&self, host: &H) -> Dropped {
+        let gate = self.gate();
+        self.drop_blocks(host, &gate, 0..u64::MAX)
+    }
+
+    /// Takes the whole blocks of `range` (multiples of the block size, or no end) out of the cache. Under the gate no page is in
+    /// writeback, so no block is claimed.
+    fn drop_blocks<H: Host>(&self, host: &H, _gate: &Gate<'_>, range: Range<u64>) -> Dropped {
+        let geo = self.cache.geometry();
+        let mut dropped = Dropped::default();
+        let mut at = geo.page_of(range.start);
+        while let Some(from) = at {
+            let next = self.index.read().next_present(from).filter(|n| geo.page_start(*n) < range.end);
+            let Some(next) = next else { break };
+            if let Some(locked) = self.lock_present(next) {
+                let start = geo.page_start(next);
+                let inside = |byte: u64| byte.saturating_sub(start).min(geo.page_size() as u64) as usize;
+                let (first, end) = (inside(range.start), inside(range.end));
+                let set = if first < end { geo.touched(first, end) } else { 0 };
+                let page = Arc::clone(&locked.pages[0]);
+                let state = page.state();
+                debug_assert!(!state.in_writeback(), "the gate is held: {page:?}");
+                let delayed = state.has(Kind::Delayed) & set;
+                let dirty = state.has(Kind::Dirty) & set;
+                if set == geo.all_blocks() {
+                    self.detach(&page);
+                } else {
+                    page.update(|s| forget(s, set));
+                }
+                self.unreserve(host, next, delayed);
+                dropped.delayed_bytes += geo.block_bytes(delayed.count_ones());
+                dropped.dirty_bytes += geo.block_bytes(dirty.count_ones());
+            }
+            at = next.checked_add(1);
+        }
+        dropped
+    }
+}

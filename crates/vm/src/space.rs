@@ -1,0 +1,337 @@
+//! The pages of one inode: locks, lookup, getting pages locked.
+
+use std::fmt;
+use std::ops::Range;
+
+use extant_format::Lblk;
+use extant_sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use extant_sync::{Arc, Mutex, MutexGuard, Rank, ReadGuard, RwLock, Weak, WriteGuard};
+
+use crate::errseq::ErrSeq;
+use crate::host::Owner;
+use crate::index::PageIndex;
+use crate::page::{Kind, LockedPages, Page, State};
+use crate::{Host, PageCache};
+
+/// The pages of one inode. A field of the in-core inode; operations get the inode as their [`Host`].
+pub struct AddressSpace {
+    pub(crate) cache: Arc<PageCache>,
+    owner: Weak<dyn Owner>,
+    invalidate: RwLock<()>,
+    gate: Mutex<()>,
+    pub(crate) index: RwLock<PageIndex>,
+    errors: ErrSeq,
+    /// Pages that are marked dirty or in writeback.
+    unclean: AtomicUsize,
+    /// Bytes read without caching them: a file's first reading leaves nothing behind.
+    pub(crate) cold_bytes: AtomicU64,
+    /// Whether the clock's ring has it.
+    pub(crate) in_ring: AtomicBool,
+    /// Where background writeback goes on.
+    pub(crate) write_hand: Mutex<u32>,
+    /// Where the clock's hand goes on.
+    pub(crate) hand: Mutex<u32>,
+}
+
+/// `invalidate_lock`, exclusive: no page is filled, and none of the cache's own reads of the map is under way.
+pub struct ExclusiveGuard<'a>(#[expect(dead_code, reason = "held, not used")] WriteGuard<'a, ()>);
+
+/// `invalidate_lock`, shared: what is mapped stays mapped.
+pub struct SharedGuard<'a>(#[expect(dead_code, reason = "held, not used")] ReadGuard<'a, ()>);
+
+/// The writeback gate: no page of the inode is in writeback, but those that the holder writes.
+pub struct Gate<'a>(#[expect(dead_code, reason = "held, not used")] MutexGuard<'a, ()>);
+
+impl AddressSpace {
+    /// An inode without pages. `owner` is the inode (`Arc::new_cyclic`).
+    #[must_use]
+    pub fn new(cache: Arc<PageCache>, owner: Weak<dyn Owner>) -> Self {
+        Self {
+            cache,
+            owner,
+            invalidate: RwLock::new(Rank::INVALIDATE, ()),
+            gate: Mutex::new(Rank::WRITEBACK_GATE, ()),
+            index: RwLock::new(Rank::CACHE, PageIndex::default()),
+            errors: ErrSeq::default(),
+            unclean: AtomicUsize::new(0),
+            cold_bytes: AtomicU64::new(0),
+            in_ring: AtomicBool::new(false),
+            write_hand: Mutex::new(Rank::LEAF, 0),
+            hand: Mutex::new(Rank::LEAF, 0),
+        }
+    }
+
+    /// The cache it is part of.
+    pub fn cache(&self) -> &Arc<PageCache> {
+        &self.cache
+    }
+
+    /// Errors of writeback: sampled when a file is opened, checked by fsync.
+    pub fn errors(&self) -> &ErrSeq {
+        &self.errors
+    }
+
+    /// Takes `invalidate_lock` exclusively (30). The caller holds the inode lock exclusively and has drained direct I/O.
+    #[track_caller]
+    pub fn exclusive(&self) -> ExclusiveGuard<'_> {
+        ExclusiveGuard(self.invalidate.write())
+    }
+
+    /// Takes `invalidate_lock` shared (30).
+    #[track_caller]
+    pub fn shared(&self) -> SharedGuard<'_> {
+        SharedGuard(self.invalidate.read())
+    }
+
+    /// Takes the writeback gate (40).
+    #[track_caller]
+    pub fn gate(&self) -> Gate<'_> {
+        Gate(self.gate.lock())
+    }
+
+    /// Pages in memory.
+    pub fn page_count(&self) -> usize {
+        self.index.read().len()
+    }
+
+    /// Whether anything is dirty or in writeback, apart from what an operation is at work on.
+    pub fn is_dirty(&self) -> bool {
+        self.unclean() > 0
+    }
+
+    pub(crate) fn unclean(&self) -> usize {
+        self.unclean.load(Ordering::Acquire)
+    }
+
+    /// Pages that were marked are clean, or were not dirty after all.
+    pub(crate) fn cleaned(&self, pages: usize) {
+        self.unclean.fetch_sub(pages, Ordering::AcqRel);
+        self.cache.cleaned(pages);
+    }
+
+    /// The parts of `range` (bytes) that the cache holds for holes: data whose place on disk is not yet decided.
+    /// For SEEK_DATA, which must see it. The first one, as bytes, to whole blocks.
+    pub fn next_delayed(&self, range: Range<u64>) -> Option<Range<u64>> {
+        let geo = self.cache.geometry();
+        let mut at = geo.page_of(range.start)?;
+        loop {
+            let index = self.index.read();
+            at = index.next_present(at)?;
+            if geo.page_start(at) >= range.end {
+                return None;
+            }
+            let page = Arc::clone(index.find(at)?);
+            drop(index);
+            let state = page.state();
+            let set = state.has(Kind::Delayed) | state.has(Kind::Claimed);
+            for block in (0..geo.blocks_per_page()).filter(|b| set & (1 << b) != 0) {
+                let start = geo.page_start(at) + geo.block_bytes(block);
+                let end = start + u64::from(geo.block_size());
+                if end > range.start && start < range.end {
+                    return Some(start.max(range.start)..end.min(range.end));
+                }
+            }
+            at = at.checked_add(1)?;
+        }
+    }
+
+    pub(crate) fn remember_error<H: Host>(&self, error: &H::Error) {
+        self.errors.set(H::errno(error));
+    }
+
+    /// The pages `first..=last`, locked: present ones and new ones, as many in a row as are to be had without waiting for a
+    /// lock while holding another one; at least the first. For a writer.
+    #[track_caller]
+    pub(crate) fn lock_or_create(&self, first: u32, last: u32) -> LockedPages<'_> {
+        loop {
+            let mut batch = LockedPages::none(first, &self.cache.waits, (last - first + 1) as usize);
+            let mut contended = None;
+            {
+                let mut index = self.index.write();
+                for at in first..=last {
+                    match index.find(at) {
+                        Some(page) if page.try_lock() => batch.pages.push(Arc::clone(page)),
+                        Some(page) => {
+                            contended = batch.pages.is_empty().then(|| Arc::clone(page));
+                            break;
+                        }
+                        None => {
+                            let page = self.cache.new_page(at);
+                            index.insert(Arc::clone(&page));
+                            batch.pages.push(page);
+                        }
+                    }
+                }
+            }
+            self.join_ring();
+            let Some(page) = contended else { return batch };
+            drop(batch);
+            if let Some(one) = LockedPages::wait_for(page, &self.cache.waits) {
+                return one;
+            }
+        }
+    }
+
+    /// New pages `first..`, locked, until one is present or `last` is passed. When `first` itself is present: that one alone,
+    /// if any of its blocks is not uptodate; none otherwise. For a fill.
+    #[track_caller]
+    pub(crate) fn lock_to_fill(&self, first: u32, last: u32) -> LockedPages<'_> {
+        loop {
+            let mut batch = LockedPages::none(first, &self.cache.waits, (last - first + 1) as usize);
+            let present = {
+                let mut index = self.index.write();
+                let present = index.find(first).cloned();
+                if present.is_none() {
+                    for at in first..=last {
+                        if index.find(at).is_some() {
+                            break;
+                        }
+                        let page = self.cache.new_page(at);
+                        index.insert(Arc::clone(&page));
+                        batch.pages.push(page);
+                    }
+                }
+                present
+            };
+            self.join_ring();
+            let Some(page) = present else { return batch };
+            drop(batch);
+            if let Some(one) = LockedPages::wait_for(page, &self.cache.waits) {
+                return one;
+            }
+        }
+    }
+
+    /// The page `at`, locked, if it is in memory.
+    #[track_caller]
+    pub(crate) fn lock_present(&self, at: u32) -> Option<LockedPages<'_>> {
+        loop {
+            let page = Arc::clone(self.index.read().find(at)?);
+            if let Some(locked) = LockedPages::wait_for(page, &self.cache.waits) {
+                return Some(locked);
+            }
+        }
+    }
+
+    /// Marks pages dirty in the index, after their blocks' states were set, under their locks.
+    pub(crate) fn mark_dirty<'p>(&self, pages: impl IntoIterator<Item = &'p Arc<Page>>) {
+        let mut index = self.index.write();
+        let new = pages.into_iter().filter(|page| index.mark(page.index)).count();
+        drop(index);
+        if new > 0 {
+            self.unclean.fetch_add(new, Ordering::AcqRel);
+            self.cache.dirtied(new, &self.owner);
+        }
+    }
+
+    /// Takes a locked page out of the index. What it reserved is the caller's to give back.
+    pub(crate) fn detach(&self, page: &Page) {
+        let mut index = self.index.write();
+        page.detach();
+        let marked = index.remove(page.index).is_some_and(|(_, marked)| marked);
+        drop(index);
+        self.cache.detached(1);
+        self.cleaned(usize::from(marked));
+    }
+
+    /// Throws away up to `most` pages that were not used since the hand came by last; how many, and whether the hand has
+    /// come round to the inode's start.
+    pub(crate) fn reclaim(&self, most: usize) -> (usize, bool) {
+        let mut gone: Vec<Arc<Page>> = Vec::new();
+        let Some(mut hand) = self.hand.try_lock() else { return (0, true) };
+        let mut at = *hand;
+        *hand = 0;
+        drop(hand);
+        let mut looked = 0;
+        let wrapped = {
+            let Some(mut index) = self.index.try_write() else { return (0, true) };
+            loop {
+                let Some(next) = index.next_present(at) else { break true };
+                if gone.len() >= most || looked >= 4 * most {
+                    at = next;
+                    break false;
+                }
+                looked += 1;
+                let page = Arc::clone(index.find(next).expect("just found"));
+                if page.try_lock_for_eviction() {
+                    page.detach();
+                    let marked = index.remove(next).is_some_and(|(_, marked)| marked);
+                    self.cache.detached(1);
+                    self.cleaned(usize::from(marked));
+                    // Who waits for its lock finds it gone.
+                    page.unlock(&self.cache.waits);
+                    gone.push(page);
+                }
+                let Some(after) = next.checked_add(1) else { break true };
+                at = after;
+            }
+        };
+        if !wrapped {
+            *self.hand.lock() = at;
+        }
+        (gone.len(), wrapped)
+    }
+
+    /// Says that the ring no longer has it, if it has no pages.
+    pub(crate) fn leave_ring_if_empty(&self) -> bool {
+        // Who inserts a page joins the ring after that: under the index's lock, so either the page is seen here, or the
+        // joining comes later.
+        let index = self.index.write();
+        let empty = index.len() == 0;
+        if empty {
+            self.in_ring.store(false, Ordering::Release);
+        }
+        empty
+    }
+
+    fn join_ring(&self) {
+        if !self.in_ring.load(Ordering::Acquire) && !self.in_ring.swap(true, Ordering::AcqRel) {
+            self.cache.add_to_ring(self.owner.clone());
+        }
+    }
+
+    /// Gives back the reservations of blocks of a page, run by run.
+    pub(crate) fn unreserve<H: Host>(&self, host: &H, page: u32, set: u8) {
+        let geo = self.cache.geometry();
+        for run in runs_of(set) {
+            host.unreserve(Lblk(geo.first_block(page) + run.start), run.end - run.start);
+        }
+    }
+}
+
+/// The runs of ones in a set of blocks.
+pub(crate) fn runs_of(set: u8) -> impl Iterator<Item = Range<u32>> {
+    let mut rest = u32::from(set);
+    let mut at = 0;
+    std::iter::from_fn(move || {
+        if rest == 0 {
+            return None;
+        }
+        let skip = rest.trailing_zeros();
+        let start = at + skip;
+        rest >>= skip;
+        let len = rest.trailing_ones();
+        rest >>= len;
+        at = start + len;
+        Some(start..start + len)
+    })
+}
+
+/// The state of blocks that were dropped: nothing is known of them.
+pub(crate) fn forget(state: State, set: u8) -> State {
+    let kinds = [Kind::Uptodate, Kind::Dirty, Kind::Delayed, Kind::Backed];
+    kinds.iter().fold(state, |s, kind| s.without(*kind, set))
+}
+
+impl fmt::Debug for AddressSpace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AddressSpace").finish_non_exhaustive()
+    }
+}
+
+impl Drop for AddressSpace {
+    fn drop(&mut self) {
+        self.cache.detached(self.index.get_mut().len());
+        self.cache.cleaned(self.unclean());
+    }
+}

@@ -1,0 +1,385 @@
+//! Writeback: collect dirty pages, find them places, write, publish, settle.
+
+use std::ops::Range;
+
+use extant_device::MemSlice;
+use extant_format::{Lblk, Pblk};
+use extant_sync::Arc;
+use extant_sys::PageMem;
+
+use crate::Host;
+use crate::cache::WRITE_BATCH;
+use crate::host::Placement;
+use crate::page::{Blocks, Kind, LockedPages, Page};
+use crate::space::{AddressSpace, Gate, runs_of};
+
+/// Bytes of one device write at most.
+const MOST_BYTES: u64 = 8 << 20;
+
+/// A page in writeback.
+struct InFlight {
+    page: Arc<Page>,
+    /// What is written of it.
+    blocks: Blocks,
+    /// Of these, the ones that had no place.
+    delayed: Blocks,
+    /// What is written instead of the page, when a mapping may change that meanwhile.
+    snapshot: Option<PageMem>,
+    /// Blocks whose data is on the device and published.
+    good: Blocks,
+}
+
+/// A run of blocks with a place.
+struct Placed<C> {
+    lblk: u32,
+    len: u32,
+    pblk: Pblk,
+    claim: Option<C>,
+    good: bool,
+}
+
+/// Pages of one inode on their way to the device.
+struct Batch<E> {
+    pages: Vec<InFlight>,
+    /// `i_size` when the last page was collected.
+    size: u64,
+    error: Option<E>,
+}
+
+impl AddressSpace {
+    /// Writes what is dirty in `range` (bytes) when the call begins; on return it is on the device and published. Takes the
+    /// gate (40), page locks one at a time, and what [`Host::claim`] and [`Host::publish`] take; the caller holds nothing from
+    /// 40 on. Flushing the device and committing the transaction are the caller's.
+    ///
+    /// # Errors
+    /// The first failure; everything else was tried, what failed stays dirty. It is also remembered in [`Self::errors`].
+    pub fn sync<H: Host>(&self, host: &H, range: Range<u64>) -> Result<(), H::Error> {
+        let geo = self.cache.geometry();
+        let end = range.end.min(host.size());
+        let Some(first) = geo.page_of(range.start).filter(|_| range.start < end) else { return Ok(()) };
+        let last = geo.page_of(end - 1).unwrap_or(u32::MAX);
+        self.write_range(host, first, last, usize::MAX).1
+    }
+
+    /// Writes up to about `most` dirty pages, going on where the last call stopped.
+    pub(crate) fn write_some<H: Host>(&self, host: &H, most: usize) -> Result<(), H::Error> {
+        let from = *self.write_hand.lock();
+        let (next, result) = self.write_range(host, from, u32::MAX, most);
+        *self.write_hand.lock() = next.unwrap_or(0);
+        match (next, result) {
+            (None, Ok(())) if from > 0 => self.write_range(host, 0, from - 1, most).1,
+            (_, result) => result,
+        }
+    }
+
+    /// Writes dirty pages from `first` to `last`, at most `most`; the page to go on with when there may be more.
+    fn write_range<H: Host>(
+        &self,
+        host: &H,
+        first: u32,
+        last: u32,
+        most: usize,
+    ) -> (Option<u32>, Result<(), H::Error>) {
+        let mut result = self.write_old_end(host, first);
+        let mut at = first;
+        let mut left = most;
+        loop {
+            let gate = self.gate();
+            let taken = self.index.write().take_marked(at, last, left.min(WRITE_BATCH));
+            let Some(next) = taken.last().map(|p| p.index.checked_add(1)) else { return (None, result) };
+            left = left.saturating_sub(taken.len());
+            let written = self.write_pages(host, &gate, taken);
+            if result.is_ok() {
+                result = written;
+            }
+            match next.filter(|n| *n <= last) {
+                None => return (None, result),
+                next if left == 0 => return (next, result),
+                Some(n) => at = n,
+            }
+        }
+    }
+
+    /// The block with the end of the file as the disk knows it, when it lies before `first` and is dirty: its zeroed tail has to
+    /// be on the device before anything past it is published.
+    fn write_old_end<H: Host>(&self, host: &H, first: u32) -> Result<(), H::Error> {
+        let geo = self.cache.geometry();
+        let end = host.disk_size();
+        if end.is_multiple_of(geo.block_size().into()) {
+            return Ok(());
+        }
+        let Some(page) = geo.page_of(end).filter(|p| *p < first) else { return Ok(()) };
+        let gate = self.gate();
+        let taken = self.index.write().take_marked(page, page, 1);
+        if taken.is_empty() { Ok(()) } else { self.write_pages(host, &gate, taken) }
+    }
+
+    /// Writes pages whose marks were taken.
+    fn write_pages<H: Host>(
+        &self,
+        host: &H,
+        _gate: &Gate<'_>,
+        taken: Vec<Arc<Page>>,
+    ) -> Result<(), H::Error> {
+        let mut batch = self.collect(host, taken);
+        if batch.pages.is_empty() {
+            return Ok(());
+        }
+        let mut placed = self.place(host, &mut batch);
+        self.write_placed(&batch.pages, &mut placed, &mut batch.error);
+        self.hold_back_past_old_end(host, &batch.pages, &mut placed);
+        self.publish(host, &mut batch, placed);
+        self.settle(&mut batch);
+        match batch.error {
+            None => Ok(()),
+            Some(error) => {
+                self.remember_error::<H>(&error);
+                Err(error)
+            }
+        }
+    }
+
+    /// Puts pages into writeback, one lock at a time.
+    fn collect<H: Host>(&self, host: &H, taken: Vec<Arc<Page>>) -> Batch<H::Error> {
+        let mut batch = Batch { pages: Vec::with_capacity(taken.len()), size: 0, error: None };
+        for page in taken {
+            match LockedPages::wait_for(Arc::clone(&page), &self.cache.waits) {
+                Some(_locked) => self.collect_page(host, page, &mut batch),
+                None => self.cleaned(1),
+            }
+        }
+        batch
+    }
+
+    /// The same for one page, under its lock.
+    fn collect_page<H: Host>(&self, host: &H, page: Arc<Page>, batch: &mut Batch<H::Error>) {
+        let geo = self.cache.geometry();
+        let state = page.state();
+        debug_assert!(!state.in_writeback(), "the gate keeps two writebacks apart: {page:?}");
+        let dirty = state.has(Kind::Dirty);
+        if dirty == 0 {
+            self.cleaned(1);
+            return;
+        }
+        let size = host.size();
+        let start = geo.page_start(page.index);
+        if start >= size {
+            // A range operation has cut it off and will drop it.
+            self.remark(&page);
+            return;
+        }
+        let end = (size - start).min(geo.page_size() as u64) as usize;
+        page.mem().zero(end, geo.page_size() - end);
+        let snapshot = state.was_write_mapped().then(|| {
+            let copy = self.cache.bounce();
+            copy.mem().copy_from_mem(0, page.mem());
+            copy
+        });
+        let delayed = dirty & state.has(Kind::Delayed);
+        page.update(|s| {
+            s.without(Kind::Dirty, dirty)
+                .with(Kind::InFlight, dirty)
+                .without(Kind::Delayed, delayed)
+                .with(Kind::Claimed, delayed)
+                .starting_writeback()
+        });
+        batch.size = size;
+        batch.pages.push(InFlight { page, blocks: dirty, delayed, snapshot, good: 0 });
+    }
+
+    /// Puts back the mark of a page that was taken; it has been counted all the time.
+    fn remark(&self, page: &Page) {
+        if !self.index.write().mark(page.index) {
+            // Somebody marked and counted it again meanwhile.
+            self.cleaned(1);
+        }
+    }
+
+    /// Finds places for everything. What finds none is left out.
+    fn place<H: Host>(&self, host: &H, batch: &mut Batch<H::Error>) -> Vec<Placed<H::Claim>> {
+        let mut placed = Vec::new();
+        for (start, len, delayed) in self.runs(&batch.pages) {
+            let mut at = start;
+            while at < start + len {
+                let rest = start + len - at;
+                match host.claim(Lblk(at), rest, delayed) {
+                    Ok(Placement { pblk, len, claim }) => {
+                        let len = len.clamp(1, rest);
+                        placed.push(Placed { lblk: at, len, pblk, claim, good: true });
+                        at += len;
+                    }
+                    Err(error) => {
+                        batch.error.get_or_insert(error);
+                        break;
+                    }
+                }
+            }
+        }
+        placed
+    }
+
+    /// The blocks of a batch as runs of one kind: first block, blocks, delayed.
+    fn runs(&self, pages: &[InFlight]) -> Vec<(u32, u32, bool)> {
+        let geo = self.cache.geometry();
+        let mut runs: Vec<(u32, u32, bool)> = Vec::new();
+        for flight in pages {
+            let first = geo.first_block(flight.page.index);
+            for run in runs_of(flight.blocks) {
+                for block in run {
+                    let (lblk, delayed) = (first + block, flight.delayed & 1 << block != 0);
+                    match runs.last_mut() {
+                        Some((at, n, kind)) if *at + *n == lblk && *kind == delayed => *n += 1,
+                        _ => runs.push((lblk, 1, delayed)),
+                    }
+                }
+            }
+        }
+        runs
+    }
+
+    /// Writes everything that has a place: neighbours on the device together; if that fails, each run for itself, so that a
+    /// bad one stays dirty alone.
+    fn write_placed<C, E: From<std::io::Error>>(
+        &self,
+        pages: &[InFlight],
+        placed: &mut [Placed<C>],
+        error: &mut Option<E>,
+    ) {
+        let mut at = 0;
+        while at < placed.len() {
+            let together = self.neighbours(&placed[at..]);
+            let group = &mut placed[at..at + together];
+            at += together;
+            if self.write_group(pages, group).is_ok() {
+                continue;
+            }
+            for one in group {
+                if let Err(e) = self.write_group(pages, std::slice::from_mut(one)) {
+                    one.good = false;
+                    error.get_or_insert(e.into());
+                }
+            }
+        }
+    }
+
+    /// How many runs from the first on lie behind each other on the device.
+    fn neighbours<C>(&self, placed: &[Placed<C>]) -> usize {
+        let geo = self.cache.geometry();
+        let mut bytes = geo.block_bytes(placed[0].len);
+        let mut together = 1;
+        for pair in placed.windows(2) {
+            bytes += geo.block_bytes(pair[1].len);
+            if pair[0].pblk.0.checked_add(pair[0].len.into()) != Some(pair[1].pblk.0) || bytes > MOST_BYTES {
+                break;
+            }
+            together += 1;
+        }
+        together
+    }
+
+    fn write_group<C>(&self, pages: &[InFlight], group: &[Placed<C>]) -> std::io::Result<()> {
+        let mut slices: Vec<MemSlice<'_>> = Vec::new();
+        for run in group {
+            self.slices(pages, run.lblk, run.len, &mut slices);
+        }
+        self.cache.device().write_mem_at(self.cache.geometry().pblk_bytes(group[0].pblk)?, &slices)
+    }
+
+    /// The memory of `len` blocks from `lblk` on.
+    fn slices<'p>(&self, pages: &'p [InFlight], lblk: u32, len: u32, into: &mut Vec<MemSlice<'p>>) {
+        let geo = self.cache.geometry();
+        let mut slot = pages.partition_point(|p| p.page.index < geo.page_of_block(lblk));
+        let mut at = lblk;
+        while at < lblk + len {
+            let flight = &pages[slot];
+            let first = geo.first_block(flight.page.index);
+            let end = (lblk + len - first).min(geo.blocks_per_page());
+            let from = geo.block_bytes(at - first) as usize;
+            let memory = flight.snapshot.as_ref().map_or_else(|| flight.page.mem(), PageMem::mem);
+            into.push(memory.slice(from, geo.block_bytes(end) as usize - from));
+            at = first + end;
+            slot += 1;
+        }
+    }
+
+    /// If the block with the old end of the file could not be written, nothing past it is published: the old tail would become
+    /// part of the file.
+    fn hold_back_past_old_end<H: Host>(&self, host: &H, pages: &[InFlight], placed: &mut [Placed<H::Claim>]) {
+        let geo = self.cache.geometry();
+        let end = host.disk_size();
+        if end.is_multiple_of(geo.block_size().into()) {
+            return;
+        }
+        let old = (end / u64::from(geo.block_size())) as u32;
+        let in_batch = |f: &InFlight| {
+            let first = geo.first_block(f.page.index);
+            old >= first && old < first + geo.blocks_per_page() && f.blocks & 1 << (old - first) != 0
+        };
+        let written = placed.iter().any(|p| p.good && p.lblk <= old && old < p.lblk + p.len);
+        let still_dirty = if pages.iter().any(in_batch) { !written } else { self.is_block_dirty(old) };
+        if still_dirty {
+            for run in placed.iter_mut().filter(|p| p.lblk + p.len > old) {
+                run.good = false;
+            }
+        }
+    }
+
+    fn is_block_dirty(&self, lblk: u32) -> bool {
+        let geo = self.cache.geometry();
+        let page = geo.page_of_block(lblk);
+        let bit = 1 << (lblk - geo.first_block(page));
+        self.index.read().find(page).is_some_and(|p| p.state().has(Kind::Dirty) & bit != 0)
+    }
+
+    /// Publishes what was written, and notes it in the pages.
+    fn publish<H: Host>(&self, host: &H, batch: &mut Batch<H::Error>, placed: Vec<Placed<H::Claim>>) {
+        let geo = self.cache.geometry();
+        let mut claims = Vec::new();
+        let mut done: Vec<(u32, u32)> = Vec::new();
+        for run in placed {
+            if run.good {
+                claims.extend(run.claim);
+                done.push((run.lblk, run.len));
+            } else if batch.error.is_none() {
+                batch.error = Some(std::io::Error::from_raw_os_error(5).into());
+            }
+        }
+        let Some(end) = done.last().map(|(at, n)| geo.block_bytes(*at) + geo.block_bytes(*n)) else { return };
+        if let Err(error) = host.publish(claims, end.min(batch.size)) {
+            batch.error.get_or_insert(error);
+            return;
+        }
+        for (lblk, len) in done {
+            let mut slot = batch.pages.partition_point(|p| p.page.index < geo.page_of_block(lblk));
+            for at in lblk..lblk + len {
+                if geo.page_of_block(at) != batch.pages[slot].page.index {
+                    slot += 1;
+                }
+                let flight = &mut batch.pages[slot];
+                flight.good |= 1 << (at - geo.first_block(flight.page.index));
+            }
+        }
+    }
+
+    /// Ends the writeback of all pages: what went well is clean, the rest dirty again, delayed if it was.
+    fn settle<E>(&self, batch: &mut Batch<E>) {
+        let mut clean = 0;
+        for flight in &batch.pages {
+            let bad = flight.blocks & !flight.good;
+            flight.page.update(|s| {
+                s.without(Kind::InFlight, flight.blocks)
+                    .without(Kind::Claimed, flight.delayed)
+                    .with(Kind::Backed, flight.good)
+                    .with(Kind::Delayed, bad & flight.delayed)
+                    .with(Kind::Dirty, bad)
+            });
+            if bad == 0 {
+                clean += 1;
+            } else {
+                self.remark(&flight.page);
+            }
+            flight.page.end_writeback(&self.cache.waits);
+        }
+        self.cleaned(clean);
+    }
+}

@@ -1,0 +1,14 @@
+//! The page cache on a simulated file and device.
+
+#[cfg(feature = "shuttle")]
+mod explore;
+#[cfg(not(feature = "shuttle"))]
+mod failures;
+#[cfg(not(feature = "shuttle"))]
+mod limits;
+#[cfg(not(feature = "shuttle"))]
+mod model;
+#[cfg_attr(feature = "shuttle", expect(dead_code, reason = "the explored scenarios use a part of it"))]
+mod sim;
+#[cfg(not(feature = "shuttle"))]
+mod speed;

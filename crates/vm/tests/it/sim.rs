@@ -1,0 +1,408 @@
+//! A file in memory that keeps books strictly: every reservation, claim and publication is checked.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::ops::Range;
+
+use extant_device::{BlockDevice, MemoryDevice};
+use extant_format::{Lblk, Pblk};
+use extant_sync::atomic::{AtomicU64, Ordering};
+use extant_sync::{Arc, Mutex, Rank};
+use extant_vm::{AddressSpace, Backing, CacheConfig, Host, Mapped, PageCache, Placement};
+
+/// What the device holds where nobody ever wrote: old bytes of other files, which must never be seen.
+pub(crate) const STALE: u8 = 0xEE;
+
+/// A device whose writes can be made to fail.
+#[derive(Debug)]
+pub(crate) struct FaultyDevice {
+    inner: MemoryDevice,
+    /// Byte ranges whose writes fail.
+    bad: Mutex<Vec<Range<u64>>>,
+    pub(crate) writes: AtomicU64,
+}
+
+impl FaultyDevice {
+    pub(crate) fn new(size: usize) -> Arc<Self> {
+        let inner = MemoryDevice::from_bytes(&vec![STALE; size]);
+        Arc::new(Self { inner, bad: Mutex::new(Rank::LEAF, Vec::new()), writes: AtomicU64::new(0) })
+    }
+
+    pub(crate) fn break_writes(&self, ranges: &[Range<u64>]) {
+        *self.bad.lock() = ranges.to_vec();
+    }
+}
+
+impl BlockDevice for FaultyDevice {
+    fn size(&self) -> u64 {
+        self.inner.size()
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.inner.read_at(offset, buf)
+    }
+
+    fn write_at(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
+        self.writes.fetch_add(1, Ordering::Relaxed);
+        let end = offset + buf.len() as u64;
+        if self.bad.lock().iter().any(|r| r.start < end && offset < r.end) {
+            return Err(io::Error::from_raw_os_error(5));
+        }
+        self.inner.write_at(offset, buf)
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.inner.discard(offset, len)
+    }
+
+    fn write_zeroes(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.inner.write_zeroes(offset, len)
+    }
+}
+
+/// Space of the simulated filesystem: blocks are handed out in short runs, never twice while in use.
+#[derive(Debug)]
+pub(crate) struct Space {
+    free: BTreeSet<u64>,
+    pub(crate) reserved: u64,
+    /// Longest run that a claim gets.
+    longest: u32,
+}
+
+pub(crate) type Shared = Arc<Mutex<Space>>;
+
+/// A filesystem without names: a device, its space, a cache.
+pub(crate) struct SimFs {
+    pub(crate) device: Arc<FaultyDevice>,
+    pub(crate) cache: Arc<PageCache>,
+    pub(crate) space: Shared,
+    block_size: u32,
+}
+
+impl SimFs {
+    pub(crate) fn new(block_size: u32, blocks: u64, config: CacheConfig) -> Self {
+        let device = FaultyDevice::new(blocks as usize * block_size as usize);
+        let cache = PageCache::new(device.clone(), block_size, config);
+        let space = Space { free: (1..blocks).collect(), reserved: 0, longest: 7 };
+        Self { device, cache, space: Arc::new(Mutex::new(Rank::GROUP, space)), block_size }
+    }
+
+    pub(crate) fn file(&self, number: u64) -> Arc<SimFile> {
+        Arc::new_cyclic(|weak: &std::sync::Weak<SimFile>| SimFile {
+            pages: AddressSpace::new(self.cache.clone(), weak.clone()),
+            number,
+            size: AtomicU64::new(0),
+            disk_size: AtomicU64::new(0),
+            block_size: u64::from(self.block_size),
+            map: Mutex::new(Rank::EXTENT_MAP, Map::default()),
+            space: self.space.clone(),
+            device: self.device.clone(),
+        })
+    }
+}
+
+#[derive(Debug, Default)]
+struct Map {
+    blocks: BTreeMap<u32, (u64, bool)>,
+    reserved: BTreeSet<u32>,
+}
+
+/// A file whose map is a table.
+pub(crate) struct SimFile {
+    pub(crate) pages: AddressSpace,
+    number: u64,
+    size: AtomicU64,
+    disk_size: AtomicU64,
+    block_size: u64,
+    map: Mutex<Map>,
+    space: Shared,
+    device: Arc<FaultyDevice>,
+}
+
+/// Claimed blocks: returned when dropped unpublished.
+pub(crate) struct SimClaim {
+    lblk: u32,
+    len: u32,
+    pblk: u64,
+    /// For unwritten blocks nothing was taken from the free ones.
+    fresh: bool,
+    space: Option<Shared>,
+}
+
+impl Drop for SimClaim {
+    fn drop(&mut self) {
+        if let (true, Some(space)) = (self.fresh, self.space.take()) {
+            space.lock().free.extend(self.pblk..self.pblk + u64::from(self.len));
+        }
+    }
+}
+
+impl Host for SimFile {
+    type Error = io::Error;
+    type Claim = SimClaim;
+
+    fn space(&self) -> &AddressSpace {
+        &self.pages
+    }
+
+    fn number(&self) -> u64 {
+        self.number
+    }
+
+    fn size(&self) -> u64 {
+        self.size.load(Ordering::Acquire)
+    }
+
+    fn grow_size(&self, end: u64) {
+        self.size.fetch_max(end, Ordering::AcqRel);
+    }
+
+    fn set_size(&self, size: u64) {
+        self.size.store(size, Ordering::Release);
+    }
+
+    fn disk_size(&self) -> u64 {
+        self.disk_size.load(Ordering::Acquire)
+    }
+
+    fn map(&self, lblk: Lblk, len: u32) -> io::Result<Mapped> {
+        let map = self.map.lock();
+        let at = |n: u32| map.blocks.get(&(lblk.0 + n)).copied();
+        let first = at(0);
+        let like = |n: u32| match (first, at(n)) {
+            (None, None) => true,
+            (Some((p, u)), Some((q, v))) => u == v && q == p + u64::from(n),
+            _ => false,
+        };
+        let run = (1..len).take_while(|n| like(*n)).count() as u32 + 1;
+        let backing = match first {
+            None => Backing::Hole,
+            Some((p, true)) => Backing::Unwritten(Pblk(p)),
+            Some((p, false)) => Backing::Data(Pblk(p)),
+        };
+        Ok(Mapped { backing, len: run })
+    }
+
+    fn reserve(&self, lblk: Lblk, len: u32) -> io::Result<()> {
+        let mut map = self.map.lock();
+        let mut space = self.space.lock();
+        if space.reserved + u64::from(len) > space.free.len() as u64 {
+            return Err(io::Error::from_raw_os_error(28));
+        }
+        for at in lblk.0..lblk.0 + len {
+            assert!(!map.blocks.contains_key(&at), "reservation for block {at}, which is mapped");
+            assert!(map.reserved.insert(at), "block {at} reserved twice");
+        }
+        space.reserved += u64::from(len);
+        Ok(())
+    }
+
+    fn unreserve(&self, lblk: Lblk, len: u32) {
+        let mut map = self.map.lock();
+        for at in lblk.0..lblk.0 + len {
+            assert!(map.reserved.remove(&at), "block {at} is not reserved");
+        }
+        self.space.lock().reserved -= u64::from(len);
+    }
+
+    fn claim(&self, lblk: Lblk, len: u32, delayed: bool) -> io::Result<Placement<SimClaim>> {
+        let map = self.map.lock();
+        if !delayed {
+            let mapped = {
+                drop(map);
+                self.map(lblk, len)?
+            };
+            let (pblk, unwritten) = match mapped.backing {
+                Backing::Hole => panic!("a dirty block {lblk} with neither place nor reservation"),
+                Backing::Data(p) => (p, false),
+                Backing::Unwritten(p) => (p, true),
+            };
+            let len = mapped.len;
+            let claim =
+                unwritten.then(|| SimClaim { lblk: lblk.0, len, pblk: pblk.0, fresh: false, space: None });
+            return Ok(Placement { pblk, len, claim });
+        }
+        let mut space = self.space.lock();
+        let first = *space.free.first().expect("reserved blocks are there");
+        let most = len.min(space.longest);
+        let len = (1..most).take_while(|n| space.free.contains(&(first + u64::from(*n)))).count() as u32 + 1;
+        for n in 0..len {
+            assert!(
+                map.reserved.contains(&(lblk.0 + n)),
+                "claim of block {} without reservation",
+                lblk.0 + n
+            );
+            space.free.remove(&(first + u64::from(n)));
+        }
+        let claim = SimClaim { lblk: lblk.0, len, pblk: first, fresh: true, space: Some(self.space.clone()) };
+        Ok(Placement { pblk: Pblk(first), len, claim: Some(claim) })
+    }
+
+    fn publish(&self, claims: Vec<SimClaim>, end: u64) -> io::Result<()> {
+        let mut map = self.map.lock();
+        for mut claim in claims {
+            for n in 0..claim.len {
+                let at = claim.lblk + n;
+                let pblk = claim.pblk + u64::from(n);
+                if claim.fresh {
+                    assert!(map.reserved.remove(&at), "publication of block {at} without reservation");
+                    assert!(map.blocks.insert(at, (pblk, false)).is_none(), "block {at} has two places");
+                } else {
+                    assert_eq!(map.blocks.insert(at, (pblk, false)), Some((pblk, true)));
+                }
+            }
+            if claim.fresh {
+                self.space.lock().reserved -= u64::from(claim.len);
+            }
+            claim.space = None;
+        }
+        assert!(end <= self.size(), "i_disksize {end} past i_size {}", self.size());
+        self.disk_size.fetch_max(end, Ordering::AcqRel);
+        Ok(())
+    }
+
+    fn errno(error: &io::Error) -> i32 {
+        error.raw_os_error().unwrap_or(5)
+    }
+}
+
+impl SimFile {
+    /// truncate(2), as the filesystem would do it.
+    pub(crate) fn truncate(&self, size: u64) -> io::Result<()> {
+        let guard = self.pages.exclusive();
+        let old = self.size();
+        self.pages.truncate(&guard, self, size)?;
+        if size > old {
+            self.settle_old_end()?;
+        } else {
+            self.unmap(size.div_ceil(self.block_size)..u64::MAX);
+        }
+        self.disk_size.store(size, Ordering::Release);
+        Ok(())
+    }
+
+    /// Punches `range`: edges zeroed, whole blocks out of the map.
+    pub(crate) fn punch(&self, range: Range<u64>) -> io::Result<()> {
+        let guard = self.pages.exclusive();
+        let end = range.end.min(self.size());
+        if range.start >= end {
+            return Ok(());
+        }
+        // A punch up to the end covers the last block whole.
+        let covered = if end == self.size() { end.next_multiple_of(self.block_size) } else { end };
+        self.pages.punch(&guard, self, range.start..covered)?;
+        if end > self.disk_size() {
+            self.settle_old_end()?;
+            self.disk_size.fetch_max(end, Ordering::AcqRel);
+        }
+        let first = range.start.div_ceil(self.block_size);
+        self.unmap(first..first.max(covered / self.block_size));
+        Ok(())
+    }
+
+    /// Gives blocks to the holes of `range`, unwritten.
+    pub(crate) fn allocate(&self, range: Range<u64>) -> io::Result<()> {
+        let _guard = self.pages.exclusive();
+        self.pages.sync(self, range.clone())?;
+        let mut map = self.map.lock();
+        let mut space = self.space.lock();
+        let blocks = range.start / self.block_size..range.end.div_ceil(self.block_size);
+        for at in blocks {
+            let at = at as u32;
+            if !map.blocks.contains_key(&at)
+                && !map.reserved.contains(&at)
+                && space.free.len() as u64 > space.reserved
+            {
+                let pblk = space.free.pop_first().expect("some are free");
+                map.blocks.insert(at, (pblk, true));
+            }
+        }
+        Ok(())
+    }
+
+    fn settle_old_end(&self) -> io::Result<()> {
+        let end = self.disk_size();
+        if end.is_multiple_of(self.block_size) { Ok(()) } else { self.pages.sync(self, end - 1..end + 1) }
+    }
+
+    /// Frees blocks; their content turns stale, as if another file had got them.
+    pub(crate) fn unmap(&self, blocks: Range<u64>) {
+        let mut map = self.map.lock();
+        let inside: Vec<u32> =
+            map.blocks.keys().copied().filter(|b| blocks.contains(&u64::from(*b))).collect();
+        for at in inside {
+            let (pblk, _) = map.blocks.remove(&at).expect("just seen");
+            let bytes = vec![STALE; self.block_size as usize];
+            self.device.inner.write_at(pblk * self.block_size, &bytes).expect("inside");
+            assert!(self.space.lock().free.insert(pblk), "freed twice");
+        }
+    }
+
+    /// The file as it would be after a crash: what map, `i_disksize` and device say.
+    pub(crate) fn after_crash(&self) -> Vec<u8> {
+        let mut bytes = vec![0; self.disk_size().next_multiple_of(self.block_size) as usize];
+        let map = self.map.lock();
+        for (at, block) in bytes.chunks_mut(self.block_size as usize).enumerate() {
+            if let Some((pblk, false)) = map.blocks.get(&(at as u32)) {
+                self.device.inner.read_at(pblk * self.block_size, block).expect("inside");
+            }
+        }
+        bytes.truncate(self.disk_size() as usize);
+        bytes
+    }
+
+    /// Blocks that are mapped past the end the disk knows.
+    pub(crate) fn mapped_past_end(&self) -> usize {
+        let end = self.disk_size().div_ceil(self.block_size);
+        self.map
+            .lock()
+            .blocks
+            .iter()
+            .filter(|(at, (_, unwritten))| u64::from(**at) >= end && !unwritten)
+            .count()
+    }
+
+    pub(crate) fn reserved_blocks(&self) -> usize {
+        self.map.lock().reserved.len()
+    }
+
+    /// The places on the device of the blocks of `range`.
+    pub(crate) fn places(&self) -> Vec<(u32, u64)> {
+        self.map.lock().blocks.iter().map(|(at, (pblk, _))| (*at, *pblk)).collect()
+    }
+}
+
+/// A small generator of numbers.
+pub(crate) struct Random(u64);
+
+impl Random {
+    pub(crate) fn seeded() -> Self {
+        let seed = std::env::var("SEED").ok().and_then(|s| s.parse().ok()).unwrap_or_else(|| {
+            let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+            now.map_or(1, |d| u64::from(d.subsec_nanos()) | 1)
+        });
+        println!("seed={seed}");
+        Self::from_seed(seed)
+    }
+
+    pub(crate) fn from_seed(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1)
+    }
+
+    pub(crate) fn below(&mut self, limit: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % limit
+    }
+
+    /// Bytes that are never [`STALE`].
+    pub(crate) fn bytes(&mut self, len: usize) -> Vec<u8> {
+        let first = self.below(200) as usize;
+        (0..len).map(|i| ((first + i) % 199 + 1) as u8).collect()
+    }
+}
