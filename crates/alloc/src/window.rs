@@ -9,13 +9,10 @@
 //! are emptied ([`Registry::drain`]). Lock order: a window's lock before a group's, never a group's before a window's,
 //! and never two windows.
 
-use std::hash::{Hash as _, Hasher as _};
 use std::sync::{OnceLock, Weak};
 
 use extant_sync::atomic::{AtomicUsize, Ordering};
 use extant_sync::{Arc, Mutex, Rank, thread_local};
-
-use rustc_hash::FxHasher;
 
 use crate::allocator::Allocator;
 
@@ -150,15 +147,14 @@ impl Slot {
     }
 }
 
+/// Only names threads; not part of what schedule exploration looks at.
+static NEXT_THREAD: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
+
 thread_local! {
-    static THREAD: usize = {
-        let mut hasher = FxHasher::default();
-        extant_sync::thread::current().id().hash(&mut hasher);
-        (hasher.finish() >> 32) as usize
-    };
+    static THREAD: usize = NEXT_THREAD.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
 }
 
-/// A number of the calling thread, to spread threads over slots.
+/// A small number of the calling thread, to spread threads over slots and groups.
 pub(crate) fn thread_number() -> usize {
     THREAD.with(|n| *n)
 }

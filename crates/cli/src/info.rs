@@ -72,19 +72,6 @@ fn power(log: u32) -> u64 {
     1024_u64.checked_shl(log).filter(|_| log <= 6).unwrap_or(0)
 }
 
-/// One of the 40-bit times, whether or not the rest of the superblock makes sense.
-fn seconds(raw: &RawSuperblock, which: SbTime) -> u64 {
-    let (low, high) = match which {
-        SbTime::Mount => (raw.s_mtime, raw.s_mtime_hi),
-        SbTime::Write => (raw.s_wtime, raw.s_wtime_hi),
-        SbTime::LastCheck => (raw.s_lastcheck, raw.s_lastcheck_hi),
-        SbTime::Mkfs => (raw.s_mkfs_time, raw.s_mkfs_time_hi),
-        SbTime::FirstError => (raw.s_first_error_time, raw.s_first_error_time_hi),
-        SbTime::LastError => (raw.s_last_error_time, raw.s_last_error_time_hi),
-    };
-    u64::from(low.get()) | u64::from(high) << 32
-}
-
 fn text(bytes: &[u8]) -> &[u8] {
     let end = bytes.iter().position(|b| *b == 0).unwrap_or(bytes.len());
     &bytes[..end]
@@ -107,7 +94,7 @@ impl Facts<'_> {
     }
 
     fn time(&self, which: SbTime) -> String {
-        match seconds(self.raw, which) {
+        match self.raw.time(which) {
             0 => "never".into(),
             seconds => format!("{} UTC", show::time(seconds as i64)),
         }
@@ -227,10 +214,10 @@ impl Facts<'_> {
             "inodes_per_group": raw.s_inodes_per_group.get(),
             "journal": self.journal(),
             "on_errors": self.errors(),
-            "made": seconds(raw, SbTime::Mkfs),
-            "last_mounted": seconds(raw, SbTime::Mount),
-            "last_written": seconds(raw, SbTime::Write),
-            "last_checked": seconds(raw, SbTime::LastCheck),
+            "made": raw.time(SbTime::Mkfs),
+            "last_mounted": raw.time(SbTime::Mount),
+            "last_written": raw.time(SbTime::Write),
+            "last_checked": raw.time(SbTime::LastCheck),
             "mounts_since_check": raw.s_mnt_count.get(),
             "kib_written": raw.s_kbytes_written.get(),
             "errors": raw.s_error_count.get(),

@@ -84,6 +84,12 @@ impl Content {
         hasher.finish()
     }
 
+    /// Byte offsets of the chunks of 4,096 bytes that are not all zero.
+    #[must_use]
+    pub fn nonzero_chunks(&self) -> Vec<u64> {
+        self.chunks().filter(|(_, chunk)| chunk.iter().any(|b| *b != 0)).map(|(at, _)| at).collect()
+    }
+
     /// The chunks that are in memory, with their byte offsets.
     fn chunks(&self) -> impl Iterator<Item = (u64, &[u8; CHUNK])> {
         self.leaves.iter().enumerate().filter_map(|(l, leaf)| Some((l, leaf.as_ref()?))).flat_map(
