@@ -14,6 +14,7 @@ use extant_sync::atomic::Ordering;
 
 use crate::cache::{Buf, MAX_TRANSFER, MAX_VECTORS, WriteOrder};
 use crate::journal::{Committed, Log, State};
+use crate::mutant::without;
 use crate::running::Contents;
 use crate::{Error, Flushed, Journal, Result};
 
@@ -201,6 +202,9 @@ impl Journal {
             self.let_go(tid, buf);
         }
         let bufs = self.await_checkpoint(tid, &contents.joined);
+        if without!(DurableBeforeTold) {
+            self.set_committed(tid);
+        }
         for observer in self.observers() {
             observer.committed(tid);
         }
@@ -227,7 +231,9 @@ impl Journal {
             if state.forgotten != Some(tid) {
                 return;
             }
-            buf.wait_written(&mut state);
+            if !without!(ReuseUnderCheckpoint) {
+                buf.wait_written(&mut state);
+            }
             state.running = None;
             state.committing = None;
             state.checkpoint = None;

@@ -7,6 +7,7 @@ use extant_format::{Pblk, Tid};
 use extant_sync::{Held, Rank, assert_nothing_held};
 
 use crate::cache::{Buf, Load, State, zeroed};
+use crate::mutant::without;
 use crate::{Error, Journal, Result};
 
 /// The right to change metadata, within one transaction (rank 60; belongs to the thread that started it).
@@ -171,7 +172,9 @@ impl Handle {
         }
         self.journal.check_64bit(buf.pblk())?;
         self.use_credit()?;
-        if let Some(older) = state.running {
+        if let Some(older) = state.running
+            && !without!(NoCopyForCommit)
+        {
             // Its commit has not come to this block yet: leave it the content as it is now.
             debug_assert!(state.committing.is_none(), "three transactions in one buffer");
             state.committing = Some((older, Arc::clone(&state.data)));

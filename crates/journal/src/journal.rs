@@ -10,6 +10,7 @@ use extant_sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering}
 use extant_sync::{Condvar, Held, Mutex, MutexGuard, Rank};
 
 use crate::cache::Buf;
+use crate::mutant::without;
 use crate::running::{MOST_ROOM, Refused, Running};
 use crate::thread::CommitThread;
 use crate::{BlockCache, Error, Handle, JournalOptions, LogPlace, Result};
@@ -322,7 +323,9 @@ impl Journal {
         }
         tracing::error!(errno, "journal aborted");
         drop(self.state.lock());
-        self.changed.notify_all();
+        if !without!(SilentAbort) {
+            self.changed.notify_all();
+        }
         for observer in self.observers() {
             observer.aborted(errno);
         }
@@ -463,8 +466,10 @@ impl Journal {
 
     pub(crate) fn leave(&self, unused: u32) {
         if self.running.leave(unused) {
-            // The committer looks at the gate under this lock before it waits.
-            drop(self.state.lock());
+            // The committer looks at the gate under this lock before it waits (schedule test: a_commit_waits_for_handles).
+            if !without!(WakeWithoutLock) {
+                drop(self.state.lock());
+            }
             self.changed.notify_all();
         }
     }

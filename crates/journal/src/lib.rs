@@ -34,6 +34,7 @@ mod error;
 mod handle;
 mod journal;
 mod log;
+mod mutant;
 mod options;
 mod recovery;
 mod running;
@@ -44,5 +45,7 @@ pub use error::{Error, Result};
 pub use handle::Handle;
 pub use journal::{CommitObserver, Flushed, Journal, JournalStats};
 pub use log::{LogPlace, LogRun};
+#[cfg(feature = "shuttle")]
+pub use mutant::{Mutant, remove_guard};
 pub use options::{Clock, JournalOptions, SystemClock, WantedFeatures};
 pub use recovery::{Recovery, recover};
