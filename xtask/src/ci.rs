@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use crate::packages;
 use crate::proc::{self, Verdict};
-use crate::{tests, tidy};
+use crate::{races, tests, tidy};
 
 /// `cargo xtask ci [--quick]`. All steps run even if one fails; the last line counts the tests.
 pub(crate) fn command(args: &[String]) -> Verdict {
@@ -35,6 +35,14 @@ pub(crate) fn command(args: &[String]) -> Verdict {
         count = counted;
         Ok(held)
     });
+    if !quick {
+        steps.run("races", || {
+            let (held, counted) = races::run(1)?;
+            count.passed += counted.passed;
+            count.failed += counted.failed;
+            Ok(held)
+        });
+    }
     steps.summary();
     println!("{count}");
     Ok(steps.failed.is_empty())

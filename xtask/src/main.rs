@@ -4,6 +4,7 @@ mod bench;
 mod ci;
 mod packages;
 mod proc;
+mod races;
 mod tests;
 mod tidy;
 
@@ -15,6 +16,7 @@ cargo xtask COMMAND
   test [ARGS…]     all tests (ARGS go to cargo test); installs missing system packages
   ci [--quick]     formatting, lints, tidy, documentation, tests; --quick leaves out what is slow
   bench [--long]   the same work on us, the kernel and the others
+  races [--long]   scenarios of the rooms under a scheduler that explores interleavings
   tidy             the project's own rules: edges between rooms, unsafe, file lengths, links, words
 ";
 
@@ -31,6 +33,7 @@ fn main() -> ExitCode {
     let held = match command {
         "test" => tests::command(rest),
         "bench" => bench::run(rest),
+        "races" => races::command(rest),
         "ci" => ci::command(rest),
         "tidy" => tidy::command(),
         "help" | "--help" | "-h" => {
