@@ -3,7 +3,10 @@
 #![allow(unsafe_code, reason = "this is the crate for it")]
 
 pub mod blkdev;
+pub mod fuse;
+pub mod loopdev;
 mod mem;
+pub mod namespace;
 mod owned_guard;
 mod page_pool;
 

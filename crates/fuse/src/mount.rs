@@ -1,0 +1,132 @@
+//! Mounting and unmounting.
+//!
+//! - As root: mount(2) itself, `fuse` or, with a block device, `fuseblk`: then sync(2), syncfs(2) and umount(2) reach
+//!   the server, and umount(2) waits for it.
+//! - As a user: the set-user-id program `fusermount3`, which passes the device's descriptor over a socket.
+//! - In a namespace of our own: [`enter_namespace`], then as root.
+
+mod fusermount;
+mod namespace;
+mod table;
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, UnmountFlags};
+
+pub use extant_sys::loopdev::LoopDevice;
+pub use namespace::enter_namespace;
+pub use table::{MountEntry, find_mount, mounts};
+
+/// What to mount.
+#[derive(Clone, Debug)]
+pub struct MountRequest {
+    /// What stands in the first column of mount(8)'s list; for `fuseblk` the block device.
+    pub source: PathBuf,
+    /// The directory to mount on.
+    pub target: PathBuf,
+    /// Mount as `fuseblk` on the block device `source`.
+    pub block_device: bool,
+    /// The type's second half: `extant` for `fuse.extant`.
+    pub subtype: String,
+    /// `ro`, `nosuid` and the like.
+    pub flags: MountFlags,
+    /// `allow_other`: everybody may enter, not only who mounts.
+    pub allow_other: bool,
+    /// `default_permissions`: the kernel checks modes and ACLs.
+    pub default_permissions: bool,
+    /// Largest READ, bytes.
+    pub max_read: u32,
+    /// Block size of a `fuseblk` mount, bytes.
+    pub block_size: u32,
+}
+
+impl MountRequest {
+    /// A mount of `source` on `target` as the kernel's own file systems are mounted: for everybody, with the
+    /// kernel's permission checks.
+    #[must_use]
+    pub fn new(source: impl Into<PathBuf>, target: impl Into<PathBuf>) -> Self {
+        Self {
+            source: source.into(),
+            target: target.into(),
+            block_device: false,
+            subtype: "extant".into(),
+            flags: MountFlags::empty(),
+            allow_other: true,
+            default_permissions: true,
+            max_read: 1 << 20,
+            block_size: 4096,
+        }
+    }
+}
+
+/// How a mount was made, and so how it is undone.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum How {
+    /// By mount(2).
+    SystemCall,
+    /// By `fusermount3`.
+    Fusermount,
+}
+
+/// Mounts by mount(2). Needs `CAP_SYS_ADMIN` in the mount namespace's user namespace and the right to open
+/// `/dev/fuse`. The kernel's INIT waits on the descriptor returned.
+pub fn mount_direct(request: &MountRequest) -> io::Result<OwnedFd> {
+    let device = extant_sys::fuse::open_device()
+        .map_err(|e| io::Error::new(e.kind(), format!("cannot open /dev/fuse: {e}")))?;
+    let mut options = format!(
+        "fd={},rootmode=40000,user_id={},group_id={},max_read={}",
+        device.as_raw_fd(),
+        rustix::process::getuid().as_raw(),
+        rustix::process::getgid().as_raw(),
+        request.max_read,
+    );
+    if request.allow_other {
+        options.push_str(",allow_other");
+    }
+    if request.default_permissions {
+        options.push_str(",default_permissions");
+    }
+    let kind = if request.block_device {
+        options.push_str(&format!(",blksize={}", request.block_size));
+        format!("fuseblk.{}", request.subtype)
+    } else {
+        format!("fuse.{}", request.subtype)
+    };
+    let options = CString::new(options).map_err(|_| Errno::INVAL)?;
+    rustix::mount::mount(&request.source, &request.target, kind.as_str(), request.flags, options.as_c_str())?;
+    Ok(device)
+}
+
+/// Mounts through `fusermount3`.
+pub fn mount_as_user(request: &MountRequest) -> io::Result<OwnedFd> {
+    fusermount::mount(request)
+}
+
+/// Mounts by whatever this process may use.
+pub fn mount(request: &MountRequest) -> io::Result<(OwnedFd, How)> {
+    if rustix::process::geteuid().is_root() {
+        return Ok((mount_direct(request)?, How::SystemCall));
+    }
+    Ok((mount_as_user(request)?, How::Fusermount))
+}
+
+/// Unmounts; EBUSY while files are open. `lazy` takes the mount out of the tree at once and ends it with its last
+/// user.
+pub fn unmount(target: &Path, lazy: bool) -> io::Result<()> {
+    let flags = if lazy { UnmountFlags::DETACH } else { UnmountFlags::empty() };
+    match rustix::mount::unmount(target, flags) {
+        Ok(()) => Ok(()),
+        Err(Errno::PERM) => fusermount::unmount(target, lazy),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// Changes the VFS flags of a mount and of its file system (`ro`, `rw`). EBUSY when it has files open for writing
+/// and is to become read-only.
+pub fn remount(target: &Path, flags: MountFlags) -> io::Result<()> {
+    Ok(rustix::mount::mount_remount(target, flags, c"")?)
+}

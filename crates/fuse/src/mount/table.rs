@@ -1,0 +1,97 @@
+//! The mount table of this process (`/proc/self/mountinfo`, proc_pid_mountinfo(5)).
+
+use std::ffi::OsString;
+use std::io;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+
+/// One mount.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MountEntry {
+    /// Directory.
+    pub target: PathBuf,
+    /// Type, with the subtype: `fuse.extant`, `fuseblk.extant`.
+    pub kind: String,
+    /// Source.
+    pub source: PathBuf,
+    /// Options of the mount.
+    pub options: String,
+    /// Options of the file system.
+    pub super_options: String,
+}
+
+impl MountEntry {
+    /// Whether this program serves it.
+    #[must_use]
+    pub fn is_ours(&self) -> bool {
+        matches!(self.kind.as_str(), "fuse.extant" | "fuseblk.extant")
+    }
+}
+
+/// Every mount, in the order they were made.
+pub fn mounts() -> io::Result<Vec<MountEntry>> {
+    let text = std::fs::read("/proc/self/mountinfo")?;
+    Ok(text.split(|&b| b == b'\n').filter_map(parse).collect())
+}
+
+/// The mount that is visible at `target` (a mount point).
+pub fn find_mount(target: &Path) -> io::Result<Option<MountEntry>> {
+    let target = target.canonicalize().unwrap_or_else(|_| target.to_owned());
+    Ok(mounts()?.into_iter().rfind(|m| m.target == target))
+}
+
+/// `36 35 98:0 /root /target rw,noatime master:1 - type source superoptions`
+fn parse(line: &[u8]) -> Option<MountEntry> {
+    let mut words = line.split(|&b| b == b' ');
+    let target = path(words.nth(4)?);
+    let options = text(words.next()?);
+    words.find(|w| *w == b"-")?;
+    let kind = text(words.next()?);
+    let source = path(words.next()?);
+    let super_options = text(words.next()?);
+    Some(MountEntry { target, kind, source, options, super_options })
+}
+
+fn text(word: &[u8]) -> String {
+    String::from_utf8_lossy(word).into_owned()
+}
+
+/// Undoes `\040` and its like.
+fn path(word: &[u8]) -> PathBuf {
+    let mut out = Vec::with_capacity(word.len());
+    let mut rest = word;
+    while let Some((&first, tail)) = rest.split_first() {
+        let octal = tail.get(..3).and_then(|d| {
+            let digits = std::str::from_utf8(d).ok()?;
+            u8::from_str_radix(digits, 8).ok()
+        });
+        match (first, octal) {
+            (b'\\', Some(byte)) => {
+                out.push(byte);
+                rest = &tail[3..];
+            }
+            _ => {
+                out.push(first);
+                rest = tail;
+            }
+        }
+    }
+    PathBuf::from(OsString::from_vec(out))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parse;
+
+    #[test]
+    fn a_line_of_mountinfo() {
+        let line =
+            b"36 35 0:45 / /mnt/a\\040b rw,relatime shared:1 master:2 - fuse.extant /tmp/x.img rw,user_id=0";
+        let entry = parse(line).unwrap();
+        assert_eq!(entry.target.to_str(), Some("/mnt/a b"));
+        assert_eq!(entry.source.to_str(), Some("/tmp/x.img"));
+        assert_eq!((entry.kind.as_str(), entry.options.as_str()), ("fuse.extant", "rw,relatime"));
+        assert!(entry.is_ours());
+        assert_eq!(parse(b""), None);
+    }
+}

@@ -1,0 +1,235 @@
+//! Answers to requests.
+
+use std::fmt;
+use std::io::IoSlice;
+use std::marker::PhantomData;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use rustix::io::Errno;
+use zerocopy::{Immutable, IntoBytes};
+
+use crate::wire::{GetxattrOut, IoctlOut, OutHeader};
+
+/// A descriptor of the FUSE device that requests are read from and answered on.
+#[derive(Clone, Debug)]
+pub(crate) struct Channel {
+    fd: Arc<OwnedFd>,
+}
+
+impl Channel {
+    pub(crate) fn new(fd: Arc<OwnedFd>) -> Self {
+        Self { fd }
+    }
+
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    /// Sends a header and what follows it as one message.
+    pub(crate) fn send(&self, unique: u64, error: i32, body: &[IoSlice<'_>]) -> Result<(), Errno> {
+        let len = size_of::<OutHeader>() + body.iter().map(|s| s.len()).sum::<usize>();
+        let len = u32::try_from(len).map_err(|_| Errno::INVAL)?;
+        let header = OutHeader { len, error, unique };
+        let written = with_header(header.as_bytes(), body, |all| rustix::io::writev(self.fd(), all))?;
+        debug_assert_eq!(written, len as usize, "the FUSE device takes a message whole or not at all");
+        Ok(())
+    }
+}
+
+/// Calls `f` with `head` and `body` in one list, on the stack where it has the usual length.
+fn with_header<R>(head: &[u8], body: &[IoSlice<'_>], f: impl FnOnce(&[IoSlice<'_>]) -> R) -> R {
+    // 256 pages of a largest READ, each alone, and the header.
+    const USUAL: usize = 258;
+    match body.len() {
+        0 => f(&[IoSlice::new(head)]),
+        1 => f(&[IoSlice::new(head), IoSlice::new(&body[0])]),
+        2..USUAL => {
+            let mut all = [IoSlice::new(&[]); USUAL];
+            all[0] = IoSlice::new(head);
+            all[1..=body.len()].copy_from_slice(body);
+            f(&all[..=body.len()])
+        }
+        _ => {
+            let mut all = Vec::with_capacity(body.len() + 1);
+            all.push(IoSlice::new(head));
+            all.extend_from_slice(body);
+            f(&all)
+        }
+    }
+}
+
+/// What a kind of reply carries.
+pub trait Answer {}
+
+/// A reply without a body.
+#[derive(Debug)]
+pub struct Empty;
+/// A reply of any bytes, up to the room the request gave.
+#[derive(Debug)]
+pub struct Bytes;
+/// A reply of an attribute's value or list: bytes, or their length if the caller has no room yet.
+#[derive(Debug)]
+pub struct XattrValue;
+/// A reply to an ioctl: result and bytes.
+#[derive(Debug)]
+pub struct Ioctl;
+
+impl Answer for Empty {}
+impl Answer for Bytes {}
+impl Answer for XattrValue {}
+impl Answer for Ioctl {}
+impl<T: IntoBytes + Immutable> Answer for T {}
+
+/// The one answer a request gets. Dropped unanswered, it answers EIO.
+#[must_use = "a request must be answered"]
+pub struct Reply<'a, A: Answer> {
+    channel: &'a Channel,
+    unique: u64,
+    /// Bytes the caller has room for, where the request says so.
+    room: u32,
+    answered: bool,
+    kind: PhantomData<fn(A)>,
+}
+
+impl<'a, A: Answer> Reply<'a, A> {
+    pub(crate) fn new(channel: &'a Channel, unique: u64, room: u32) -> Self {
+        Self { channel, unique, room, answered: false, kind: PhantomData }
+    }
+
+    /// Answers with an error.
+    pub fn error(mut self, errno: Errno) {
+        self.fail(errno);
+    }
+
+    fn fail(&mut self, errno: Errno) {
+        tracing::trace!(unique = self.unique, %errno, "error");
+        self.send(-errno.raw_os_error(), &[]);
+    }
+
+    fn send(&mut self, error: i32, body: &[IoSlice<'_>]) {
+        self.answered = true;
+        match self.channel.send(self.unique, error, body) {
+            Ok(()) => {}
+            // The caller was killed meanwhile, or the mount is gone: nobody waits for this answer.
+            Err(Errno::NOENT | Errno::NODEV | Errno::CONNABORTED) => {}
+            Err(errno) => {
+                tracing::error!(unique = self.unique, %errno, "the FUSE device refused a reply");
+                if error == 0 {
+                    // A caller must not wait for ever on a reply that could not be sent.
+                    let _ = self.channel.send(self.unique, -Errno::IO.raw_os_error(), &[]);
+                }
+            }
+        }
+    }
+}
+
+impl<A: Answer> Drop for Reply<'_, A> {
+    fn drop(&mut self) {
+        if !self.answered {
+            tracing::error!(unique = self.unique, "a request was left unanswered");
+            self.fail(Errno::IO);
+        }
+    }
+}
+
+impl<A: Answer> fmt::Debug for Reply<'_, A> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reply").field("unique", &self.unique).finish_non_exhaustive()
+    }
+}
+
+impl<A: IntoBytes + Immutable> Reply<'_, A> {
+    /// Answers with a body.
+    pub fn ok(mut self, body: &A) {
+        self.send(0, &[IoSlice::new(body.as_bytes())]);
+    }
+
+    /// Answers with a body or an error.
+    pub fn answer(self, result: Result<A, Errno>) {
+        match result {
+            Ok(body) => self.ok(&body),
+            Err(errno) => self.error(errno),
+        }
+    }
+}
+
+impl Reply<'_, Empty> {
+    /// Answers that it is done.
+    pub fn done(mut self) {
+        self.send(0, &[]);
+    }
+
+    /// Answers that it is done, or with an error.
+    pub fn answer_empty(self, result: Result<(), Errno>) {
+        match result {
+            Ok(()) => self.done(),
+            Err(errno) => self.error(errno),
+        }
+    }
+}
+
+impl Reply<'_, Bytes> {
+    /// Bytes the caller has room for.
+    #[must_use]
+    pub fn room(&self) -> u32 {
+        self.room
+    }
+
+    /// Answers with bytes.
+    pub fn bytes(mut self, data: &[u8]) {
+        self.send(0, &[IoSlice::new(data)]);
+    }
+
+    /// Answers with bytes from several places, in one system call and without copying them together.
+    pub fn vectored(mut self, data: &[IoSlice<'_>]) {
+        self.send(0, data);
+    }
+
+    /// Answers with bytes or an error.
+    pub fn answer_bytes(self, result: Result<Vec<u8>, Errno>) {
+        match result {
+            Ok(data) => self.bytes(&data),
+            Err(errno) => self.error(errno),
+        }
+    }
+}
+
+impl Reply<'_, XattrValue> {
+    /// Answers with a value: itself if it fits, its length if the caller asked for that, else ERANGE.
+    pub fn value(mut self, value: &[u8]) {
+        let Ok(size) = u32::try_from(value.len()) else { return self.error(Errno::TOOBIG) };
+        if self.room == 0 {
+            let out = GetxattrOut { size, padding: 0 };
+            self.send(0, &[IoSlice::new(out.as_bytes())]);
+        } else if size > self.room {
+            self.fail(Errno::RANGE);
+        } else {
+            self.send(0, &[IoSlice::new(value)]);
+        }
+    }
+
+    /// Answers with a value or an error.
+    pub fn answer_value(self, result: Result<Vec<u8>, Errno>) {
+        match result {
+            Ok(value) => self.value(&value),
+            Err(errno) => self.error(errno),
+        }
+    }
+}
+
+impl Reply<'_, Ioctl> {
+    /// Answers with a return value and the argument's new bytes.
+    pub fn result(mut self, result: i32, data: &[u8]) {
+        let out = IoctlOut { result, ..IoctlOut::default() };
+        self.send(0, &[IoSlice::new(out.as_bytes()), IoSlice::new(data)]);
+    }
+
+    /// Answers with the argument's new bytes or an error.
+    pub fn answer_ioctl(self, result: Result<Vec<u8>, Errno>) {
+        match result {
+            Ok(data) => self.result(0, &data),
+            Err(errno) => self.error(errno),
+        }
+    }
+}
