@@ -202,7 +202,7 @@ impl Journal {
             self.let_go(tid, buf);
         }
         let bufs = self.await_checkpoint(tid, &contents.joined);
-        if without!(DurableBeforeTold) {
+        if without!(self, DurableBeforeTold) {
             self.set_committed(tid);
         }
         for observer in self.observers() {
@@ -231,7 +231,7 @@ impl Journal {
             if state.forgotten != Some(tid) {
                 return;
             }
-            if !without!(ReuseUnderCheckpoint) {
+            if !without!(self, ReuseUnderCheckpoint) {
                 buf.wait_written(&mut state);
             }
             state.running = None;

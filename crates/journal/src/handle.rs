@@ -173,7 +173,7 @@ impl Handle {
         self.journal.check_64bit(buf.pblk())?;
         self.use_credit()?;
         if let Some(older) = state.running
-            && !without!(NoCopyForCommit)
+            && !without!(self.journal, NoCopyForCommit)
         {
             // Its commit has not come to this block yet: leave it the content as it is now.
             debug_assert!(state.committing.is_none(), "three transactions in one buffer");

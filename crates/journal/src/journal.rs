@@ -323,7 +323,7 @@ impl Journal {
         }
         tracing::error!(errno, "journal aborted");
         drop(self.state.lock());
-        if !without!(SilentAbort) {
+        if !without!(self, SilentAbort) {
             self.changed.notify_all();
         }
         for observer in self.observers() {
@@ -467,7 +467,7 @@ impl Journal {
     pub(crate) fn leave(&self, unused: u32) {
         if self.running.leave(unused) {
             // The committer looks at the gate under this lock before it waits (schedule test: a_commit_waits_for_handles).
-            if !without!(WakeWithoutLock) {
+            if !without!(self, WakeWithoutLock) {
                 drop(self.state.lock());
             }
             self.changed.notify_all();

@@ -46,6 +46,6 @@ pub use handle::Handle;
 pub use journal::{CommitObserver, Flushed, Journal, JournalStats};
 pub use log::{LogPlace, LogRun};
 #[cfg(feature = "shuttle")]
-pub use mutant::{Mutant, remove_guard};
+pub use mutant::Mutant;
 pub use options::{Clock, JournalOptions, SystemClock, WantedFeatures};
 pub use recovery::{Recovery, recover};

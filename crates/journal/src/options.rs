@@ -42,6 +42,9 @@ pub struct JournalOptions {
     pub clock: Arc<dyn Clock>,
     /// The most blocks a transaction may grow to; `None`: what fits in a quarter of the log and of the cache.
     pub max_transaction_blocks: Option<u32>,
+    /// The guard that a schedule test takes away.
+    #[cfg(feature = "shuttle")]
+    pub mutant: crate::Mutant,
 }
 
 impl Default for JournalOptions {
@@ -53,6 +56,8 @@ impl Default for JournalOptions {
             barrier: true,
             clock: Arc::new(SystemClock),
             max_transaction_blocks: None,
+            #[cfg(feature = "shuttle")]
+            mutant: crate::Mutant::None,
         }
     }
 }

@@ -1,31 +1,24 @@
 //! Explored schedules. Each scenario must hold with all guards, and fail with the guard named taken away.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
 
 use extant_device::BlockDevice;
 use extant_format::{Pblk, Tid};
-use extant_journal::{CommitObserver, Journal, Mutant, recover, remove_guard};
+use extant_journal::{CommitObserver, Journal, JournalOptions, Mutant, recover};
 use extant_sync::{Rank, model, thread};
 use extant_testkit::SimDevice;
 
 use crate::common::{BLOCKS, Setup, on_device};
 
-/// The guard taken away is the process's: one test at a time.
-static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-
-fn explore(scenario: fn(), mutant: Mutant) {
-    let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    remove_guard(Mutant::None);
-    model::check_random(scenario, 300);
-    model::check_pct(scenario, 200, 3);
-    remove_guard(mutant);
+fn explore(scenario: fn(Mutant), mutant: Mutant) {
+    model::check_random(move || scenario(Mutant::None), 300);
+    model::check_pct(move || scenario(Mutant::None), 200, 3);
     let found = catch_unwind(AssertUnwindSafe(|| {
-        model::check_random(scenario, 2000);
-        model::check_pct(scenario, 2000, 3);
+        model::check_random(move || scenario(mutant), 2000);
+        model::check_pct(move || scenario(mutant), 2000, 3);
     }));
-    remove_guard(Mutant::None);
     assert!(found.is_err(), "{mutant:?} was not noticed");
 }
 
@@ -37,6 +30,11 @@ fn owner_lock() -> Arc<OwnerLock> {
 
 fn setup() -> Setup {
     Setup { log_len: 128, ..Setup::default() }
+}
+
+fn open(setup: &Setup, device: &Arc<SimDevice>, mutant: Mutant) -> Arc<Journal> {
+    let options = JournalOptions { mutant, ..setup.options() };
+    Journal::open(setup.cache(device), setup.place(device), options).unwrap()
 }
 
 /// Sets blocks 1 and 2 to the same value in one handle; the transaction. The lock is what owns the pair, as an
@@ -59,10 +57,10 @@ fn recovered_pair(setup: &Setup, device: &SimDevice) -> (u8, u8) {
     (on_device(&copy, 1024, 1), on_device(&copy, 1024, 2))
 }
 
-fn changes_race_with_commits() {
+fn changes_race_with_commits(mutant: Mutant) {
     let setup = setup();
     let device = setup.device();
-    let journal = setup.open(&device);
+    let journal = open(&setup, &device, mutant);
     let pair = owner_lock();
     let writers: Vec<_> = [10, 20]
         .into_iter()
@@ -94,10 +92,10 @@ fn a_commit_waits_for_handles() {
     explore(changes_race_with_commits, Mutant::WakeWithoutLock);
 }
 
-fn aborts_race_with_waiters() {
+fn aborts_race_with_waiters(mutant: Mutant) {
     let setup = setup();
     let device = setup.device();
-    let journal = setup.open(&device);
+    let journal = open(&setup, &device, mutant);
     let open = journal.start(1).unwrap();
     let waiter = {
         let journal = Arc::clone(&journal);
@@ -131,10 +129,10 @@ impl CommitObserver for Told {
     }
 }
 
-fn waiters_race_with_observers() {
+fn waiters_race_with_observers(mutant: Mutant) {
     let setup = setup();
     let device = setup.device();
-    let journal = setup.open(&device);
+    let journal = open(&setup, &device, mutant);
     let told = Arc::new(Told(AtomicU32::new(0)));
     let observer: Arc<dyn CommitObserver> = Arc::clone(&told) as _;
     journal.add_observer(Arc::downgrade(&observer));
@@ -160,10 +158,10 @@ fn observers_hear_of_a_commit_before_waiters() {
     explore(waiters_race_with_observers, Mutant::DurableBeforeTold);
 }
 
-fn frees_race_with_checkpoints() {
+fn frees_race_with_checkpoints(mutant: Mutant) {
     let setup = setup();
     let device = setup.device();
-    let journal = setup.open(&device);
+    let journal = open(&setup, &device, mutant);
     let tid = set_pair(&journal, &owner_lock(), 1).unwrap();
     journal.wait_commit(tid).unwrap();
     let checkpointer = {
