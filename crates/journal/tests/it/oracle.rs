@@ -8,7 +8,7 @@ use extant_format::Pblk;
 use extant_format::fast_commit::Operation;
 use extant_format::jbd2::MAGIC;
 use extant_journal::{BlockCache, Journal, JournalOptions, LogPlace, WantedFeatures, recover};
-use extant_testkit::kernel::KernelMount;
+use extant_testkit::kernel::{KernelMount, Loop};
 use extant_testkit::sim::{Content, SimDevice};
 use extant_testkit::{Scratch, env, need, oracle, scratch};
 
@@ -288,4 +288,55 @@ fn the_kernels_fast_commits_are_read() {
             .iter()
             .any(|op| matches!(op, Operation::Inode { raw, .. } if raw.len() >= 128))
     );
+}
+
+#[test]
+fn an_external_journal_is_replayed_as_e2fsck_does() {
+    need!(env::kernel_mounts(), env::tools(&["e2fsck", "dumpe2fs"]));
+    for size in [1024, 4096] {
+        let scratch = scratch();
+        let log = scratch.sparse("log.img", 16 << 20);
+        let image = scratch.join("fs.img");
+        let log_device = Loop::attach(&log, false);
+        oracle::mke2fs(log_device.device(), 16 << 20, &format!("-O journal_dev -b {size}"));
+        let journal_at = format!("device={}", log_device.device().display());
+        oracle::mke2fs(&image, SIZE, &format!("-t ext4 -b {size} -J {journal_at}"));
+        let mount = KernelMount::with(&image, "noinit_itable").unwrap();
+        for n in 0..50 {
+            std::fs::create_dir(mount.path().join(n.to_string())).unwrap();
+            if n % 10 == 0 {
+                mount.sync();
+            }
+        }
+        mount.sync();
+        let (dirty_log, dirty) = (scratch.join("dirty-log.img"), scratch.join("dirty.img"));
+        std::fs::copy(&log, &dirty_log).unwrap();
+        std::fs::copy(&image, &dirty).unwrap();
+        mount.unmount();
+        drop(log_device);
+
+        let device = SimDevice::from_file(&dirty);
+        let log_device: Arc<dyn BlockDevice> = SimDevice::from_file(&dirty_log);
+        let field = |at: usize| -> [u8; 16] {
+            let mut bytes = [0; 16];
+            device.read_at(1024 + at as u64, &mut bytes).unwrap();
+            bytes
+        };
+        let (fs_uuid, journal_uuid) = (field(0x68), field(0xD0));
+        let external = |journal, fs| LogPlace::external(Arc::clone(&log_device), size, journal, fs);
+        assert!(external(fs_uuid, fs_uuid).is_err(), "a journal of another UUID was accepted");
+        assert!(external(journal_uuid, journal_uuid).is_err(), "another filesystem's journal was accepted");
+        let place = external(journal_uuid, fs_uuid).unwrap();
+        let dynamic: Arc<dyn BlockDevice> = Arc::clone(&device) as _;
+        let recovery = recover(&place, &dynamic, SIZE / u64::from(size)).unwrap();
+        assert!(recovery.transactions() >= 5);
+        recovery.finish(&dynamic).unwrap();
+        assert_eq!(place.read_superblock().unwrap().start(), 0);
+
+        let log_device = Loop::attach(&dirty_log, false);
+        let journal = log_device.device().display().to_string();
+        let outcome = oracle::e2fsck_with(&dirty, &["-y", "-E", "journal_only", "-j", &journal]);
+        assert!(outcome.status <= 1, "{outcome}");
+        assert_same(&device.content(), &dirty, &[], size, "external journal");
+    }
 }
