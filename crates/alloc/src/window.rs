@@ -9,10 +9,13 @@
 //! are emptied ([`Registry::drain`]). Lock order: a window's lock before a group's, never a group's before a window's,
 //! and never two windows.
 
+use std::hash::{Hash as _, Hasher as _};
 use std::sync::{OnceLock, Weak};
 
 use extant_sync::atomic::{AtomicUsize, Ordering};
 use extant_sync::{Arc, Mutex, Rank, thread_local};
+
+use rustc_hash::FxHasher;
 
 use crate::allocator::Allocator;
 
@@ -147,14 +150,15 @@ impl Slot {
     }
 }
 
-/// Only names threads; not part of what schedule exploration looks at.
-static NEXT_THREAD: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
-
 thread_local! {
-    static THREAD: usize = NEXT_THREAD.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    static THREAD: usize = {
+        let mut hasher = FxHasher::default();
+        extant_sync::thread::current().id().hash(&mut hasher);
+        (hasher.finish() >> 32) as usize
+    };
 }
 
-/// A small number of the calling thread, to spread threads over slots and groups.
+/// A number of the calling thread, to spread threads over slots.
 pub(crate) fn thread_number() -> usize {
     THREAD.with(|n| *n)
 }

@@ -116,6 +116,23 @@ pub enum Written {
     No,
 }
 
+/// How a hole gets blocks ([`MapFs::placement`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Placement {
+    /// The blocks belong to a cluster that the file has already: map them there, nothing to claim or publish.
+    Implied {
+        /// Where the first block is.
+        pblk: Pblk,
+        /// For how many blocks.
+        len: u32,
+    },
+    /// By a claim, for this many blocks at most.
+    Claim {
+        /// Blocks.
+        len: u32,
+    },
+}
+
 /// What blocks hold, for their freeing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Content {
@@ -212,6 +229,26 @@ impl MapFs {
             }
             Run::Hole { .. } => None,
         }))
+    }
+
+    /// How the hole `[lblk, lblk + len)` gets its blocks, from its start on: without bigalloc always by a claim of `len`.
+    ///
+    /// # Errors
+    /// As [`Self::lookup`].
+    pub fn placement(&self, map: &MapRef<'_>, lblk: Lblk, len: u32) -> Result<Placement> {
+        let ratio = self.geo.cluster_ratio();
+        if ratio == 1 || len == 0 {
+            return Ok(Placement::Claim { len });
+        }
+        if let Some(pblk) = self.implied(map, lblk)? {
+            return Ok(Placement::Implied { pblk, len: len.min(ratio - lblk.0 % ratio) });
+        }
+        // The cluster of the hole's end may be allocated for blocks behind it.
+        let last = (lblk.0 + (len - 1)) / ratio * ratio;
+        if last > lblk.0 && self.implied(map, Lblk(last))?.is_some() {
+            return Ok(Placement::Claim { len: last - lblk.0 });
+        }
+        Ok(Placement::Claim { len })
     }
 
     /// Maps a hole to blocks, which the caller publishes in the same handle. Tree blocks come out of `res` (see

@@ -36,5 +36,5 @@ mod tree;
 pub use error::{MapError, Result};
 pub use extant_format::extent::Extent;
 pub use extant_format::indirect::MapKind;
-pub use fs::{Content, Delta, MapFs, MapMut, MapRef, Removed, Written};
+pub use fs::{Content, Delta, MapFs, MapMut, MapRef, Placement, Removed, Written};
 pub use status::{ExtentStatus, LBLK_END, Run, Status, StatusBudget};

@@ -1,0 +1,145 @@
+//! Counting: ENOSPC exact to the block, reserved blocks, statfs as the kernel's, trim.
+
+use extant_alloc::{AllocError, ClaimRequest, InodeWindow, Privilege, overhead_clusters};
+use extant_format::{Lblk, Pblk};
+use extant_testkit::kernel::KernelMount;
+use extant_testkit::{env, need, oracle};
+
+use crate::rig::Rig;
+
+fn needs() -> Result<(), String> {
+    env::tools(&["mke2fs", "e2fsck", "debugfs"])
+}
+
+#[test]
+fn every_free_block_can_be_claimed_and_not_one_more() {
+    need!(needs());
+    for args in [
+        "-t ext4 -b 1024 -O ^has_journal",
+        "-t ext2 -b 1024",
+        "-t ext4 -b 1024 -C 4096 -O bigalloc,^has_journal",
+    ] {
+        let mut rig = Rig::new(args, 20 << 20);
+        let ratio = rig.sb.geometry().cluster_ratio();
+        let free = rig.alloc.usable_clusters();
+        let mut res = rig.alloc.reserve(0, free, Privilege::Pool).expect("all of it");
+        let none = rig.alloc.reserve(0, 1, Privilege::Pool);
+        assert!(matches!(none, Err(AllocError::NoSpace { pending: None })), "{none:?}");
+        let mut runs = Vec::new();
+        while res.meta() > 0 {
+            let len = res.meta().min(3000) as u32 * ratio;
+            let request = ClaimRequest { meta: true, ..ClaimRequest::plain(Pblk(0), Lblk(0), len) };
+            let mut claim = rig.alloc.claim(&request, &mut res).expect("what is reserved can be claimed");
+            let n = claim.len();
+            rig.handle(|h| rig.alloc.publish(h, &mut claim, n)).expect("publish");
+            runs.push((claim.pblk().0, u64::from(n)));
+        }
+        assert_eq!((rig.alloc.free_clusters(), rig.alloc.usable_clusters()), (0, 0));
+        assert!(rig.claim(5000, 1).is_none());
+        for (pblk, len) in runs {
+            rig.free(pblk, len);
+        }
+        let waiting = rig.alloc.reserve(0, 1, Privilege::Pool);
+        assert!(matches!(waiting, Err(AllocError::NoSpace { pending: Some(_) })), "{waiting:?}");
+        rig.commit();
+        assert_eq!(rig.alloc.usable_clusters(), free);
+        rig.close();
+        oracle::assert_clean(&rig.image);
+    }
+}
+
+#[test]
+fn reserved_blocks_and_the_pool_are_held_back() {
+    need!(needs());
+    let rig = Rig::new("-t ext4 -b 1024 -m 10 -O ^has_journal", 64 << 20);
+    let free = rig.alloc.usable_clusters();
+    let (r, pool) = (65536 / 10, (65536 - 1) / 50);
+    let normal = free - r - pool;
+    drop(rig.alloc.reserve(normal, 0, Privilege::Normal).expect("to the last block"));
+    assert!(rig.alloc.reserve(normal + 1, 0, Privilege::Normal).is_err());
+    drop(rig.alloc.reserve(normal + r, 0, Privilege::Reserved).expect("to the last block"));
+    assert!(rig.alloc.reserve(normal + r + 1, 0, Privilege::Reserved).is_err());
+    let all = rig.alloc.reserve(normal, r + pool, Privilege::Normal).expect("tree blocks may use the pool");
+    assert!(rig.alloc.reserve(0, 1, Privilege::Pool).is_err());
+    drop(all);
+    assert_eq!(rig.alloc.usable_clusters(), free);
+}
+
+#[test]
+fn windows_give_way_before_the_disk_is_full() {
+    need!(needs());
+    let rig = Rig::new("-t ext4 -b 1024 -m 0 -O ^has_journal", 20 << 20);
+    let windows: Vec<InodeWindow> = (0..4).map(|_| InodeWindow::new()).collect();
+    for (i, window) in windows.iter().enumerate() {
+        let mut res = rig.alloc.reserve(200, 0, Privilege::Normal).expect("space");
+        let request = ClaimRequest::file(Pblk(1000 * i as u64), Lblk(0), 200, 1000, window);
+        let mut claim = rig.alloc.claim(&request, &mut res).expect("space");
+        let n = claim.len();
+        rig.handle(|h| rig.alloc.publish(h, &mut claim, n)).expect("publish");
+    }
+    let free = rig.alloc.usable_clusters();
+    let mut res = rig.alloc.reserve(0, free, Privilege::Pool).expect("windows are nobody's");
+    let mut claims = Vec::new();
+    while res.meta() > 0 {
+        let request = ClaimRequest { meta: true, ..ClaimRequest::plain(Pblk(0), Lblk(0), 500) };
+        claims.push(rig.alloc.claim(&request, &mut res).expect("windows give way"));
+    }
+    assert_eq!(claims.iter().map(|c| u64::from(c.len())).sum::<u64>(), free);
+}
+
+#[test]
+fn statfs_is_the_kernels() {
+    need!(needs(), env::kernel_mounts());
+    let images = [
+        "-t ext4 -b 1024",
+        "-t ext4 -b 4096 -m 7",
+        "-t ext4 -b 4096 -O ^has_journal",
+        "-t ext2 -b 1024",
+        "-t ext3 -b 2048",
+        "-t ext4 -b 1024 -O ^flex_bg,^resize_inode,^64bit",
+        "-t ext4 -b 4096 -C 16384 -O bigalloc",
+        "-t ext4 -b 1024 -O meta_bg,^resize_inode",
+    ];
+    for args in images {
+        let scratch = env::scratch();
+        let image = scratch.join("image");
+        oracle::mke2fs(&image, 90 << 20, args);
+        let rig = Rig::open(scratch, image, |_| {});
+        let journal = oracle::dumpe2fs_header(&rig.image);
+        let journal = journal
+            .iter()
+            .find(|(k, _)| k == "Total journal blocks")
+            .map_or(0, |(_, v)| v.trim().parse::<u64>().expect("journal blocks"));
+        let overhead = overhead_clusters(&rig.sb, journal);
+        let (bsd, minix) = (rig.alloc.statfs(overhead), rig.alloc.statfs(0));
+        for (options, ours) in [("bsddf", bsd), ("minixdf", minix)] {
+            let mount = KernelMount::with(&rig.image, &format!("ro,noload,{options}"));
+            let mount = mount.unwrap_or_else(|_| KernelMount::with(&rig.image, "ro").expect("mount"));
+            let kernel = rustix::fs::statvfs(mount.path()).expect("statfs");
+            let theirs = (kernel.f_blocks, kernel.f_bfree, kernel.f_bavail, kernel.f_files, kernel.f_ffree);
+            let ours = (ours.blocks, ours.bfree, ours.bavail, ours.files, ours.ffree);
+            assert_eq!(ours, theirs, "{args} {options}");
+        }
+    }
+}
+
+#[test]
+fn trim_discards_what_is_free_once() {
+    need!(needs());
+    let mut rig = Rig::new("-t ext4 -b 4096 -O ^has_journal", 256 << 20);
+    let (pblk, len) = rig.take(40_000, 1000).expect("space");
+    rig.commit();
+    let end = Pblk(u64::MAX);
+    let never = || false;
+    let free = rig.alloc.free_clusters();
+    assert_eq!(rig.alloc.trim(Pblk(0), end, 1, &never).expect("trim"), free);
+    assert_eq!(rig.alloc.trim(Pblk(0), end, 1, &never).expect("trim"), 0, "nothing new");
+    rig.free(pblk, u64::from(len));
+    rig.commit();
+    let part = rig.alloc.trim(Pblk(pblk), Pblk(pblk + 100), 1, &never).expect("trim");
+    assert_eq!(part, 100);
+    assert!(rig.alloc.trim(Pblk(0), end, 500, &never).expect("trim") >= 1000);
+    assert_eq!(rig.alloc.usable_clusters(), rig.alloc.free_clusters());
+    rig.close();
+    oracle::assert_clean(&rig.image);
+}

@@ -1,0 +1,4 @@
+//! Maps on real images: random operations against a plain reference, judged by e2fsck and debugfs.
+
+mod random;
+mod rig;
