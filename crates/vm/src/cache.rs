@@ -255,6 +255,13 @@ impl PageCache {
         drop(removed);
     }
 
+    /// The same for an inode whose dirty pages were dropped.
+    pub(crate) fn unlist_clean(&self, owner: &Weak<dyn Owner>) {
+        if let Some(strong) = owner.upgrade() {
+            self.unlist(&*strong, owner.as_ptr().addr());
+        }
+    }
+
     pub(crate) fn add_to_ring(&self, owner: Weak<dyn Owner>) {
         self.ring.lock().push_back(owner);
     }

@@ -87,8 +87,17 @@ pub trait Host: Send + Sync + 'static {
     /// with no page lock. An error means nothing was published.
     fn publish(&self, claims: Vec<Self::Claim>, end: u64) -> Result<(), Self::Error>;
 
+    /// How many claims one [`Self::publish`] may get: as many as fit in one handle.
+    fn claims_per_publish(&self) -> usize;
+
     /// The errno to remember for a failed writeback.
     fn errno(error: &Self::Error) -> i32;
+
+    /// Runs a piece of background writeback between what has to come before and after it (freeze, rank 28). Nothing is held
+    /// at 28 or above.
+    fn in_background<R>(&self, work: impl FnOnce() -> R) -> R {
+        work()
+    }
 }
 
 /// What the page cache keeps of an inode: implemented for every [`Host`].
@@ -118,11 +127,11 @@ impl<H: Host> Owner for H {
     }
 
     fn write_some(&self, most: usize) -> bool {
-        self.space().write_some(self, most).is_ok()
+        self.in_background(|| self.space().write_some(self, most)).is_ok()
     }
 
     fn write_all(&self) -> bool {
-        self.space().sync(self, 0..u64::MAX).is_ok()
+        self.in_background(|| self.space().sync(self, 0..u64::MAX)).is_ok()
     }
 }
 

@@ -149,6 +149,7 @@ impl AddressSpace {
             }
             at = next.checked_add(1);
         }
+        self.unlist_if_clean();
         dropped
     }
 }

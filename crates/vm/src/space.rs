@@ -99,6 +99,13 @@ impl AddressSpace {
         self.unclean() > 0
     }
 
+    /// Takes the inode off the cache's list when nothing of it is dirty any more.
+    pub(crate) fn unlist_if_clean(&self) {
+        if self.unclean() == 0 {
+            self.cache.unlist_clean(&self.owner);
+        }
+    }
+
     pub(crate) fn unclean(&self) -> usize {
         self.unclean.load(Ordering::Acquire)
     }
@@ -109,9 +116,9 @@ impl AddressSpace {
         self.cache.cleaned(pages);
     }
 
-    /// The parts of `range` (bytes) that the cache holds for holes: data whose place on disk is not yet decided.
-    /// For SEEK_DATA, which must see it. The first one, as bytes, to whole blocks.
-    pub fn next_delayed(&self, range: Range<u64>) -> Option<Range<u64>> {
+    /// The first part of `range` (bytes, to whole blocks) that is dirty or being written: data, whatever the map says. For
+    /// SEEK_DATA, which must see it.
+    pub fn next_dirty(&self, range: Range<u64>) -> Option<Range<u64>> {
         let geo = self.cache.geometry();
         let mut at = geo.page_of(range.start)?;
         loop {
@@ -123,7 +130,7 @@ impl AddressSpace {
             let page = Arc::clone(index.find(at)?);
             drop(index);
             let state = page.state();
-            let set = state.has(Kind::Delayed) | state.has(Kind::Claimed);
+            let set = state.has(Kind::Dirty) | state.has(Kind::InFlight);
             for block in (0..geo.blocks_per_page()).filter(|b| set & (1 << b) != 0) {
                 let start = geo.page_start(at) + geo.block_bytes(block);
                 let end = start + u64::from(geo.block_size());

@@ -331,25 +331,44 @@ impl AddressSpace {
         self.index.read().find(page).is_some_and(|p| p.state().has(Kind::Dirty) & bit != 0)
     }
 
-    /// Publishes what was written, and notes it in the pages.
+    /// Publishes what was written, as much at a time as a handle takes, and notes it in the pages.
     fn publish<H: Host>(&self, host: &H, batch: &mut Batch<H::Error>, placed: Vec<Placed<H::Claim>>) {
-        let geo = self.cache.geometry();
+        let most = host.claims_per_publish().max(1);
         let mut claims = Vec::new();
         let mut done: Vec<(u32, u32)> = Vec::new();
         for run in placed {
-            if run.good {
-                claims.extend(run.claim);
-                done.push((run.lblk, run.len));
-            } else if batch.error.is_none() {
-                batch.error = Some(std::io::Error::from_raw_os_error(5).into());
+            if !run.good {
+                if batch.error.is_none() {
+                    batch.error = Some(std::io::Error::from_raw_os_error(5).into());
+                }
+                continue;
+            }
+            claims.extend(run.claim);
+            done.push((run.lblk, run.len));
+            if claims.len() >= most && !self.publish_some(host, batch, &mut claims, &mut done) {
+                return;
             }
         }
-        let Some(end) = done.last().map(|(at, n)| geo.block_bytes(*at) + geo.block_bytes(*n)) else { return };
-        if let Err(error) = host.publish(claims, end.min(batch.size)) {
-            batch.error.get_or_insert(error);
-            return;
+        if !done.is_empty() {
+            self.publish_some(host, batch, &mut claims, &mut done);
         }
-        for (lblk, len) in done {
+    }
+
+    /// The same for what fits in one handle; whether it went well.
+    fn publish_some<H: Host>(
+        &self,
+        host: &H,
+        batch: &mut Batch<H::Error>,
+        claims: &mut Vec<H::Claim>,
+        done: &mut Vec<(u32, u32)>,
+    ) -> bool {
+        let geo = self.cache.geometry();
+        let end = done.last().map_or(0, |(at, n)| geo.block_bytes(*at) + geo.block_bytes(*n));
+        if let Err(error) = host.publish(std::mem::take(claims), end.min(batch.size)) {
+            batch.error.get_or_insert(error);
+            return false;
+        }
+        for (lblk, len) in done.drain(..) {
             let mut slot = batch.pages.partition_point(|p| p.page.index < geo.page_of_block(lblk));
             for at in lblk..lblk + len {
                 if geo.page_of_block(at) != batch.pages[slot].page.index {
@@ -359,6 +378,7 @@ impl AddressSpace {
                 flight.good |= 1 << (at - geo.first_block(flight.page.index));
             }
         }
+        true
     }
 
     /// Ends the writeback of all pages: what went well is clean, the rest dirty again, delayed if it was.

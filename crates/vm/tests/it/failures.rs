@@ -109,9 +109,9 @@ fn delayed_data_is_found() {
     let fs = SimFs::new(1024, 64, CacheConfig::default());
     let file = fs.file(12);
     file.pages.write(&*file, 5000, &[1; 100]);
-    assert_eq!(file.pages.next_delayed(0..u64::MAX), Some(4096..5120));
-    assert_eq!(file.pages.next_delayed(4500..5000), Some(4500..5000));
-    assert_eq!(file.pages.next_delayed(5120..u64::MAX), None);
+    assert_eq!(file.pages.next_dirty(0..u64::MAX), Some(4096..5120));
+    assert_eq!(file.pages.next_dirty(4500..5000), Some(4500..5000));
+    assert_eq!(file.pages.next_dirty(5120..u64::MAX), None);
     fs.cache.sync_all().expect("sync");
-    assert_eq!(file.pages.next_delayed(0..u64::MAX), None);
+    assert_eq!(file.pages.next_dirty(0..u64::MAX), None);
 }

@@ -265,6 +265,10 @@ impl Host for SimFile {
         Ok(())
     }
 
+    fn claims_per_publish(&self) -> usize {
+        3
+    }
+
     fn errno(error: &io::Error) -> i32 {
         error.raw_os_error().unwrap_or(5)
     }
