@@ -16,7 +16,7 @@ use crate::allocator::Allocator;
 use crate::counters::Reservation;
 use crate::error::{AllocError, Result};
 use crate::group::GroupState;
-use crate::window::{InodeWindow, Taken, WindowCell, thread_number};
+use crate::window::{InodeWindow, Taken, thread_number};
 
 /// Files up to this many bytes are cut from a slot that they share with other small files.
 const SMALL_FILE: u64 = 64 << 10;
@@ -251,73 +251,76 @@ impl Allocator {
             return self.find_small(request.goal, want);
         }
         let cell = window.cell(self);
-        if let Some(cut) = cell.cut(at, want) {
-            return Ok(cut);
-        }
-        if !cell.continues(at) && request.lblk.0 != 0 {
+        let mut window = cell.lock();
+        if window.next != at && at != 0 {
+            // A write elsewhere: the file starts to continue from here.
+            window.refill(self, at, None);
+            drop(window);
             let taken = self.search(request.goal, want)?;
-            cell.keep(at.wrapping_add(taken.len), None);
+            cell.lock().moved_past(at, taken.len);
             return Ok(taken);
         }
-        self.find_ahead(cell, request.goal, at, want, bytes)
-    }
-
-    /// A file that grows at its end gets a window about as large as itself.
-    fn find_ahead(
-        self: &Arc<Self>,
-        cell: &Arc<WindowCell>,
-        goal: Pblk,
-        at: u32,
-        want: u32,
-        bytes: u64,
-    ) -> Result<Taken> {
+        if window.next == at
+            && let Some(cut) = window.cut(want)
+        {
+            return Ok(cut);
+        }
+        // A file that grows at its end gets a window about as large as itself.
         let ahead = bytes.next_power_of_two().min(WINDOW_BYTES) / self.geo.cluster_size();
-        let mut all = self.search(goal, want.max(ahead as u32))?;
-        let taken = all.cut(want);
-        cell.keep(at.wrapping_add(taken.len), (all.len > 0).then_some(all));
-        Ok(taken)
+        window.refill(self, at, None);
+        if let Some(all) = self.look(request.goal, want.max(ahead as u32)) {
+            window.refill(self, at, Some(all));
+            if let Some(cut) = window.cut(want) {
+                return Ok(cut);
+            }
+        }
+        drop(window);
+        self.search(request.goal, want)
     }
 
     /// Small files are cut one behind the other from the thread's slot.
-    fn find_small(self: &Arc<Self>, goal: Pblk, want: u32) -> Result<Taken> {
+    fn find_small(&self, goal: Pblk, want: u32) -> Result<Taken> {
         let slot = &self.slots[thread_number() % self.slots.len()];
         let Some(mut held) = slot.0.try_lock() else { return self.search(goal, want) };
         if let Some(window) = held.as_mut().filter(|w| w.len >= want) {
             return Ok(window.cut(want));
         }
-        let old = held.take();
-        drop(held);
-        let goal = old.map_or(goal, |old| {
+        let mut goal = goal;
+        if let Some(old) = held.take() {
+            goal = self.geo.block_of_bit(GroupNr(old.group), old.start);
             if old.len > 0 {
                 self.give_back(old);
             }
-            self.geo.block_of_bit(GroupNr(old.group), old.start)
-        });
-        let mut all = self.search(goal, SLOT_CLUSTERS.max(want))?;
-        let taken = all.cut(want);
-        if all.len > 0 {
-            let unused = slot.0.lock().replace(all);
-            if let Some(unused) = unused.filter(|u| u.len > 0) {
-                self.give_back(unused);
-            }
         }
-        Ok(taken)
+        if let Some(mut all) = self.look(goal, SLOT_CLUSTERS.max(want)) {
+            let cut = all.cut(want);
+            *held = Some(all);
+            return Ok(cut);
+        }
+        drop(held);
+        self.search(goal, want)
     }
 
     /// Takes `want` clusters or fewer out of a free map, near `goal` if it can be.
+    ///
+    /// No window is locked by the caller: if nothing is found, all windows are emptied, each under its lock, so that
+    /// clusters on their way into a window are waited for.
     fn search(&self, goal: Pblk, want: u32) -> Result<Taken> {
-        let want = want.clamp(1, self.geo.clusters_per_group());
-        let (g, bit) = self.geo.bit_of_block(goal).map_or((0, 0), |(g, bit)| (g.0 as usize, bit));
-        let mut emptied = false;
         loop {
-            if let Some(taken) = self.near_goal(g, bit, want).or_else(|| self.in_groups(g, want)) {
+            if let Some(taken) = self.look(goal, want) {
                 return Ok(taken);
             }
-            if emptied || !self.empty_windows() {
-                return Err(self.no_space());
+            if !self.empty_windows() {
+                return self.look(goal, want).ok_or_else(|| self.no_space());
             }
-            emptied = true;
         }
+    }
+
+    /// As [`Self::search`], with what is in the free maps only.
+    fn look(&self, goal: Pblk, want: u32) -> Option<Taken> {
+        let want = want.clamp(1, self.geo.clusters_per_group());
+        let (g, bit) = self.geo.bit_of_block(goal).map_or((0, 0), |(g, bit)| (g.0 as usize, bit));
+        self.near_goal(g, bit, want).or_else(|| self.in_groups(g, want))
     }
 
     /// The goal itself, or a run near it in its group.
@@ -412,8 +415,8 @@ impl Allocator {
     fn empty_windows(&self) -> bool {
         let mut any = false;
         for slot in &*self.slots {
-            let old = slot.0.lock().take().filter(|w| w.len > 0);
-            if let Some(old) = old {
+            let mut held = slot.0.lock();
+            if let Some(old) = held.take().filter(|w| w.len > 0) {
                 self.give_back(old);
                 any = true;
             }

@@ -13,7 +13,7 @@ use std::hash::{Hash as _, Hasher as _};
 use std::sync::{OnceLock, Weak};
 
 use extant_sync::atomic::{AtomicUsize, Ordering};
-use extant_sync::{Arc, Mutex, Rank, thread_local};
+use extant_sync::{Arc, Mutex, MutexGuard, Rank, thread_local};
 
 use rustc_hash::FxHasher;
 
@@ -57,7 +57,6 @@ pub(crate) struct WindowState {
     pub(crate) taken: Option<Taken>,
     /// The file's cluster that follows what was last claimed.
     pub(crate) next: u32,
-    registered: bool,
 }
 
 impl std::fmt::Debug for InodeWindow {
@@ -84,60 +83,60 @@ impl InodeWindow {
     pub(crate) fn cell(&self, alloc: &Arc<Allocator>) -> &Arc<WindowCell> {
         self.0.get_or_init(|| {
             let state = Mutex::new(Rank::PREALLOC, WindowState::default());
-            Arc::new(WindowCell { alloc: Arc::clone(alloc), state })
+            let cell = Arc::new(WindowCell { alloc: Arc::clone(alloc), state });
+            alloc.windows.enter(&cell);
+            cell
         })
     }
 }
 
 impl WindowCell {
-    /// Cuts clusters for the file's cluster `at` off the front, if that is what the window is for.
-    pub(crate) fn cut(&self, at: u32, len: u32) -> Option<Taken> {
-        let mut state = self.state.lock();
-        if state.next != at {
-            return None;
-        }
-        let taken = state.taken.as_mut().filter(|t| t.len > 0)?;
-        let cut = taken.cut(len);
-        state.next = at.wrapping_add(cut.len);
-        Some(cut)
-    }
-
-    /// Whether the file goes on where it stopped: then it is worth taking more than is asked.
-    pub(crate) fn continues(&self, at: u32) -> bool {
-        self.state.lock().next == at
-    }
-
-    /// Keeps `rest` for the file's clusters from `next`; what was kept before goes back.
-    pub(crate) fn keep(self: &Arc<Self>, next: u32, rest: Option<Taken>) {
-        let old = {
-            let mut state = self.state.lock();
-            state.next = next;
-            if rest.is_some() && !state.registered {
-                state.registered = true;
-                self.alloc.windows.enter(self);
-            }
-            std::mem::replace(&mut state.taken, rest)
-        };
-        self.give_back(old);
+    /// Locks the window. The lock is held while clusters go in and come out, so that who empties all windows waits
+    /// for those on their way.
+    pub(crate) fn lock(&self) -> MutexGuard<'_, WindowState> {
+        self.state.lock()
     }
 
     /// Gives the clusters back. Returns whether there were any.
     pub(crate) fn release(&self) -> bool {
-        let old = self.state.lock().taken.take();
-        self.give_back(old)
+        let mut state = self.state.lock();
+        let any = state.taken.is_some_and(|t| t.len > 0);
+        let next = state.next;
+        state.refill(&self.alloc, next, None);
+        any
+    }
+}
+
+impl WindowState {
+    /// Cuts up to `len` clusters for the file's next ones.
+    pub(crate) fn cut(&mut self, len: u32) -> Option<Taken> {
+        let cut = self.taken.as_mut().filter(|t| t.len > 0)?.cut(len);
+        self.next = self.next.wrapping_add(cut.len);
+        Some(cut)
     }
 
-    fn give_back(&self, taken: Option<Taken>) -> bool {
-        let Some(taken) = taken.filter(|t| t.len > 0) else { return false };
-        self.alloc.give_back(taken);
-        true
+    /// Keeps `taken` for the file's clusters from `next` on; what was kept before goes back.
+    pub(crate) fn refill(&mut self, alloc: &Allocator, next: u32, taken: Option<Taken>) {
+        self.next = next;
+        if let Some(old) = std::mem::replace(&mut self.taken, taken).filter(|t| t.len > 0) {
+            alloc.give_back(old);
+        }
+    }
+
+    /// `len` clusters from `at` on were claimed past the window.
+    pub(crate) fn moved_past(&mut self, at: u32, len: u32) {
+        if self.next == at {
+            self.next = at.wrapping_add(len);
+        }
     }
 }
 
 impl Drop for WindowCell {
     fn drop(&mut self) {
         let taken = self.state.get_mut().taken.take();
-        self.give_back(taken);
+        if let Some(taken) = taken.filter(|t| t.len > 0) {
+            self.alloc.give_back(taken);
+        }
     }
 }
 
@@ -175,7 +174,7 @@ impl Registry {
         Self { cells: Mutex::new(Rank::LEAF, Vec::new()), sweep_at: AtomicUsize::new(1024) }
     }
 
-    /// Makes a window known; called with its lock held, at its first filling.
+    /// Makes a window known, before it is first filled.
     fn enter(&self, cell: &Arc<WindowCell>) {
         let mut cells = self.cells.lock();
         if cells.len() >= self.sweep_at.load(Ordering::Relaxed) {

@@ -1,4 +1,5 @@
 //! Maps on real images: random operations against a plain reference, judged by e2fsck and debugfs.
 
+mod hostile;
 mod random;
 mod rig;
