@@ -5,6 +5,7 @@ mod ci;
 mod packages;
 mod proc;
 mod races;
+mod suites;
 mod tests;
 mod tidy;
 
@@ -17,6 +18,8 @@ cargo xtask COMMAND
   ci [--quick]     formatting, lints, tidy, documentation, tests; --quick leaves out what is slow
   bench [--long]   the same work on us, the kernel and the others
   races [--long]   scenarios of the rooms under a scheduler that explores interleavings
+  suites [--long] [NAME…]
+                   pjdfstest, fsx, fsstress against a mount of ours; SUITES= is the folder that holds them
   tidy             the project's own rules: edges between rooms, unsafe, file lengths, links, words
 ";
 
@@ -34,6 +37,7 @@ fn main() -> ExitCode {
         "test" => tests::command(rest),
         "bench" => bench::run(rest),
         "races" => races::command(rest),
+        "suites" => suites::command(rest),
         "ci" => ci::command(rest),
         "tidy" => tidy::command(),
         "help" | "--help" | "-h" => {
