@@ -32,10 +32,13 @@ fn block_size(image: &Path) -> u32 {
 }
 
 fn place(image: &Path, device: &Arc<SimDevice>) -> LogPlace {
+    place_in(image, device, SIZE / u64::from(block_size(image)))
+}
+
+fn place_in(image: &Path, device: &Arc<SimDevice>, fs_blocks: u64) -> LogPlace {
     let blocks = journal_blocks(image);
-    let size = block_size(image);
     let extents = blocks.iter().map(|b| (Pblk(*b), 1));
-    LogPlace::internal(Arc::clone(device) as _, size, SIZE / u64::from(size), extents).unwrap()
+    LogPlace::internal(Arc::clone(device) as _, block_size(image), fs_blocks, extents).unwrap()
 }
 
 /// An image as it is while the kernel has it mounted and has just synced it several times.
@@ -70,7 +73,7 @@ fn assert_same(ours: &Content, theirs: &Path, skip: &[u64], size: u32, what: &st
     let theirs = Content::from_file(theirs).unwrap();
     let size = size as usize;
     let (mut a, mut b) = (vec![0; size], vec![0; size]);
-    for block in 0..SIZE / size as u64 {
+    for block in 0..ours.size() / size as u64 {
         ours.read(block * size as u64, &mut a);
         theirs.read(block * size as u64, &mut b);
         if block == 1024 / size as u64 {
@@ -338,5 +341,48 @@ fn an_external_journal_is_replayed_as_e2fsck_does() {
         let outcome = oracle::e2fsck_with(&dirty, &["-y", "-E", "journal_only", "-j", &journal]);
         assert!(outcome.status <= 1, "{outcome}");
         assert_same(&device.content(), &dirty, &[], size, "external journal");
+    }
+}
+
+/// Images of e2fsprogs' regression tests: replayed to the same bytes, or refused where e2fsck reports a damaged journal.
+#[test]
+fn published_journals_are_replayed_or_refused_as_e2fsck_does() {
+    need!(env::images(), env::tools(&["e2fsck", "debugfs", "dumpe2fs", "xz"]));
+    let folder = env::images().unwrap().join("e2fsprogs");
+    let unpacked = |name: &str, scratch: &Scratch| {
+        let image = scratch.join("fs.img");
+        oracle::unxz(&folder.join(format!("{name}.img.xz")), &image);
+        image
+    };
+    let blocks_of = |image: &Path| std::fs::metadata(image).unwrap().len() / u64::from(block_size(image));
+    let outcome = |image: &Path| {
+        let device = SimDevice::from_file(image);
+        let dynamic: Arc<dyn BlockDevice> = Arc::clone(&device) as _;
+        let place = place_in(image, &device, blocks_of(image));
+        let recovery = recover(&place, &dynamic, blocks_of(image));
+        recovery.and_then(|r| r.finish(&dynamic)).map(|()| device.content())
+    };
+    // The log of the last two ends before the damage.
+    let replayed = [
+        "j_recover_csum3_64bit",
+        "f_jnl_32bit",
+        "f_jnl_64bit",
+        "j_corrupt_revoke_csum",
+        "j_corrupt_revoke_block",
+    ];
+    for name in replayed {
+        let scratch = scratch();
+        let image = unpacked(name, &scratch);
+        let ours = outcome(&image).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let journal = journal_blocks(&image)[0];
+        let size = block_size(&image);
+        let replayed = oracle::e2fsck_with(&image, &["-y", "-E", "journal_only"]);
+        assert!(replayed.status <= 1, "{name}: {replayed}");
+        assert_same(&ours, &image, &[journal], size, name);
+    }
+    for name in ["j_corrupt_descr_csum", "j_corrupt_journal_block"] {
+        let scratch = scratch();
+        let error = outcome(&unpacked(name, &scratch)).expect_err(name);
+        println!("{name}: {error}");
     }
 }
