@@ -5,6 +5,8 @@ mod ci;
 mod packages;
 mod proc;
 mod races;
+mod rig;
+mod shows;
 mod suites;
 mod tests;
 mod tidy;
@@ -20,6 +22,8 @@ cargo xtask COMMAND
   races [--long]   scenarios of the rooms under a scheduler that explores interleavings
   suites [--long] [NAME…]
                    pjdfstest, fsx, fsstress against a mount of ours; SUITES= is the folder that holds them
+  shows [--record] NAME…
+                   reruns what the project claims: figure, bound, verdict; without a name the list
   tidy             the project's own rules: edges between rooms, unsafe, file lengths, links, words
 ";
 
@@ -38,6 +42,7 @@ fn main() -> ExitCode {
         "bench" => bench::run(rest),
         "races" => races::command(rest),
         "suites" => suites::command(rest),
+        "shows" => shows::command(rest),
         "ci" => ci::command(rest),
         "tidy" => tidy::command(),
         "help" | "--help" | "-h" => {
