@@ -9,11 +9,13 @@
 //! | [`sim`] | a device in memory that records writes and flushes, fails on demand and can be cut off anywhere |
 //! | [`tree`] | a directory tree as a value: contents, metadata, xattrs, holes; and what differs between two |
 //! | [`model`] | a POSIX filesystem tree in a few hundred lines, the reference |
+//! | [`crash`] | the crash lab's script space, and what a crash may leave of a script |
 //! | [`script`] | scenario scripts, and the executors that they run on |
 //! | [`rng`] | the seeded generator that all of them use |
 //!
 //! Only ever a dev-dependency (or a dependency of test programs). No unsafe, no sleeping, no retrying.
 
+pub mod crash;
 pub mod env;
 pub mod kernel;
 pub mod model;

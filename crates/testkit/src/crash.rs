@@ -1,0 +1,333 @@
+//! The crash lab's script space, and what a crash may leave of a script.
+//!
+//! A script is a few changes with syncs between them, on a tree that [`setup`] makes. Its [`History`] knows the tree after
+//! every operation and judges a tree that was found after a crash and its recovery:
+//!
+//! - **Names and metadata** are those after some operation `j`, as a whole: operations are journalled in order. `j` is not before
+//!   what was promised: everything for `sync`; for `fsync` of a path the last change of its inode; for `fdatasync` the last change of its content.
+//! - **Contents** are those of the last sync that covered the file, or newer: each byte is the byte of one of the versions
+//!   since then, the size lies between theirs. A file not changed since then is exact. No byte ever comes from elsewhere.
+//!
+//! The space: [`changes`] names every change; [`scripts`] gives all scripts of one change or two, with every sync after each,
+//! and a seeded sample of those with three.
+
+use std::collections::BTreeMap;
+
+use crate::model::Model;
+use crate::rng::Rng;
+use crate::script::{Executor as _, Op, parse};
+use crate::tree::{Kind, Node, Tree};
+
+/// What every script starts from.
+///
+/// # Panics
+/// Never: the text is fixed.
+#[must_use]
+pub fn setup() -> Vec<Op> {
+    let text = "
+        create a 644
+        write a 0 9000 1
+        mkdir d 755
+        create d/c 600
+        write d/c 0 700 2
+        setxattr d/c user.old 40 3
+        mkdir e 755
+    ";
+    parse(text).expect("the setup's text")
+}
+
+/// Every change of the script space: names in two directories, offsets and sizes within, at and across blocks of 1 and 4 KiB.
+///
+/// # Panics
+/// Never: the text is fixed.
+#[must_use]
+pub fn changes() -> Vec<Op> {
+    let text = "
+        create n 644
+        create d/n 644
+        mkdir m 755
+        symlink target n
+        link a n
+        link d/c e/n
+        unlink a
+        unlink d/c
+        rmdir e
+        rename a n
+        rename a d/c
+        rename d/c a
+        rename d/c e/n
+        rename a d/c exchange
+        rename e d/e
+        write a 0 100 11
+        write a 4000 5000 12
+        write d/c 100 200 13
+        write n 0 3000 14
+        append a 3000 15
+        append d/c 1 16
+        append n 6000 17
+        truncate a 0
+        truncate a 5000
+        truncate a 30000
+        truncate d/c 100
+        fallocate a 8192 16384
+        fallocate n 0 8192
+        fallocate a 12288 8192 keep
+        punch a 1024 4096
+        punch a 0 9000
+        zero a 2000 5000
+        chmod a 600
+        setxattr a user.x 100 18
+        setxattr d/c user.old 700 19
+        removexattr d/c user.old
+    ";
+    parse(text).expect("the changes' text")
+}
+
+/// The syncs that may follow a change of `path`; without one first where `none` is asked for.
+fn syncs(path: &str, none: bool) -> Vec<Option<Op>> {
+    let path = path.to_owned();
+    let mut all = vec![Some(Op::Fsync { path: path.clone() }), Some(Op::Fdatasync { path }), Some(Op::Sync)];
+    if none {
+        all.insert(0, None);
+    }
+    all
+}
+
+/// The path that a sync after the change names: what was changed, under its new name; the root's entry for what is gone.
+fn changed_path(op: &Op) -> &str {
+    match op {
+        Op::Rename { new, .. } | Op::Link { new, .. } => new,
+        Op::Unlink { path } | Op::Rmdir { path } | Op::Symlink { path, .. } => parent(path),
+        Op::Mkdir { path, .. }
+        | Op::Create { path, .. }
+        | Op::Mknod { path, .. }
+        | Op::Chmod { path, .. }
+        | Op::Chown { path, .. }
+        | Op::Write { path, .. }
+        | Op::Append { path, .. }
+        | Op::Truncate { path, .. }
+        | Op::Utimes { path, .. }
+        | Op::Fallocate { path, .. }
+        | Op::Punch { path, .. }
+        | Op::Zero { path, .. }
+        | Op::Setxattr { path, .. }
+        | Op::Removexattr { path, .. }
+        | Op::Fsync { path }
+        | Op::Fdatasync { path } => path,
+        Op::Sync => "/",
+    }
+}
+
+fn parent(path: &str) -> &str {
+    path.rsplit_once('/').map_or("/", |(dir, _)| dir)
+}
+
+/// All scripts of `len` changes (each change followed by each sync or none, the last one by each sync) that the model can run.
+/// For `len` above 2 a sample of `most` of them, chosen by `seed`.
+#[must_use]
+pub fn scripts(len: usize, seed: u64, most: usize) -> Vec<Vec<Op>> {
+    if len <= 2 {
+        let mut all = vec![Vec::new()];
+        for step in 1..=len {
+            all = all.iter().flat_map(|script| extended(script, step < len)).collect();
+        }
+        return all;
+    }
+    let mut rng = Rng::new(seed);
+    let changes = changes();
+    let mut sample = Vec::new();
+    while sample.len() < most {
+        let mut script = Vec::new();
+        for step in 1..=len {
+            let change = rng.pick(&changes).clone();
+            let sync = rng.pick(&syncs(changed_path(&change), step < len)).clone();
+            script.push(change);
+            script.extend(sync);
+        }
+        if runs(&script) {
+            sample.push(script);
+        }
+    }
+    sample
+}
+
+fn extended(script: &[Op], none: bool) -> Vec<Vec<Op>> {
+    let mut longer = Vec::new();
+    for change in changes() {
+        for sync in syncs(changed_path(&change), none) {
+            let mut next = script.to_vec();
+            next.push(change.clone());
+            next.extend(sync);
+            if runs(&next) {
+                longer.push(next);
+            }
+        }
+    }
+    longer
+}
+
+fn runs(script: &[Op]) -> bool {
+    let mut model = Model::after(&setup());
+    script.iter().all(|op| model.apply(op).is_ok())
+}
+
+/// One inode of a state.
+#[derive(Clone, Debug, PartialEq)]
+struct View {
+    node: Node,
+    /// Of a directory: its names.
+    entries: BTreeMap<Vec<u8>, u64>,
+    /// Every path of it.
+    paths: Vec<Vec<u8>>,
+}
+
+#[derive(Debug)]
+struct State {
+    tree: Tree,
+    numbers: BTreeMap<Vec<u8>, u64>,
+    views: BTreeMap<u64, View>,
+}
+
+impl State {
+    fn of(model: &Model) -> Self {
+        let (tree, numbers) = (model.snapshot(), model.inode_numbers());
+        let mut views: BTreeMap<u64, View> = BTreeMap::new();
+        for (path, number) in &numbers {
+            let node = Node { link_of: None, ..tree.nodes[path].clone() };
+            let view = views.entry(*number).or_insert_with(|| View {
+                node,
+                entries: BTreeMap::new(),
+                paths: Vec::new(),
+            });
+            view.paths.push(path.clone());
+        }
+        for (path, number) in numbers.iter().filter(|(path, _)| !path.is_empty()) {
+            let at = path.iter().rposition(|b| *b == b'/');
+            let dir = at.map_or(Vec::new(), |at| path[..at].to_vec());
+            let name = at.map_or(path.clone(), |at| path[at + 1..].to_vec());
+            if let Some(view) = numbers.get(&dir).and_then(|dir| views.get_mut(dir)) {
+                view.entries.insert(name, *number);
+            }
+        }
+        Self { tree, numbers, views }
+    }
+
+    fn number(&self, path: &str) -> Option<u64> {
+        self.numbers.get(path.trim_matches('/').as_bytes()).copied()
+    }
+}
+
+/// The states that a script goes through, and what its syncs promise.
+#[derive(Debug)]
+pub struct History {
+    ops: Vec<Op>,
+    /// `states[i]` is before operation `i`; one more at the end.
+    states: Vec<State>,
+}
+
+impl History {
+    /// The history of a script on the setup's tree.
+    ///
+    /// # Panics
+    /// If the model cannot run it.
+    #[must_use]
+    pub fn new(script: &[Op]) -> Self {
+        let mut model = Model::after(&setup());
+        let mut states = vec![State::of(&model)];
+        for op in script {
+            model.apply(op).unwrap_or_else(|err| panic!("`{op}`: {err}"));
+            states.push(State::of(&model));
+        }
+        Self { ops: script.to_vec(), states }
+    }
+
+    /// Judges the tree found after a crash at a time when the first `done` operations had returned.
+    ///
+    /// # Errors
+    /// What is missing or must not be there.
+    pub fn judge(&self, found: &Tree, done: usize) -> Result<(), String> {
+        let first = (0..done).map(|i| self.promised_names(i)).max().unwrap_or(0);
+        let last = (done + 1).min(self.ops.len());
+        let mut closest: Option<Vec<String>> = None;
+        for state in (first..=last).rev() {
+            let problems = self.compare(&self.states[state], found, done, last);
+            if problems.is_empty() {
+                return Ok(());
+            }
+            if closest.as_ref().is_none_or(|c| problems.len() < c.len()) {
+                closest = Some(problems);
+            }
+        }
+        let problems = closest.unwrap_or_default().join("; ");
+        Err(format!("not the tree after any of {first}..={last} operations: {problems}"))
+    }
+
+    /// The state that operation `i`, if it is a sync, promises the names and metadata of.
+    fn promised_names(&self, i: usize) -> usize {
+        let (path, data_only) = match &self.ops[i] {
+            Op::Sync => return i,
+            Op::Fsync { path } => (path, false),
+            Op::Fdatasync { path } => (path, true),
+            _ => return 0,
+        };
+        let Some(number) = self.states[i].number(path) else { return 0 };
+        let changed = |c: &usize| {
+            let (before, after) =
+                (self.states[*c].views.get(&number), self.states[*c + 1].views.get(&number));
+            match (before, after) {
+                (Some(a), Some(b)) if data_only => a.node.data != b.node.data || a.entries != b.entries,
+                (a, b) => a != b,
+            }
+        };
+        (0..i).rev().find(changed).map_or(0, |c| c + 1)
+    }
+
+    fn compare(&self, state: &State, found: &Tree, done: usize, last: usize) -> Vec<String> {
+        let without_content = |tree: &Tree| {
+            let mut tree = tree.clone();
+            for node in tree.nodes.values_mut() {
+                node.data = crate::tree::Data::default();
+                (node.mtime, node.layout) = (None, None);
+            }
+            tree
+        };
+        let mut problems = without_content(&state.tree).differences(&without_content(found), 4);
+        for (path, node) in found.nodes.iter().filter(|(_, node)| node.kind == Kind::File) {
+            let Some(number) = state.numbers.get(path) else { continue };
+            if let Err(problem) = self.check_content(*number, node, done, last) {
+                problems.push(format!("/{}: {problem}", String::from_utf8_lossy(path)));
+            }
+        }
+        problems
+    }
+
+    /// Checks a file's content against its versions since the last sync that covered it.
+    fn check_content(&self, number: u64, found: &Node, done: usize, last: usize) -> Result<(), String> {
+        let covers = |i: &usize| match &self.ops[*i] {
+            Op::Sync => true,
+            Op::Fsync { path } | Op::Fdatasync { path } => self.states[*i].number(path) == Some(number),
+            _ => false,
+        };
+        let base = (0..done).rev().find(covers).unwrap_or(0);
+        let versions: Vec<&[u8]> = self.states[base..=last]
+            .iter()
+            .filter_map(|state| state.views.get(&number)?.node.data.bytes.as_deref())
+            .collect();
+        let bytes = found.data.bytes.as_deref().ok_or("too large")?;
+        let smallest = versions.iter().map(|v| v.len()).min().unwrap_or(0);
+        let largest = versions.iter().map(|v| v.len()).max().unwrap_or(0);
+        if !(smallest..=largest).contains(&bytes.len()) {
+            return Err(format!("{} bytes, must be {smallest} to {largest}", bytes.len()));
+        }
+        let allowed = |at: usize| versions.iter().any(|v| v.get(at).copied().unwrap_or(0) == bytes[at]);
+        match (0..bytes.len()).find(|at| !allowed(*at)) {
+            Some(at) => {
+                Err(format!("byte {at} is {:#04x}, which no version since operation {base} has", bytes[at]))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
