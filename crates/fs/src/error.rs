@@ -327,6 +327,111 @@ impl std::error::Error for Error {
     }
 }
 
+impl From<extant_format::FormatError> for Error {
+    fn from(e: extant_format::FormatError) -> Self {
+        use extant_format::FormatError as F;
+        match e {
+            F::Corrupt { place, kind } => {
+                Self::corrupt(place.into(), CorruptKind::Layout(format!("{place}: {kind}").into()))
+            }
+            F::Checksum { place, .. } => Self::Checksum(place.into()),
+            F::Incompatible(features) => {
+                Self::Incompatible(format!("it uses features that are not supported: {features}").into())
+            }
+            F::Full { place, .. } => Self::corrupt(place.into(), CorruptKind::Layout(e.to_string().into())),
+            F::TooBig { .. } => Self::FileTooBig,
+        }
+    }
+}
+
+impl From<extant_format::Place> for Place {
+    fn from(place: extant_format::Place) -> Self {
+        use extant_format::Place as P;
+        match place {
+            P::Superblock => Self::Superblock,
+            P::GroupDesc(g) | P::BlockBitmap(g) | P::InodeBitmap(g) => Self::Group(g),
+            P::Inode(i) | P::ExtentNode(i, None) | P::InlineData(i) | P::InodeXattr(i) | P::Quota(i, _) => {
+                Self::Inode(i)
+            }
+            P::ExtentNode(_, Some(b))
+            | P::IndirectBlock(_, b)
+            | P::XattrBlock(b)
+            | P::Mmp(b)
+            | P::Block(b) => Self::Block(b),
+            P::DirBlock(ino, lblk) => Self::DirBlock { ino, lblk },
+            P::OrphanFile(_) => Self::Superblock,
+            P::Journal(_) => Self::Journal,
+        }
+    }
+}
+
+impl From<extant_journal::Error> for Error {
+    fn from(e: extant_journal::Error) -> Self {
+        use extant_journal::Error as J;
+        let place = match &e {
+            J::OutOfRange { pblk, .. } | J::Forgotten(pblk) | J::Journalled(pblk) => Place::Block(*pblk),
+            _ => Place::Journal,
+        };
+        match e {
+            J::Read { ref source, .. } | J::Write { ref source, .. } | J::Log { ref source, .. } => {
+                copy_io(source, &e)
+            }
+            J::Flush(ref source) | J::Thread(ref source) => copy_io(source, &e),
+            J::Aborted(_) => Self::Shutdown,
+            J::TooManyCredits { .. } | J::OutOfCredits(_) => {
+                Self::Incompatible(format!("{e}: the journal is too small").into())
+            }
+            J::Checksum { .. } => Self::Checksum(place),
+            e => Self::corrupt(place, CorruptKind::Journal(e.to_string().into())),
+        }
+    }
+}
+
+/// The same error of a device once more: the number if there is one, else kind and words.
+fn copy_io(source: &io::Error, whole: &extant_journal::Error) -> Error {
+    Error::Io(match source.raw_os_error() {
+        Some(n) => io::Error::from_raw_os_error(n),
+        None => io::Error::new(source.kind(), whole.to_string()),
+    })
+}
+
+impl From<extant_alloc::AllocError> for Error {
+    fn from(e: extant_alloc::AllocError) -> Self {
+        use extant_alloc::AllocError as A;
+        match e {
+            A::NoSpace { .. } | A::NoInodes => Self::NoSpace,
+            A::Format(e) => e.into(),
+            A::NotData { pblk, .. } => {
+                Self::corrupt(Place::Block(pblk), CorruptKind::Allocation(e.to_string().into()))
+            }
+            A::NotInode { ino } => {
+                Self::corrupt(Place::Inode(ino), CorruptKind::Allocation(e.to_string().into()))
+            }
+            A::CorruptGroup { group } => {
+                Self::corrupt(Place::Group(group), CorruptKind::Allocation(e.to_string().into()))
+            }
+            A::Journal(e) => e.into(),
+            A::Device(e) => Self::Io(e),
+        }
+    }
+}
+
+impl From<extant_map::MapError> for Error {
+    fn from(e: extant_map::MapError) -> Self {
+        use extant_map::MapError as M;
+        match e {
+            M::Format(e) => e.into(),
+            M::NotData { ino, .. } | M::Overlap { ino, .. } => {
+                Self::corrupt(Place::Inode(ino), CorruptKind::Map(e.to_string().into()))
+            }
+            M::TooBig { .. } => Self::FileTooBig,
+            M::NoUnwritten { .. } => Self::NotSupported("unwritten blocks in a file without extents"),
+            M::Alloc(e) => e.into(),
+            M::Journal(e) => e.into(),
+        }
+    }
+}
+
 impl From<io::Error> for Error {
     fn from(e: io::Error) -> Self {
         Self::Io(e)

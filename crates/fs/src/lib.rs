@@ -1,18 +1,83 @@
 //! The filesystem as a library: mount, inodes, names, read and write.
 //!
+//! [`Filesystem`] is a mounted ext2, ext3 or ext4. It has two faces over one set of operations: an interface by inode
+//! ([`InodeRef`]: what a FUSE server and the command line use) and one by path. Everything takes `&self`; nothing locks the
+//! filesystem as a whole. Who asks is said by [`Credentials`].
+//!
 //! # Parts
 //! | module | what |
 //! |---|---|
-//! | `error` | the one public error, and its error numbers |
-//! | `options` | mount options over the superblock's defaults |
-//! | `cred` | who asks: ids, capabilities, permission by mode bits |
+//! | `error`, `damage` | the one public error; what `errors=` does about damage |
+//! | `options`, `cred`, `acl` | mount options; who asks; permission and access control lists |
+//! | `bootstrap`, `recovery`, `mount`, `mmp` | from a device to a mounted filesystem and back |
+//! | `filesystem` | what all parts share: locks, space, superblock |
+//! | `inode`, `icache`, `evict`, `orphan` | in-core inodes: reading, caching, freeing, recovering |
+//! | `dir` | names in directories: linear, hash trees, inline |
+//! | `calls`, `create`, `remove`, `rename`, `attr` | the operations |
+//! | `xattr`, `inline` | extended attributes; content kept in the inode |
+//! | `read`, `size` | file content |
+//! | `state`, `freeze`, `background`, `time` | freezing, remounting, shutting down; threads; clocks |
+//!
+//! # Locks
+//! The order is the workspace's (`docs/locking.md`); what of it is here:
+//!
+//! - rank 10, 25, 28: [`freeze`](crate) gates, entered at the start of every change;
+//! - rank 15: the rename lock, for renames between directories;
+//! - rank 20: [`InodeRef`]'s inode lock: a directory's names (shared to look up), sizes, attributes as a whole. Parents come
+//!   before children, directories before other files, else the smaller number first;
+//! - rank 60: a journal handle. Everything that can fail for want of space or by damage is done before its first change; an
+//!   operation that fails later aborts the journal;
+//! - rank 70: extended attributes and inline data; rank 80: the block map; rank 95: orphans; rank 98: shards of the inode
+//!   cache, never over I/O;
+//! - single attributes are behind a leaf lock, so that `stat` waits for nobody.
+//!
+//! The last reference to a dead inode never frees it in place: it queues it for the evictor.
 
+mod acl;
+mod attr;
+mod background;
+mod bootstrap;
+mod calls;
+mod create;
 mod cred;
+mod damage;
+mod dir;
 mod error;
+mod evict;
+mod filesystem;
+mod freeze;
+mod icache;
+mod inline;
+mod inode;
+mod mmp;
+mod mount;
 mod options;
+mod orphan;
+mod read;
+mod recovery;
+mod remove;
+mod rename;
+mod size;
+mod state;
+mod time;
+mod xattr;
 
+pub use attr::{Attr, FsxAttr, SetAttr, SetTime, StatFs};
+pub use create::NewInode;
 pub use cred::{Access, Caps, Credentials};
+pub use dir::{DirEntry, START};
 pub use error::{CorruptKind, Corruption, Error, Place, Result, errno};
+pub use extant_format::inode::device::DeviceNumber;
+pub use extant_format::inode::{FileType, InodeFlags, Timestamp};
+pub use extant_format::{GroupNr, Ino, Lblk, Pblk};
+pub use filesystem::Filesystem;
+pub use icache::InodeRef;
+pub use inode::Inode;
+pub use mount::Setup;
 pub use options::{
     AtimePolicy, DataMode, MountOptions, OnError, Presets, QuotaOptions, Resolved, WITHOUT_EFFECT,
 };
+pub use rename::RenameFlags;
+pub use state::ShutdownMode;
+pub use time::{Clock, SystemClock, system_time, timestamp};
+pub use xattr::XattrSet;

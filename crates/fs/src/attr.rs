@@ -1,0 +1,473 @@
+//! Attributes: stat, chmod, chown, times, inode flags, projects; statfs.
+
+use extant_format::inode::device::DeviceNumber;
+use extant_format::inode::{FileType, InodeFlags, Timestamp};
+use extant_format::xattr::INDEX_POSIX_ACL_ACCESS;
+use extant_format::{Ino, RoCompat};
+
+use crate::cred::{Access, Caps, Credentials};
+use crate::error::{Error, Result};
+use crate::filesystem::{Filesystem, Mode};
+use crate::icache::InodeRef;
+use crate::inode::Inode;
+use crate::time::atime_moves;
+
+const S_ISUID: u16 = 0o4000;
+const S_ISGID: u16 = 0o2000;
+const S_IXGRP: u16 = 0o010;
+
+/// What stat and statx say of an inode.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Attr {
+    /// Inode number.
+    pub ino: Ino,
+    /// `i_generation`
+    pub generation: u32,
+    /// Type.
+    pub kind: FileType,
+    /// Type and permission bits.
+    pub mode: u16,
+    /// Names; 1 for a directory with more subdirectories than can be counted.
+    pub nlink: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// The device that a device node stands for.
+    pub rdev: DeviceNumber,
+    /// Size in bytes.
+    pub size: u64,
+    /// Space taken, in units of 512 bytes, delayed blocks included.
+    pub blocks: u64,
+    /// Block size of the filesystem.
+    pub block_size: u32,
+    /// Last access.
+    pub atime: Timestamp,
+    /// Last change of content.
+    pub mtime: Timestamp,
+    /// Last change of the inode.
+    pub ctime: Timestamp,
+    /// Creation, where the inode has room for it.
+    pub btime: Option<Timestamp>,
+    /// ext4's inode flags.
+    pub flags: InodeFlags,
+    /// Project id, 0 without the feature.
+    pub project: u32,
+    /// Counts changes.
+    pub version: u64,
+}
+
+/// A time to set.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SetTime {
+    /// The present.
+    Now,
+    /// This one.
+    At(Timestamp),
+}
+
+/// What to change of an inode. What is `None` stays.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct SetAttr {
+    /// Permission bits (0o7777).
+    pub mode: Option<u16>,
+    /// Owner.
+    pub uid: Option<u32>,
+    /// Group.
+    pub gid: Option<u32>,
+    /// Size.
+    pub size: Option<u64>,
+    /// Last access.
+    pub atime: Option<SetTime>,
+    /// Last change of content.
+    pub mtime: Option<SetTime>,
+    /// Last change of the inode; only for restoring, by who may do everything.
+    pub ctime: Option<Timestamp>,
+    /// Clear set-user-id, and set-group-id where it means execution, as a write does.
+    pub kill_suidgid: bool,
+}
+
+/// What statfs says.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct StatFs {
+    /// Block size.
+    pub block_size: u32,
+    /// Blocks, without the filesystem's own structures (unless `minixdf`).
+    pub blocks: u64,
+    /// Free blocks.
+    pub blocks_free: u64,
+    /// Free blocks that everybody may use.
+    pub blocks_available: u64,
+    /// Inodes.
+    pub files: u64,
+    /// Free inodes.
+    pub files_free: u64,
+    /// Longest name.
+    pub name_max: u32,
+    /// Filesystem id: the halves of the UUID folded together.
+    pub fsid: u64,
+}
+
+/// Flags and project as FS_IOC_FSGETXATTR gives them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct FsxAttr {
+    /// `fsx_xflags`
+    pub xflags: u32,
+    /// `fsx_projid`
+    pub project: u32,
+}
+
+/// `FS_XFLAG_*` bits and the inode flags they stand for.
+const XFLAGS: [(u32, InodeFlags); 7] = [
+    (0x8, InodeFlags::IMMUTABLE),
+    (0x10, InodeFlags::APPEND),
+    (0x20, InodeFlags::SYNC),
+    (0x40, InodeFlags::NOATIME),
+    (0x80, InodeFlags::NODUMP),
+    (0x200, InodeFlags::PROJINHERIT),
+    (0x8000, InodeFlags::DAX),
+];
+
+impl Inode {
+    /// What stat says. Takes a leaf lock only.
+    #[must_use]
+    pub fn attr(&self) -> Attr {
+        let state = self.state();
+        let raw = &state.raw;
+        let device = matches!(self.kind, FileType::CharDevice | FileType::BlockDevice);
+        Attr {
+            ino: self.ino,
+            generation: self.generation,
+            kind: self.kind,
+            mode: raw.mode,
+            nlink: raw.links_count.into(),
+            uid: raw.uid,
+            gid: raw.gid,
+            rdev: if device { DeviceNumber::decode(&raw.i_block) } else { DeviceNumber::default() },
+            size: state.size,
+            blocks: raw.blocks,
+            block_size: self.block_size,
+            atime: raw.atime,
+            mtime: raw.mtime,
+            ctime: raw.ctime,
+            btime: (raw.extra_isize >= 24).then_some(raw.crtime),
+            flags: raw.flags,
+            project: raw.projid,
+            version: raw.version,
+        }
+    }
+}
+
+impl Filesystem {
+    /// Changes attributes, all or none. A size is set first.
+    ///
+    /// # Errors
+    /// `NotPermitted`, `AccessDenied`, `ReadOnly`, `Invalid`, `FileTooBig`, `NoSpace`; damage.
+    pub fn set_attr(&self, inode: &InodeRef, change: &SetAttr, cred: &Credentials) -> Result<Attr> {
+        self.noted(self.set_attr_inner(inode, change, cred))?;
+        Ok(inode.attr())
+    }
+
+    fn set_attr_inner(&self, inode: &InodeRef, change: &SetAttr, cred: &Credentials) -> Result<()> {
+        let _write = self.begin_write()?;
+        let tid = {
+            let _lock = inode.lock.write();
+            self.may_change(inode, change, cred)?;
+            if let Some(size) = change.size {
+                self.set_size(inode, size, cred)?;
+            }
+            self.change_attr(inode, change, cred)?
+        };
+        self.settle(tid, self.is_sync(inode))
+    }
+
+    /// What the caller may change: POSIX and the kernel's rules for notify_change.
+    fn may_change(&self, inode: &Inode, change: &SetAttr, cred: &Credentials) -> Result<()> {
+        let (uid, gid, flags) = {
+            let state = inode.state();
+            (state.raw.uid, state.raw.gid, state.raw.flags)
+        };
+        let changes_owner = change.mode.is_some() || change.uid.is_some() || change.gid.is_some();
+        let sets_time = |t: Option<SetTime>| matches!(t, Some(SetTime::At(_)));
+        let exact_times = sets_time(change.atime) || sets_time(change.mtime) || change.ctime.is_some();
+        let touches = change.atime.is_some() || change.mtime.is_some();
+        if flags.intersects(InodeFlags::IMMUTABLE) && (changes_owner || touches || change.size.is_some()) {
+            return Err(Error::NotPermitted);
+        }
+        if flags.contains(InodeFlags::APPEND) && (changes_owner || exact_times || change.size.is_some()) {
+            return Err(Error::NotPermitted);
+        }
+        if cred.access_checked {
+            return Ok(());
+        }
+        if change.uid.is_some_and(|new| new != uid || cred.uid != uid) && !cred.has(Caps::CHOWN) {
+            return Err(Error::NotPermitted);
+        }
+        if let Some(new) = change.gid {
+            let own = cred.uid == uid && (new == gid || cred.in_group(new));
+            if !own && !cred.has(Caps::CHOWN) {
+                return Err(Error::NotPermitted);
+            }
+        }
+        if change.mode.is_some() && !cred.owns(uid) {
+            return Err(Error::NotPermitted);
+        }
+        if exact_times && !cred.owns(uid) {
+            return Err(Error::NotPermitted);
+        }
+        if touches && !exact_times && !cred.owns(uid) {
+            self.permission(inode, Access::WRITE, cred)?;
+        }
+        Ok(())
+    }
+
+    fn change_attr(&self, inode: &Inode, change: &SetAttr, cred: &Credentials) -> Result<extant_format::Tid> {
+        let now = self.now();
+        let (uid, gid, mut mode) = {
+            let state = inode.state();
+            (state.raw.uid, state.raw.gid, state.raw.mode)
+        };
+        let old_mode = mode;
+        let (new_uid, new_gid) = (change.uid.unwrap_or(uid), change.gid.unwrap_or(gid));
+        if let Some(bits) = change.mode {
+            mode = (mode & 0o170_000) | (bits & 0o7777);
+            if !cred.may_keep_setgid(new_gid) {
+                mode &= !S_ISGID;
+            }
+        }
+        let chowned = change.uid.is_some() || change.gid.is_some();
+        if !inode.is_dir() && (change.kill_suidgid || (chowned && change.mode.is_none())) {
+            mode = without_setid(mode);
+        }
+        let acl = if (mode ^ old_mode) & 0o777 != 0 { self.acl_after_chmod(inode, mode)? } else { None };
+        let (blocks, credits) = acl.as_ref().map_or((0, 1), |a| self.xattr_needs(a.len()));
+        let mut reservation = self.reserve_if_possible(blocks, cred);
+        let mut handle = self.journal.start(credits + 1)?;
+        {
+            let mut state = inode.state();
+            let raw = &mut state.raw;
+            (raw.uid, raw.gid, raw.mode) = (new_uid, new_gid, mode);
+            raw.ctime = change.ctime.unwrap_or(now);
+            if let Some(t) = change.atime {
+                raw.atime = self.time_of(t, now);
+            }
+            if let Some(t) = change.mtime {
+                raw.mtime = self.time_of(t, now);
+            }
+            raw.version = raw.version.wrapping_add(1);
+        }
+        let tid = handle.tid();
+        let done = match acl {
+            Some(acl) => {
+                let name = (INDEX_POSIX_ACL_ACCESS, &b""[..]);
+                self.xattr_store(&mut handle, inode, name, Some(&acl), &mut reservation)
+            }
+            None => self.write_inode(&mut handle, inode),
+        };
+        self.finish(handle, done, inode)?;
+        Ok(tid)
+    }
+
+    fn time_of(&self, t: SetTime, now: Timestamp) -> Timestamp {
+        match t {
+            SetTime::Now => now,
+            SetTime::At(t) => {
+                t.clamp_to(self.inode_format.inode_size() > extant_format::inode::GOOD_OLD_INODE_SIZE)
+            }
+        }
+    }
+
+    /// Whether changes of this inode must be durable when they return.
+    pub(crate) fn is_sync(&self, inode: &Inode) -> bool {
+        let given = &self.options().given;
+        let flags = inode.flags();
+        given.sync
+            || flags.contains(InodeFlags::SYNC)
+            || (inode.is_dir() && (given.dirsync || flags.contains(InodeFlags::DIRSYNC)))
+    }
+
+    /// Moves the access time after a read, in memory; it is written with the inode's next change, or periodically.
+    pub(crate) fn touch_atime(&self, inode: &InodeRef) {
+        if self.mode() != Mode::ReadWrite {
+            return;
+        }
+        let options = self.options();
+        let now = self.now();
+        let mut state = inode.state();
+        let raw = &state.raw;
+        if raw.flags.contains(InodeFlags::NOATIME) || (inode.is_dir() && options.given.nodiratime) {
+            return;
+        }
+        if atime_moves(options.given.atime, raw.atime, raw.mtime, raw.ctime, now) {
+            state.raw.atime = now;
+            let first = !std::mem::replace(&mut state.times_dirty, true);
+            drop(state);
+            if first {
+                self.dirty_times.lock().push(inode.clone());
+            }
+        }
+    }
+
+    /// Writes times that changed in memory only.
+    pub(crate) fn flush_times(&self) -> Result<()> {
+        loop {
+            let some: Vec<InodeRef> = {
+                let mut list = self.dirty_times.lock();
+                let keep = list.len().saturating_sub(64);
+                list.split_off(keep)
+            };
+            if some.is_empty() {
+                return Ok(());
+            }
+            let mut handle = self.journal.start(some.len() as u32)?;
+            for inode in &some {
+                if inode.state().times_dirty {
+                    self.write_inode(&mut handle, inode)?;
+                }
+            }
+            handle.finish()?;
+        }
+    }
+
+    /// What statfs says, as the kernel counts.
+    pub fn statfs(&self) -> StatFs {
+        let overhead = if self.options().given.minixdf { 0 } else { self.overhead };
+        let space = self.alloc.statfs(overhead);
+        let uuid = self.sb.lock().uuid();
+        let half = |at: usize| {
+            let mut bytes = [0; 8];
+            bytes.copy_from_slice(&uuid[at..at + 8]);
+            u64::from_le_bytes(bytes)
+        };
+        StatFs {
+            block_size: self.geo.block_size(),
+            blocks: space.blocks,
+            blocks_free: space.bfree,
+            blocks_available: space.bavail,
+            files: space.files,
+            files_free: space.ffree,
+            name_max: extant_format::dir::MAX_NAME_LEN as u32,
+            fsid: half(0) ^ half(8),
+        }
+    }
+
+    /// Changes the inode flags that a caller may change (`FS_IOC_SETFLAGS`).
+    ///
+    /// # Errors
+    /// `NotPermitted`, `NotSupported` for flags that need a conversion; damage.
+    pub fn set_flags(&self, inode: &InodeRef, flags: InodeFlags, cred: &Credentials) -> Result<()> {
+        self.noted(self.set_flags_inner(inode, flags, None, cred))
+    }
+
+    fn set_flags_inner(
+        &self,
+        inode: &InodeRef,
+        flags: InodeFlags,
+        project: Option<u32>,
+        cred: &Credentials,
+    ) -> Result<()> {
+        let _write = self.begin_write()?;
+        let tid = {
+            let _lock = inode.lock.write();
+            let (old, uid) = {
+                let state = inode.state();
+                (state.raw.flags, state.raw.uid)
+            };
+            if !cred.owns(uid) {
+                return Err(Error::NotPermitted);
+            }
+            let changeable = InodeFlags::USER_MODIFIABLE;
+            let new = (old & !changeable) | (flags & changeable);
+            self.may_set_flags(inode, old, new, flags, cred)?;
+            let project = project.unwrap_or_else(|| inode.state().raw.projid);
+            self.may_set_project(inode, project)?;
+            let mut handle = self.journal.start(1)?;
+            {
+                let mut state = inode.state();
+                state.raw.flags = new;
+                state.raw.projid = project;
+                state.raw.ctime = self.now();
+                state.raw.version = state.raw.version.wrapping_add(1);
+            }
+            let tid = handle.tid();
+            let done = self.write_inode(&mut handle, inode);
+            self.finish(handle, done, inode)?;
+            tid
+        };
+        self.settle(tid, self.is_sync(inode))
+    }
+
+    fn may_set_flags(
+        &self,
+        inode: &Inode,
+        old: InodeFlags,
+        new: InodeFlags,
+        asked: InodeFlags,
+        cred: &Credentials,
+    ) -> Result<()> {
+        let changed = old ^ new;
+        let fixed = InodeFlags::EXTENTS | InodeFlags::ENCRYPT | InodeFlags::VERITY | InodeFlags::INLINE_DATA;
+        if asked.difference(old).intersects(fixed.difference(InodeFlags::EXTENTS)) {
+            return Err(Error::NotSupported("setting that inode flag"));
+        }
+        if changed.intersects(InodeFlags::IMMUTABLE | InodeFlags::APPEND) && !cred.has(Caps::LINUX_IMMUTABLE)
+        {
+            return Err(Error::NotPermitted);
+        }
+        if changed.contains(InodeFlags::JOURNAL_DATA) {
+            return Err(Error::NotSupported("journalled file data"));
+        }
+        if changed.contains(InodeFlags::EXTENTS) {
+            return Err(Error::NotSupported("converting between extents and indirect blocks"));
+        }
+        if changed.contains(InodeFlags::CASEFOLD) {
+            return Err(Error::NotSupported("case-insensitive directories (feature casefold)"));
+        }
+        let dirs_only = InodeFlags::DIRSYNC | InodeFlags::TOPDIR | InodeFlags::PROJINHERIT;
+        if !inode.is_dir() && asked.difference(old).intersects(dirs_only & !InodeFlags::PROJINHERIT) {
+            return Err(Error::NotSupported("a directory's flag on another file"));
+        }
+        Ok(())
+    }
+
+    fn may_set_project(&self, inode: &Inode, project: u32) -> Result<()> {
+        if inode.state().raw.projid == project {
+            return Ok(());
+        }
+        if !self.features.ro_compat.contains(RoCompat::PROJECT) || inode.state().raw.extra_isize < 32 {
+            return Err(Error::NotSupported("project ids on this filesystem (feature project)"));
+        }
+        Ok(())
+    }
+
+    /// Flags and project (`FS_IOC_FSGETXATTR`).
+    #[must_use]
+    pub fn fsx_attr(&self, inode: &InodeRef) -> FsxAttr {
+        let state = inode.state();
+        let flags = state.raw.flags;
+        let xflags = XFLAGS.iter().filter(|(_, f)| flags.contains(*f)).fold(0, |all, (bit, _)| all | bit);
+        FsxAttr { xflags, project: state.raw.projid }
+    }
+
+    /// Changes flags and project (`FS_IOC_FSSETXATTR`).
+    ///
+    /// # Errors
+    /// As [`Self::set_flags`].
+    pub fn set_fsx_attr(&self, inode: &InodeRef, attr: FsxAttr, cred: &Credentials) -> Result<()> {
+        let known = XFLAGS.iter().fold(0, |all, (bit, _)| all | bit);
+        if attr.xflags & !known & !0x8000_0000 != 0 {
+            return Err(Error::NotSupported("that extended flag"));
+        }
+        let mut flags = inode.flags();
+        for (bit, flag) in XFLAGS {
+            flags.set(flag, attr.xflags & bit != 0);
+        }
+        self.noted(self.set_flags_inner(inode, flags, Some(attr.project), cred))
+    }
+}
+
+/// Without set-user-id, and without set-group-id where it means execution.
+pub(crate) const fn without_setid(mode: u16) -> u16 {
+    let mode = mode & !S_ISUID;
+    if mode & S_IXGRP != 0 { mode & !S_ISGID } else { mode }
+}

@@ -1,0 +1,115 @@
+//! The threads of a mount: the evictor, and the one for periodic work.
+
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use extant_sync::{Condvar, Mutex, Rank, thread};
+
+use crate::filesystem::{Filesystem, Mode};
+use crate::inode::Inode;
+
+/// How often times that changed in memory only are written.
+const TIMES_INTERVAL: Duration = Duration::from_secs(30);
+
+/// Ends threads that wait.
+#[derive(Debug)]
+pub(crate) struct Stop {
+    stopped: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Default for Stop {
+    fn default() -> Self {
+        Self { stopped: Mutex::new(Rank::LEAF, false), changed: Condvar::new() }
+    }
+}
+
+impl Stop {
+    pub(crate) fn set(&self) {
+        *self.stopped.lock() = true;
+        self.changed.notify_all();
+    }
+
+    /// Waits for `time`; true if the threads shall end.
+    pub(crate) fn wait(&self, time: Duration) -> bool {
+        let mut stopped = self.stopped.lock();
+        let until = Instant::now() + time;
+        while !*stopped {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            self.changed.wait_for(&mut stopped, left);
+        }
+        *stopped
+    }
+}
+
+impl Filesystem {
+    pub(crate) fn start_threads(self: &Arc<Self>, mmp: Option<crate::mmp::Mmp>) {
+        if self.mode() != Mode::ReadWrite {
+            return;
+        }
+        let mut threads = self.mount.threads.lock();
+        let this = Arc::downgrade(self);
+        threads.push(thread::spawn(move || evictor(&this)));
+        let (this, stop) = (Arc::downgrade(self), Arc::clone(&self.mount.stop));
+        threads.push(thread::spawn(move || periodic(&this, &stop)));
+        if let Some(mmp) = mmp {
+            let (this, stop) = (Arc::downgrade(self), Arc::clone(&self.mount.stop));
+            threads.push(thread::spawn(move || mmp.keep_alive(&this, &stop)));
+        }
+    }
+
+    pub(crate) fn stop_threads(&self) {
+        self.mount.stop.set();
+        self.icache.queue.lock().stop = true;
+        self.icache.queued.notify_all();
+        let threads = std::mem::take(&mut *self.mount.threads.lock());
+        let me = thread::current().id();
+        for thread in threads {
+            // The last reference may be dropped by one of the threads themselves.
+            if thread.thread().id() != me {
+                let _ = thread.join();
+            }
+        }
+    }
+}
+
+/// Frees dead inodes that nobody refers to.
+fn evictor(fs: &Weak<Filesystem>) {
+    let Some(cache) = fs.upgrade().map(|fs| Arc::clone(&fs.icache)) else { return };
+    loop {
+        let inode: Arc<Inode> = {
+            let mut queue = cache.queue.lock();
+            loop {
+                if let Some(inode) = queue.dead.pop_front() {
+                    queue.running += 1;
+                    break inode;
+                }
+                if queue.stop {
+                    return;
+                }
+                cache.queued.wait(&mut queue);
+            }
+        };
+        if let Some(fs) = fs.upgrade() {
+            fs.evict(&inode);
+        }
+        let ino = inode.ino;
+        drop(inode);
+        cache.evicted(ino);
+        cache.queue.lock().running -= 1;
+        cache.queued.notify_all();
+    }
+}
+
+fn periodic(fs: &Weak<Filesystem>, stop: &Stop) {
+    while !stop.wait(TIMES_INTERVAL) {
+        let Some(fs) = fs.upgrade() else { return };
+        let done = fs.flush_times().and_then(|()| fs.write_record());
+        if let Err(e) = done {
+            tracing::warn!("periodic work: {e}");
+        }
+    }
+}

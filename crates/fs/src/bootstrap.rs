@@ -1,0 +1,177 @@
+//! What a mount reads before the metadata cache may exist: the superblock, and where the journal is.
+
+use std::sync::Arc;
+
+use extant_device::BlockDevice;
+use extant_format::extent::Node;
+use extant_format::geometry::SUPERBLOCK_OFFSET;
+use extant_format::indirect;
+use extant_format::inode::{Inode as RawInode, InodeFormat};
+use extant_format::{GroupDesc, Ino, Pblk, Superblock};
+
+use crate::error::{CorruptKind, Error, Place, Result};
+
+/// Reads the superblock: the primary one, or the one at `sb` KiB.
+pub(crate) fn read_super(device: &dyn BlockDevice, sb: Option<u64>) -> Result<Superblock> {
+    let offset = match sb {
+        None => SUPERBLOCK_OFFSET,
+        Some(kib) => kib.checked_mul(1024).ok_or(Error::Invalid("sb="))?,
+    };
+    if offset.checked_add(1024).is_none_or(|end| end > device.size()) {
+        return Err(Error::Incompatible(
+            format!("no superblock at byte {offset}: past the end of the image").into(),
+        ));
+    }
+    let mut bytes = [0; 1024];
+    device.read_at(offset, &mut bytes)?;
+    Ok(Superblock::read(&bytes)?)
+}
+
+/// Reads one block.
+fn block(device: &dyn BlockDevice, sb: &Superblock, pblk: Pblk) -> Result<Vec<u8>> {
+    let size = sb.geometry().block_size();
+    let mut bytes = vec![0; size as usize];
+    let offset = pblk.0.checked_mul(size.into()).filter(|_| sb.geometry().contains(pblk));
+    let offset = offset.ok_or_else(|| bad_journal("a block of its map lies outside the filesystem"))?;
+    device.read_at(offset, &mut bytes)?;
+    Ok(bytes)
+}
+
+fn bad_journal(what: &str) -> Error {
+    Error::corrupt(Place::Journal, CorruptKind::Journal(what.into()))
+}
+
+/// Reads an inode straight from the device.
+pub(crate) fn raw_inode(device: &dyn BlockDevice, sb: &Superblock, ino: Ino) -> Result<RawInode> {
+    let geo = sb.geometry();
+    let at = geo.inode_location(ino).ok_or_else(|| bad_journal("its inode number is impossible"))?;
+    let (desc_block, desc_at) =
+        geo.desc_location(at.group).ok_or_else(|| bad_journal("its inode's group has no descriptor"))?;
+    let bytes = block(device, sb, desc_block)?;
+    let size = geo.desc_size();
+    let desc = bytes.get(desc_at as usize..desc_at as usize + usize::from(size));
+    let desc = GroupDesc::decode(at.group, desc.unwrap_or_default(), size)?;
+    let table = desc.inode_table.checked_add(at.block.into()).ok_or_else(|| bad_journal("inode table"))?;
+    let bytes = block(device, sb, table)?;
+    Ok(InodeFormat::new(sb).read(ino, bytes.get(at.offset as usize..).unwrap_or_default())?)
+}
+
+/// The blocks of the journal inode `ino`, in order.
+pub(crate) fn journal_extents(
+    device: &Arc<dyn BlockDevice>,
+    sb: &Superblock,
+    ino: Ino,
+) -> Result<Vec<(Pblk, u32)>> {
+    let raw = raw_inode(&**device, sb, ino)?;
+    if !raw.is_regular() || raw.links_count == 0 {
+        return Err(bad_journal("its inode is no file"));
+    }
+    let want = raw.size / u64::from(sb.geometry().block_size());
+    if want > sb.geometry().blocks_count() {
+        return Err(bad_journal("it is larger than the filesystem"));
+    }
+    let mut walk =
+        Walk { device: &**device, sb, ino, generation: raw.generation, runs: Vec::new(), have: 0, want };
+    if raw.has_extents() {
+        let depth = Node::open(&raw.i_block, ino, None, None)?.depth();
+        walk.extents(&raw.i_block, None, depth)?;
+    } else {
+        walk.indirect(&raw)?;
+    }
+    if walk.have < want {
+        return Err(bad_journal("its file has a hole"));
+    }
+    Ok(walk.runs)
+}
+
+struct Walk<'a> {
+    device: &'a dyn BlockDevice,
+    sb: &'a Superblock,
+    ino: Ino,
+    generation: u32,
+    runs: Vec<(Pblk, u32)>,
+    have: u64,
+    want: u64,
+}
+
+impl Walk<'_> {
+    fn push(&mut self, pblk: Pblk, len: u32) {
+        let len = u64::from(len).min(self.want - self.have) as u32;
+        if len == 0 {
+            return;
+        }
+        self.have += u64::from(len);
+        match self.runs.last_mut() {
+            Some((first, n))
+                if first.0 + u64::from(*n) == pblk.0 && u64::from(*n) + u64::from(len) < 1 << 31 =>
+            {
+                *n += len;
+            }
+            _ => self.runs.push((pblk, len)),
+        }
+    }
+
+    /// Depth is checked to fall by one at each level, so this ends.
+    fn extents(&mut self, bytes: &[u8], at: Option<Pblk>, depth: u16) -> Result<()> {
+        let (geo, csum) = (self.sb.geometry(), self.sb.csum());
+        let node = match at {
+            None => {
+                let node = Node::open(bytes, self.ino, None, Some(depth))?;
+                node.check(self.ino, None, geo)?;
+                node
+            }
+            Some(pblk) => Node::read_block(bytes, self.ino, self.generation, pblk, depth, geo, csum)?,
+        };
+        if node.is_leaf() {
+            for extent in node.extents() {
+                if self.have == self.want {
+                    break;
+                }
+                if u64::from(extent.lblk.0) != self.have {
+                    return Err(bad_journal("its file has a hole"));
+                }
+                self.push(extent.pblk, extent.len);
+            }
+            return Ok(());
+        }
+        for index in node.indexes() {
+            let child = block(self.device, self.sb, index.child)?;
+            self.extents(&child, Some(index.child), depth - 1)?;
+        }
+        Ok(())
+    }
+
+    fn indirect(&mut self, raw: &RawInode) -> Result<()> {
+        for slot in 0..15 {
+            let pointer = u32_at(&raw.i_block, slot * 4);
+            let level = slot.saturating_sub(indirect::NDIR_BLOCKS as usize - 1);
+            self.pointer(pointer, level)?;
+        }
+        Ok(())
+    }
+
+    fn pointer(&mut self, pointer: u32, level: usize) -> Result<()> {
+        if self.have == self.want {
+            return Ok(());
+        }
+        if pointer == 0 {
+            return Err(bad_journal("its file has a hole"));
+        }
+        if level == 0 {
+            self.push(Pblk(pointer.into()), 1);
+            return Ok(());
+        }
+        let bytes = block(self.device, self.sb, Pblk(pointer.into()))?;
+        for at in 0..bytes.len() / 4 {
+            if self.have == self.want {
+                break;
+            }
+            self.pointer(u32_at(&bytes, at * 4), level - 1)?;
+        }
+        Ok(())
+    }
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    bytes.get(at..at + 4).map_or(0, |b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+}

@@ -1,0 +1,182 @@
+//! Calls that change nothing: lookup, listing, links; and those that make changes durable.
+
+use std::ops::ControlFlow;
+
+use extant_format::inode::{FileType, I_BLOCK_SIZE, InodeFlags};
+use extant_format::{Lblk, Tid};
+use extant_map::Run;
+use extant_sync::atomic::Ordering;
+
+use crate::cred::{Access, Credentials};
+use crate::dir::DirEntry;
+use crate::error::{CorruptKind, Error, Place, Result};
+use crate::filesystem::{Filesystem, Mode};
+use crate::freeze::Level;
+use crate::icache::InodeRef;
+use crate::inode::Inode;
+
+impl Filesystem {
+    /// The inode that `name` in `dir` leads to; `.` and `..` too.
+    ///
+    /// # Errors
+    /// `NotFound`, `NotDirectory`, `AccessDenied`, `NameTooLong`; damage.
+    pub fn lookup(&self, dir: &InodeRef, name: &[u8], cred: &Credentials) -> Result<InodeRef> {
+        self.noted(self.lookup_inner(dir, name, cred))
+    }
+
+    fn lookup_inner(&self, dir: &InodeRef, name: &[u8], cred: &Credentials) -> Result<InodeRef> {
+        self.check_alive()?;
+        self.check_dir(dir)?;
+        self.permission(dir, Access::EXEC, cred)?;
+        let _lock = dir.lock.read_ordered(crate::create::key::PARENT);
+        self.lookup_locked(dir, name)
+    }
+
+    /// The directory that `dir` is in; the root is in itself.
+    ///
+    /// # Errors
+    /// Damage.
+    pub fn parent(&self, dir: &InodeRef) -> Result<InodeRef> {
+        self.noted(self.check_alive().and_then(|()| {
+            self.check_dir(dir)?;
+            let _lock = dir.lock.read_ordered(crate::create::key::PARENT);
+            self.lookup_locked(dir, b"..")
+        }))
+    }
+
+    /// Lists `dir` from position `from` ([`crate::START`], or [`DirEntry::next`] of the last name that was used) until
+    /// `sink` breaks. `.` and `..` are among the names.
+    ///
+    /// A directory that is removed while it is listed ends; names that come or go meanwhile are listed or not, all others
+    /// exactly once.
+    ///
+    /// # Errors
+    /// `NotDirectory`, `AccessDenied`; damage.
+    pub fn read_dir(
+        &self,
+        dir: &InodeRef,
+        from: u64,
+        cred: &Credentials,
+        sink: &mut dyn FnMut(DirEntry<'_>) -> ControlFlow<()>,
+    ) -> Result<()> {
+        self.noted(self.check_alive().and_then(|()| {
+            self.may_list(dir)?;
+            self.permission(dir, Access::READ, cred)?;
+            let _lock = dir.lock.read_ordered(crate::create::key::PARENT);
+            self.list(dir, from, sink)
+        }))?;
+        self.touch_atime(dir);
+        Ok(())
+    }
+
+    /// The target of a symbolic link.
+    ///
+    /// # Errors
+    /// `Invalid` for anything else; damage.
+    pub fn readlink(&self, link: &InodeRef) -> Result<Vec<u8>> {
+        let target = self.noted(self.check_alive().and_then(|()| self.link_target(link)))?;
+        self.touch_atime(link);
+        Ok(target)
+    }
+
+    fn link_target(&self, link: &Inode) -> Result<Vec<u8>> {
+        if link.kind() != FileType::Symlink {
+            return Err(Error::Invalid("not a symbolic link"));
+        }
+        if link.flags().contains(InodeFlags::ENCRYPT) {
+            return Err(Error::NotSupported("an encrypted symbolic link (feature encrypt)"));
+        }
+        let bad = |what| Error::corrupt(Place::Inode(link.ino), CorruptKind::Symlink(what));
+        let (size, raw) = {
+            let state = link.state();
+            (state.size as usize, state.raw.clone())
+        };
+        let target = if self.is_inline(link) {
+            let data = self.inline_read(link)?;
+            let mut whole = data.i_block.to_vec();
+            whole.extend_from_slice(&data.second);
+            whole.get(..size).ok_or_else(|| bad("longer than its inline data"))?.to_vec()
+        } else if raw.is_fast_symlink() || size < I_BLOCK_SIZE && raw.blocks == 0 {
+            raw.i_block.get(..size).ok_or_else(|| bad("longer than its inode"))?.to_vec()
+        } else {
+            let Run::Mapped { pblk, unwritten: false, .. } = self.map_lookup(link, Lblk(0), 1)? else {
+                return Err(bad("its block is a hole"));
+            };
+            let buf = self.cache.read(pblk)?;
+            buf.with(|bytes| bytes.get(..size).map(<[u8]>::to_vec))
+                .ok_or_else(|| bad("longer than a block"))?
+        };
+        if target.is_empty() || target.contains(&0) {
+            return Err(bad("empty, or with a zero byte"));
+        }
+        Ok(target)
+    }
+
+    /// Makes everything that was changed durable.
+    ///
+    /// # Errors
+    /// What could not be written.
+    pub fn sync(&self) -> Result<()> {
+        if self.mode() != Mode::ReadWrite {
+            return self.check_alive();
+        }
+        {
+            let _pass = self.gate.enter(Level::Internal);
+            self.flush_times()?;
+            self.write_record()?;
+        }
+        self.journal.commit_all()?;
+        if !self.journal.has_log() {
+            self.device.flush()?;
+        }
+        Ok(())
+    }
+
+    /// Makes the attributes of one inode durable; for a directory, its names.
+    ///
+    /// # Errors
+    /// What could not be written.
+    pub fn sync_inode(&self, inode: &InodeRef, datasync: bool) -> Result<()> {
+        if self.mode() != Mode::ReadWrite {
+            return self.check_alive();
+        }
+        if !datasync && inode.state().times_dirty {
+            let mut handle = self.journal.start(1)?;
+            let done = self.write_inode(&mut handle, inode);
+            self.finish(handle, done, inode)?;
+        }
+        if !inode.has_tid.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let tid = if datasync { &inode.datasync_tid } else { &inode.sync_tid };
+        self.journal.wait_commit(Tid(tid.load(Ordering::Relaxed)))?;
+        Ok(())
+    }
+
+    /// The label, without the zero bytes after it.
+    #[must_use]
+    pub fn label(&self) -> Vec<u8> {
+        self.sb.lock().label().to_vec()
+    }
+
+    /// Changes the label: at most 16 bytes.
+    ///
+    /// # Errors
+    /// `Invalid`, `NotPermitted`; the journal's errors.
+    pub fn set_label(&self, label: &[u8], cred: &Credentials) -> Result<()> {
+        let _write = self.begin_write()?;
+        if !cred.has(crate::cred::Caps::SYS_ADMIN) {
+            return Err(Error::NotPermitted);
+        }
+        if label.len() > 16 || label.contains(&0) {
+            return Err(Error::Invalid("label"));
+        }
+        let mut handle = self.journal.start(1)?;
+        self.write_super(&mut handle, |sb| {
+            // The length was checked.
+            let _ = sb.set_label(label);
+        })?;
+        let tid = handle.finish()?;
+        self.settle(tid, true)
+    }
+}

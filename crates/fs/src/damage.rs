@@ -1,0 +1,75 @@
+//! The choke point of `errors=`: what happens when damage is found.
+//!
+//! It may be reached with any lock held, so it only sets flags and wakes: the record in the superblock is made in
+//! memory here and written by the next change of the superblock, or at unmount.
+
+use extant_format::superblock::{ErrorRecord, State};
+use extant_sync::atomic::Ordering;
+
+use crate::error::{Error, Place};
+use crate::filesystem::{Filesystem, Mode};
+use crate::options::OnError;
+
+impl Filesystem {
+    /// Records damage and applies `errors=`.
+    pub(crate) fn on_damage(&self, error: &Error) {
+        tracing::error!("{error}");
+        if self.mode() != Mode::ReadWrite {
+            return;
+        }
+        self.saw_errors.store(true, Ordering::Release);
+        self.record(error);
+        match self.options().errors {
+            OnError::Continue => {}
+            OnError::RemountReadOnly => self.set_mode(Mode::ReadOnly),
+            OnError::Panic => {
+                self.set_mode(Mode::Shutdown);
+                self.journal.abort(error.errno());
+            }
+        }
+    }
+
+    fn record(&self, error: &Error) {
+        let mut record = ErrorRecord {
+            time: self.clock.now().sec.max(0) as u64,
+            ino: 0,
+            block: 0,
+            func: [0; 32],
+            line: 0,
+            errcode: errcode(error.errno()),
+        };
+        let name = b"extant";
+        record.func[..name.len()].copy_from_slice(name);
+        match error.place() {
+            Some(Place::Block(b) | Place::XattrBlock { pblk: b, .. }) => record.block = b.0,
+            Some(Place::Inode(i) | Place::DirBlock { ino: i, .. }) => record.ino = i.0,
+            _ => {}
+        }
+        let mut sb = self.sb.lock();
+        sb.record_error(&record);
+        let state = sb.state() | State::ERROR;
+        sb.set_state(state);
+    }
+
+    /// Writes the record of damage found since it was last written, in a handle of its own.
+    pub(crate) fn write_record(&self) -> crate::error::Result<()> {
+        if self.mode() == Mode::ReadWrite && self.saw_errors.swap(false, Ordering::AcqRel) {
+            let mut handle = self.journal.start(1)?;
+            self.write_super(&mut handle, |_| {})?;
+            handle.finish()?;
+        }
+        Ok(())
+    }
+}
+
+/// The superblock's code for an error number (kernel ext4 documentation, "Super Block", `s_first_error_errcode`).
+const fn errcode(errno: i32) -> u8 {
+    match errno {
+        5 => 2,   // EIO
+        12 => 3,  // ENOMEM
+        74 => 4,  // EFSBADCRC
+        117 => 5, // EFSCORRUPTED
+        28 => 6,  // ENOSPC
+        _ => 1,   // unknown
+    }
+}

@@ -1,0 +1,260 @@
+//! Directories: finding, listing, adding and removing names.
+//!
+//! | module | what |
+//! |---|---|
+//! | this one | blocks of a directory, lookup |
+//! | `tree` | walking a hash tree |
+//! | `list` | listing with stable positions |
+//! | `change` | adding, removing, redirecting names |
+//! | `inline` | directories kept in their inode |
+//!
+//! Directory blocks are metadata buffers. Each is verified (checksum, every record) when it is first used after being
+//! read; after that only handles change it. The caller holds the directory's inode lock: shared to find and list,
+//! exclusively to change.
+
+mod change;
+mod inline;
+mod list;
+mod tree;
+
+use extant_format::dir::{self as records, DirError, DirLayout};
+use extant_format::htree::{self, DxKind, HtreeError};
+use extant_format::inline::Part;
+use extant_format::inode::InodeFlags;
+use extant_format::{Ino, Lblk, Pblk};
+use extant_journal::Buf;
+use extant_map::Run;
+
+pub(crate) use change::Plan;
+pub use list::{DirEntry, START};
+
+use crate::error::{CorruptKind, Error, Place, Result};
+use crate::filesystem::Filesystem;
+use crate::icache::InodeRef;
+use crate::inode::Inode;
+
+/// Blocks read ahead when a directory is searched from front to back.
+const READ_AHEAD: u32 = 32;
+
+/// A name that was found, and where.
+#[derive(Clone, Debug)]
+pub(crate) struct Found {
+    pub(crate) ino: Ino,
+    pub(crate) at: At,
+}
+
+/// Where a record is.
+#[derive(Clone, Debug)]
+pub(crate) enum At {
+    /// In a block.
+    Block { buf: Buf, lblk: Lblk, offset: u32 },
+    /// In the inode, at a byte of one of the two chains.
+    Inline { part: Part, offset: u32 },
+    /// `.` or `..` of an inline directory, which are no records.
+    InlineParent,
+}
+
+/// Refuses names that no directory can hold.
+pub(crate) fn check_name(name: &[u8]) -> Result<()> {
+    if name.is_empty() {
+        return Err(Error::NotFound);
+    }
+    if name.len() > records::MAX_NAME_LEN {
+        return Err(Error::NameTooLong);
+    }
+    if name.contains(&b'/') || name.contains(&0) {
+        return Err(Error::Invalid("a name with `/` or a zero byte"));
+    }
+    Ok(())
+}
+
+impl Filesystem {
+    /// Refuses what is no directory, or one whose names this program cannot handle.
+    pub(crate) fn check_dir(&self, dir: &Inode) -> Result<()> {
+        if !dir.is_dir() {
+            return Err(Error::NotDirectory);
+        }
+        let flags = dir.flags();
+        if flags.contains(InodeFlags::ENCRYPT) {
+            return Err(Error::NotSupported("names in an encrypted directory (feature encrypt)"));
+        }
+        if flags.contains(InodeFlags::CASEFOLD) && self.has_casefold() {
+            return Err(Error::NotSupported("names in a case-insensitive directory (feature casefold)"));
+        }
+        Ok(())
+    }
+
+    /// Whether `dir` is indexed by a hash tree.
+    pub(crate) fn is_indexed(&self, dir: &Inode) -> bool {
+        self.has_dir_index() && dir.flags().contains(InodeFlags::INDEX)
+    }
+
+    pub(crate) fn is_inline(&self, inode: &Inode) -> bool {
+        inode.flags().contains(InodeFlags::INLINE_DATA)
+    }
+
+    /// Number of blocks of a directory that is not inline.
+    pub(crate) fn dir_blocks(&self, dir: &Inode) -> u32 {
+        u32::try_from(dir.size() >> self.geo.log_block_size()).unwrap_or(u32::MAX)
+    }
+
+    fn dir_pblk(&self, dir: &Inode, lblk: Lblk) -> Result<Pblk> {
+        match self.map_lookup(dir, lblk, 1)? {
+            Run::Mapped { pblk, unwritten: false, .. } => Ok(pblk),
+            _ => Err(Error::corrupt(Place::DirBlock { ino: dir.ino, lblk }, CorruptKind::DirectoryHole)),
+        }
+    }
+
+    /// Block `lblk` as a block of records, verified.
+    pub(crate) fn dir_leaf(&self, dir: &Inode, lblk: Lblk) -> Result<Buf> {
+        let buf = self.cache.read(self.dir_pblk(dir, lblk)?)?;
+        buf.verify_once(|bytes| self.verify_leaf(dir, bytes).map_err(|e| dir_error(dir, lblk, &e)))?;
+        Ok(buf)
+    }
+
+    fn verify_leaf(&self, dir: &Inode, bytes: &[u8]) -> Result<(), DirError> {
+        records::verify_tail(&self.layout, bytes, dir.csum_seed)?;
+        records::validate(&self.layout, bytes)
+    }
+
+    /// Block `lblk` as an index block of the tree, its checksum verified; its structure is checked at each use.
+    pub(crate) fn dir_index(&self, dir: &Inode, lblk: Lblk, kind: DxKind) -> Result<Buf> {
+        let buf = self.cache.read(self.dir_pblk(dir, lblk)?)?;
+        buf.verify_once(|bytes| {
+            htree::verify_tail(&self.layout, bytes, kind, dir.csum_seed)
+                .map_err(|e| tree_error(dir, lblk, &e))
+        })?;
+        Ok(buf)
+    }
+
+    /// Block `lblk` of a directory that is read from front to back, whatever kind of block it is, and how its records
+    /// are laid out.
+    pub(crate) fn dir_any(&self, dir: &Inode, lblk: Lblk) -> Result<(Buf, DirLayout)> {
+        if !dir.flags().contains(InodeFlags::INDEX) {
+            return Ok((self.dir_leaf(dir, lblk)?, self.layout));
+        }
+        // The tree is there but is not used: index blocks look like blocks of unused records without a tail.
+        let buf = self.cache.read(self.dir_pblk(dir, lblk)?)?;
+        match buf.with(|bytes| htree::kind_of(&self.layout, bytes)) {
+            Some(kind) => Ok((self.dir_index(dir, lblk, kind)?, self.layout.without_tail())),
+            None => Ok((self.dir_leaf(dir, lblk)?, self.layout)),
+        }
+    }
+
+    /// Finds `name` among the names of `dir`; `.` and `..` too.
+    pub(crate) fn find(&self, dir: &Inode, name: &[u8]) -> Result<Option<Found>> {
+        if dir.is_dead() {
+            return Ok(None);
+        }
+        if self.is_inline(dir) {
+            return self.find_inline(dir, name);
+        }
+        if self.is_indexed(dir) && name != b"." && name != b".." {
+            return self.find_in_tree(dir, name);
+        }
+        self.find_linear(dir, name)
+    }
+
+    fn find_linear(&self, dir: &Inode, name: &[u8]) -> Result<Option<Found>> {
+        let blocks = self.dir_blocks(dir);
+        let mut ahead = 0;
+        for lblk in (0..blocks).map(Lblk) {
+            if lblk.0 >= ahead && blocks > 1 {
+                ahead = self.prefetch_dir(dir, lblk, blocks);
+            }
+            let (buf, layout) = self.dir_any(dir, lblk)?;
+            if let Some(found) = self.find_in_block(dir, &buf, lblk, &layout, name)? {
+                return Ok(Some(found));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Starts reading blocks from `lblk`; returns the block before which to call again.
+    fn prefetch_dir(&self, dir: &Inode, lblk: Lblk, blocks: u32) -> u32 {
+        let want = (blocks - lblk.0).min(READ_AHEAD);
+        match self.map_lookup(dir, lblk, want) {
+            Ok(Run::Mapped { pblk, len, .. }) => {
+                self.cache.prefetch(pblk.0..pblk.0 + u64::from(len.min(want)));
+                lblk.0.saturating_add(len.min(want).max(1))
+            }
+            _ => lblk.0.saturating_add(1),
+        }
+    }
+
+    pub(crate) fn find_in_block(
+        &self,
+        dir: &Inode,
+        buf: &Buf,
+        lblk: Lblk,
+        layout: &DirLayout,
+        name: &[u8],
+    ) -> Result<Option<Found>> {
+        let hit = buf.with(|bytes| {
+            records::find(layout, bytes, name).map(|found| found.map(|record| (record.ino, record.offset)))
+        });
+        match hit {
+            Ok(Some((ino, offset))) => {
+                Ok(Some(Found { ino, at: At::Block { buf: buf.clone(), lblk, offset } }))
+            }
+            Ok(None) => Ok(None),
+            Err(e) => Err(dir_error(dir, lblk, &e)),
+        }
+    }
+
+    /// The directory that `..` of `dir` leads to.
+    pub(crate) fn parent_ino(&self, dir: &Inode) -> Result<Ino> {
+        let found = self.find(dir, b"..")?;
+        found
+            .map(|f| f.ino)
+            .ok_or_else(|| Error::corrupt(Place::Inode(dir.ino), CorruptKind::Dirent("no `..`", 0)))
+    }
+
+    /// The inode that `name` in `dir` leads to. The caller holds the directory's lock.
+    pub(crate) fn lookup_locked(&self, dir: &InodeRef, name: &[u8]) -> Result<InodeRef> {
+        check_name(name)?;
+        if name == b"." {
+            return Ok(dir.clone());
+        }
+        let found = self.find(dir, name)?.ok_or(Error::NotFound)?;
+        if found.ino == dir.ino && name != b".." {
+            return Err(Error::corrupt(
+                Place::Inode(dir.ino),
+                CorruptKind::Dirent("a directory within itself", 0),
+            ));
+        }
+        self.iget_named(dir, found.ino)
+    }
+
+    /// Whether `dir` has no names but its own; damage counts as an error.
+    pub(crate) fn dir_is_empty(&self, dir: &Inode) -> Result<bool> {
+        if self.is_inline(dir) {
+            return self.inline_is_empty(dir);
+        }
+        for lblk in (0..self.dir_blocks(dir)).map(Lblk) {
+            let (buf, layout) = self.dir_any(dir, lblk)?;
+            if !buf.with(|bytes| records::is_empty(&layout, bytes)).map_err(|e| dir_error(dir, lblk, &e))? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+}
+
+/// A block of records that is damaged.
+pub(crate) fn dir_error(dir: &Inode, lblk: Lblk, e: &DirError) -> Error {
+    let place = Place::DirBlock { ino: dir.ino, lblk };
+    match e {
+        DirError::Checksum { .. } => Error::Checksum(place),
+        e => Error::corrupt(place, CorruptKind::Layout(e.to_string().into())),
+    }
+}
+
+/// An index block that is damaged.
+pub(crate) fn tree_error(dir: &Inode, lblk: Lblk, e: &HtreeError) -> Error {
+    let place = Place::DirBlock { ino: dir.ino, lblk };
+    match e {
+        HtreeError::Checksum { .. } | HtreeError::Leaf(DirError::Checksum { .. }) => Error::Checksum(place),
+        e => Error::corrupt(place, CorruptKind::Layout(e.to_string().into())),
+    }
+}

@@ -1,0 +1,132 @@
+//! Freeing inodes that have no names and no users any more, and finishing truncations.
+
+use extant_format::Lblk;
+use extant_format::inode::{FileType, InodeFlags};
+use extant_journal::Handle;
+use extant_map::Content;
+
+use crate::error::Result;
+use crate::filesystem::Filesystem;
+use crate::freeze::Level;
+use crate::icache::InodeRef;
+use crate::inode::Inode;
+
+impl Filesystem {
+    /// Frees a dead inode that nobody refers to: its blocks, its attributes, its number. Called by the evictor. What
+    /// cannot be freed stays recorded as an orphan for the next mount.
+    pub(crate) fn evict(&self, inode: &Inode) {
+        let _pass = self.gate.enter(Level::Internal);
+        if self.is_read_only() {
+            return;
+        }
+        if let Err(e) = self.noted(self.free_inode(inode)) {
+            tracing::error!("inode {} could not be freed: {e}", inode.ino);
+        }
+    }
+
+    /// The same for an orphan found at mount, before the threads run.
+    pub(crate) fn evict_orphan(&self, inode: InodeRef) {
+        drop(inode);
+        let queued: Vec<_> = self.icache.queue.lock().dead.drain(..).collect();
+        for inode in queued {
+            self.evict(&inode);
+            let ino = inode.ino;
+            drop(inode);
+            self.icache.evicted(ino);
+        }
+    }
+
+    fn free_inode(&self, inode: &Inode) -> Result<()> {
+        let mut handle = self.journal.start(self.free_credits(inode))?;
+        match self.free_inode_in(&mut handle, inode) {
+            Ok(()) => {
+                handle.finish()?;
+                Ok(())
+            }
+            Err(e) => {
+                // What was freed so far is consistent with the inode, which is still an orphan.
+                let kept = self.write_inode(&mut handle, inode).and_then(|()| Ok(handle.finish()?));
+                kept.and(Err(e))
+            }
+        }
+    }
+
+    pub(crate) fn free_credits(&self, inode: &Inode) -> u32 {
+        let depth = self.map.depth(&inode.map_ref(&inode.map.read())).unwrap_or(5);
+        // Inode, its bitmap and descriptor, superblock or orphan slot, a neighbour in the orphan list, attribute block.
+        12 + 2 * self.map.remove_credits(inode.map_kind(), depth)
+    }
+
+    fn free_inode_in(&self, handle: &mut Handle, inode: &Inode) -> Result<()> {
+        if self.has_map(inode) {
+            self.remove_blocks(handle, inode, Lblk(0))?;
+        }
+        self.xattr_free_all(handle, inode)?;
+        self.orphan_del(handle, inode)?;
+        {
+            let mut state = inode.state();
+            state.size = 0;
+            state.raw.size = 0;
+            state.raw.dtime = self.clock.now().sec as u32;
+            state.raw.flags.remove(InodeFlags::EA_INODE);
+        }
+        self.write_inode(handle, inode)?;
+        // The number may be loaded again from here on: before it can be allocated.
+        self.icache.evicted(inode.ino);
+        self.alloc.free_inode(handle, inode.ino, inode.is_dir())?;
+        Ok(())
+    }
+
+    /// Whether `i_block` is a block map.
+    pub(crate) fn has_map(&self, inode: &Inode) -> bool {
+        let state = inode.state();
+        match inode.kind {
+            FileType::Regular | FileType::Directory => !state.raw.has_inline_data(),
+            FileType::Symlink => !state.raw.has_inline_data() && !state.raw.is_fast_symlink(),
+            _ => false,
+        }
+    }
+
+    /// Makes a hole of everything from block `from`, over several transactions if it takes them. The inode must be an
+    /// orphan, or be dropped wholly in this handle. Nothing above rank 60 is held.
+    pub(crate) fn remove_blocks(&self, handle: &mut Handle, inode: &Inode, from: Lblk) -> Result<()> {
+        inode.window.release();
+        let content = if inode.is_regular()
+            && !inode.flags().intersects(InodeFlags::EA_INODE | InodeFlags::JOURNAL_DATA)
+        {
+            Content::Data
+        } else {
+            Content::Journalled
+        };
+        let mut spare = self.alloc.no_reservation(extant_alloc::Privilege::Pool);
+        loop {
+            let left = {
+                let mut i_block = inode.map.write();
+                let mut map = inode.map_mut(&mut i_block);
+                let removed = self.map.remove(handle, &mut map, from..Lblk(u32::MAX), content, &mut spare)?;
+                self.map_changed(inode, &i_block, removed.delta.total());
+                removed.left
+            };
+            self.write_inode(handle, inode)?;
+            if left.is_none() {
+                return Ok(());
+            }
+            handle.restart(self.free_credits(inode))?;
+        }
+    }
+
+    /// Frees what lies past i_size of a file whose truncation was interrupted, and takes it off the orphans.
+    pub(crate) fn finish_truncate(&self, inode: &Inode) -> Result<()> {
+        let mut handle = self.journal.start(self.free_credits(inode))?;
+        if self.has_map(inode) {
+            let blocks = inode.size().div_ceil(u64::from(self.geo.block_size()));
+            if let Ok(from) = u32::try_from(blocks) {
+                self.remove_blocks(&mut handle, inode, Lblk(from))?;
+            }
+        }
+        self.orphan_del(&mut handle, inode)?;
+        self.write_inode(&mut handle, inode)?;
+        handle.finish()?;
+        Ok(())
+    }
+}

@@ -1,0 +1,353 @@
+//! The in-core inode: attributes, locks, map; reading it from and writing it to the inode table.
+//!
+//! # Locks
+//! | field | protected by |
+//! |---|---|
+//! | names in a directory, size changes, attribute changes | [`Inode::lock`] (rank 20), shared to look names up |
+//! | extended attributes, inline data | [`Inode::xattr`] (rank 70) |
+//! | the block map in `i_block` | [`Inode::map`] (rank 80); a copy is in the attributes |
+//! | each attribute by itself | [`Inode::state`] (leaf), so that `stat` takes no inode lock |
+//!
+//! An inode is encoded into its table block from the attributes while the buffer is being changed (rank 100), so that of two
+//! writers the later one always stores the later state.
+
+use std::sync::Weak;
+
+use extant_alloc::InodeWindow;
+use extant_format::inode::{FileType, I_BLOCK_SIZE, Inode as RawInode, InodeFlags, Timestamp};
+use extant_format::{Ino, Lblk, Pblk};
+use extant_journal::{Buf, Handle};
+use extant_map::{ExtentStatus, MapKind, MapMut, MapRef, Run};
+use extant_sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use extant_sync::{Mutex, MutexGuard, Rank, RwLock};
+
+use crate::error::{CorruptKind, Error, Place, Result};
+use crate::filesystem::Filesystem;
+use crate::icache::{InodeCache, InodeRef};
+
+/// Attributes of an inode. `raw.size` is i_disksize, what the journal knows; `size` is i_size, what the file has.
+#[derive(Clone, Debug)]
+pub(crate) struct State {
+    /// The fields as they are stored.
+    pub(crate) raw: RawInode,
+    /// i_size.
+    pub(crate) size: u64,
+    /// Times changed in memory only (access times, lazytime), still to be written.
+    pub(crate) times_dirty: bool,
+}
+
+/// An inode in memory. Reached through [`InodeRef`].
+pub struct Inode {
+    pub(crate) ino: Ino,
+    pub(crate) generation: u32,
+    pub(crate) kind: FileType,
+    /// The table block and the byte in it.
+    pub(crate) table: (Pblk, usize),
+    /// Seed of the checksums of what belongs to this inode.
+    pub(crate) csum_seed: u32,
+    /// The inode lock, rank 20.
+    pub(crate) lock: RwLock<()>,
+    /// xattr and inline-data lock, rank 70.
+    pub(crate) xattr: RwLock<()>,
+    /// `i_block` as a block map, rank 80.
+    pub(crate) map: RwLock<[u8; I_BLOCK_SIZE]>,
+    /// Extents seen lately.
+    pub(crate) es: ExtentStatus,
+    /// Blocks set aside for this inode's growth.
+    pub(crate) window: InodeWindow,
+    state: Mutex<State>,
+    /// No links: the last reference evicts.
+    dead: AtomicBool,
+    /// Made without a name (O_TMPFILE): may be linked although it has none.
+    linkable: AtomicBool,
+    /// Set where eviction may change the image.
+    evictable: AtomicBool,
+    pub(crate) refs: AtomicU64,
+    pub(crate) referenced: AtomicBool,
+    /// Transaction that last changed this inode, and that last changed more than its times; 0: none since it was read.
+    pub(crate) sync_tid: AtomicU32,
+    pub(crate) datasync_tid: AtomicU32,
+    pub(crate) has_tid: AtomicBool,
+    /// Looked for ACLs and found none (cleared by whoever stores one).
+    pub(crate) no_acl: AtomicBool,
+    /// Block size of the filesystem.
+    pub(crate) block_size: u32,
+    pub(crate) cache: Weak<InodeCache>,
+}
+
+impl Inode {
+    /// The inode's number.
+    #[must_use]
+    pub const fn ino(&self) -> Ino {
+        self.ino
+    }
+
+    /// The inode's generation: number and generation together are never used twice.
+    #[must_use]
+    pub const fn generation(&self) -> u32 {
+        self.generation
+    }
+
+    /// The inode's type.
+    #[must_use]
+    pub const fn kind(&self) -> FileType {
+        self.kind
+    }
+
+    /// Whether it is a directory.
+    #[must_use]
+    pub fn is_dir(&self) -> bool {
+        self.kind == FileType::Directory
+    }
+
+    /// Whether it is a regular file.
+    #[must_use]
+    pub fn is_regular(&self) -> bool {
+        self.kind == FileType::Regular
+    }
+
+    /// Whether no name leads to it any more.
+    #[must_use]
+    pub fn is_dead(&self) -> bool {
+        self.dead.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_dead(&self, dead: bool) {
+        self.dead.store(dead, Ordering::Release);
+    }
+
+    pub(crate) fn is_linkable(&self) -> bool {
+        self.linkable.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_linkable(&self) {
+        self.linkable.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn may_evict(&self) -> bool {
+        self.evictable.load(Ordering::Relaxed)
+    }
+
+    /// Whether the cache must keep it although nobody refers to it.
+    pub(crate) fn is_pinned(&self) -> bool {
+        self.state().times_dirty
+    }
+
+    /// The attributes; a leaf lock.
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock()
+    }
+
+    /// The flags.
+    pub(crate) fn flags(&self) -> InodeFlags {
+        self.state().raw.flags
+    }
+
+    /// i_size.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.state().size
+    }
+
+    /// Which kind of block map it has.
+    pub(crate) fn map_kind(&self) -> MapKind {
+        if self.flags().contains(InodeFlags::EXTENTS) { MapKind::Extents } else { MapKind::Indirect }
+    }
+
+    /// A view of the map for looking up, over a guard of [`Self::map`].
+    pub(crate) fn map_ref<'a>(&'a self, i_block: &'a [u8; I_BLOCK_SIZE]) -> MapRef<'a> {
+        MapRef { ino: self.ino, generation: self.generation, kind: self.map_kind(), i_block, es: &self.es }
+    }
+
+    /// A view of the map for changing it, over an exclusive guard of [`Self::map`].
+    pub(crate) fn map_mut<'a>(&'a self, i_block: &'a mut [u8; I_BLOCK_SIZE]) -> MapMut<'a> {
+        MapMut { ino: self.ino, generation: self.generation, kind: self.map_kind(), i_block, es: &self.es }
+    }
+
+    /// Notes that the transaction `tid` changed this inode; `data`: more than its times.
+    pub(crate) fn note_tid(&self, tid: extant_format::Tid, data: bool) {
+        self.sync_tid.store(tid.0, Ordering::Relaxed);
+        if data {
+            self.datasync_tid.store(tid.0, Ordering::Relaxed);
+        }
+        self.has_tid.store(true, Ordering::Release);
+    }
+}
+
+impl Filesystem {
+    /// The inode `ino` in use, whatever it is (reserved ones too).
+    pub(crate) fn iget(&self, ino: Ino) -> Result<InodeRef> {
+        if let Some(found) = self.icache.cached(ino) {
+            found.referenced.store(true, Ordering::Relaxed);
+            return Ok(found);
+        }
+        self.icache.load(ino, |cache| self.read_inode(ino, cache))
+    }
+
+    /// An inode that a directory entry leads to: an ordinary number or the root, in use.
+    pub(crate) fn iget_named(&self, dir: &Inode, ino: Ino) -> Result<InodeRef> {
+        let ordinary = ino == Ino::ROOT || ino >= self.geo.first_ino();
+        if !ordinary || ino.0 > self.geo.inodes_count() || self.is_system_inode(ino) {
+            return Err(Error::corrupt(Place::Inode(dir.ino), CorruptKind::InodeNumber(ino.0.into())));
+        }
+        self.iget(ino).map_err(|e| match e {
+            Error::Stale => Error::corrupt(Place::Inode(dir.ino), CorruptKind::DeadInode(ino)),
+            e => e,
+        })
+    }
+
+    /// Where `ino` is in the inode table.
+    pub(crate) fn inode_place(&self, ino: Ino) -> Result<(Pblk, usize)> {
+        let at = self
+            .geo
+            .inode_location(ino)
+            .ok_or_else(|| Error::corrupt(Place::Superblock, CorruptKind::InodeNumber(ino.0.into())))?;
+        let table = self.itables.get(at.group.0 as usize).copied();
+        let block = table.and_then(|t| t.checked_add(at.block.into())).filter(|b| self.geo.contains(*b));
+        let block = block.ok_or_else(|| {
+            Error::corrupt(
+                Place::Group(at.group),
+                CorruptKind::Layout("inode table outside the filesystem".into()),
+            )
+        })?;
+        Ok((block, at.offset as usize))
+    }
+
+    fn read_inode(&self, ino: Ino, cache: Weak<InodeCache>) -> Result<Inode> {
+        let table = self.inode_place(ino)?;
+        let buf = match self.cache.cached(table.0) {
+            Some(buf) => buf,
+            None => {
+                self.prefetch_inodes(table.0);
+                self.cache.read(table.0)?
+            }
+        };
+        let raw = buf.with(|bytes| self.inode_format.read(ino, &bytes[table.1..]))?;
+        if raw.links_count == 0 && (raw.mode == 0 || raw.dtime != 0 || !self.reads_dead(ino)) {
+            return Err(Error::Stale);
+        }
+        let kind = raw.file_type().ok_or_else(|| Error::bad_inode(ino, "i_mode", raw.mode.into()))?;
+        check(ino, kind, &raw, self)?;
+        Ok(self.build_inode(ino, kind, raw, table, cache))
+    }
+
+    /// Reads the inode-table blocks around one in a single transfer (`inode_readahead_blks`).
+    fn prefetch_inodes(&self, pblk: Pblk) {
+        let span = u64::from(self.options().given.inode_readahead_blks);
+        if span > 1 {
+            let start = pblk.0 / span * span;
+            self.cache.prefetch(start.max(u64::from(self.geo.first_data_block()))..start + span);
+        }
+    }
+
+    /// An in-core inode from its fields.
+    pub(crate) fn build_inode(
+        &self,
+        ino: Ino,
+        kind: FileType,
+        raw: RawInode,
+        table: (Pblk, usize),
+        cache: Weak<InodeCache>,
+    ) -> Inode {
+        Inode {
+            ino,
+            generation: raw.generation,
+            kind,
+            table,
+            csum_seed: self.csum.inode_seed(ino, raw.generation),
+            lock: RwLock::new(Rank::INODE, ()),
+            xattr: RwLock::new(Rank::XATTR, ()),
+            map: RwLock::new(Rank::EXTENT_MAP, raw.i_block),
+            es: ExtentStatus::new(std::sync::Arc::clone(&self.status_budget)),
+            window: InodeWindow::new(),
+            dead: AtomicBool::new(raw.links_count == 0),
+            linkable: AtomicBool::new(false),
+            evictable: AtomicBool::new(!self.dev_read_only),
+            refs: AtomicU64::new(0),
+            referenced: AtomicBool::new(true),
+            sync_tid: AtomicU32::new(0),
+            datasync_tid: AtomicU32::new(0),
+            has_tid: AtomicBool::new(false),
+            no_acl: AtomicBool::new(false),
+            block_size: self.geo.block_size(),
+            cache,
+            state: Mutex::new(Rank::LEAF, State { size: raw.size, raw, times_dirty: false }),
+        }
+    }
+
+    /// Writes the inode's attributes into its table block. One credit.
+    pub(crate) fn write_inode(&self, handle: &mut Handle, inode: &Inode) -> Result<()> {
+        let buf = self.cache.read(inode.table.0)?;
+        self.write_inode_to(handle, inode, &buf)
+    }
+
+    /// The same where the buffer is at hand.
+    pub(crate) fn write_inode_to(&self, handle: &mut Handle, inode: &Inode, buf: &Buf) -> Result<()> {
+        handle.modify(buf, |bytes| {
+            let mut state = inode.state();
+            state.times_dirty = false;
+            self.inode_format.encode(inode.ino, &state.raw, &mut bytes[inode.table.1..])
+        })??;
+        inode.note_tid(handle.tid(), true);
+        Ok(())
+    }
+
+    /// Where block `lblk` of `inode` is, and how many blocks go on there or are missing there, at most `max`.
+    pub(crate) fn map_lookup(&self, inode: &Inode, lblk: Lblk, max: u32) -> Result<Run> {
+        if let Some(run) = inode.es.lookup(lblk, max) {
+            return Ok(run);
+        }
+        let i_block = inode.map.read();
+        Ok(self.map.lookup(&inode.map_ref(&i_block), lblk, max)?)
+    }
+
+    /// Stores the changed map of `inode` in its attributes: `delta` blocks came or went. The caller writes the inode.
+    pub(crate) fn map_changed(&self, inode: &Inode, i_block: &[u8; I_BLOCK_SIZE], delta: i64) {
+        let mut state = inode.state();
+        state.raw.i_block = *i_block;
+        let sectors = delta * (i64::from(self.geo.block_size()) / 512);
+        state.raw.blocks = state.raw.blocks.saturating_add_signed(sectors);
+    }
+
+    /// The present, as inodes of this filesystem can hold it.
+    pub(crate) fn now(&self) -> Timestamp {
+        self.clock.now().clamp_to(self.inode_format.inode_size() > extant_format::inode::GOOD_OLD_INODE_SIZE)
+    }
+
+    /// Whether inodes without links are read all the same: orphans while they are being processed.
+    fn reads_dead(&self, ino: Ino) -> bool {
+        self.orphans.is_pending(ino)
+    }
+}
+
+/// Refuses inodes whose fields contradict each other.
+fn check(ino: Ino, kind: FileType, raw: &RawInode, fs: &Filesystem) -> Result<()> {
+    let flags = raw.flags;
+    if raw.file_acl.0 != 0 && !fs.geo.contains(raw.file_acl) {
+        return Err(Error::bad_inode(ino, "i_file_acl", raw.file_acl.0));
+    }
+    if flags.contains(InodeFlags::INLINE_DATA) {
+        let fits = matches!(kind, FileType::Regular | FileType::Directory | FileType::Symlink);
+        if !fits || !fs.has_inline_data() || raw.size > u64::from(fs.inode_format.inode_size()) {
+            return Err(Error::corrupt(
+                Place::Inode(ino),
+                CorruptKind::InlineData("flag on an inode that cannot have it"),
+            ));
+        }
+    }
+    if flags.contains(InodeFlags::EXTENTS) && flags.contains(InodeFlags::INLINE_DATA) {
+        return Err(Error::bad_inode(ino, "i_flags", flags.bits().into()));
+    }
+    if kind == FileType::Directory {
+        let limit = u64::from(u32::MAX) * u64::from(fs.geo.block_size());
+        let odd = !raw.size.is_multiple_of(u64::from(fs.geo.block_size()))
+            && !flags.contains(InodeFlags::INLINE_DATA);
+        if odd || raw.size == 0 || raw.size > limit {
+            return Err(Error::bad_inode(ino, "i_size of a directory", raw.size));
+        }
+    }
+    if kind == FileType::Symlink && raw.size > u64::from(fs.geo.block_size()) {
+        return Err(Error::bad_inode(ino, "i_size of a symbolic link", raw.size));
+    }
+    Ok(())
+}

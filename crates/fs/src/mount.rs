@@ -1,0 +1,421 @@
+//! Mounting, and what a mount keeps in the superblock.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use extant_alloc::{AllocOptions, Allocator, overhead_clusters};
+use extant_device::{BlockDevice, Counting, Overlay};
+use extant_format::dir::DirLayout;
+use extant_format::hash::HashVersion;
+use extant_format::inode::InodeFormat;
+use extant_format::superblock::{SbFlags, SbTime, State};
+use extant_format::{Compat, Features, Incompat, RoCompat, Superblock};
+use extant_journal::{BlockCache, Buf, CommitObserver, Journal, JournalOptions, LogPlace, WantedFeatures};
+use extant_map::MapFs;
+use extant_sync::atomic::{AtomicBool, AtomicU8, AtomicU32};
+use extant_sync::{Mutex, Rank, RwLock, thread};
+
+use crate::bootstrap;
+use crate::error::{Error, Result};
+use crate::filesystem::{Filesystem, Mode, rename_lock};
+use crate::freeze::Gate;
+use crate::icache::InodeCache;
+use crate::options::{DataMode, MountOptions, Presets, Resolved};
+use crate::orphan::Orphans;
+use crate::time::{Clock, SystemClock};
+use crate::xattr::SharedBlocks;
+
+/// What a filesystem is opened with.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    /// Mount options.
+    pub options: MountOptions,
+    /// The external journal, where the filesystem has one.
+    pub journal_device: Option<Arc<dyn BlockDevice>>,
+    /// Where it is mounted, for the superblock's record.
+    pub mounted_at: Option<Vec<u8>>,
+    /// Where times come from.
+    pub clock: Arc<dyn Clock>,
+    /// In-core inodes to keep at most.
+    pub inode_capacity: usize,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            options: MountOptions::default(),
+            journal_device: None,
+            mounted_at: None,
+            clock: Arc::new(SystemClock),
+            inode_capacity: 1 << 16,
+        }
+    }
+}
+
+impl Setup {
+    /// For reading only: nothing is written to the device, an unclean journal is replayed in memory.
+    #[must_use]
+    pub fn read_only() -> Self {
+        let options = MountOptions { read_only: true, ..MountOptions::default() };
+        Self { options, ..Self::default() }
+    }
+
+    /// With mount options from their comma-separated form.
+    ///
+    /// # Errors
+    /// A word that is unknown or has a bad value.
+    pub fn with_options(list: &str) -> Result<Self> {
+        Ok(Self { options: MountOptions::parse(list)?, ..Self::default() })
+    }
+}
+
+/// What only mounting and unmounting look at.
+pub(crate) struct MountState {
+    pub(crate) counting: Arc<Counting>,
+    /// `s_state` said clean when it was mounted.
+    pub(crate) was_valid: bool,
+    pub(crate) kbytes_before: u64,
+    pub(crate) threads: Mutex<Vec<thread::JoinHandle<()>>>,
+    /// Ends the threads.
+    pub(crate) stop: Arc<crate::background::Stop>,
+    pub(crate) frozen: Mutex<bool>,
+}
+
+impl Filesystem {
+    /// Mounts the filesystem on `device`.
+    ///
+    /// Read-only, nothing is written to the device: a journal that needs it is replayed into memory. For writing, the journal is
+    /// replayed in place, orphans are processed, and the superblock says that the filesystem is in use until
+    /// [`Filesystem::unmount`].
+    ///
+    /// # Errors
+    /// `Incompatible` for features or options that are not supported; damage; the device's errors.
+    pub fn open(device: Arc<dyn BlockDevice>, setup: Setup) -> Result<Arc<Self>> {
+        let sb = bootstrap::read_super(&*device, setup.options.sb)?;
+        let read_only = setup.options.read_only || device.is_read_only();
+        gate(&sb, &setup.options, read_only, device.size())?;
+        let counting = Arc::new(Counting::new(device));
+        let target: Arc<dyn BlockDevice> = if read_only {
+            Arc::new(Overlay::new(Arc::clone(&counting) as _))
+        } else {
+            Arc::clone(&counting) as _
+        };
+        let mmp = crate::mmp::Mmp::acquire(&target, &sb, read_only)?;
+        let log = find_log(&target, &sb, &setup)?;
+        let replayed = match &log {
+            Some(log) if !setup.options.noload => crate::recovery::recover(&target, &sb, log, read_only)?,
+            _ => false,
+        };
+        let sb = if replayed { bootstrap::read_super(&*target, setup.options.sb)? } else { sb };
+        let fs = build(target, counting, sb, &setup, read_only, log)?;
+        fs.root()?;
+        if !read_only {
+            fs.begin(&setup)?;
+        }
+        fs.start_threads(mmp);
+        Ok(fs)
+    }
+
+    /// What a mount for writing does first: orphans, and the superblock's record of the mount.
+    fn begin(&self, setup: &Setup) -> Result<()> {
+        self.mark_mounted(setup)?;
+        self.process_orphans()
+    }
+
+    fn mark_mounted(&self, setup: &Setup) -> Result<()> {
+        let now = self.clock.now().sec.max(0) as u64;
+        {
+            let mut sb = self.sb.lock();
+            let (count, _) = sb.mount_counts();
+            sb.set_mnt_count(count.saturating_add(1));
+            sb.set_time(SbTime::Mount, now);
+            if let Some(path) = &setup.mounted_at {
+                sb.set_last_mounted(path);
+            }
+        }
+        self.mark_in_use()
+    }
+
+    /// Changes the superblock in memory and at once on the device, outside of any transaction; flushed.
+    pub(crate) fn store_super(&self, change: impl FnOnce(&mut Superblock)) -> Result<()> {
+        let at = self.sb_offset();
+        self.cache.write_through(&self.sb_buf, |bytes| {
+            let mut sb = self.sb.lock();
+            change(&mut sb);
+            bytes[at..at + 1024].copy_from_slice(&sb.encode());
+        })?;
+        self.device.flush()?;
+        Ok(())
+    }
+
+    /// Writes everything, marks the filesystem clean, and ends the mount. Inodes still referred to answer `Shutdown` from
+    /// then on.
+    ///
+    /// # Errors
+    /// What could not be written; the mount has ended all the same.
+    pub fn unmount(&self) -> Result<()> {
+        let mode = self.mode();
+        if mode == Mode::Closed {
+            return Ok(());
+        }
+        let flushed = if mode == Mode::ReadWrite { self.write_everything() } else { Ok(()) };
+        self.stop_threads();
+        let result = match mode {
+            Mode::ReadWrite => flushed.and_then(|()| self.end_clean()),
+            Mode::ReadOnly => Ok(()),
+            Mode::Shutdown | Mode::Closed => {
+                let _ = self.journal.close();
+                Err(Error::Shutdown)
+            }
+        };
+        self.set_mode(Mode::Closed);
+        result
+    }
+
+    /// Writes all that is dirty, as sync does, and waits for evictions.
+    pub(crate) fn write_everything(&self) -> Result<()> {
+        self.flush_times()?;
+        self.icache.wait_evicted();
+        self.journal.commit_all()?;
+        Ok(())
+    }
+
+    /// Closes the journal and writes the superblock of a clean filesystem.
+    fn end_clean(&self) -> Result<()> {
+        self.journal.close()?;
+        self.write_clean_super(true)
+    }
+
+    /// The superblock as it is when nothing is under way.
+    pub(crate) fn write_clean_super(&self, unmounted: bool) -> Result<()> {
+        let now = self.clock.now().sec.max(0) as u64;
+        let free_blocks = self.alloc.free_clusters() << self.geo.log_cluster_ratio();
+        let free_inodes = self.alloc.free_inode_count() as u32;
+        let kbytes = self.mount.kbytes_before + self.mount.counting.counts().bytes_written / 1024;
+        let valid = self.mount.was_valid;
+        self.store_super(|sb| {
+            sb.set_free_blocks(free_blocks);
+            sb.set_free_inodes(free_inodes);
+            sb.set_time(SbTime::Write, now);
+            sb.set_kbytes_written(kbytes);
+            if unmounted {
+                let mut features = sb.features();
+                features.incompat.remove(Incompat::RECOVER);
+                features.ro_compat.remove(RoCompat::ORPHAN_PRESENT);
+                let _ = sb.set_features(features);
+                if valid {
+                    sb.set_state(sb.state() | State::VALID);
+                }
+            }
+        })
+    }
+}
+
+/// Refuses what this program cannot mount, each with a sentence.
+fn gate(sb: &Superblock, options: &MountOptions, read_only: bool, size: u64) -> Result<()> {
+    let refuse = |why: String| Err(Error::Incompatible(why.into()));
+    let features = sb.features();
+    if features.incompat.contains(Incompat::JOURNAL_DEV) {
+        return refuse("this is an external journal, not a filesystem".into());
+    }
+    let unknown = features.incompat.unsupported();
+    if !unknown.is_empty() {
+        return refuse(format!("it uses features that are not supported: {unknown}"));
+    }
+    if sb.geometry().size_bytes() > u128::from(size) {
+        return refuse(format!(
+            "the filesystem has {} blocks of {} bytes, but the image only {size} bytes",
+            sb.geometry().blocks_count(),
+            sb.geometry().block_size()
+        ));
+    }
+    if read_only {
+        return Ok(());
+    }
+    let unknown = features.ro_compat.unsupported();
+    if !unknown.is_empty() {
+        return refuse(format!("features {unknown} allow reading only: mount it with `ro`"));
+    }
+    if features.ro_compat.intersects(RoCompat::READONLY | RoCompat::SHARED_BLOCKS) {
+        return refuse("it is marked read-only: mount it with `ro`".into());
+    }
+    if options.data == Some(DataMode::Journal) {
+        return refuse("`data=journal` is not supported for writing".into());
+    }
+    Ok(())
+}
+
+/// Where the journal is, if there is one.
+fn find_log(device: &Arc<dyn BlockDevice>, sb: &Superblock, setup: &Setup) -> Result<Option<LogPlace>> {
+    if !sb.features().compat.contains(Compat::HAS_JOURNAL) {
+        return Ok(None);
+    }
+    let block_size = sb.geometry().block_size();
+    if let Some(ino) = sb.journal_inode() {
+        let runs = bootstrap::journal_extents(device, sb, ino)?;
+        let place = LogPlace::internal(Arc::clone(device), block_size, sb.geometry().blocks_count(), runs)?;
+        return Ok(Some(place));
+    }
+    let Some((uuid, _)) = sb.external_journal() else {
+        return Err(Error::Incompatible("the journal feature is set, but no journal is named".into()));
+    };
+    match &setup.journal_device {
+        Some(journal) => Ok(Some(LogPlace::external(Arc::clone(journal), block_size, uuid, sb.uuid())?)),
+        None if setup.options.read_only && setup.options.noload => Ok(None),
+        None => {
+            Err(Error::Incompatible("its journal is on another device: give it with `journal_path=`".into()))
+        }
+    }
+}
+
+/// How much memory caches take together.
+fn cache_size(options: &MountOptions) -> u64 {
+    const MAX: u64 = 1 << 30;
+    options.cache_size.unwrap_or_else(|| (memory_bytes() / 4).clamp(16 << 20, MAX)).max(4 << 20)
+}
+
+/// The machine's memory, or a gigabyte where that is not known.
+fn memory_bytes() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text.lines().find_map(|l| l.strip_prefix("MemTotal:"));
+    let kib = line.and_then(|l| l.trim().trim_end_matches("kB").trim().parse::<u64>().ok());
+    kib.map_or(1 << 30, |k| k.saturating_mul(1024))
+}
+
+fn open_journal(
+    cache: &Arc<BlockCache>,
+    sb: &Superblock,
+    log: Option<LogPlace>,
+    resolved: &Resolved,
+    read_only: bool,
+) -> Result<Arc<Journal>> {
+    let features = sb.features();
+    let options = JournalOptions {
+        features: Some(WantedFeatures {
+            checksums: features.ro_compat.contains(RoCompat::METADATA_CSUM),
+            bit64: features.incompat.contains(Incompat::BIT64),
+        }),
+        commit_interval: Some(Duration::from_secs(u64::from(resolved.commit_secs))),
+        barrier: resolved.barrier,
+        ..JournalOptions::default()
+    };
+    match log {
+        Some(log) if !read_only => Ok(Journal::open(Arc::clone(cache), log, options)?),
+        // A read-only mount changes nothing; the journal is only there because everything has one.
+        _ => {
+            let commit_interval = if read_only { None } else { options.commit_interval };
+            Ok(Journal::without_log(Arc::clone(cache), JournalOptions { commit_interval, ..options })?)
+        }
+    }
+}
+
+pub(crate) fn presets(sb: &Superblock) -> Presets {
+    let (resuid, resgid) = sb.reserved_owner();
+    let (stride, width) = sb.raid();
+    Presets {
+        default_mount_opts: sb.default_mount_opts().bits(),
+        errors: sb.raw().s_errors.get(),
+        resuid,
+        resgid,
+        stripe: if width != 0 { width } else { stride },
+    }
+}
+
+/// Options stored in the superblock (`s_mount_opts`) come before those given.
+fn resolve(sb: &Superblock, setup: &Setup) -> Result<Resolved> {
+    setup.options.resolve(&presets(sb))
+}
+
+fn dir_layout(sb: &Superblock, features: Features) -> DirLayout {
+    DirLayout {
+        block_size: sb.geometry().block_size(),
+        filetype: features.incompat.contains(Incompat::FILETYPE),
+        checksummed: sb.csum().has_metadata(),
+        hash_in_entry: false,
+        inodes_count: sb.geometry().inodes_count(),
+    }
+}
+
+fn build(
+    device: Arc<dyn BlockDevice>,
+    counting: Arc<Counting>,
+    sb: Superblock,
+    setup: &Setup,
+    read_only: bool,
+    log: Option<LogPlace>,
+) -> Result<Arc<Filesystem>> {
+    let resolved = resolve(&sb, setup)?;
+    let (geo, features) = (*sb.geometry(), sb.features());
+    let metadata = cache_size(&setup.options) / 4;
+    let cache = BlockCache::new(Arc::clone(&device), geo.block_size(), geo.blocks_count(), metadata);
+    let journal_runs: Vec<_> = log
+        .as_ref()
+        .filter(|l| !l.is_external())
+        .map_or_else(Vec::new, |l| l.runs().iter().map(|r| (r.pblk, u64::from(r.len))).collect());
+    let journal_blocks = journal_runs.iter().map(|r| r.1).sum();
+    let mut alloc_options = AllocOptions::from_superblock(&sb);
+    alloc_options.stripe = resolved.stripe;
+    alloc_options.discard = resolved.discard;
+    alloc_options.system = journal_runs;
+    let alloc = Allocator::open(Arc::clone(&cache), Arc::clone(&device), &sb, alloc_options)?;
+    let journal = open_journal(&cache, &sb, log, &resolved, read_only)?;
+    let observer: std::sync::Weak<dyn CommitObserver> =
+        Arc::downgrade(&(Arc::clone(&alloc) as Arc<dyn CommitObserver>));
+    journal.add_observer(observer);
+    let sb_buf: Buf = cache.read(extant_format::Pblk(if geo.block_size() == 1024 { 1 } else { 0 }))?;
+    let flags = sb.flags();
+    let hash_version = HashVersion::from_raw(sb.def_hash_version()).unwrap_or(HashVersion::HalfMd4);
+    let mount = MountState {
+        was_valid: sb.state().contains(State::VALID),
+        kbytes_before: sb.kbytes_written(),
+        counting,
+        threads: Mutex::new(Rank::LEAF, Vec::new()),
+        stop: Arc::default(),
+        frozen: Mutex::new(Rank::LEAF, false),
+    };
+    Ok(Arc::new(Filesystem {
+        dev_read_only: read_only,
+        csum: *sb.csum(),
+        features,
+        inode_format: InodeFormat::new(&sb),
+        layout: dir_layout(&sb, features),
+        hash_version,
+        hash_unsigned: flags.contains(SbFlags::UNSIGNED_HASH),
+        hash_seed: sb.hash_seed(),
+        want_extra_isize: sb.want_extra_isize(),
+        overhead: overhead_clusters(&sb, journal_blocks),
+        options: RwLock::new(Rank::LEAF, Arc::new(resolved)),
+        map: MapFs::new(Arc::clone(&cache), Arc::clone(&alloc), &sb),
+        status_budget: extant_map::StatusBudget::new(1 << 20),
+        itables: geo
+            .group_numbers()
+            .map(|g| alloc.group_desc(g).map_or(extant_format::Pblk(0), |d| d.inode_table))
+            .collect(),
+        icache: InodeCache::new(setup.inode_capacity),
+        orphans: Orphans::new(),
+        shared_blocks: SharedBlocks::new(),
+        clock: Arc::clone(&setup.clock),
+        gate: Gate::new(),
+        rename_lock: rename_lock(),
+        mode: AtomicU8::new(if read_only { Mode::ReadOnly } else { Mode::ReadWrite } as u8),
+        saw_errors: AtomicBool::new(false),
+        dirty_times: Mutex::new(Rank::LEAF, Vec::new()),
+        next_generation: AtomicU32::new(crate::create::random_seed()),
+        mount,
+        sb: Mutex::new(Rank::LEAF, sb),
+        sb_buf,
+        geo,
+        cache,
+        journal,
+        alloc,
+        device,
+    }))
+}
+
+impl Drop for Filesystem {
+    fn drop(&mut self) {
+        if let Err(e) = self.unmount() {
+            tracing::error!("unmount: {e}");
+        }
+    }
+}

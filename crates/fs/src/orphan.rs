@@ -1,0 +1,274 @@
+//! Orphans: inodes without links that are still open, and files whose truncation is not finished. After a crash the next
+//! mount frees or truncates them.
+//!
+//! With the feature `orphan_file` they are in the slots of a file made for this; else, or when that is full, they form a list
+//! from the superblock's `s_last_orphan` through the inodes' `i_dtime` (kernel ext4 documentation, "Orphan File" and
+//! `s_last_orphan`).
+//!
+//! Locking: one lock, rank 95, for the list in memory and for choosing slots.
+
+use extant_format::orphan_file::{self as file, OrphanFileError};
+use extant_format::{Ino, Lblk, Pblk};
+use extant_journal::{Buf, Handle};
+use extant_map::Run;
+use extant_sync::{Mutex, Rank};
+use rustc_hash::{FxHashMap, FxHashSet};
+
+use crate::error::{CorruptKind, Error, Place, Result};
+use crate::filesystem::Filesystem;
+use crate::icache::InodeRef;
+use crate::inode::Inode;
+
+/// Where an orphan is recorded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Record {
+    /// In a slot of the orphan file.
+    Slot { block: u32, slot: u32 },
+    /// In the list, between these (`Ino(0)`: the head, or the end).
+    List { before: Ino, after: Ino },
+}
+
+#[derive(Debug, Default)]
+struct State {
+    records: FxHashMap<u32, Record>,
+    /// Blocks of the orphan file.
+    blocks: Vec<Pblk>,
+    seed: Option<u32>,
+    /// Where to look for a free slot next.
+    hand: (u32, u32),
+    head: Ino,
+    /// Numbers being processed at mount, which may be read although they have no links.
+    pending: FxHashSet<u32>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Orphans(Mutex<State>);
+
+impl Orphans {
+    pub(crate) fn new() -> Self {
+        Self(Mutex::new(Rank::ORPHAN, State::default()))
+    }
+
+    /// Whether `ino` is being processed at mount.
+    pub(crate) fn is_pending(&self, ino: Ino) -> bool {
+        self.0.lock().pending.contains(&ino.0)
+    }
+}
+
+fn slot_error(pblk: Pblk, e: &OrphanFileError) -> Error {
+    match e {
+        OrphanFileError::Checksum { .. } => Error::Checksum(Place::Block(pblk)),
+        e => Error::corrupt(Place::Block(pblk), CorruptKind::Layout(e.to_string().into())),
+    }
+}
+
+impl Filesystem {
+    /// Records `inode` as an orphan; once is enough. Up to three credits (a slot; or superblock and the inode itself). The
+    /// caller writes the inode afterwards.
+    pub(crate) fn orphan_add(&self, handle: &mut Handle, inode: &Inode) -> Result<()> {
+        let mut state = self.orphans.0.lock();
+        if state.records.contains_key(&inode.ino.0) {
+            return Ok(());
+        }
+        if let Some(record) = self.take_slot(handle, &mut state, inode.ino)? {
+            state.records.insert(inode.ino.0, record);
+            return Ok(());
+        }
+        let after = state.head;
+        if let Some(Record::List { before, .. }) = state.records.get_mut(&after.0) {
+            *before = inode.ino;
+        }
+        state.records.insert(inode.ino.0, Record::List { before: Ino(0), after });
+        state.head = inode.ino;
+        inode.state().raw.dtime = after.0;
+        self.write_super(handle, |sb| sb.set_last_orphan(inode.ino))
+    }
+
+    fn take_slot(&self, handle: &mut Handle, state: &mut State, ino: Ino) -> Result<Option<Record>> {
+        let blocks = state.blocks.len() as u32;
+        for step in 0..blocks {
+            let block = (state.hand.0 + step) % blocks;
+            let pblk = state.blocks[block as usize];
+            let buf = self.cache.read(pblk)?;
+            let from = if step == 0 { state.hand.1 as usize } else { 0 };
+            let Some(slot) = buf.with(|bytes| file::free_slot(bytes, from)) else { continue };
+            self.set_slot(handle, state.seed, &buf, slot, ino)?;
+            state.hand = (block, slot as u32 + 1);
+            return Ok(Some(Record::Slot { block, slot: slot as u32 }));
+        }
+        Ok(None)
+    }
+
+    fn set_slot(
+        &self,
+        handle: &mut Handle,
+        seed: Option<u32>,
+        buf: &Buf,
+        slot: usize,
+        ino: Ino,
+    ) -> Result<()> {
+        let place = file::Place { inode_seed: seed, pblk: buf.pblk() };
+        handle
+            .modify(buf, |bytes| file::set(place, bytes, slot, ino))?
+            .map_err(|e| slot_error(buf.pblk(), &e))
+    }
+
+    /// Takes `inode` off the record of orphans. Up to three credits. The caller writes the inode afterwards.
+    pub(crate) fn orphan_del(&self, handle: &mut Handle, inode: &Inode) -> Result<()> {
+        let mut state = self.orphans.0.lock();
+        let Some(record) = state.records.remove(&inode.ino.0) else { return Ok(()) };
+        let (before, after) = match record {
+            Record::Slot { block, slot } => {
+                let buf = self.cache.read(state.blocks[block as usize])?;
+                let seed = state.seed;
+                state.hand = (block, slot);
+                return self.set_slot(handle, seed, &buf, slot as usize, Ino(0));
+            }
+            Record::List { before, after } => (before, after),
+        };
+        inode.state().raw.dtime = 0;
+        if let Some(Record::List { before: b, .. }) = state.records.get_mut(&after.0) {
+            *b = before;
+        }
+        if before.0 == 0 {
+            state.head = after;
+            return self.write_super(handle, |sb| sb.set_last_orphan(after));
+        }
+        if let Some(Record::List { after: a, .. }) = state.records.get_mut(&before.0) {
+            *a = after;
+        }
+        self.relink(handle, before, after)
+    }
+
+    /// Makes the orphan `before` lead to `after`, in memory and in its table block.
+    fn relink(&self, handle: &mut Handle, before: Ino, after: Ino) -> Result<()> {
+        let (block, at) = self.inode_place(before)?;
+        // Its in-core inode is in the cache or on its way to the evictor; what counts after a crash is the table. An
+        // in-core copy that is written later must say the same.
+        if let Some(inode) = self.icache.cached(before) {
+            inode.state().raw.dtime = after.0;
+            return self.write_inode(handle, &inode);
+        }
+        let buf = self.cache.read(block)?;
+        let done = handle.modify(&buf, |bytes| {
+            let mut raw = self.inode_format.decode(before, &bytes[at..])?;
+            raw.dtime = after.0;
+            self.inode_format.encode(before, &raw, &mut bytes[at..])
+        })?;
+        Ok(done?)
+    }
+
+    /// Opens the orphan file, and frees or finishes what an earlier mount left.
+    pub(crate) fn process_orphans(&self) -> Result<()> {
+        let mut found = self.listed_orphans()?;
+        self.open_orphan_file()?;
+        found.extend(self.slot_orphans()?);
+        {
+            let mut state = self.orphans.0.lock();
+            state.pending = found.iter().map(|i| i.0).collect();
+        }
+        let count = found.len();
+        for ino in found {
+            self.process_orphan(ino)?;
+        }
+        self.orphans.0.lock().pending.clear();
+        if count > 0 {
+            tracing::info!("{count} orphans processed");
+        }
+        Ok(())
+    }
+
+    /// Follows the list; a loop or a wild number ends in an error.
+    fn listed_orphans(&self) -> Result<Vec<Ino>> {
+        let mut found = Vec::new();
+        let mut seen = FxHashSet::default();
+        let mut next = self.sb.lock().last_orphan();
+        let bad = |what| Error::corrupt(Place::Superblock, CorruptKind::Orphans(what));
+        while next.0 != 0 {
+            if next.0 > self.geo.inodes_count() || next < self.geo.first_ino() {
+                return Err(bad("an impossible inode number"));
+            }
+            if !seen.insert(next.0) {
+                return Err(bad("the list goes round in a circle"));
+            }
+            found.push(next);
+            let (block, at) = self.inode_place(next)?;
+            let raw = self.cache.read(block)?.with(|bytes| self.inode_format.read(next, &bytes[at..]))?;
+            next = Ino(raw.dtime);
+        }
+        let mut state = self.orphans.0.lock();
+        state.head = found.first().copied().unwrap_or(Ino(0));
+        for (n, ino) in found.iter().enumerate() {
+            let before = n.checked_sub(1).map_or(Ino(0), |b| found[b]);
+            let after = found.get(n + 1).copied().unwrap_or(Ino(0));
+            state.records.insert(ino.0, Record::List { before, after });
+        }
+        Ok(found)
+    }
+
+    fn open_orphan_file(&self) -> Result<()> {
+        let Some(ino) = self.sb.lock().orphan_file() else { return Ok(()) };
+        let inode = self.iget(ino)?;
+        let blocks = inode.size() >> self.geo.log_block_size();
+        // The kernel's own limit: 512 blocks.
+        let blocks = u32::try_from(blocks).ok().filter(|b| *b <= 1 << 16);
+        let blocks =
+            blocks.ok_or_else(|| Error::bad_inode(ino, "i_size of the orphan file", inode.size()))?;
+        let mut places = Vec::new();
+        for lblk in (0..blocks).map(Lblk) {
+            match self.map_lookup(&inode, lblk, 1)? {
+                Run::Mapped { pblk, unwritten: false, .. } => places.push(pblk),
+                _ => {
+                    return Err(Error::corrupt(
+                        Place::Inode(ino),
+                        CorruptKind::Orphans("orphan file with a hole"),
+                    ));
+                }
+            }
+        }
+        let mut state = self.orphans.0.lock();
+        state.seed = self.csum.has_metadata().then_some(inode.csum_seed);
+        state.blocks = places;
+        Ok(())
+    }
+
+    fn slot_orphans(&self) -> Result<Vec<Ino>> {
+        let (blocks, seed) = {
+            let state = self.orphans.0.lock();
+            (state.blocks.clone(), state.seed)
+        };
+        let mut found = Vec::new();
+        for (n, pblk) in blocks.iter().enumerate() {
+            let buf = self.cache.read(*pblk)?;
+            let place = file::Place { inode_seed: seed, pblk: *pblk };
+            let bytes = buf.bytes();
+            file::verify(place, &bytes).map_err(|e| slot_error(*pblk, &e))?;
+            for (slot, ino) in file::orphans(&bytes) {
+                if ino.0 > self.geo.inodes_count() || ino < self.geo.first_ino() {
+                    return Err(Error::corrupt(
+                        Place::Block(*pblk),
+                        CorruptKind::Orphans("an impossible inode number"),
+                    ));
+                }
+                let record = Record::Slot { block: n as u32, slot: slot as u32 };
+                if self.orphans.0.lock().records.insert(ino.0, record).is_none() {
+                    found.push(ino);
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    fn process_orphan(&self, ino: Ino) -> Result<()> {
+        let inode: InodeRef = self.iget(ino)?;
+        if inode.is_dead() {
+            // Dropping the last reference queues it; here the threads do not run yet.
+            let raw = inode.clone();
+            drop(inode);
+            self.evict_orphan(raw);
+            return Ok(());
+        }
+        self.finish_truncate(&inode)
+    }
+}

@@ -1,0 +1,372 @@
+//! Rename, with all its flags.
+//!
+//! Between directories it holds the rename lock (rank 15), under which the ancestors of both directories are read; only
+//! such renames change ancestry, so what was read stays true. Then the directories are locked, the ancestor first, then the
+//! inodes that move or go.
+
+use extant_alloc::Reservation;
+use extant_format::Tid;
+use extant_format::inode::FileType;
+use extant_format::inode::device::DeviceNumber;
+use extant_journal::Handle;
+use extant_sync::WriteGuard;
+use rustc_hash::FxHashSet;
+
+use crate::create::key;
+use crate::cred::{Caps, Credentials};
+use crate::dir::{Found, Plan, check_name};
+use crate::error::{CorruptKind, Error, Place, Result};
+use crate::filesystem::Filesystem;
+use crate::icache::InodeRef;
+
+/// renameat2's flags.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct RenameFlags {
+    /// Fail if the new name exists.
+    pub noreplace: bool,
+    /// Both exist: exchange them.
+    pub exchange: bool,
+    /// Leave a whiteout (a character device 0:0) behind.
+    pub whiteout: bool,
+}
+
+impl RenameFlags {
+    /// From the bits of renameat2(2).
+    ///
+    /// # Errors
+    /// `Invalid` for unknown bits and combinations that contradict each other.
+    pub fn from_bits(bits: u32) -> Result<Self> {
+        let flags = Self { noreplace: bits & 1 != 0, exchange: bits & 2 != 0, whiteout: bits & 4 != 0 };
+        if bits & !7 != 0 || (flags.exchange && (flags.noreplace || flags.whiteout)) {
+            return Err(Error::Invalid("rename flags"));
+        }
+        Ok(flags)
+    }
+}
+
+/// Both ends of a rename.
+#[derive(Clone, Copy)]
+struct Ends<'a> {
+    from: &'a InodeRef,
+    from_name: &'a [u8],
+    to: &'a InodeRef,
+    to_name: &'a [u8],
+}
+
+/// What was found at them.
+struct Cast {
+    source: InodeRef,
+    source_at: Found,
+    target: Option<(InodeRef, Found)>,
+}
+
+impl Filesystem {
+    /// Renames `from_name` in `from` to `to_name` in `to`. Returns the inode whose name was replaced, if any.
+    ///
+    /// # Errors
+    /// Those of rename(2); damage.
+    pub fn rename(
+        &self,
+        from: &InodeRef,
+        from_name: &[u8],
+        to: &InodeRef,
+        to_name: &[u8],
+        flags: RenameFlags,
+        cred: &Credentials,
+    ) -> Result<Option<InodeRef>> {
+        let ends = Ends { from, from_name, to, to_name };
+        self.noted(self.rename_inner(ends, flags, cred))
+    }
+
+    fn rename_inner(
+        &self,
+        ends: Ends<'_>,
+        flags: RenameFlags,
+        cred: &Credentials,
+    ) -> Result<Option<InodeRef>> {
+        check_name(ends.from_name)?;
+        check_name(ends.to_name)?;
+        let dots = |name: &[u8]| name == b"." || name == b"..";
+        if dots(ends.from_name) || dots(ends.to_name) {
+            return Err(if flags.noreplace { Error::Exists } else { Error::Busy });
+        }
+        if flags.whiteout && !cred.has(Caps::MKNOD) {
+            return Err(Error::NotPermitted);
+        }
+        self.check_dir(ends.from)?;
+        self.check_dir(ends.to)?;
+        self.before_rename(&ends)?;
+        let (victim, tid) = self.with_space(|| {
+            let _write = self.begin_write()?;
+            if ends.from == ends.to {
+                let _dir = ends.from.lock.write_ordered(key::PARENT);
+                return self.rename_locked(ends, &Ancestry::default(), flags, cred);
+            }
+            let _rename = self.rename_lock.lock();
+            let ancestry = self.ancestry(ends)?;
+            let _dirs = ancestry.lock(ends);
+            self.rename_locked(ends, &ancestry, flags, cred)
+        })?;
+        self.settle(tid, self.is_sync(ends.from) || self.is_sync(ends.to))?;
+        Ok(victim)
+    }
+
+    /// What must be done before any lock is taken: nothing without a page cache.
+    fn before_rename(&self, _ends: &Ends<'_>) -> Result<()> {
+        Ok(())
+    }
+
+    /// The ancestors of both directories, themselves included. Under the rename lock.
+    fn ancestry(&self, ends: Ends<'_>) -> Result<Ancestry> {
+        Ok(Ancestry { of_from: self.ancestors(ends.from)?, of_to: self.ancestors(ends.to)? })
+    }
+
+    fn ancestors(&self, dir: &InodeRef) -> Result<FxHashSet<u32>> {
+        let mut found = FxHashSet::default();
+        let mut at = dir.clone();
+        loop {
+            if !found.insert(at.ino.0) {
+                return Err(Error::corrupt(Place::Inode(at.ino), CorruptKind::Parent(dir.ino)));
+            }
+            if at.ino == extant_format::Ino::ROOT || at.is_dead() {
+                return Ok(found);
+            }
+            let parent = {
+                let _lock = at.lock.read_ordered(key::PARENT);
+                self.parent_ino(&at)?
+            };
+            let parent = self.iget_named(&at, parent)?;
+            if !parent.is_dir() {
+                return Err(Error::corrupt(Place::Inode(at.ino), CorruptKind::Parent(parent.ino)));
+            }
+            at = parent;
+        }
+    }
+
+    fn rename_locked(
+        &self,
+        ends: Ends<'_>,
+        ancestry: &Ancestry,
+        flags: RenameFlags,
+        cred: &Credentials,
+    ) -> Result<(Option<InodeRef>, Tid)> {
+        if ends.from.is_dead() || ends.to.is_dead() {
+            return Err(Error::NotFound);
+        }
+        let cast = self.find_cast(ends)?;
+        match &cast.target {
+            Some(_) if flags.noreplace => return Err(Error::Exists),
+            None if flags.exchange => return Err(Error::NotFound),
+            _ => {}
+        }
+        ancestry.check(&cast, flags)?;
+        if cast.target.as_ref().is_some_and(|(target, _)| *target == cast.source) {
+            // Two names of one inode: nothing happens, by POSIX.
+            return Ok((None, self.journal.running_tid()));
+        }
+        let children = lock_children(&cast);
+        self.may_rename(ends, &cast, flags, cred)?;
+        if flags.exchange {
+            return self.exchange(ends, &cast);
+        }
+        let plan = match &cast.target {
+            None => Some(self.plan_name(ends.to, ends.to_name)?),
+            Some(_) => None,
+        };
+        let new_blocks = plan.as_ref().map_or(0, Plan::blocks);
+        let mut blocks = self.reserve(u64::from(new_blocks), cred)?;
+        let credits = plan.as_ref().map_or(1, |p| p.credits(self)) + 14;
+        let mut handle = self.journal.start(credits)?;
+        let tid = handle.tid();
+        let whiteout =
+            if flags.whiteout { Some(self.make_whiteout(&mut handle, ends.from, cred)?) } else { None };
+        let done = self.rename_in(&mut handle, ends, &cast, plan, whiteout.as_ref(), &mut blocks);
+        self.finish(handle, done, ends.from)?;
+        cast.source.note_tid(tid, true);
+        drop(children);
+        Ok((cast.target.map(|(inode, _)| inode), tid))
+    }
+
+    fn find_cast(&self, ends: Ends<'_>) -> Result<Cast> {
+        let source_at = self.find(ends.from, ends.from_name)?.ok_or(Error::NotFound)?;
+        let source = self.iget_named(ends.from, source_at.ino)?;
+        let target = match self.find(ends.to, ends.to_name)? {
+            Some(found) => Some((self.iget_named(ends.to, found.ino)?, found)),
+            None => None,
+        };
+        Ok(Cast { source, source_at, target })
+    }
+
+    fn may_rename(&self, ends: Ends<'_>, cast: &Cast, flags: RenameFlags, cred: &Credentials) -> Result<()> {
+        let source = &cast.source;
+        self.may_delete(ends.from, source, cred)?;
+        match &cast.target {
+            None => self.permission(ends.to, crate::cred::Access::WRITE_EXEC, cred)?,
+            Some((target, _)) => {
+                self.may_delete(ends.to, target, cred)?;
+                if !flags.exchange {
+                    self.may_replace(source, target)?;
+                }
+            }
+        }
+        let moves = ends.from != ends.to;
+        if source.is_dir() && moves {
+            // Its `..` changes.
+            self.permission(source, crate::cred::Access::WRITE, cred)?;
+        }
+        let gains = |gone: bool| source.is_dir() && moves && !gone;
+        if gains(cast.target.as_ref().is_some_and(|(t, _)| t.is_dir())) {
+            self.check_subdir(ends.to)?;
+        }
+        self.check_project(ends.to, source.attr().project)?;
+        if let (true, Some((target, _))) = (flags.exchange, &cast.target) {
+            if target.is_dir() && moves {
+                self.permission(target, crate::cred::Access::WRITE, cred)?;
+                if !source.is_dir() {
+                    self.check_subdir(ends.from)?;
+                }
+            }
+            self.check_project(ends.from, target.attr().project)?;
+        }
+        Ok(())
+    }
+
+    fn may_replace(&self, source: &InodeRef, target: &InodeRef) -> Result<()> {
+        match (source.is_dir(), target.is_dir()) {
+            (true, false) => Err(Error::NotDirectory),
+            (false, true) => Err(Error::IsDirectory),
+            (true, true) if !self.dir_is_empty(target)? => Err(Error::NotEmpty),
+            _ => Ok(()),
+        }
+    }
+
+    fn make_whiteout(&self, handle: &mut Handle, dir: &InodeRef, cred: &Credentials) -> Result<InodeRef> {
+        self.new_node(handle, dir, FileType::CharDevice, 0, DeviceNumber::default(), cred)
+    }
+
+    fn rename_in(
+        &self,
+        handle: &mut Handle,
+        ends: Ends<'_>,
+        cast: &Cast,
+        plan: Option<Plan>,
+        whiteout: Option<&InodeRef>,
+        blocks: &mut Reservation,
+    ) -> Result<()> {
+        let source = &cast.source;
+        let named = (source.ino, source.kind());
+        match (plan, &cast.target) {
+            (Some(plan), _) => {
+                self.add_name(handle, ends.to, plan, ends.to_name, named, blocks)?;
+            }
+            (None, Some((_, found))) => self.redirect_name(handle, ends.to, found, named)?,
+            (None, None) => return Err(Error::NotFound),
+        }
+        // Adding may have moved the old name.
+        let old = if ends.from == ends.to {
+            self.find(ends.from, ends.from_name)?.ok_or(Error::NotFound)?
+        } else {
+            cast.source_at.clone()
+        };
+        match whiteout {
+            Some(node) => self.redirect_name(handle, ends.from, &old, (node.ino, node.kind()))?,
+            None => self.remove_name(handle, ends.from, &old)?,
+        }
+        if let Some((target, _)) = &cast.target {
+            if target.is_dir() {
+                self.dec_links(ends.to);
+            }
+            self.drop_link(handle, target)?;
+        }
+        self.moved(handle, source, ends.from, ends.to)?;
+        self.touch_dir(handle, ends.from)?;
+        if ends.from != ends.to { self.touch_dir(handle, ends.to) } else { Ok(()) }
+    }
+
+    /// After an inode got a name in `to` instead of `from`: its change time, and for a directory `..` and the counts.
+    fn moved(&self, handle: &mut Handle, inode: &InodeRef, from: &InodeRef, to: &InodeRef) -> Result<()> {
+        inode.state().raw.ctime = self.now();
+        if inode.is_dir() && from != to {
+            let parent = self
+                .find(inode, b"..")?
+                .ok_or_else(|| Error::corrupt(Place::Inode(inode.ino), CorruptKind::Dirent("no `..`", 0)))?;
+            self.redirect_name(handle, inode, &parent, (to.ino, FileType::Directory))?;
+            self.dec_links(from);
+            self.inc_links(to);
+        }
+        self.write_inode(handle, inode)
+    }
+
+    fn exchange(&self, ends: Ends<'_>, cast: &Cast) -> Result<(Option<InodeRef>, Tid)> {
+        let Some((target, target_at)) = &cast.target else { return Err(Error::NotFound) };
+        let source = &cast.source;
+        let mut handle = self.journal.start(10)?;
+        let tid = handle.tid();
+        let h = &mut handle;
+        let done = self
+            .redirect_name(h, ends.to, target_at, (source.ino, source.kind()))
+            .and_then(|()| self.redirect_name(h, ends.from, &cast.source_at, (target.ino, target.kind())))
+            .and_then(|()| self.moved(h, source, ends.from, ends.to))
+            .and_then(|()| self.moved(h, target, ends.to, ends.from))
+            .and_then(|()| self.touch_dir(h, ends.from))
+            .and_then(|()| if ends.from != ends.to { self.touch_dir(h, ends.to) } else { Ok(()) });
+        self.finish(handle, done, ends.from)?;
+        source.note_tid(tid, true);
+        target.note_tid(tid, true);
+        Ok((None, tid))
+    }
+}
+
+/// Ancestors of both directories, by number; empty within one directory.
+#[derive(Default)]
+struct Ancestry {
+    of_from: FxHashSet<u32>,
+    of_to: FxHashSet<u32>,
+}
+
+impl Ancestry {
+    /// Refuses to move a directory below itself, or over one of its ancestors. Before the children are locked: an ancestor
+    /// may be locked as a directory already.
+    fn check(&self, cast: &Cast, flags: RenameFlags) -> Result<()> {
+        let below = Err(Error::Invalid("a directory cannot go below itself"));
+        if self.of_to.contains(&cast.source.ino.0) {
+            return below;
+        }
+        match &cast.target {
+            Some((target, _)) if self.of_from.contains(&target.ino.0) => {
+                if flags.exchange {
+                    below
+                } else {
+                    Err(Error::NotEmpty)
+                }
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Locks both directories, the ancestor first, unrelated ones by number.
+    fn lock<'a>(&self, ends: Ends<'a>) -> [WriteGuard<'a, ()>; 2] {
+        let from_first = if self.of_to.contains(&ends.from.ino.0) {
+            true
+        } else if self.of_from.contains(&ends.to.ino.0) {
+            false
+        } else {
+            ends.from.ino < ends.to.ino
+        };
+        let (first, second) = if from_first { (ends.from, ends.to) } else { (ends.to, ends.from) };
+        let first = lock_of(first, key::PARENT);
+        [first, lock_of(second, key::SECOND_PARENT)]
+    }
+}
+
+fn lock_of<'a>(inode: &'a InodeRef, key: u64) -> WriteGuard<'a, ()> {
+    inode.lock.write_ordered(key)
+}
+
+/// Locks what moves and what goes: directories first, then by number.
+fn lock_children(cast: &Cast) -> Vec<WriteGuard<'_, ()>> {
+    let mut children = vec![&cast.source];
+    children.extend(cast.target.as_ref().map(|(inode, _)| inode));
+    children.sort_by_key(|c| key::child(c.ino, c.is_dir()));
+    children.into_iter().map(|c| lock_of(c, key::child(c.ino, c.is_dir()))).collect()
+}

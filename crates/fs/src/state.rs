@@ -1,0 +1,197 @@
+//! Changing what a mount may do: freeze and thaw, remount, shutdown, trim.
+
+use std::sync::Arc;
+
+use extant_format::superblock::{SbTime, State};
+use extant_format::{Incompat, Pblk, RoCompat};
+
+use crate::cred::{Caps, Credentials};
+use crate::error::{Error, Result, errno};
+use crate::filesystem::{Filesystem, Mode};
+use crate::freeze::Level;
+use crate::options::MountOptions;
+
+/// How a shutdown treats what is not yet on the device (`EXT4_IOC_SHUTDOWN`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ShutdownMode {
+    /// Write everything first.
+    Sync,
+    /// Commit the journal, drop dirty data.
+    FlushLog,
+    /// Drop everything at once, as a crash does.
+    NoFlush,
+}
+
+impl Filesystem {
+    /// Stops all changes, and brings the image into a state that is clean without recovery, until [`Self::thaw`].
+    ///
+    /// # Errors
+    /// `Busy` if it is frozen already; what could not be written (nothing is frozen then).
+    pub fn freeze(&self, cred: &Credentials) -> Result<()> {
+        if !cred.has(Caps::SYS_ADMIN) {
+            return Err(Error::NotPermitted);
+        }
+        self.check_alive()?;
+        let mut frozen = self.mount.frozen.lock();
+        if *frozen {
+            return Err(Error::Busy);
+        }
+        *frozen = true;
+        drop(frozen);
+        let done = self.still().and_then(|()| self.write_still());
+        if done.is_err() {
+            self.gate.open();
+            *self.mount.frozen.lock() = false;
+        }
+        done
+    }
+
+    /// Keeps changes out, level after level, and writes everything.
+    fn still(&self) -> Result<()> {
+        self.gate.close(Level::Write);
+        self.gate.close(Level::Fault);
+        if self.mode() != Mode::ReadWrite {
+            return Ok(());
+        }
+        self.write_everything()?;
+        self.gate.close(Level::Internal);
+        self.journal.checkpoint_all()?;
+        Ok(())
+    }
+
+    fn write_still(&self) -> Result<()> {
+        if self.mode() == Mode::ReadWrite {
+            self.write_clean_super(true)?;
+        }
+        Ok(())
+    }
+
+    /// Ends a freeze.
+    ///
+    /// # Errors
+    /// `Invalid` if it is not frozen.
+    pub fn thaw(&self, cred: &Credentials) -> Result<()> {
+        if !cred.has(Caps::SYS_ADMIN) {
+            return Err(Error::NotPermitted);
+        }
+        let mut frozen = self.mount.frozen.lock();
+        if !*frozen {
+            return Err(Error::Invalid("not frozen"));
+        }
+        *frozen = false;
+        drop(frozen);
+        let marked = if self.mode() == Mode::ReadWrite { self.mark_in_use() } else { Ok(()) };
+        self.gate.open();
+        marked
+    }
+
+    /// The superblock of a filesystem that is being written to.
+    pub(crate) fn mark_in_use(&self) -> Result<()> {
+        let journal = self.journal.has_log();
+        let now = self.clock.now().sec.max(0) as u64;
+        self.store_super(|sb| {
+            let mut features = sb.features();
+            if journal {
+                features.incompat |= Incompat::RECOVER;
+            } else {
+                sb.set_state(sb.state().difference(State::VALID));
+            }
+            if sb.orphan_file().is_some() {
+                features.ro_compat |= RoCompat::ORPHAN_PRESENT;
+            }
+            sb.set_time(SbTime::Write, now);
+            // These two bits contradict nothing.
+            let _ = sb.set_features(features);
+        })
+    }
+
+    /// Changes the options of the mount; read-only and read-write too.
+    ///
+    /// # Errors
+    /// `Incompatible` for options that cannot change; `Busy` while it is frozen; what could not be written.
+    pub fn remount(&self, options: &MountOptions) -> Result<()> {
+        self.check_alive()?;
+        if *self.mount.frozen.lock() {
+            return Err(Error::Busy);
+        }
+        let resolved = options.resolve(&crate::mount::presets(&self.superblock()))?;
+        let refuse = |why: &str| Err(Error::Incompatible(why.into()));
+        match (self.mode(), options.read_only) {
+            (Mode::ReadOnly, false) if self.dev_read_only => {
+                return refuse(
+                    "it was mounted read-only from a device or journal that was not opened for writing: mount it anew",
+                );
+            }
+            (Mode::ReadOnly, false) if self.journal.is_aborted() => {
+                return refuse("the journal was aborted: unmount and check it");
+            }
+            _ => {}
+        }
+        if options.data.is_some_and(|d| d != self.options().data) {
+            return refuse("`data=` cannot change on a mounted filesystem");
+        }
+        *self.options.write() = Arc::new(resolved);
+        self.alloc.set_discard(self.options().discard);
+        match (self.mode(), options.read_only) {
+            (Mode::ReadWrite, true) => self.to_read_only(),
+            (Mode::ReadOnly, false) => {
+                self.mark_in_use()?;
+                self.set_mode(Mode::ReadWrite);
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn to_read_only(&self) -> Result<()> {
+        let done = self.still().and_then(|()| self.write_still());
+        if done.is_ok() {
+            self.set_mode(Mode::ReadOnly);
+        }
+        self.gate.open();
+        done
+    }
+
+    /// Stops the mount for good: nothing is written after this.
+    ///
+    /// # Errors
+    /// `NotPermitted`; what could not be written before.
+    pub fn shutdown(&self, how: ShutdownMode, cred: &Credentials) -> Result<()> {
+        if !cred.has(Caps::SYS_ADMIN) {
+            return Err(Error::NotPermitted);
+        }
+        if self.mode() != Mode::ReadWrite {
+            self.set_mode(Mode::Shutdown);
+            return Ok(());
+        }
+        let done = match how {
+            ShutdownMode::Sync => self.write_everything(),
+            ShutdownMode::FlushLog => self.journal.commit_all().map(drop).map_err(Error::from),
+            ShutdownMode::NoFlush => Ok(()),
+        };
+        self.set_mode(Mode::Shutdown);
+        self.journal.abort(errno::EIO);
+        done
+    }
+
+    /// Discards free blocks between bytes `start` and `start + len` in runs of at least `min_len` bytes; returns how many
+    /// bytes were discarded.
+    ///
+    /// # Errors
+    /// `NotPermitted`, `Invalid`; the device's errors.
+    pub fn trim(&self, start: u64, len: u64, min_len: u64, cred: &Credentials) -> Result<u64> {
+        if !cred.has(Caps::SYS_ADMIN) {
+            return Err(Error::NotPermitted);
+        }
+        let _write = self.begin_write()?;
+        let shift = self.geo.log_block_size();
+        if start >= self.geo.blocks_count() << shift || len < 1 << shift {
+            return Err(Error::Invalid("range to trim"));
+        }
+        let end = start.saturating_add(len) >> shift;
+        let (first, end) = (Pblk(start >> shift), Pblk(end.min(self.geo.blocks_count())));
+        self.journal.commit_all()?;
+        let stop = || self.mode() != Mode::ReadWrite;
+        Ok(self.alloc.trim(first, end, min_len >> shift, &stop)? << shift)
+    }
+}

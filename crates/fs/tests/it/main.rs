@@ -1,0 +1,8 @@
+//! The library against the kernel, e2fsck and the model.
+
+#[macro_use]
+extern crate extant_testkit;
+
+mod names;
+mod reading;
+mod support;

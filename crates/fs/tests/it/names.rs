@@ -1,0 +1,107 @@
+//! Namespace changes: the library does what the kernel does, and leaves images that e2fsck and the kernel accept.
+
+use extant::{Credentials, NewInode};
+use extant_testkit::env::{kernel_mounts, scratch, seed};
+use extant_testkit::kernel::KernelMount;
+use extant_testkit::oracle::{assert_clean, mke2fs};
+use extant_testkit::rng::Rng;
+use extant_testkit::script::{DirExecutor, Mix, Op, random, run_all};
+use extant_testkit::tree::Tree;
+
+use crate::support::{COMBINATIONS, LibExecutor, names, open_ro, open_rw, tree_of};
+
+/// Operations that need no file content.
+fn of_names(op: &Op) -> bool {
+    !matches!(
+        op,
+        Op::Write { .. }
+            | Op::Append { .. }
+            | Op::Fallocate { .. }
+            | Op::Punch { .. }
+            | Op::Zero { .. }
+            | Op::Truncate { .. }
+            | Op::Fdatasync { .. }
+    )
+}
+
+#[test]
+fn scripts_as_the_kernel() {
+    need!(kernel_mounts());
+    let seed = seed();
+    println!("seed={seed}");
+    for (name, args) in COMBINATIONS {
+        println!("{name}");
+        let dir = scratch();
+        let (ours, theirs) = (dir.join("ours"), dir.join("theirs"));
+        mke2fs(&ours, 32 << 20, args);
+        mke2fs(&theirs, 32 << 20, args);
+        let mount = KernelMount::rw(&theirs);
+        let mix = Mix { names: 75, ..Mix::default() };
+        let ops: Vec<Op> = random(&mut Rng::new(seed), 600, &mix).into_iter().filter(of_names).collect();
+        let mut kernel = DirExecutor::new("kernel", mount.path());
+        let mut lib = LibExecutor::new(open_rw(&ours));
+        run_all(&ops, &mut [&mut kernel, &mut lib]);
+        lib.fs.unmount().unwrap();
+        drop(lib);
+        assert_clean(&ours);
+        let kernel_tree = Tree::read(mount.path(), false).unwrap();
+        mount.unmount();
+        let again = KernelMount::ro(&ours);
+        let mut ours_tree = Tree::read(again.path(), false).unwrap();
+        for (path, node) in &mut ours_tree.nodes {
+            // Made at different times.
+            node.mtime = kernel_tree.nodes.get(path).and_then(|n| n.mtime);
+        }
+        kernel_tree.assert_equal(&ours_tree, name);
+    }
+}
+
+#[test]
+fn many_names_in_one_directory() {
+    need!(kernel_mounts());
+    for (name, args) in [
+        ("4k", "-t ext4"),
+        ("1k", "-t ext4 -b 1024 -O ^metadata_csum"),
+        ("1k large_dir", "-t ext4 -b 1024 -O large_dir"),
+        ("no htree", "-t ext4 -O ^dir_index"),
+        ("no extents", "-t ext4 -b 1024 -O ^extent,^64bit"),
+        ("inline", "-t ext4 -O inline_data"),
+        ("bigalloc", "-t ext4 -O bigalloc"),
+    ] {
+        println!("{name}");
+        let count = if args.contains("dir_index") {
+            2000
+        } else if args.contains("bigalloc") {
+            8000
+        } else {
+            20_000
+        };
+        let dir = scratch();
+        let image = dir.join("image");
+        mke2fs(&image, 512 << 20, args);
+        let fs = open_rw(&image);
+        let cred = Credentials::root();
+        let many = fs.mkdir(&fs.root().unwrap(), b"many", 0o755, &cred).unwrap();
+        for n in 0..count {
+            fs.mknod(&many, format!("name {n}").as_bytes(), &NewInode::file(0o644), &cred).unwrap();
+        }
+        for n in (0..count).step_by(7) {
+            fs.unlink(&many, format!("name {n}").as_bytes(), &cred).unwrap();
+        }
+        let mut listed = names(&fs, &many);
+        listed.sort();
+        let mut expected: Vec<_> =
+            (0..count).filter(|n| n % 7 != 0).map(|n| format!("name {n}").into_bytes()).collect();
+        expected.sort();
+        assert_eq!(listed, expected, "{name}");
+        drop(many);
+        fs.unmount().unwrap();
+        drop(fs);
+        assert_clean(&image);
+        let mount = KernelMount::ro(&image);
+        let theirs = Tree::read(mount.path(), false).unwrap();
+        mount.unmount();
+        let fs = open_ro(&image);
+        theirs.assert_equal(&tree_of(&fs), name);
+    }
+}
