@@ -250,32 +250,43 @@ impl Allocator {
         if bytes <= SMALL_FILE {
             return self.find_small(request.goal, want);
         }
-        let cell = window.cell(self);
-        let mut window = cell.lock();
-        if window.next != at && at != 0 {
-            // A write elsewhere: the file starts to continue from here.
-            window.refill(self, at, None);
-            drop(window);
-            let taken = self.search(request.goal, want)?;
-            cell.lock().moved_past(at, taken.len);
-            return Ok(taken);
-        }
-        if window.next == at
-            && let Some(cut) = window.cut(want)
-        {
+        let mut window = window.cell(self).lock();
+        if let Some(cut) = window.cut(at, want) {
             return Ok(cut);
         }
-        // A file that grows at its end gets a window about as large as itself.
-        let ahead = bytes.next_power_of_two().min(WINDOW_BYTES) / self.geo.cluster_size();
-        window.refill(self, at, None);
-        if let Some(all) = self.look(request.goal, want.max(ahead as u32)) {
-            window.refill(self, at, Some(all));
-            if let Some(cut) = window.cut(want) {
+        // More than is asked, larger than the file: what it does not use costs nothing.
+        let bytes = bytes.saturating_mul(2).next_power_of_two().min(WINDOW_BYTES);
+        let ahead = ((bytes / self.geo.cluster_size()) as u32).next_power_of_two();
+        let follows = at == 0 || !self.is_group_start(request.goal);
+        // Without a neighbour the window gets room for the blocks before this one too.
+        let first = if follows { at } else { at & !(ahead - 1) };
+        let len = (at - first).saturating_add(want).max(ahead);
+        let all = self
+            .exactly(request.goal, want, len)
+            .filter(|_| follows)
+            .or_else(|| self.look(request.goal, len));
+        if let Some(all) = all {
+            window.keep(self, if all.len > at - first { first } else { at }, all);
+            if let Some(cut) = window.cut(at, want) {
                 return Ok(cut);
             }
         }
         drop(window);
         self.search(request.goal, want)
+    }
+
+    /// Whether a goal is only a group's beginning, as for a file without blocks near the one that is claimed.
+    fn is_group_start(&self, goal: Pblk) -> bool {
+        self.geo.group_of_block(goal).is_none_or(|(_, at)| at == 0)
+    }
+
+    /// The goal itself with as much as is free behind it, up to `len`; `None` if fewer than `want` are.
+    fn exactly(&self, goal: Pblk, want: u32, len: u32) -> Option<Taken> {
+        let (g, bit) = self.geo.bit_of_block(goal)?;
+        self.with_buddy(g.0 as usize, |state, g| {
+            let run = state.buddy.as_ref()?.run_at(bit, len);
+            (run >= want).then(|| take(state, g, bit, run))
+        })?
     }
 
     /// Small files are cut one behind the other from the thread's slot.

@@ -1,7 +1,7 @@
 //! Preallocation: clusters taken out of a free map ahead of need. On disk they stay free; a window is memory only.
 //!
-//! - An [`InodeWindow`] continues one file: writes at its end find their next blocks behind the last ones, although
-//!   other files are written at the same time.
+//! - An [`InodeWindow`] keeps room for one file: writes at its end find their next blocks behind the last ones although
+//!   other files are written at the same time, and blocks that are written in any order lie in the file's order.
 //! - A [`Slot`] serves small files, one slot for each of a few threads: files written one after the other lie one
 //!   after the other, and threads do not meet in one group.
 //!
@@ -9,6 +9,7 @@
 //! are emptied ([`Registry::drain`]). Lock order: a window's lock before a group's, never a group's before a window's,
 //! and never two windows.
 
+use std::collections::BTreeMap;
 use std::hash::{Hash as _, Hasher as _};
 use std::sync::{OnceLock, Weak};
 
@@ -21,6 +22,9 @@ use crate::allocator::Allocator;
 
 /// Slots for small files; threads beyond share.
 const SLOTS: usize = 8;
+
+/// Pieces that one file's window holds at most; with more it starts anew.
+const MOST_PIECES: usize = 64;
 
 /// A free run of one group that was taken ahead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,13 +44,13 @@ impl Taken {
     }
 }
 
-/// The window behind one file's last blocks. Lives in the in-core inode and costs nothing until the first claim.
+/// Blocks kept for one file, each for a place in the file. Lives in the in-core inode and costs nothing until the first claim.
 ///
 /// Release it at the last close and at truncation; dropped, it is released too.
 #[derive(Default)]
 pub struct InodeWindow(OnceLock<Arc<WindowCell>>);
 
-/// A window, its file's next block, and whose clusters they are.
+/// A window, and whose clusters they are.
 pub(crate) struct WindowCell {
     alloc: Arc<Allocator>,
     state: Mutex<WindowState>,
@@ -54,14 +58,13 @@ pub(crate) struct WindowCell {
 
 #[derive(Default)]
 pub(crate) struct WindowState {
-    pub(crate) taken: Option<Taken>,
-    /// The file's cluster that follows what was last claimed.
-    pub(crate) next: u32,
+    /// Clusters that are kept, by the file's first cluster that each piece is for.
+    pieces: BTreeMap<u32, Taken>,
 }
 
 impl std::fmt::Debug for InodeWindow {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("InodeWindow").field(&self.0.get().map(|cell| cell.state.lock().taken)).finish()
+        f.debug_tuple("InodeWindow").field(&self.0.get().map(|cell| cell.state.lock().pieces.len())).finish()
     }
 }
 
@@ -99,44 +102,66 @@ impl WindowCell {
 
     /// Gives the clusters back. Returns whether there were any.
     pub(crate) fn release(&self) -> bool {
-        let mut state = self.state.lock();
-        let any = state.taken.is_some_and(|t| t.len > 0);
-        let next = state.next;
-        state.refill(&self.alloc, next, None);
-        any
+        self.state.lock().empty(&self.alloc)
     }
 }
 
 impl WindowState {
-    /// Cuts up to `len` clusters for the file's next ones.
-    pub(crate) fn cut(&mut self, len: u32) -> Option<Taken> {
-        let cut = self.taken.as_mut().filter(|t| t.len > 0)?.cut(len);
-        self.next = self.next.wrapping_add(cut.len);
+    /// Cuts up to `len` clusters for the file's cluster `at`.
+    pub(crate) fn cut(&mut self, at: u32, len: u32) -> Option<Taken> {
+        let (&first, piece) = self.pieces.range_mut(..=at).next_back()?;
+        let into = at - first;
+        if into >= piece.len {
+            return None;
+        }
+        let mut rest = *piece;
+        let before = rest.cut(into);
+        let cut = rest.cut(len);
+        if before.len > 0 {
+            *piece = before;
+        } else {
+            self.pieces.remove(&first);
+        }
+        if rest.len > 0 {
+            self.pieces.insert(at + cut.len, rest);
+        }
         Some(cut)
     }
 
-    /// Keeps `taken` for the file's clusters from `next` on; what was kept before goes back.
-    pub(crate) fn refill(&mut self, alloc: &Allocator, next: u32, taken: Option<Taken>) {
-        self.next = next;
-        if let Some(old) = std::mem::replace(&mut self.taken, taken).filter(|t| t.len > 0) {
-            alloc.give_back(old);
+    /// Keeps `taken` for the file's clusters from `first` on, except where others are kept already.
+    pub(crate) fn keep(&mut self, alloc: &Allocator, first: u32, mut taken: Taken) {
+        if self.pieces.len() >= MOST_PIECES {
+            self.empty(alloc);
+        }
+        let mut at = first;
+        while taken.len > 0 {
+            let before = self.pieces.range(..=at).next_back().map_or(0, |(f, p)| f.saturating_add(p.len));
+            let overlap = taken.cut(before.saturating_sub(at));
+            if overlap.len > 0 {
+                alloc.give_back(overlap);
+                at += overlap.len;
+                continue;
+            }
+            let room = self.pieces.range(at..).next().map_or(u32::MAX, |(f, _)| f - at);
+            let piece = taken.cut(room);
+            self.pieces.insert(at, piece);
+            at = at.saturating_add(piece.len);
         }
     }
 
-    /// `len` clusters from `at` on were claimed past the window.
-    pub(crate) fn moved_past(&mut self, at: u32, len: u32) {
-        if self.next == at {
-            self.next = at.wrapping_add(len);
+    /// Gives everything back. Returns whether there was anything.
+    pub(crate) fn empty(&mut self, alloc: &Allocator) -> bool {
+        let pieces = std::mem::take(&mut self.pieces);
+        for piece in pieces.values() {
+            alloc.give_back(*piece);
         }
+        !pieces.is_empty()
     }
 }
 
 impl Drop for WindowCell {
     fn drop(&mut self) {
-        let taken = self.state.get_mut().taken.take();
-        if let Some(taken) = taken.filter(|t| t.len > 0) {
-            self.alloc.give_back(taken);
-        }
+        self.state.get_mut().empty(&self.alloc);
     }
 }
 

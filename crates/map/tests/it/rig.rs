@@ -169,7 +169,8 @@ impl Rig {
             Some(pblk) => (pblk, wish),
             None => {
                 let goal = self.goal(file, at);
-                let size = u64::from(at + wish);
+                let last = file.truth.last_key_value().map_or(0, |(l, _)| l + 1);
+                let size = u64::from(last.max(at + wish));
                 let request = ClaimRequest::file(goal, Lblk(at), wish, size, &file.window);
                 let made = self.alloc.claim(&request, &mut res).expect("reserved clusters can be claimed");
                 let place = (made.pblk(), made.len());
@@ -332,7 +333,7 @@ impl Rig {
 }
 
 /// A line of `ex -l`: ` 0/ 1   2/  5  100 - 107  2000 - 2007  8 Uninit`.
-fn parse_extent(line: &str) -> Option<(u32, u64, u32, bool)> {
+pub(crate) fn parse_extent(line: &str) -> Option<(u32, u64, u32, bool)> {
     let words: Vec<&str> =
         line.split(|c: char| c.is_whitespace() || c == '/' || c == '-').filter(|w| !w.is_empty()).collect();
     let number = |i: usize| words.get(i)?.parse::<u64>().ok();
