@@ -17,11 +17,23 @@ pub(crate) struct Failure {
     hint: Option<String>,
     /// Nothing to say: the reader of our output has gone away.
     quiet: bool,
+    status: u8,
 }
 
 impl Failure {
     pub(crate) fn new(what: impl Into<String>) -> Self {
-        Self { what: what.into(), hint: None, quiet: false }
+        Self { what: what.into(), hint: None, quiet: false, status: 1 }
+    }
+
+    /// Ends with a status without a word: all was said elsewhere.
+    pub(crate) fn silent(status: u8) -> Self {
+        Self { what: String::new(), hint: None, quiet: true, status }
+    }
+
+    /// The exit status, 1 unless given.
+    pub(crate) fn status(mut self, status: u8) -> Self {
+        self.status = status;
+        self
     }
 
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
@@ -34,13 +46,13 @@ impl Failure {
         if !self.quiet {
             eprintln!("extant: {self}");
         }
-        ExitCode::FAILURE
+        ExitCode::from(self.status)
     }
 
     /// Standard output failed. A closed pipe is an end, not an error to talk about.
     pub(crate) fn output(err: &io::Error) -> Self {
         let quiet = err.kind() == io::ErrorKind::BrokenPipe;
-        Self { what: format!("standard output: {err}"), hint: None, quiet }
+        Self { what: format!("standard output: {err}"), hint: None, quiet, status: 1 }
     }
 
     pub(crate) fn host(path: &Path, err: &io::Error) -> Self {

@@ -3,6 +3,7 @@
 //! | module | what |
 //! |---|---|
 //! | `info` | the command `info` |
+//! | `mount` | `mount`, `umount`, `exec` |
 //! | `manual` | `completions`, `man` |
 //! | `image` | opening an image |
 //! | `fail`, `out`, `show` | messages; how numbers, times and names are printed |
@@ -13,6 +14,7 @@ mod fail;
 mod image;
 mod info;
 mod manual;
+mod mount;
 mod out;
 mod show;
 
@@ -33,13 +35,23 @@ struct Cli {
 #[derive(Subcommand, Debug)]
 enum Command {
     Info(info::Args),
+    Mount(mount::MountArgs),
+    Umount(mount::UmountArgs),
+    Exec(mount::ExecArgs),
+    #[command(hide = true)]
+    NullServer(mount::NullArgs),
     Completions(manual::CompletionsArgs),
     Man(manual::ManArgs),
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    match run(cli.command) {
+    let mut args = std::env::args_os();
+    let done = if args.next().is_some_and(|program| mount::is_helper(&program)) {
+        mount::helper(&args.collect::<Vec<_>>())
+    } else {
+        run(Cli::parse().command)
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),
     }
@@ -48,6 +60,10 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Outcome {
     match command {
         Command::Info(args) => info::run(&args),
+        Command::Mount(args) => mount::mount(args),
+        Command::Umount(args) => mount::umount(args),
+        Command::Exec(args) => mount::exec(args),
+        Command::NullServer(args) => mount::null(&args),
         Command::Completions(args) => manual::completions(&args),
         Command::Man(args) => manual::man(&args),
     }

@@ -29,6 +29,7 @@ pub struct FileDevice {
 pub struct OpenOptions {
     write: bool,
     force_read: bool,
+    claimed_by_mount: bool,
 }
 
 /// Why a device could not be opened.
@@ -95,6 +96,13 @@ impl OpenOptions {
         self
     }
 
+    /// A block device opened for writing is checked, but not kept claimed: a mount that is about to be made on it claims it.
+    #[must_use]
+    pub fn claimed_by_mount(mut self, yes: bool) -> Self {
+        self.claimed_by_mount = yes;
+        self
+    }
+
     /// Opens `path`.
     ///
     /// # Errors
@@ -137,17 +145,23 @@ impl OpenOptions {
     fn open_file(self, path: &Path, block_device: bool) -> Result<File, OpenError> {
         // On a block device O_EXCL without O_CREAT means: nobody has it mounted or claimed (open(2)).
         let exclusive = if block_device && self.write { OFlags::EXCL } else { OFlags::empty() };
-        std::fs::OpenOptions::new()
-            .read(true)
-            .write(self.write)
-            .custom_flags(exclusive.bits().cast_signed())
-            .open(path)
-            .map_err(|source| match source.raw_os_error() {
-                Some(code) if block_device && code == Errno::BUSY.raw_os_error() => {
-                    OpenError::InUse { path: path.to_owned(), live: Live::Claimed }
-                }
-                _ => OpenError::Io { path: path.to_owned(), source },
-            })
+        let open = |flags: OFlags| {
+            let mut options = std::fs::OpenOptions::new();
+            options.read(true).write(self.write).custom_flags(flags.bits().cast_signed()).open(path)
+        };
+        let claimed = open(exclusive).and_then(|file| {
+            if !self.claimed_by_mount {
+                return Ok(file);
+            }
+            drop(file);
+            open(OFlags::empty())
+        });
+        claimed.map_err(|source| match source.raw_os_error() {
+            Some(code) if block_device && code == Errno::BUSY.raw_os_error() => {
+                OpenError::InUse { path: path.to_owned(), live: Live::Claimed }
+            }
+            _ => OpenError::Io { path: path.to_owned(), source },
+        })
     }
 
     fn lock(self, path: &Path, file: &File, found: Option<Live>) -> Result<Option<Live>, OpenError> {

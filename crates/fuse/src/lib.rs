@@ -7,6 +7,8 @@
 //! | [`Server`], [`Reply`] | what a file system implements, and how it answers |
 //! | [`Session`] | the connection: reader threads, interrupts, notifications |
 //! | [`mount`] | mounting and unmounting: as root, through fusermount3, in a namespace, on a loop device as a token |
+//! | [`Adapter`] | ext4 behind the transport |
+//! | [`command`] | `mount`, `umount`, `exec`, the helper of mount(8) |
 //! | [`null`] | a file system in memory on the same transport: what the transport itself costs |
 //!
 //! # Invariants
@@ -16,7 +18,9 @@
 //! - Data of a reply goes from the pages that hold it straight to the device by one vectored write; data of a WRITE
 //!   lies page-aligned in the reader's buffer.
 
+mod adapter;
 mod buffer;
+pub mod command;
 mod dispatch;
 pub mod mount;
 mod notify;
@@ -27,6 +31,7 @@ mod server;
 mod session;
 pub mod wire;
 
+pub use adapter::{Adapter, AdapterOptions, ControlReply, control_remount, control_server};
 pub use notify::Notifier;
 pub use reply::{Answer, Bytes, Empty, Ioctl, Reply, XattrValue};
 pub use rustix::io::Errno;

@@ -20,7 +20,7 @@ pub use body::{
     OpenOut, PollIn, PollOut, ReadIn, ReleaseIn, Rename2In, RenameIn, SetattrIn, SetxattrIn, StatfsOut,
     Statx, StatxIn, StatxOut, StatxTime, SyncfsIn, WriteIn, WriteOut,
 };
-pub use dirent::DirBuffer;
+pub use dirent::{DirBuffer, PlusRoom};
 pub use flags::{
     FattrFlags, FopenFlags, FsyncFlags, GetattrFlags, InitFlags, IoctlFlags, OpenInFlags, ReleaseFlags,
     SetxattrFlags, StatxMask, WriteFlags,

@@ -52,6 +52,12 @@ impl DirBuffer {
         true
     }
 
+    /// Counts how many names of READDIRPLUS fit into `room` bytes, before their attributes are known.
+    #[must_use]
+    pub fn plus_room(room: u32) -> PlusRoom {
+        PlusRoom(room as usize)
+    }
+
     /// Whether a name of READDIRPLUS would fit.
     #[must_use]
     pub fn fits_plus(&self, name: &[u8]) -> bool {
@@ -80,5 +86,18 @@ impl DirBuffer {
         self.bytes.extend_from_slice(head.as_bytes());
         self.bytes.extend_from_slice(name);
         self.bytes.resize(self.bytes.len().next_multiple_of(8), 0);
+    }
+}
+
+/// What is left of a READDIRPLUS reply.
+#[derive(Clone, Copy, Debug)]
+pub struct PlusRoom(usize);
+
+impl PlusRoom {
+    /// Takes the room of one name; false if there is not enough.
+    pub fn take(&mut self, name: &[u8]) -> bool {
+        let left = self.0.checked_sub(ENTRY + DIRENT + name.len().next_multiple_of(8));
+        self.0 = left.unwrap_or(self.0);
+        left.is_some()
     }
 }

@@ -1,0 +1,114 @@
+//! The commands `mount`, `umount`, `exec`, and the helper of mount(8).
+
+use std::ffi::{OsStr, OsString};
+use std::path::PathBuf;
+
+use extant_fuse::SessionOptions;
+use extant_fuse::command::{self, CommandError};
+use extant_fuse::null::{NullOptions, NullServer};
+
+use crate::fail::{Failure, Outcome};
+
+/// Mount an image on a directory (FUSE). Returns once the mount is ready
+#[derive(clap::Args, Debug)]
+pub(crate) struct MountArgs {
+    /// Mount options, separated by commas: ext4's, mount(8)'s, and allow_other, default_permissions,
+    /// writeback_cache, attach=auto|loop|plain, readers=N, pin, offset=BYTES, partition=NUMBER, trace
+    #[arg(short, value_name = "OPTIONS")]
+    options: Vec<String>,
+    /// Stay in the foreground; end with status 0 only after the image is clean
+    #[arg(short, long)]
+    foreground: bool,
+    /// This process is the server of a mount that another one waits for
+    #[arg(long, hide = true)]
+    server: bool,
+    /// Image file or block device
+    image: PathBuf,
+    /// Directory to mount on
+    dir: PathBuf,
+}
+
+/// Unmount a directory. Returns once the image is clean
+#[derive(clap::Args, Debug)]
+pub(crate) struct UmountArgs {
+    /// Take it out of the tree now, end it with its last user; do not wait
+    #[arg(short, long)]
+    lazy: bool,
+    /// Directory it is mounted on
+    dir: PathBuf,
+}
+
+/// Run a command that sees an image mounted at $EXTANT_ROOT, without any right; ends with its status
+#[derive(clap::Args, Debug)]
+pub(crate) struct ExecArgs {
+    /// Mount options, as of `mount`
+    #[arg(short, value_name = "OPTIONS")]
+    options: Vec<String>,
+    /// Image file or block device
+    image: PathBuf,
+    /// The command and its arguments
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    command: Vec<OsString>,
+}
+
+/// Mount a file system in memory on the same transport: what FUSE itself costs
+#[derive(clap::Args, Debug)]
+pub(crate) struct NullArgs {
+    /// Let the kernel's page cache collect writes
+    #[arg(long)]
+    writeback_cache: bool,
+    /// Seconds that names and attributes may be cached
+    #[arg(long, default_value_t = 86_400)]
+    ttl: u64,
+    /// Threads that read requests, 0 for one per processor
+    #[arg(long, default_value_t = 0)]
+    readers: usize,
+    /// Pin them to processors
+    #[arg(long)]
+    pin: bool,
+    /// Directory to mount on
+    dir: PathBuf,
+}
+
+pub(crate) fn mount(args: MountArgs) -> Outcome {
+    let MountArgs { options, foreground, server, image, dir } = args;
+    command::mount(&command::MountArgs { image, dir, options, foreground, server }).map_err(failure)
+}
+
+pub(crate) fn umount(args: UmountArgs) -> Outcome {
+    command::umount(&command::UmountArgs { dir: args.dir, lazy: args.lazy }).map_err(failure)
+}
+
+pub(crate) fn exec(args: ExecArgs) -> Outcome {
+    let ExecArgs { options, image, command } = args;
+    match command::exec(&command::ExecArgs { image, options, command }).map_err(failure)? {
+        0 => Ok(()),
+        status => Err(Failure::silent(status)),
+    }
+}
+
+/// Serves in the foreground; prints `ready` once it is mounted.
+pub(crate) fn null(args: &NullArgs) -> Outcome {
+    let null = NullOptions { writeback_cache: args.writeback_cache, ttl: args.ttl };
+    let session = SessionOptions { readers: args.readers, pin: args.pin, ..SessionOptions::default() };
+    NullServer::mount_and_run(null, session, &args.dir, || println!("ready"))
+        .map_err(|e| Failure::new(format!("{}: {e}", args.dir.display())))
+}
+
+/// Whether the program was started under a name that mount(8) looks for in /sbin.
+pub(crate) fn is_helper(program: &OsStr) -> bool {
+    let name = std::path::Path::new(program).file_name().and_then(OsStr::to_str).unwrap_or("");
+    matches!(name, "mount.fuse.extant" | "mount.fuseblk.extant" | "mount.extant")
+}
+
+/// Serves mount(8).
+pub(crate) fn helper(args: &[OsString]) -> Outcome {
+    command::mount_helper(args).map_err(failure)
+}
+
+fn failure(error: CommandError) -> Failure {
+    if error.reason.is_empty() {
+        return Failure::silent(error.status);
+    }
+    Failure::new(error.reason).status(error.status)
+}

@@ -1,0 +1,165 @@
+//! ext4 behind the transport. It translates: ids, flags, errors, structures. What an operation does is the library's
+//! business.
+//!
+//! Node ids are inode numbers, the generation is `i_generation`; so a handle made by name_to_handle_at(2) or by an NFS
+//! server stays right after the inode leaves the cache and after a remount. FUSE wants 1 for the root, which is inode 2:
+//! the two numbers are exchanged (inode 1, the list of bad blocks, has no name and is never a node).
+
+mod convert;
+mod data;
+mod ioctl;
+mod list;
+mod names;
+mod nodes;
+mod open;
+mod serve;
+
+use std::time::Duration;
+
+use extant::{Credentials, Filesystem, Ino, InodeRef};
+use extant_sync::Arc;
+use rustix::io::Errno;
+
+use crate::server::Request;
+use crate::wire::{AttrOut, EntryOut, InitFlags};
+
+pub use ioctl::{ControlReply, control_remount, control_server};
+
+use nodes::Nodes;
+use open::OpenFiles;
+
+/// How the adapter answers.
+#[derive(Clone, Copy, Debug)]
+pub struct AdapterOptions {
+    /// The kernel's page cache collects writes.
+    pub writeback_cache: bool,
+    /// How long names and attributes may be cached. Nobody else changes the image, so it is long.
+    pub ttl: Duration,
+    /// Capabilities not to use, for tests and measurements.
+    pub without: InitFlags,
+}
+
+impl Default for AdapterOptions {
+    fn default() -> Self {
+        Self { writeback_cache: false, ttl: Duration::from_secs(365 * 86_400), without: InitFlags::empty() }
+    }
+}
+
+/// A mounted file system as a FUSE server.
+#[derive(Debug)]
+pub struct Adapter {
+    fs: Arc<Filesystem>,
+    nodes: Nodes,
+    files: OpenFiles,
+    options: AdapterOptions,
+    /// What [`Filesystem::unmount`] said, once it was called.
+    ended: extant_sync::Mutex<Option<Result<(), String>>>,
+}
+
+impl Adapter {
+    /// Serves `fs`. The adapter unmounts it at the end of the session.
+    #[must_use]
+    pub fn new(fs: Arc<Filesystem>, options: AdapterOptions) -> Self {
+        let ended = extant_sync::Mutex::new(extant_sync::Rank::LEAF, None);
+        Self { fs, nodes: Nodes::new(), files: OpenFiles::new(), options, ended }
+    }
+
+    /// The file system.
+    #[must_use]
+    pub fn filesystem(&self) -> &Arc<Filesystem> {
+        &self.fs
+    }
+
+    /// How the unmount went; `None` before it.
+    #[must_use]
+    pub fn ended(&self) -> Option<Result<(), String>> {
+        self.ended.lock().clone()
+    }
+
+    /// Lets go of every inode and unmounts; only the first call does anything. [`crate::Server::destroy`] does the
+    /// same.
+    pub fn finish(&self) {
+        if self.ended.lock().is_some() {
+            return;
+        }
+        self.files.clear();
+        self.nodes.clear();
+        let result = self.fs.unmount();
+        if let Err(error) = &result {
+            tracing::error!(%error, "unmount");
+        }
+        *self.ended.lock() = Some(result.map_err(|e| e.to_string()));
+    }
+
+    fn inode(&self, node: u64) -> Result<InodeRef, Errno> {
+        self.fs.inode(ino_of(node)?).map_err(|e| errno(&e))
+    }
+
+    /// The inode of an open file if the request names one, else of the node.
+    fn inode_or_file(&self, node: u64, fh: Option<u64>) -> Result<InodeRef, Errno> {
+        if let Some(open) = fh.and_then(|fh| self.files.find(fh)) {
+            return Ok(open.inode().clone());
+        }
+        self.inode(node)
+    }
+
+    /// A reply that makes the kernel know the inode: counts one reference.
+    fn entry(&self, inode: &InodeRef) -> EntryOut {
+        self.nodes.remember(inode);
+        self.entry_uncounted(inode)
+    }
+
+    fn entry_uncounted(&self, inode: &InodeRef) -> EntryOut {
+        let attr = inode.attr();
+        EntryOut {
+            nodeid: node_of(attr.ino),
+            generation: u64::from(attr.generation),
+            entry_valid: self.options.ttl.as_secs(),
+            attr_valid: self.options.ttl.as_secs(),
+            entry_valid_nsec: self.options.ttl.subsec_nanos(),
+            attr_valid_nsec: self.options.ttl.subsec_nanos(),
+            attr: convert::attr(&attr),
+        }
+    }
+
+    fn attr_out(&self, attr: &extant::Attr) -> AttrOut {
+        AttrOut {
+            attr_valid: self.options.ttl.as_secs(),
+            attr_valid_nsec: self.options.ttl.subsec_nanos(),
+            dummy: 0,
+            attr: convert::attr(attr),
+        }
+    }
+}
+
+/// The caller, whose access the kernel has checked (`default_permissions`).
+fn cred(req: &Request<'_>) -> Credentials {
+    Credentials::checked(req.uid(), req.gid())
+}
+
+/// The errno of an error.
+fn errno(error: &extant::Error) -> Errno {
+    Errno::from_raw_os_error(error.errno())
+}
+
+const EXT4_ROOT: u32 = 2;
+
+fn ino_of(node: u64) -> Result<Ino, Errno> {
+    match u32::try_from(node) {
+        Ok(1) => Ok(Ino(EXT4_ROOT)),
+        Ok(EXT4_ROOT) => Ok(Ino(1)),
+        Ok(n) => Ok(Ino(n)),
+        Err(_) => Err(Errno::STALE),
+    }
+}
+
+fn node_of(ino: Ino) -> u64 {
+    match ino.0 {
+        EXT4_ROOT => 1,
+        1 => u64::from(EXT4_ROOT),
+        n => u64::from(n),
+    }
+}
+
+#[cfg(test)]
+mod tests;

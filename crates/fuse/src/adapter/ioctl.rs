@@ -1,0 +1,184 @@
+//! ioctls, theirs and our own.
+//!
+//! The kernel passes a command on with as many bytes of its argument as the command's number says; pointers inside are not
+//! followed. A command that only returns something (`_IOR`) brings no bytes.
+
+use std::io;
+use std::os::fd::AsFd;
+
+use extant::{FsxAttr, InodeFlags, ShutdownMode};
+use rustix::io::Errno;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use super::{Adapter, cred, errno};
+use crate::server::Request;
+use crate::wire::IoctlIn;
+
+/// Command numbers (`linux/fs.h`; the ext4 documentation's chapter on ioctls).
+mod command {
+    pub(super) const FS_GETFLAGS: u32 = 0x8008_6601;
+    pub(super) const FS_GETFLAGS_32: u32 = 0x8004_6601;
+    pub(super) const FS_SETFLAGS: u32 = 0x4008_6602;
+    pub(super) const FS_SETFLAGS_32: u32 = 0x4004_6602;
+    pub(super) const FS_FSGETXATTR: u32 = 0x801c_581f;
+    pub(super) const FS_FSSETXATTR: u32 = 0x401c_5820;
+    pub(super) const FS_GETVERSION: u32 = 0x8008_7601;
+    pub(super) const FS_GETVERSION_32: u32 = 0x8004_7601;
+    pub(super) const EXT4_GETVERSION: u32 = 0x8008_6603;
+    pub(super) const FS_GETFSLABEL: u32 = 0x8100_9431;
+    pub(super) const FS_SETFSLABEL: u32 = 0x4100_9432;
+    pub(super) const FITRIM: u32 = 0xc018_5879;
+    pub(super) const EXT4_SHUTDOWN: u32 = 0x8004_587d;
+}
+
+/// Our own: the server's process id. `_IOWR('E', 0xE0, u64)`.
+const SERVER_PID: u32 = 0xc008_45e0;
+/// Our own: a remount. `_IOWR('E', 0xE1, [u8; 4096])`.
+const REMOUNT: u32 = 0xd000_45e1;
+/// Bytes of a [`REMOUNT`]: a status, a length, text.
+const CONTROL_SIZE: usize = 4096;
+const LABEL_MAX: usize = 256;
+
+/// `struct fsxattr`.
+#[derive(Clone, Copy, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+struct Fsxattr {
+    xflags: u32,
+    extsize: u32,
+    nextents: u32,
+    projid: u32,
+    cowextsize: u32,
+    pad: [u8; 8],
+}
+
+/// `struct fstrim_range`.
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+struct TrimRange {
+    start: u64,
+    len: u64,
+    minlen: u64,
+}
+
+/// Text in both directions between `extant mount -o remount` and the server.
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+struct Control {
+    /// Bytes of `text`.
+    len: u32,
+    /// An errno in the answer.
+    status: u32,
+    text: [u8; CONTROL_SIZE - 8],
+}
+
+/// What the server answered: an error number and its words.
+pub type ControlReply = Result<(), (i32, String)>;
+
+impl Control {
+    fn new(text: &str, status: u32) -> Self {
+        let mut control = Self { len: 0, status, text: [0; CONTROL_SIZE - 8] };
+        let len = text.len().min(control.text.len());
+        control.text[..len].copy_from_slice(&text.as_bytes()[..len]);
+        control.len = u32::try_from(len).unwrap_or(0);
+        control
+    }
+
+    fn text(&self) -> String {
+        let len = (self.len as usize).min(self.text.len());
+        String::from_utf8_lossy(&self.text[..len]).into_owned()
+    }
+}
+
+/// Asks the server of the mount that `root` is on to change its options to `list`.
+pub fn control_remount(root: impl AsFd, list: &str) -> io::Result<ControlReply> {
+    if list.len() > CONTROL_SIZE - 8 {
+        return Err(Errno::TOOBIG.into());
+    }
+    let mut bytes = [0; CONTROL_SIZE];
+    bytes.copy_from_slice(Control::new(list, 0).as_bytes());
+    extant_sys::fuse::exchange::<{ REMOUNT }, CONTROL_SIZE>(root, &mut bytes)?;
+    let answer = Control::read_from_bytes(&bytes).map_err(|_| io::Error::from(Errno::INVAL))?;
+    Ok(match i32::try_from(answer.status) {
+        Ok(0) => Ok(()),
+        status => Err((status.unwrap_or(Errno::IO.raw_os_error()), answer.text())),
+    })
+}
+
+/// The process id of the server of the mount that `root` is on.
+pub fn control_server(root: impl AsFd) -> io::Result<u32> {
+    let mut bytes = [0; 8];
+    extant_sys::fuse::exchange::<{ SERVER_PID }, 8>(root, &mut bytes)?;
+    u32::try_from(u64::from_ne_bytes(bytes)).map_err(|_| Errno::RANGE.into())
+}
+
+impl Adapter {
+    pub(super) fn do_ioctl(&self, req: &Request<'_>, args: &IoctlIn, data: &[u8]) -> Result<Vec<u8>, Errno> {
+        let inode = self.inode(req.node())?;
+        let cred = cred(req);
+        let fail = |e: extant::Error| errno(&e);
+        match args.cmd {
+            command::FS_GETFLAGS | command::FS_GETFLAGS_32 => {
+                let flags = inode.attr().flags & InodeFlags::USER_VISIBLE;
+                Ok(flags.bits().to_ne_bytes().to_vec())
+            }
+            command::FS_SETFLAGS | command::FS_SETFLAGS_32 => {
+                let (flags, _) = u32::read_from_prefix(data).map_err(|_| Errno::INVAL)?;
+                let flags = InodeFlags::from_bits_retain(flags);
+                self.fs.set_flags(&inode, flags, &cred).map_err(fail).map(|()| Vec::new())
+            }
+            command::FS_FSGETXATTR => {
+                let attr = self.fs.fsx_attr(&inode);
+                let out = Fsxattr { xflags: attr.xflags, projid: attr.project, ..Fsxattr::default() };
+                Ok(out.as_bytes().to_vec())
+            }
+            command::FS_FSSETXATTR => {
+                let new = Fsxattr::read_from_bytes(data).map_err(|_| Errno::INVAL)?;
+                if new.extsize != 0 || new.cowextsize != 0 {
+                    return Err(Errno::OPNOTSUPP);
+                }
+                let attr = FsxAttr { xflags: new.xflags, project: new.projid };
+                self.fs.set_fsx_attr(&inode, attr, &cred).map_err(fail).map(|()| Vec::new())
+            }
+            command::FS_GETVERSION | command::FS_GETVERSION_32 | command::EXT4_GETVERSION => {
+                Ok(inode.generation().to_ne_bytes().to_vec())
+            }
+            command::FS_GETFSLABEL => {
+                let mut label = self.fs.label();
+                label.resize(LABEL_MAX, 0);
+                Ok(label)
+            }
+            command::FS_SETFSLABEL => {
+                let end = data.iter().position(|&b| b == 0).ok_or(Errno::INVAL)?;
+                self.fs.set_label(&data[..end], &cred).map_err(fail).map(|()| Vec::new())
+            }
+            command::FITRIM => {
+                let mut range = TrimRange::read_from_bytes(data).map_err(|_| Errno::INVAL)?;
+                range.len = self.fs.trim(range.start, range.len, range.minlen, &cred).map_err(fail)?;
+                Ok(range.as_bytes().to_vec())
+            }
+            // The flags of this one do not reach us (its number says that it only returns something). What is
+            // committed first can do no harm to a caller that asked for less.
+            command::EXT4_SHUTDOWN => {
+                self.fs.shutdown(ShutdownMode::FlushLog, &cred).map_err(fail).map(|()| Vec::new())
+            }
+            SERVER_PID => Ok(u64::from(std::process::id()).to_ne_bytes().to_vec()),
+            REMOUNT => {
+                let asked = Control::read_from_bytes(data).map_err(|_| Errno::INVAL)?;
+                if req.uid() != 0 {
+                    return Err(Errno::PERM);
+                }
+                Ok(self.remount(&asked.text()).as_bytes().to_vec())
+            }
+            _ => Err(Errno::NOTTY),
+        }
+    }
+
+    fn remount(&self, list: &str) -> Control {
+        let mut options = self.fs.options().given.clone();
+        let done = options.apply(list).and_then(|()| self.fs.remount(&options));
+        match done {
+            Ok(()) => Control::new("", 0),
+            Err(error) => Control::new(&error.to_string(), error.errno().unsigned_abs()),
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! Open files.
+
+use extant::{InodeRef, NewInode, SetAttr};
+use extant_sync::{Arc, Mutex, Rank};
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+
+use super::{Adapter, cred, errno};
+use crate::server::Request;
+use crate::wire::{CreateIn, CreateOut, FopenFlags, OpenIn, OpenInFlags, OpenOut};
+
+const SHARDS: usize = 16;
+
+/// One open file.
+#[derive(Debug)]
+pub(super) struct OpenFile {
+    inode: InodeRef,
+}
+
+impl OpenFile {
+    pub(super) fn inode(&self) -> &InodeRef {
+        &self.inode
+    }
+}
+
+/// Open files by the handle that the kernel holds: slot and shard.
+#[derive(Debug)]
+pub(super) struct OpenFiles {
+    shards: Vec<Mutex<Slots>>,
+    next: extant_sync::atomic::AtomicUsize,
+}
+
+#[derive(Debug, Default)]
+struct Slots {
+    files: Vec<Option<Arc<OpenFile>>>,
+    free: Vec<usize>,
+}
+
+impl OpenFiles {
+    pub(super) fn new() -> Self {
+        let shard = || Mutex::new(Rank::LEAF, Slots::default());
+        Self {
+            shards: std::iter::repeat_with(shard).take(SHARDS).collect(),
+            next: extant_sync::atomic::AtomicUsize::new(0),
+        }
+    }
+
+    /// Keeps a file; its handle is never 0.
+    fn insert(&self, file: OpenFile) -> u64 {
+        let shard = self.next.fetch_add(1, extant_sync::atomic::Ordering::Relaxed) % SHARDS;
+        let mut slots = self.shards[shard].lock();
+        let file = Some(Arc::new(file));
+        let slot = match slots.free.pop() {
+            Some(slot) => {
+                slots.files[slot] = file;
+                slot
+            }
+            None => {
+                slots.files.push(file);
+                slots.files.len() - 1
+            }
+        };
+        ((slot + 1) * SHARDS + shard) as u64
+    }
+
+    fn place(fh: u64) -> Option<(usize, usize)> {
+        let fh = usize::try_from(fh).ok()?;
+        Some((fh % SHARDS, (fh / SHARDS).checked_sub(1)?))
+    }
+
+    /// The open file of a handle.
+    pub(super) fn find(&self, fh: u64) -> Option<Arc<OpenFile>> {
+        let (shard, slot) = Self::place(fh)?;
+        self.shards[shard].lock().files.get(slot)?.clone()
+    }
+
+    /// Closes a handle.
+    pub(super) fn remove(&self, fh: u64) {
+        let Some((shard, slot)) = Self::place(fh) else { return };
+        let mut slots = self.shards[shard].lock();
+        let Some(old) = slots.files.get_mut(slot).and_then(Option::take) else { return };
+        slots.free.push(slot);
+        drop(slots);
+        // Outside the lock: closing may start a flush or queue an eviction.
+        drop(old);
+    }
+
+    /// Closes everything, at the end of the mount.
+    pub(super) fn clear(&self) {
+        for shard in &self.shards {
+            let old = std::mem::take(&mut *shard.lock());
+            drop(old);
+        }
+    }
+}
+
+#[allow(clippy::cast_possible_truncation, reason = "12 bits of mode, 9 of umask")]
+fn short(mode: u32) -> u16 {
+    (mode & 0o7777) as u16
+}
+
+impl Adapter {
+    /// What the kernel may do with any file: nobody but it changes the content, so its cache stays; there is nothing to do
+    /// when a descriptor is closed; direct writes to one file need not wait for each other.
+    fn opened(&self, file: OpenFile) -> OpenOut {
+        let flags = FopenFlags::KEEP_CACHE | FopenFlags::NOFLUSH | FopenFlags::PARALLEL_DIRECT_WRITES;
+        OpenOut { fh: self.files.insert(file), open_flags: flags.bits(), backing_id: 0 }
+    }
+
+    pub(super) fn do_open(&self, req: &Request<'_>, args: &OpenIn) -> Result<OpenOut, Errno> {
+        let inode = self.inode(req.node())?;
+        let flags = OFlags::from_bits_retain(args.flags);
+        if flags.contains(OFlags::TRUNC) {
+            let kill = OpenInFlags::from_bits_retain(args.open_flags).contains(OpenInFlags::KILL_SUIDGID);
+            let change = SetAttr { size: Some(0), kill_suidgid: kill, ..SetAttr::default() };
+            self.fs.set_attr(&inode, &change, &cred(req)).map_err(|e| errno(&e))?;
+        }
+        Ok(self.opened(OpenFile { inode }))
+    }
+
+    pub(super) fn do_create(
+        &self,
+        req: &Request<'_>,
+        args: &CreateIn,
+        name: &[u8],
+    ) -> Result<CreateOut, Errno> {
+        let dir = self.inode(req.node())?;
+        let cred = cred(req).with_umask(short(args.umask));
+        let new = NewInode::file(short(args.mode));
+        let inode = match self.fs.mknod(&dir, name, &new, &cred) {
+            // It was made in between, and the caller takes any.
+            Err(extant::Error::Exists) if !OFlags::from_bits_retain(args.flags).contains(OFlags::EXCL) => {
+                self.fs.lookup(&dir, name, &cred)
+            }
+            other => other,
+        };
+        let inode = inode.map_err(|e| errno(&e))?;
+        let entry = self.entry(&inode);
+        Ok(CreateOut { entry, open: self.opened(OpenFile { inode }) })
+    }
+
+    pub(super) fn do_tmpfile(&self, req: &Request<'_>, args: &CreateIn) -> Result<CreateOut, Errno> {
+        let dir = self.inode(req.node())?;
+        let cred = cred(req).with_umask(short(args.umask));
+        let inode = self.fs.tmpfile(&dir, short(args.mode), &cred).map_err(|e| errno(&e))?;
+        let entry = self.entry(&inode);
+        Ok(CreateOut { entry, open: self.opened(OpenFile { inode }) })
+    }
+}

@@ -1,0 +1,103 @@
+//! `extant exec`: a command that sees an image mounted, without any right.
+//!
+//! The process moves into a mount namespace of its own (and a user namespace, unless it is root), mounts there, runs the
+//! command, unmounts, and passes its status on. Nobody else sees the mount.
+
+use std::ffi::OsString;
+use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
+use std::process::Command;
+
+use super::{CommandError, Options, log, mount};
+use crate::adapter::{Adapter, AdapterOptions};
+use crate::mount::{MountRequest, enter_namespace, mount_direct, unmount};
+use crate::session::{Session, SessionOptions};
+
+/// What `extant exec` is asked to do.
+#[derive(Clone, Debug, Default)]
+pub struct ExecArgs {
+    /// Image file or block device.
+    pub image: PathBuf,
+    /// `-o`.
+    pub options: Vec<String>,
+    /// The command and its arguments.
+    pub command: Vec<OsString>,
+}
+
+/// The variable that names the directory.
+const ROOT: &str = "EXTANT_ROOT";
+
+/// Runs a command in a namespace where the image is mounted at `$EXTANT_ROOT`; returns its exit status (128 and the
+/// signal's number if a signal ended it). The image is clean when it returns. Must be called while the process has one
+/// thread.
+pub fn exec(args: &ExecArgs) -> Result<u8, CommandError> {
+    let options = Options::parse(&args.options.join(","))?;
+    let Some((program, rest)) = args.command.split_first() else {
+        return Err(CommandError::usage("no command"));
+    };
+    let image = args.image.canonicalize();
+    let image = image.map_err(|e| CommandError::failure(format!("{}: {e}", args.image.display())))?;
+    enter_namespace().map_err(|e| CommandError::system(e.to_string()))?;
+    log::start(options.trace);
+    let dir = Directory::new()?;
+    let fs = mount::open(&image, &options, Some(&dir.0))?;
+    let adapter =
+        Adapter::new(fs, AdapterOptions { writeback_cache: options.writeback_cache, ..Default::default() });
+    let at = |e: &dyn std::fmt::Display| CommandError::failure(format!("{}: {e}", dir.0.display()));
+    let mut request = MountRequest::new(&image, &dir.0);
+    request.flags = options.flags;
+    let session_options =
+        SessionOptions { readers: options.readers, pin: options.pin, ..SessionOptions::default() };
+    let status = mount_direct(&request).and_then(|device| {
+        let session = Session::start(device, &adapter, session_options)?;
+        std::thread::scope(|scope| {
+            let server = scope.spawn(|| session.run(&adapter));
+            // The terminal's signals are for the command; this process must outlive it.
+            let status = ignoring_signals(|| Command::new(program).args(rest).env(ROOT, &dir.0).status());
+            // What the command has left running may still use it; the mount ends with the last user.
+            unmount(&dir.0, false).or_else(|_| unmount(&dir.0, true))?;
+            let served = server.join().unwrap_or_else(|_| Err(std::io::Error::other("the server panicked")));
+            let status =
+                status.map_err(|e| std::io::Error::new(e.kind(), format!("{}: {e}", program.display())))?;
+            served.map(|()| status)
+        })
+    });
+    adapter.finish();
+    let status = status.map_err(|e| at(&e))?;
+    adapter.ended().unwrap_or(Ok(())).map_err(|e| at(&format!("unmount: {e}")))?;
+    let code = status.code().or_else(|| status.signal().map(|s| 128 + s));
+    Ok(code.and_then(|c| u8::try_from(c).ok()).unwrap_or(u8::MAX))
+}
+
+/// Keeps interrupts of the terminal from ending this process while `f` runs.
+fn ignoring_signals<R>(f: impl FnOnce() -> R) -> R {
+    use signal_hook::consts::{SIGINT, SIGQUIT};
+    let seen = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    // Where a handler cannot be set the signal ends us, and the journal keeps what was synced.
+    let handlers: Vec<_> =
+        [SIGINT, SIGQUIT].iter().filter_map(|&s| signal_hook::flag::register(s, seen.clone()).ok()).collect();
+    let result = f();
+    for handler in handlers {
+        signal_hook::low_level::unregister(handler);
+    }
+    result
+}
+
+/// A directory to mount on, removed at the end.
+struct Directory(PathBuf);
+
+impl Directory {
+    fn new() -> Result<Self, CommandError> {
+        let base = std::env::temp_dir();
+        let path = base.join(format!("extant-{}", std::process::id()));
+        std::fs::create_dir(&path).map_err(|e| CommandError::system(format!("{}: {e}", path.display())))?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        // Still in use by what the command has left running: then it stays, empty.
+        let _ = std::fs::remove_dir(&self.0);
+    }
+}

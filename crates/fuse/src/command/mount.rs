@@ -1,0 +1,231 @@
+//! `extant mount`.
+
+use std::ffi::OsString;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+
+use extant::{Filesystem, MountOptions, Setup};
+use extant_device::{BlockDevice, OpenError, Window, partition_window};
+use extant_sync::Arc;
+use rustix::io::Errno;
+use rustix::mount::MountFlags;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+
+use super::{Attach, CommandError, Options, daemon, log};
+use crate::adapter::{Adapter, AdapterOptions, control_remount};
+use crate::mount::{
+    How, LoopDevice, MountRequest, find_mount, mount_as_user, mount_direct, remount, unmount,
+};
+use crate::session::{Session, SessionOptions};
+
+/// What `extant mount` is asked to do.
+#[derive(Clone, Debug, Default)]
+pub struct MountArgs {
+    /// Image file or block device.
+    pub image: PathBuf,
+    /// Directory.
+    pub dir: PathBuf,
+    /// `-o`.
+    pub options: Vec<String>,
+    /// `-f`: stay in the foreground.
+    pub foreground: bool,
+    /// This is the server that [`mount`] has started in the background.
+    pub server: bool,
+}
+
+/// Mounts. In the background, returns once the mount is ready; in the foreground, after it has ended and the image is
+/// clean.
+pub fn mount(args: &MountArgs) -> Result<(), CommandError> {
+    let list = args.options.join(",");
+    let options = Options::parse(&list)?;
+    let dir = absolute(&args.dir)?;
+    if options.remount {
+        return remount_at(&dir, &options);
+    }
+    let image = absolute(&args.image)?;
+    if !dir.is_dir() {
+        return Err(CommandError::failure(format!("{}: not a directory", dir.display())));
+    }
+    if args.foreground || args.server {
+        return serve(&image, &dir, &options, args.server);
+    }
+    let words = ["mount", "--server", "-o"].map(OsString::from);
+    let mut again: Vec<OsString> = words.to_vec();
+    again.push(if list.is_empty() { "defaults".into() } else { list.into() });
+    again.extend(["--".into(), image.into(), dir.into()]);
+    daemon::start(&again)
+}
+
+fn absolute(path: &Path) -> Result<PathBuf, CommandError> {
+    path.canonicalize().map_err(|e| CommandError::failure(format!("{}: {e}", path.display())))
+}
+
+/// `-o remount`: the kernel's flags and the server's options. Towards read-only the kernel goes first, since it refuses
+/// while files are open for writing; back, the server does.
+fn remount_at(dir: &Path, options: &Options) -> Result<(), CommandError> {
+    let at = |e: &dyn std::fmt::Display| CommandError::failure(format!("{}: remount: {e}", dir.display()));
+    let entry = find_mount(dir).map_err(|e| at(&e))?;
+    if !entry.is_some_and(|e| e.is_ours()) {
+        return Err(CommandError::failure(format!("{}: not mounted by extant", dir.display())));
+    }
+    let root = File::open(dir).map_err(|e| at(&e))?;
+    let tell = || match control_remount(&root, &options.ext4) {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err((_, words))) => Err(at(&words)),
+        Err(e) => Err(at(&e)),
+    };
+    if options.flags.contains(MountFlags::RDONLY) {
+        remount(dir, options.flags).map_err(|e| at(&e))?;
+        tell().inspect_err(|_| {
+            // As it was: the kernel must not keep what the server refused.
+            let _ = remount(dir, options.flags - MountFlags::RDONLY);
+        })
+    } else {
+        tell()?;
+        remount(dir, options.flags).map_err(|e| at(&e))
+    }
+}
+
+/// Opens the file system, mounts it, serves it until it is unmounted.
+fn serve(image: &Path, dir: &Path, options: &Options, background: bool) -> Result<(), CommandError> {
+    log::start(options.trace);
+    if background {
+        daemon::leave_terminal();
+    }
+    let fs = open(image, options, Some(dir))?;
+    let adapter =
+        Adapter::new(fs, AdapterOptions { writeback_cache: options.writeback_cache, ..Default::default() });
+    let done = attach(image, dir, options, &adapter).and_then(|(device, how)| {
+        let session =
+            SessionOptions { readers: options.readers, pin: options.pin, ..SessionOptions::default() };
+        let session = Session::start(device, &adapter, session)
+            .map_err(|e| CommandError::failure(format!("{}: {e}", dir.display())))?;
+        unmount_on_signal(dir.to_owned(), how)?;
+        if background {
+            daemon::tell_ready();
+        }
+        session.run(&adapter).map_err(|e| CommandError::failure(format!("{}: FUSE: {e}", dir.display())))
+    });
+    adapter.finish();
+    let ended = adapter.ended().unwrap_or(Ok(()));
+    done?;
+    ended.map_err(|e| CommandError::failure(format!("{}: unmount: {e}", image.display())))
+}
+
+/// Opens device and file system.
+pub(super) fn open(
+    image: &Path,
+    options: &Options,
+    mounted_at: Option<&Path>,
+) -> Result<Arc<Filesystem>, CommandError> {
+    let at = |e: &dyn std::fmt::Display| CommandError::failure(format!("{}: {e}", image.display()));
+    let mut ext4 = MountOptions::parse(&options.ext4).map_err(|e| CommandError::usage(e.to_string()))?;
+    let device = match open_device(image, !ext4.read_only) {
+        Err(error) if error.errno() == Errno::ROFS.raw_os_error() && !ext4.read_only => {
+            tracing::warn!("{}: the device is write-protected, mounted read-only", image.display());
+            ext4.read_only = true;
+            open_device(image, false).map_err(|e| at(&e))?
+        }
+        other => other.map_err(|e| at(&e))?,
+    };
+    let device: Arc<dyn BlockDevice> = match (options.partition, options.offset) {
+        (Some(_), Some(_)) => {
+            return Err(CommandError::usage("`offset=` and `partition=` exclude each other"));
+        }
+        (Some(number), None) => Arc::new(partition_window(device, number).map_err(|e| at(&e))?),
+        (None, Some(offset)) => {
+            let len = device.size().checked_sub(offset).filter(|len| *len > 0);
+            let len = len.ok_or_else(|| at(&format!("it has no byte {offset}")))?;
+            Arc::new(Window::new(device, offset, len).map_err(|e| at(&e))?)
+        }
+        (None, None) => device,
+    };
+    let journal_device = match &ext4.journal_path {
+        Some(path) => {
+            Some(open_device(path, !ext4.read_only).map_err(|e| CommandError::failure(e.to_string()))?)
+        }
+        None => None,
+    };
+    let mounted_at = mounted_at.map(|d| d.as_os_str().as_bytes().to_vec());
+    let setup = Setup { options: ext4, journal_device, mounted_at, ..Setup::default() };
+    Filesystem::open(device, setup).map_err(|e| at(&e))
+}
+
+fn open_device(path: &Path, write: bool) -> Result<Arc<dyn BlockDevice>, OpenError> {
+    // The kernel claims a block device for a `fuseblk` mount itself.
+    let device = extant_device::OpenOptions::new().write(write).claimed_by_mount(true).open(path)?;
+    Ok(Arc::new(device))
+}
+
+/// Mounts `image` on `dir` in the best way there is.
+fn attach(
+    image: &Path,
+    dir: &Path,
+    options: &Options,
+    adapter: &Adapter,
+) -> Result<(OwnedFd, How), CommandError> {
+    let at = |e: &dyn std::fmt::Display| CommandError::failure(format!("{}: {e}", dir.display()));
+    let fs = adapter.filesystem();
+    let mut request = MountRequest::new(image, dir);
+    request.flags = options.flags;
+    request.flags.set(MountFlags::RDONLY, fs.is_read_only());
+    request.default_permissions = options.default_permissions;
+    // The kernel's largest block size of a mount is a page.
+    request.block_size = fs.geometry().block_size().min(4096);
+    let root = rustix::process::geteuid().is_root();
+    request.allow_other = options.allow_other.unwrap_or(root);
+    if !root {
+        return Ok((mount_as_user(&request).map_err(|e| at(&e))?, How::Fusermount));
+    }
+    let kind = std::fs::metadata(image).map_err(|e| at(&e))?.file_type();
+    if kind.is_block_device() {
+        request.block_device = true;
+        return Ok((mount_direct(&request).map_err(|e| at(&e))?, How::SystemCall));
+    }
+    if options.attach != Attach::Plain {
+        match on_loop(image, &request) {
+            Ok(device) => return Ok((device, How::SystemCall)),
+            Err(e) if options.attach == Attach::Loop => return Err(at(&format!("on a loop device: {e}"))),
+            Err(e) => tracing::warn!(
+                "{}: no loop device ({e}): mounted without one, where only fsync(2) is durable and sync(2) is not",
+                dir.display()
+            ),
+        }
+    }
+    Ok((mount_direct(&request).map_err(|e| at(&e))?, How::SystemCall))
+}
+
+/// Mounts on a loop device that is only a token: nobody reads or writes it, but a mount with a block device is told of
+/// sync(2), and its umount(2) waits for the server.
+fn on_loop(image: &Path, request: &MountRequest) -> io::Result<OwnedFd> {
+    let read_only = request.flags.contains(MountFlags::RDONLY);
+    let file = OpenOptions::new().read(true).write(!read_only).open(image)?;
+    let token = LoopDevice::attach(&file, read_only)?;
+    let request = MountRequest { source: token.path().to_owned(), block_device: true, ..request.clone() };
+    // The device detaches itself when the mount ends: `token` is closed here, the mount holds it on.
+    mount_direct(&request)
+}
+
+/// Unmounts `dir` when this process is asked to end.
+fn unmount_on_signal(dir: PathBuf, _: How) -> Result<(), CommandError> {
+    let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT, SIGHUP])
+        .map_err(|e| CommandError::system(format!("signals: {e}")))?;
+    let spawned = extant_sync::thread::Builder::new().name("signals".into()).spawn(move || {
+        for signal in signals.forever() {
+            let done = unmount(&dir, false).or_else(|error| {
+                // It must end, but not under the feet of those who use it: it leaves the tree now, and ends with
+                // its last user.
+                tracing::warn!(signal, "{}: {error}: unmounting when nobody uses it any more", dir.display());
+                unmount(&dir, true)
+            });
+            if let Err(error) = done {
+                tracing::error!(signal, "{}: cannot unmount: {error}", dir.display());
+            }
+        }
+    });
+    spawned.map(drop).map_err(|e| CommandError::system(format!("a thread for signals: {e}")))
+}

@@ -1,0 +1,177 @@
+//! Mount options: which are the VFS's, which FUSE's, which ext4's.
+//!
+//! ext4's are parsed by [`extant::MountOptions`]; here they are only told apart.
+
+use rustix::mount::MountFlags;
+
+use super::CommandError;
+
+/// On what an image file is mounted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Attach {
+    /// As root on a loop device as a token, so that sync(2) and umount(2) reach the server; plainly if that is
+    /// refused.
+    #[default]
+    Auto,
+    /// On a loop device, or not at all.
+    Loop,
+    /// Plainly.
+    Plain,
+}
+
+/// The options of a mount, sorted.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Options {
+    /// ext4's, as they were given.
+    pub ext4: String,
+    /// Flags of mount(2).
+    pub flags: MountFlags,
+    /// `remount`.
+    pub remount: bool,
+    /// `allow_other`, `noallow_other`; by default only root allows others.
+    pub allow_other: Option<bool>,
+    /// `default_permissions`, `nodefault_permissions`.
+    pub default_permissions: bool,
+    /// `writeback_cache`, `nowriteback_cache`.
+    pub writeback_cache: bool,
+    /// `attach=auto|loop|plain`.
+    pub attach: Attach,
+    /// `readers=N`: threads that read requests, 0 for one per processor.
+    pub readers: usize,
+    /// `pin`: pin them to processors.
+    pub pin: bool,
+    /// `trace`: every request to the log.
+    pub trace: bool,
+    /// `offset=BYTES`: where the file system begins.
+    pub offset: Option<u64>,
+    /// `partition=N`: partition of a whole-disk image.
+    pub partition: Option<u32>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            ext4: String::new(),
+            flags: MountFlags::empty(),
+            remount: false,
+            allow_other: None,
+            default_permissions: true,
+            writeback_cache: false,
+            attach: Attach::Auto,
+            readers: 0,
+            pin: false,
+            trace: false,
+            offset: None,
+            partition: None,
+        }
+    }
+}
+
+/// Options of mount(8), fstab(5) and systemd that concern others. Accepted and dropped.
+const DROPPED: &[&str] = &[
+    "defaults", "auto", "noauto", "user", "nouser", "users", "nousers", "owner", "noowner", "group",
+    "nogroup", "nofail", "_netdev", "loop", "suid", "dev", "exec", "async", "silent", "loud", "mand",
+    "nomand",
+];
+
+/// The same with a value.
+const DROPPED_WITH_VALUE: &[&str] = &["comment", "uhelper", "helper", "loop", "subtype", "fsname", "user"];
+
+impl Options {
+    /// Sorts comma-separated options; later words win. Unknown words are taken for ext4's, whose parser refuses them.
+    pub fn parse(list: &str) -> Result<Self, CommandError> {
+        let mut options = Self::default();
+        for word in list.split(',').filter(|w| !w.is_empty()) {
+            options.word(word)?;
+        }
+        // Refuses what nobody knows before anything is touched.
+        extant::MountOptions::parse(&options.ext4).map_err(|e| CommandError::usage(e.to_string()))?;
+        Ok(options)
+    }
+
+    fn word(&mut self, word: &str) -> Result<(), CommandError> {
+        if word.starts_with("x-") || word.starts_with("X-") || DROPPED.contains(&word) {
+            self.unset(word);
+            return Ok(());
+        }
+        if let Some((name, value)) = word.split_once('=') {
+            return self.with_value(name, value, word);
+        }
+        match word {
+            "remount" => self.remount = true,
+            "allow_other" => self.allow_other = Some(true),
+            "noallow_other" => self.allow_other = Some(false),
+            "default_permissions" => self.default_permissions = true,
+            "nodefault_permissions" => self.default_permissions = false,
+            "writeback_cache" => self.writeback_cache = true,
+            "nowriteback_cache" => self.writeback_cache = false,
+            "pin" => self.pin = true,
+            "nopin" => self.pin = false,
+            "trace" => self.trace = true,
+            "nosuid" => self.flags |= MountFlags::NOSUID,
+            "nodev" => self.flags |= MountFlags::NODEV,
+            "noexec" => self.flags |= MountFlags::NOEXEC,
+            _ => self.ext4_word(word),
+        }
+        Ok(())
+    }
+
+    /// Words that both ext4 and the VFS have.
+    fn ext4_word(&mut self, word: &str) {
+        match word {
+            "ro" => self.flags |= MountFlags::RDONLY,
+            "rw" => self.flags -= MountFlags::RDONLY,
+            "sync" => self.flags |= MountFlags::SYNCHRONOUS,
+            "dirsync" => self.flags |= MountFlags::DIRSYNC,
+            "noatime" => self.flags |= MountFlags::NOATIME,
+            "nodiratime" => self.flags |= MountFlags::NODIRATIME,
+            "relatime" => self.flags |= MountFlags::RELATIME,
+            "strictatime" => self.flags |= MountFlags::STRICTATIME,
+            _ => {}
+        }
+        self.push(word);
+    }
+
+    fn unset(&mut self, word: &str) {
+        match word {
+            "suid" => self.flags -= MountFlags::NOSUID,
+            "dev" => self.flags -= MountFlags::NODEV,
+            "exec" => self.flags -= MountFlags::NOEXEC,
+            "async" => {
+                self.flags -= MountFlags::SYNCHRONOUS;
+                self.push(word);
+            }
+            _ => {}
+        }
+    }
+
+    fn with_value(&mut self, name: &str, value: &str, word: &str) -> Result<(), CommandError> {
+        let bad = || CommandError::usage(format!("bad value in mount option `{word}`"));
+        match name {
+            "attach" => {
+                self.attach = match value {
+                    "auto" => Attach::Auto,
+                    "loop" => Attach::Loop,
+                    "plain" => Attach::Plain,
+                    _ => return Err(bad()),
+                };
+            }
+            "readers" => self.readers = value.parse().ok().filter(|n| *n <= 256).ok_or_else(bad)?,
+            "offset" => self.offset = Some(value.parse().map_err(|_| bad())?),
+            "partition" => self.partition = Some(value.parse().map_err(|_| bad())?),
+            _ if DROPPED_WITH_VALUE.contains(&name) => {}
+            _ => self.push(word),
+        }
+        Ok(())
+    }
+
+    fn push(&mut self, word: &str) {
+        if !self.ext4.is_empty() {
+            self.ext4.push(',');
+        }
+        self.ext4.push_str(word);
+    }
+}
+
+#[cfg(test)]
+mod tests;
