@@ -1,0 +1,221 @@
+//! Damaged images give errors: no panic, no endless walk, no memory beyond reason.
+
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::Arc;
+
+use extant::{Credentials, Error, Filesystem, InodeRef, NewInode, RenameFlags, SetAttr, Setup, XattrSet};
+use extant_device::{BlockDevice, MemoryDevice, Overlay};
+use extant_testkit::env::{images, scratch, seed, tools};
+use extant_testkit::oracle::mke2fs;
+use extant_testkit::rng::Rng;
+
+use crate::support::open_rw;
+
+/// Names, files read and bytes read that a walk stops after: a damaged tree may lead round in circles by hard links of
+/// directories, which every reader follows.
+const NAMES: usize = 20_000;
+const BYTES: u64 = 16 << 20;
+
+struct Walk<'a> {
+    fs: &'a Filesystem,
+    names: usize,
+    bytes: u64,
+    errors: usize,
+}
+
+impl Walk<'_> {
+    fn note<T>(&mut self, result: extant::Result<T>) -> Option<T> {
+        result.map_err(|_| self.errors += 1).ok()
+    }
+
+    fn visit(&mut self, inode: &InodeRef, depth: usize) {
+        let cred = Credentials::root();
+        let list = self.fs.list_xattr(inode, &cred);
+        for name in self.note(list).unwrap_or_default().split(|b| *b == 0).filter(|n| !n.is_empty()) {
+            let value = self.fs.get_xattr(inode, name, &cred);
+            self.note(value);
+        }
+        if inode.is_dir() {
+            self.list(inode, depth);
+        } else if inode.is_regular() {
+            let mut buf = vec![0; 64 << 10];
+            let mut at = 0;
+            while at < inode.size() && self.bytes < BYTES {
+                let read = self.fs.read_at(inode, at, &mut buf);
+                let Some(n) = self.note(read) else { break };
+                at += n as u64;
+                self.bytes += n as u64;
+            }
+        } else {
+            let _ = self.fs.readlink(inode);
+        }
+    }
+
+    fn list(&mut self, dir: &InodeRef, depth: usize) {
+        let cred = Credentials::root();
+        let mut found = Vec::new();
+        let budget = NAMES.saturating_sub(self.names);
+        let listed = self.fs.read_dir(dir, extant::START, &cred, &mut |entry| {
+            found.push(entry.name.to_vec());
+            if found.len() < budget { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        });
+        self.note(listed);
+        self.names += found.len();
+        for name in found.iter().filter(|n| !matches!(&n[..], b"." | b"..")) {
+            let child = self.fs.lookup(dir, name, &cred);
+            if let Some(child) = self.note(child)
+                && depth < 12
+            {
+                self.visit(&child, depth + 1);
+            }
+        }
+    }
+}
+
+/// Reads everything; returns how many errors there were.
+fn walk(fs: &Filesystem) -> usize {
+    let mut walk = Walk { fs, names: 0, bytes: 0, errors: 0 };
+    match fs.root() {
+        Ok(root) => walk.visit(&root, 0),
+        Err(_) => walk.errors += 1,
+    }
+    walk.errors
+}
+
+/// Changes things all over the place; errors are fine.
+fn work(fs: &Filesystem, rng: &mut Rng) {
+    let cred = Credentials::root();
+    let Ok(root) = fs.root() else { return };
+    let mut dirs = vec![root.clone()];
+    for name in [&b"many"[..], b"d", b"lost+found"] {
+        dirs.extend(fs.lookup(&root, name, &cred).ok().filter(|d| d.is_dir()));
+    }
+    for n in 0..60 {
+        let dir = dirs[rng.below(dirs.len() as u64) as usize].clone();
+        let name = format!("name {}", rng.below(80)).into_bytes();
+        let other = format!("name {}", rng.below(80)).into_bytes();
+        let to = dirs[rng.below(dirs.len() as u64) as usize].clone();
+        match rng.below(8) {
+            0 | 1 => drop(fs.mknod(&dir, &name, &NewInode::file(0o644), &cred)),
+            2 => drop(fs.unlink(&dir, &name, &cred)),
+            3 => drop(fs.mkdir(&dir, &name, 0o755, &cred)),
+            4 => drop(fs.rename(&dir, &name, &to, &other, RenameFlags::default(), &cred)),
+            5 => drop(fs.rmdir(&dir, &name, &cred)),
+            6 => {
+                if let Ok(inode) = fs.lookup(&dir, &name, &cred) {
+                    let _ = fs.set_xattr(&inode, b"user.n", &[n; 300], XattrSet::Any, &cred);
+                    let _ = fs.set_attr(&inode, &SetAttr { size: Some(0), ..SetAttr::default() }, &cred);
+                }
+            }
+            _ => drop(fs.sync()),
+        }
+    }
+}
+
+/// A small image with a bit of everything.
+fn victim(image: &Path, args: &str) {
+    mke2fs(image, 4 << 20, args);
+    let fs = open_rw(image);
+    let cred = Credentials::root();
+    let root = fs.root().unwrap();
+    let many = fs.mkdir(&root, b"many", 0o755, &cred).unwrap();
+    for n in 0..150 {
+        fs.mknod(&many, format!("name {n}").as_bytes(), &NewInode::file(0o644), &cred).unwrap();
+    }
+    let dir = fs.mkdir(&root, b"d", 0o755, &cred).unwrap();
+    for n in 0..10 {
+        let file = fs.mknod(&dir, format!("name {n}").as_bytes(), &NewInode::file(0o644), &cred).unwrap();
+        fs.set_xattr(&file, b"user.n", &[n; 200], XattrSet::Any, &cred).unwrap();
+        fs.set_xattr(&file, b"user.large", &[n; 500], XattrSet::Any, &cred).unwrap();
+    }
+    fs.symlink(&root, b"long", &[b't'; 300], &cred).unwrap();
+    drop((root, many, dir));
+    fs.unmount().unwrap();
+}
+
+/// Bytes of `content` that are not zero lie in these 64-byte pieces: where damage means something.
+fn pieces(content: &[u8]) -> Vec<usize> {
+    content.chunks(64).enumerate().filter(|(_, c)| c.iter().any(|b| *b != 0)).map(|(n, _)| n * 64).collect()
+}
+
+#[test]
+fn random_damage() {
+    need!(tools(&["mke2fs"]));
+    let seed = seed();
+    println!("seed={seed}");
+    for args in [
+        "-t ext4 -b 1024 -N 256 -O ^metadata_csum,^resize_inode -J size=1",
+        "-t ext4 -b 1024 -N 256 -O ^resize_inode -J size=1",
+        "-t ext2 -b 1024 -N 256",
+        "-t ext4 -b 1024 -N 256 -O inline_data,ea_inode,^metadata_csum,^has_journal",
+    ] {
+        let dir = scratch();
+        let image = dir.join("image");
+        victim(&image, args);
+        let content = std::fs::read(&image).unwrap();
+        let pieces = pieces(&content);
+        let base: Arc<dyn BlockDevice> = Arc::new(MemoryDevice::from_bytes(&content));
+        for round in 0..200 {
+            let mut rng = Rng::new(seed ^ round);
+            let device: Arc<dyn BlockDevice> = Arc::new(Overlay::new(Arc::clone(&base)));
+            for _ in 0..12 {
+                let at = pieces[rng.below(pieces.len() as u64) as usize] as u64 + rng.below(64);
+                let value = if rng.chance(1, 4) { 0xff } else { rng.below(256) as u8 };
+                device.write_at(at, &[value]).unwrap();
+            }
+            if let Ok(fs) = Filesystem::open(Arc::clone(&device), Setup::read_only()) {
+                walk(&fs);
+            }
+            if let Ok(fs) = Filesystem::open(device, Setup::default()) {
+                work(&fs, &mut rng);
+                walk(&fs);
+                let _ = fs.unmount();
+            }
+        }
+    }
+}
+
+#[test]
+fn the_collected_images() {
+    let Ok(folder) = images() else {
+        println!("skipped: EXTANT_IMAGES is not set");
+        return;
+    };
+    need!(tools(&["xz"]));
+    let mut paths: Vec<_> = ["e2fsprogs", "syzkaller"]
+        .iter()
+        .flat_map(|sub| std::fs::read_dir(folder.join(sub)).expect("folder of images"))
+        .map(|entry| entry.expect("entry").path())
+        .filter(|p| p.extension().is_some_and(|e| e == "xz"))
+        .collect();
+    paths.sort();
+    let dir = scratch();
+    let mut opened = 0;
+    for path in paths {
+        println!("{}", path.display());
+        let image = dir.join("image");
+        let file = std::fs::File::create(&image).unwrap();
+        let status = std::process::Command::new("xz").args(["-dc"]).arg(&path).stdout(file).status().unwrap();
+        assert!(status.success(), "{}", path.display());
+        let device = extant_device::OpenOptions::new().open(&image).unwrap();
+        let base: Arc<dyn BlockDevice> = Arc::new(device);
+        match Filesystem::open(Arc::clone(&base), Setup::read_only()) {
+            Ok(fs) => {
+                opened += 1;
+                walk(&fs);
+            }
+            Err(e) => println!("  {e}"),
+        }
+        match Filesystem::open(Arc::new(Overlay::new(base)), Setup::default()) {
+            Ok(fs) => {
+                work(&fs, &mut Rng::new(1));
+                walk(&fs);
+                let _ = fs.unmount();
+            }
+            Err(Error::Incompatible(_) | Error::Corrupt(_) | Error::Checksum(_)) => {}
+            Err(e) => println!("  {e}"),
+        }
+    }
+    assert!(opened > 0, "no image could be opened");
+}
