@@ -1,22 +1,22 @@
 //! Mounting, and what a mount keeps in the superblock.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
-use extant_alloc::{AllocOptions, Allocator, overhead_clusters};
+use extant_alloc::{AllocError, AllocOptions, Allocator, ErrorSink, overhead_clusters};
 use extant_device::{BlockDevice, Counting, Overlay};
 use extant_format::dir::DirLayout;
 use extant_format::hash::HashVersion;
 use extant_format::inode::InodeFormat;
 use extant_format::superblock::{SbFlags, SbTime, State};
-use extant_format::{Compat, Features, Incompat, RoCompat, Superblock};
+use extant_format::{Compat, Features, FormatError, Incompat, RoCompat, Superblock};
 use extant_journal::{BlockCache, Buf, CommitObserver, Journal, JournalOptions, LogPlace, WantedFeatures};
 use extant_map::MapFs;
 use extant_sync::atomic::{AtomicBool, AtomicU8, AtomicU32};
 use extant_sync::{Mutex, Rank, RwLock, thread};
 
 use crate::bootstrap;
-use crate::error::{Error, Result};
+use crate::error::{CorruptKind, Error, Place, Result};
 use crate::filesystem::{Filesystem, Mode, rename_lock};
 use crate::freeze::Gate;
 use crate::icache::InodeCache;
@@ -357,6 +357,8 @@ fn build(
     alloc_options.stripe = resolved.stripe;
     alloc_options.discard = resolved.discard;
     alloc_options.system = journal_runs;
+    let here: Arc<OnceLock<Weak<Filesystem>>> = Arc::default();
+    alloc_options.on_error = Some(damage_sink(&here));
     let alloc = Allocator::open(Arc::clone(&cache), Arc::clone(&device), &sb, alloc_options)?;
     let journal = open_journal(&cache, &sb, log, &resolved, read_only)?;
     let observer: std::sync::Weak<dyn CommitObserver> =
@@ -373,7 +375,7 @@ fn build(
         stop: Arc::default(),
         frozen: Mutex::new(Rank::LEAF, false),
     };
-    Ok(Arc::new(Filesystem {
+    let fs = Arc::new(Filesystem {
         dev_read_only: read_only,
         csum: *sb.csum(),
         features,
@@ -409,7 +411,28 @@ fn build(
         journal,
         alloc,
         device,
-    }))
+    });
+    let _ = here.set(Arc::downgrade(&fs));
+    Ok(fs)
+}
+
+/// Brings damage that the allocator finds to the choke point of `errors=`.
+fn damage_sink(fs: &Arc<OnceLock<Weak<Filesystem>>>) -> ErrorSink {
+    let fs = Arc::clone(fs);
+    Arc::new(move |e| {
+        if let Some(fs) = fs.get().and_then(Weak::upgrade) {
+            let place = match e {
+                AllocError::CorruptGroup { group } => Place::Group(*group),
+                AllocError::Format(
+                    FormatError::Corrupt { place, .. } | FormatError::Checksum { place, .. },
+                ) => (*place).into(),
+                AllocError::NotData { pblk, .. } => Place::Block(*pblk),
+                AllocError::NotInode { ino } => Place::Inode(*ino),
+                _ => Place::Superblock,
+            };
+            fs.on_damage(&Error::corrupt(place, CorruptKind::Allocation(e.to_string().into())));
+        }
+    })
 }
 
 impl Drop for Filesystem {
