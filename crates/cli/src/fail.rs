@@ -67,6 +67,31 @@ impl Failure {
             _ => failure,
         }
     }
+
+    /// An operation on `path` inside the image failed.
+    pub(crate) fn inside(path: &[u8], err: &extant::Error) -> Self {
+        let failure = Self::new(format!("{}: {err}", show_path(path)));
+        match err {
+            extant::Error::Corrupt(_) | extant::Error::Checksum(_) => {
+                failure.hint("the image is damaged: `extant fsck IMAGE` shows all of it")
+            }
+            extant::Error::NoSpace => {
+                failure.hint("the image is full: `extant info IMAGE` shows blocks and inodes")
+            }
+            _ => failure,
+        }
+    }
+
+    /// Mounting the image failed.
+    pub(crate) fn mount(image: &Path, err: &extant::Error) -> Self {
+        let failure = Self::new(format!("{}: {err}", image.display()));
+        match err {
+            extant::Error::Corrupt(_) | extant::Error::Checksum(_) => failure.hint(
+                "`extant fsck IMAGE` shows what is wrong with it; `extant info IMAGE` what it says it is",
+            ),
+            _ => failure,
+        }
+    }
 }
 
 impl fmt::Display for Failure {
@@ -79,6 +104,24 @@ impl fmt::Display for Failure {
     }
 }
 
+/// A path inside an image for a message: absolute, control characters escaped.
+pub(crate) fn show_path(path: &[u8]) -> String {
+    let text = crate::show::name(path);
+    if path.starts_with(b"/") { text } else { format!("/{text}") }
+}
+
+/// Adds the place to an error of the library.
+pub(crate) trait At<T> {
+    /// The same, with the path inside the image that it is about.
+    fn at(self, path: &[u8]) -> Outcome<T>;
+}
+
+impl<T> At<T> for Result<T, extant::Error> {
+    fn at(self, path: &[u8]) -> Outcome<T> {
+        self.map_err(|err| Failure::inside(path, &err))
+    }
+}
+
 /// Adds the place to an error of the host.
 pub(crate) trait OnHost<T> {
     /// The same, with the host's path that it is about.
@@ -88,5 +131,11 @@ pub(crate) trait OnHost<T> {
 impl<T> OnHost<T> for io::Result<T> {
     fn on(self, path: &Path) -> Outcome<T> {
         self.map_err(|err| Failure::host(path, &err))
+    }
+}
+
+impl<T> OnHost<T> for Result<T, rustix::io::Errno> {
+    fn on(self, path: &Path) -> Outcome<T> {
+        self.map_err(|err| Failure::host(path, &err.into()))
     }
 }

@@ -44,6 +44,12 @@ impl ReadArgs {
 }
 
 impl ImageArgs {
+    /// The device for writing.
+    pub(crate) fn writable(&self) -> Outcome<Arc<dyn BlockDevice>> {
+        let file = OpenOptions::new().write(true).open(&self.image).map_err(|err| Failure::open(&err))?;
+        self.part_of(file)
+    }
+
     fn part_of(&self, file: FileDevice) -> Outcome<Arc<dyn BlockDevice>> {
         let name = self.image.display();
         let device: Arc<dyn BlockDevice> = Arc::new(file);

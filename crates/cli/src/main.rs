@@ -1,22 +1,33 @@
 //! The program `extant`: ext4 images without a mount, a kernel or root.
 //!
-//! | module | what |
+//! | module | commands |
 //! |---|---|
-//! | `info` | the command `info` |
+//! | `info` | `info` |
 //! | `mount` | `mount`, `umount`, `exec` |
+//! | `look` | `ls`, `tree`, `stat`, `cat`, `find` |
+//! | `edit` | `mkdir`, `rm`, `mv`, `ln`, `chmod`, `chown` |
+//! | `xattr` | `xattr` |
+//! | `transfer`, `copy` | `get`, `put`, `import`, `export` |
 //! | `manual` | `completions`, `man` |
-//! | `image` | opening an image |
-//! | `fail`, `out`, `show` | messages; how numbers, times and names are printed |
+//! | `image`, `volume` | opening an image; paths in it |
+//! | `fail`, `show` | messages; how numbers, times and names are printed |
 //!
 //! Commands that only read never change the image: what a journal replay writes goes to memory.
 
+mod copy;
+mod edit;
 mod fail;
+mod glob;
 mod image;
 mod info;
+mod look;
 mod manual;
 mod mount;
 mod out;
 mod show;
+mod transfer;
+mod volume;
+mod xattr;
 
 use std::process::ExitCode;
 
@@ -40,6 +51,20 @@ enum Command {
     Exec(mount::ExecArgs),
     #[command(hide = true)]
     NullServer(mount::NullArgs),
+    Ls(look::ListArgs),
+    Tree(look::TreeArgs),
+    Stat(look::StatArgs),
+    Cat(look::CatArgs),
+    Find(look::FindArgs),
+    Get(transfer::GetArgs),
+    Mkdir(edit::MkdirArgs),
+    Rm(edit::RmArgs),
+    Mv(edit::MvArgs),
+    Ln(edit::LnArgs),
+    Chmod(edit::ChmodArgs),
+    Chown(edit::ChownArgs),
+    Xattr(xattr::Args),
+    Export(transfer::ExportArgs),
     Completions(manual::CompletionsArgs),
     Man(manual::ManArgs),
 }
@@ -64,6 +89,20 @@ fn run(command: Command) -> Outcome {
         Command::Umount(args) => mount::umount(args),
         Command::Exec(args) => mount::exec(args),
         Command::NullServer(args) => mount::null(&args),
+        Command::Ls(args) => look::list(&args),
+        Command::Tree(args) => look::tree(&args),
+        Command::Stat(args) => look::stat(&args),
+        Command::Cat(args) => look::cat(&args),
+        Command::Find(args) => look::find(&args),
+        Command::Get(args) => transfer::get(&args),
+        Command::Mkdir(args) => edit::mkdir(&args),
+        Command::Rm(args) => edit::rm(&args),
+        Command::Mv(args) => edit::mv(&args),
+        Command::Ln(args) => edit::ln(&args),
+        Command::Chmod(args) => edit::chmod(&args),
+        Command::Chown(args) => edit::chown(&args),
+        Command::Xattr(args) => xattr::run(&args),
+        Command::Export(args) => transfer::export(&args),
         Command::Completions(args) => manual::completions(&args),
         Command::Man(args) => manual::man(&args),
     }

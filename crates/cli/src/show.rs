@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use extant_format::inode::FileType;
 use serde_json::{Value, json};
 
 /// A name for a terminal: bytes that are not printable are escaped, so that a name cannot draw.
@@ -42,6 +43,51 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 pub(crate) fn uuid(bytes: &[u8; 16]) -> String {
     let text = hex(bytes);
     format!("{}-{}-{}-{}-{}", &text[..8], &text[8..12], &text[12..16], &text[16..20], &text[20..])
+}
+
+/// The letter of a file type, as ls prints it.
+pub(crate) fn type_letter(kind: FileType) -> char {
+    match kind {
+        FileType::Directory => 'd',
+        FileType::Symlink => 'l',
+        FileType::Fifo => 'p',
+        FileType::Socket => 's',
+        FileType::CharDevice => 'c',
+        FileType::BlockDevice => 'b',
+        FileType::Regular => '-',
+    }
+}
+
+/// The word for a file type.
+pub(crate) fn type_word(kind: FileType) -> &'static str {
+    match kind {
+        FileType::Directory => "directory",
+        FileType::Symlink => "symbolic link",
+        FileType::Fifo => "fifo",
+        FileType::Socket => "socket",
+        FileType::CharDevice => "character device",
+        FileType::BlockDevice => "block device",
+        FileType::Regular => "file",
+    }
+}
+
+/// Type and permissions as ls prints them.
+pub(crate) fn mode(kind: FileType, mode: u32) -> String {
+    let mut text = String::from(type_letter(kind));
+    for (shift, special, lower, upper) in
+        [(6, 0o4000, 's', 'S'), (3, 0o2000, 's', 'S'), (0, 0o1000, 't', 'T')]
+    {
+        let bits = mode >> shift;
+        text.push(if bits & 4 != 0 { 'r' } else { '-' });
+        text.push(if bits & 2 != 0 { 'w' } else { '-' });
+        text.push(match (mode & special != 0, bits & 1 != 0) {
+            (true, true) => lower,
+            (true, false) => upper,
+            (false, true) => 'x',
+            (false, false) => '-',
+        });
+    }
+    text
 }
 
 /// A size in bytes with a suffix, three digits.

@@ -11,7 +11,11 @@ use crate::oracle::{command, run, run_ok};
 #[derive(Debug)]
 pub struct Loop {
     device: PathBuf,
+    image: PathBuf,
 }
+
+/// Looks at a device or mount that is on its way out, some seconds' worth.
+const LOOKS: u64 = 200_000;
 
 impl Loop {
     /// Attaches the image to a free loop device.
@@ -26,7 +30,25 @@ impl Loop {
             losetup.arg("-r");
         }
         let name = run_ok(losetup.arg(image));
-        Self { device: PathBuf::from(name.trim()) }
+        let image = std::fs::canonicalize(image).expect("the image is there");
+        Self { device: PathBuf::from(name.trim()), image }
+    }
+
+    /// Waits until the kernel has let go of the image. Who else looks at the device at the moment of the detach (a search
+    /// for a free one, say) delays it, and there is nothing to wait on but the state itself.
+    fn wait_until_free(&self) {
+        let name = self.device.file_name().unwrap_or_default();
+        let backing = Path::new("/sys/block").join(name).join("loop/backing_file");
+        let image = self.image.to_string_lossy().into_owned();
+        let mut looks = 0_u64;
+        while std::fs::read_to_string(&backing).is_ok_and(|text| text.trim_end() == image) {
+            looks += 1;
+            assert!(looks < LOOKS || std::thread::panicking(), "{} stays attached", self.device.display());
+            if looks >= LOOKS {
+                return;
+            }
+            std::thread::yield_now();
+        }
     }
 
     /// `/dev/loopN`.
@@ -42,6 +64,7 @@ impl Drop for Loop {
         if outcome.status != 0 && !std::thread::panicking() {
             panic!("losetup -d {}: {outcome}", self.device.display());
         }
+        self.wait_until_free();
     }
 }
 
@@ -122,10 +145,17 @@ impl KernelMount {
     }
 
     fn unmount_now(&mut self) -> Result<(), rustix::io::Errno> {
-        if !std::mem::take(&mut self.mounted) {
-            return Ok(());
+        let mut tries = 0_u64;
+        while self.mounted {
+            match rustix::mount::unmount(self.dir.path(), UnmountFlags::empty()) {
+                Ok(()) => self.mounted = false,
+                // A program that another thread is just starting holds our open files until it has started.
+                Err(rustix::io::Errno::BUSY) if tries < LOOKS => tries += 1,
+                Err(err) => return Err(err),
+            }
+            std::thread::yield_now();
         }
-        rustix::mount::unmount(self.dir.path(), UnmountFlags::empty())
+        Ok(())
     }
 }
 

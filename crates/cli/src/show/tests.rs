@@ -1,4 +1,6 @@
-use super::{name, size, time, uuid};
+use extant_format::inode::FileType;
+
+use super::{mode, name, size, time, uuid};
 
 #[test]
 fn times_are_calendar_dates() {
@@ -14,6 +16,13 @@ fn sizes_have_three_digits() {
     assert_eq!(size(1536), "1.50 KiB");
     assert_eq!(size(200 << 20), "200 MiB");
     assert_eq!(size(u64::MAX), "16.0 EiB");
+}
+
+#[test]
+fn modes_look_as_in_ls() {
+    assert_eq!(mode(FileType::Regular, 0o4755), "-rwsr-xr-x");
+    assert_eq!(mode(FileType::Directory, 0o1777), "drwxrwxrwt");
+    assert_eq!(mode(FileType::Regular, 0o2644), "-rw-r-Sr--");
 }
 
 #[test]

@@ -1,4 +1,7 @@
 //! The program on real images.
 
+mod edit;
 mod info;
+mod look;
 mod run;
+mod tree;

@@ -1,0 +1,133 @@
+//! `get`, `put`, `import`, `export`: trees between an image and the host.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+
+use crate::copy::{self, Owned, Sink};
+use crate::edit::{Owner, owner};
+use crate::fail::{Failure, OnHost as _, Outcome};
+use crate::image::ReadArgs;
+use crate::volume::Volume;
+
+/// Copy files and directories out of an image
+#[derive(clap::Args, Debug)]
+pub(crate) struct GetArgs {
+    #[command(flatten)]
+    image: ReadArgs,
+    /// Paths in the image, then the host's target: a new name, or a folder that is there
+    #[arg(required = true, num_args = 2..)]
+    paths: Vec<OsString>,
+}
+
+/// Copy a directory of an image, or all of it, to a folder or tar archive
+#[derive(clap::Args, Debug)]
+pub(crate) struct ExportArgs {
+    #[command(flatten)]
+    image: ReadArgs,
+    /// A folder (made if it is missing), or a file that ends in .tar, .tar.gz or .tar.zst; - is an archive on standard
+    /// output
+    target: PathBuf,
+    /// The directory in the image
+    #[arg(long, default_value = "/")]
+    from: OsString,
+    /// Owner of all that is copied: UID, UID:GID or :GID
+    #[arg(long, value_parser = owner)]
+    owner: Option<Owner>,
+}
+
+/// Feeds a source into a sink, with another owner where that is asked for.
+fn pour(source: &mut dyn copy::Source, sink: &mut dyn Sink, owner: Option<Owner>) -> Outcome {
+    match owner {
+        Some(owner) => source.feed(&mut Owned { owner, to: &mut *sink })?,
+        None => source.feed(sink)?,
+    }
+    sink.finish()
+}
+
+/// `extant get`
+pub(crate) fn get(args: &GetArgs) -> Outcome {
+    let volume = Volume::read(&args.image)?;
+    let (target, sources) = args.paths.split_last().ok_or_else(|| Failure::new("get needs two paths"))?;
+    let target = Path::new(target);
+    let into = target.is_dir();
+    if sources.len() > 1 && !into {
+        return Err(
+            Failure::new(format!("{}: no folder", target.display())).hint("several files need a folder")
+        );
+    }
+    let (folder, new_name) = if into { (target, None) } else { split_host(target)? };
+    for path in sources {
+        let path = path.as_bytes();
+        let top = volume.resolve(path)?;
+        let name = new_name.map_or_else(|| last_name(path), |name| name.as_bytes().to_vec());
+        let mut source = copy::from_volume::VolumeSource { volume: &volume, top, path: trimmed(path), name };
+        pour(&mut source, &mut copy::to_host::HostSink::new(folder), None)?;
+    }
+    volume.close()
+}
+
+/// The folder of a host's path, and the last name.
+fn split_host(path: &Path) -> Outcome<(&Path, Option<&OsStr>)> {
+    let name =
+        path.file_name().ok_or_else(|| Failure::new(format!("{}: this needs a name", path.display())))?;
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    Ok((folder, Some(name)))
+}
+
+/// The last name of a path; none for the root.
+fn last_name(path: &[u8]) -> Vec<u8> {
+    trimmed(path).rsplit(|b| *b == b'/').next().unwrap_or_default().to_vec()
+}
+
+/// A path without slashes at its end.
+fn trimmed(path: &[u8]) -> Vec<u8> {
+    let keep = path.iter().rposition(|b| *b != b'/').map_or(0, |at| at + 1);
+    path[..keep].to_vec()
+}
+
+/// `extant export`
+pub(crate) fn export(args: &ExportArgs) -> Outcome {
+    let volume = Volume::read(&args.image)?;
+    let from = args.from.as_bytes();
+    let top = volume.resolve(from)?;
+    if !top.is_dir() {
+        return Err(
+            Failure::inside(from, &extant::Error::NotDirectory).hint("`extant get` copies single files")
+        );
+    }
+    let mut source =
+        copy::from_volume::VolumeSource { volume: &volume, top, path: trimmed(from), name: Vec::new() };
+    let name = args.target.as_os_str().as_bytes();
+    if name == b"-" {
+        let out = BufWriter::with_capacity(256 << 10, std::io::stdout().lock());
+        pour(&mut source, &mut copy::to_archive::ArchiveSink::new(out, "standard output"), args.owner)?;
+    } else if name.ends_with(b".tar") {
+        write_archive(&args.target, &mut source, args.owner, Ok)?;
+    } else if name.ends_with(b".tar.gz") || name.ends_with(b".tgz") {
+        let gzip = |out| Ok(flate2::write::GzEncoder::new(out, flate2::Compression::default()));
+        write_archive(&args.target, &mut source, args.owner, gzip)?;
+    } else if name.ends_with(b".tar.zst") {
+        let zstd = |out| Ok(zstd::Encoder::new(out, 3)?.auto_finish());
+        write_archive(&args.target, &mut source, args.owner, zstd)?;
+    } else {
+        if !args.target.is_dir() {
+            std::fs::create_dir(&args.target).on(&args.target)?;
+        }
+        pour(&mut source, &mut copy::to_host::HostSink::new(&args.target), args.owner)?;
+    }
+    volume.close()
+}
+
+fn write_archive<W: Write>(
+    path: &Path,
+    source: &mut dyn copy::Source,
+    owner: Option<Owner>,
+    wrap: impl FnOnce(BufWriter<File>) -> std::io::Result<W>,
+) -> Outcome {
+    let file = File::create(path).on(path)?;
+    let out = wrap(BufWriter::with_capacity(256 << 10, file)).on(path)?;
+    pour(source, &mut copy::to_archive::ArchiveSink::new(out, &path.display().to_string()), owner)
+}
