@@ -396,6 +396,14 @@ impl QuotaInfo {
     }
 }
 
+/// Writes the entry of `id` into its data block, in place. Nothing happens for a slot that no block has.
+pub fn write_entry(block: &mut [u8; BLOCK_LEN], place: EntryPlace, id: u32, dq: &Dqblk) {
+    let at = place.at();
+    if let Some(bytes) = block.get_mut(at..at + ENTRY_LEN) {
+        bytes.copy_from_slice(dq.encode(id).as_bytes());
+    }
+}
+
 /// Where 1 KiB block `block` of a quota file lies: the file's block, and the byte in it.
 #[must_use]
 pub const fn block_place(block: u32, block_size: u32) -> (Lblk, usize) {

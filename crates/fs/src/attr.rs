@@ -241,6 +241,10 @@ impl Filesystem {
         }
         let acl = if (mode ^ old_mode) & 0o777 != 0 { self.acl_after_chmod(inode, mode)? } else { None };
         let (blocks, credits) = acl.as_ref().map_or((0, 1), |a| self.xattr_needs(a.len()));
+        if (new_uid, new_gid) != (uid, gid) {
+            let [_, _, project] = Self::quota_ids(inode);
+            self.quota_admit_transfer(inode, [new_uid, new_gid, project], cred)?;
+        }
         let mut reservation = self.reserve_if_possible(blocks, cred);
         let mut handle = self.journal.start(credits + 1)?;
         {
@@ -381,6 +385,8 @@ impl Filesystem {
             self.may_set_flags(inode, old, new, flags, cred)?;
             let project = project.unwrap_or_else(|| inode.state().raw.projid);
             self.may_set_project(inode, project)?;
+            let [uid, gid, _] = Self::quota_ids(inode);
+            self.quota_admit_transfer(inode, [uid, gid, project], cred)?;
             let mut handle = self.journal.start(1)?;
             {
                 let mut state = inode.state();

@@ -125,6 +125,8 @@ impl Filesystem {
             self.flush_times()?;
             self.write_record()?;
         }
+        // What was removed is gone, and its space is free, when sync returns.
+        self.icache.wait_evicted();
         self.journal.commit_all()?;
         if !self.journal.has_log() {
             self.device.flush()?;

@@ -188,6 +188,7 @@ impl Filesystem {
     ) -> Result<(InodeRef, Tid)> {
         let plan = self.plan_name(dir, name)?;
         let own = self.own_blocks(spec);
+        self.quota_admit_new(dir, spec, plan.blocks(), own, cred)?;
         let mut blocks = self.reserve(u64::from(plan.blocks() + own), cred)?;
         let credits = plan.credits(self) + 6 + own * self.block_credits();
         let mut handle = self.journal.start(credits)?;
@@ -203,6 +204,26 @@ impl Filesystem {
         self.finish(handle, done, dir)?;
         inode.note_tid(tid, true);
         Ok((inode, tid))
+    }
+
+    /// Asks the quotas of the new inode's owners, and for a directory that grows those of its owners.
+    fn quota_admit_new(
+        &self,
+        dir: &Inode,
+        spec: &Spec<'_>,
+        dir_blocks: u32,
+        own_blocks: u32,
+        cred: &Credentials,
+    ) -> Result<()> {
+        if !self.has_quotas() {
+            return Ok(());
+        }
+        let raw = self.new_raw(dir, spec, cred);
+        self.quota_admit([raw.uid, raw.gid, raw.projid], u64::from(own_blocks), 1, cred)?;
+        if dir_blocks > 0 {
+            self.quota_admit(Self::quota_ids(dir), u64::from(dir_blocks), 0, cred)?;
+        }
+        Ok(())
     }
 
     /// Blocks that the inode itself needs: a directory's first, a long target's, its attributes'.
@@ -365,7 +386,10 @@ impl Filesystem {
             handle.modify(&buf, |bytes| bytes[place.1..place.1 + usize::from(size)].fill(0))?;
         }
         let cache = std::sync::Arc::downgrade(&self.icache);
-        self.icache.insert_new(self.build_inode(ino, kind, raw, place, cache))
+        let ids = [raw.uid, raw.gid, raw.projid];
+        let mut inode = self.build_inode(ino, kind, raw, place, cache);
+        inode.counted = crate::quota::counted(ids, 0, false);
+        self.icache.insert_new(inode)
     }
 
     /// Makes a device node without a name yet.
@@ -449,6 +473,7 @@ impl Filesystem {
             let (mode, attrs) = self.inherit_acl(dir, FileType::Regular, mode & 0o7777, cred)?;
             let spec = Spec { kind: FileType::Regular, mode, attrs, i_block: None, target: &[] };
             let own = self.own_blocks(&spec);
+            self.quota_admit_new(dir, &spec, 0, own, cred)?;
             let mut blocks = self.reserve(u64::from(own), cred)?;
             let mut handle = self.journal.start(9 + own * self.block_credits())?;
             let inode = self.make_inode(&mut handle, dir, &spec, b"", cred, &mut blocks)?;

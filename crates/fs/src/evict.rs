@@ -71,6 +71,7 @@ impl Filesystem {
             state.raw.flags.remove(InodeFlags::EA_INODE);
         }
         self.write_inode(handle, inode)?;
+        self.quota_gone(handle, inode)?;
         // The number may be loaded again from here on: before it can be allocated.
         self.icache.evicted(inode.ino);
         self.alloc.free_inode(handle, inode.ino, inode.is_dir())?;

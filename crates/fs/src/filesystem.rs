@@ -69,6 +69,8 @@ pub struct Filesystem {
     pub(crate) itables: Box<[Pblk]>,
     pub(crate) icache: Arc<InodeCache>,
     pub(crate) orphans: Orphans,
+    /// Set by a mount for writing, where the filesystem has quota files.
+    pub(crate) quotas: std::sync::OnceLock<crate::quota::Quotas>,
     pub(crate) shared_blocks: SharedBlocks,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) gate: Gate,

@@ -56,6 +56,8 @@ pub struct Inode {
     /// Blocks set aside for this inode's growth.
     pub(crate) window: InodeWindow,
     state: Mutex<State>,
+    /// What the quota files count for it, rank 82.
+    pub(crate) counted: Mutex<crate::quota::Counted>,
     /// No links: the last reference evicts.
     dead: AtomicBool,
     /// Made without a name (O_TMPFILE): may be linked although it has none.
@@ -271,6 +273,7 @@ impl Filesystem {
             no_acl: AtomicBool::new(false),
             block_size: self.geo.block_size(),
             cache,
+            counted: crate::quota::counted([raw.uid, raw.gid, raw.projid], raw.blocks, true),
             state: Mutex::new(Rank::LEAF, State { size: raw.size, raw, times_dirty: false }),
         }
     }
@@ -283,6 +286,12 @@ impl Filesystem {
 
     /// The same where the buffer is at hand.
     pub(crate) fn write_inode_to(&self, handle: &mut Handle, inode: &Inode, buf: &Buf) -> Result<()> {
+        self.quota_settle(handle, inode)?;
+        self.write_inode_uncounted(handle, inode, buf)
+    }
+
+    /// The same without a look at quota: for a change of the record alone, under locks that come after quota's.
+    pub(crate) fn write_inode_uncounted(&self, handle: &mut Handle, inode: &Inode, buf: &Buf) -> Result<()> {
         handle.modify(buf, |bytes| {
             let mut state = inode.state();
             state.times_dirty = false;

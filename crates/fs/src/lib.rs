@@ -14,6 +14,7 @@
 //! | `inode`, `icache`, `evict`, `orphan` | in-core inodes: reading, caching, freeing, recovering |
 //! | `dir` | names in directories: linear, hash trees, inline |
 //! | `calls`, `create`, `remove`, `rename`, `attr` | the operations |
+//! | `quota`, `quota_file` | usage by user, group and project, and its limits |
 //! | `xattr`, `inline` | extended attributes; content kept in the inode |
 //! | `read`, `size` | file content |
 //! | `state`, `freeze`, `background`, `time` | freezing, remounting, shutting down; threads; clocks |
@@ -53,6 +54,8 @@ mod mmp;
 mod mount;
 mod options;
 mod orphan;
+mod quota;
+mod quota_file;
 mod read;
 mod recovery;
 mod remove;
@@ -69,6 +72,7 @@ pub use dir::{DirEntry, START};
 pub use error::{CorruptKind, Corruption, Error, Place, Result, errno};
 pub use extant_format::inode::device::DeviceNumber;
 pub use extant_format::inode::{FileType, InodeFlags, Timestamp};
+pub use extant_format::quota::{Dqblk, QuotaKind};
 pub use extant_format::{GroupNr, Ino, Lblk, Pblk};
 pub use filesystem::Filesystem;
 pub use icache::InodeRef;
@@ -77,6 +81,7 @@ pub use mount::Setup;
 pub use options::{
     AtimePolicy, DataMode, MountOptions, OnError, Presets, QuotaOptions, Resolved, WITHOUT_EFFECT,
 };
+pub use quota::QuotaLimits;
 pub use rename::RenameFlags;
 pub use state::ShutdownMode;
 pub use time::{Clock, SystemClock, system_time, timestamp};

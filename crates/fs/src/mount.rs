@@ -119,6 +119,7 @@ impl Filesystem {
     /// What a mount for writing does first: orphans, and the superblock's record of the mount.
     fn begin(&self, setup: &Setup) -> Result<()> {
         self.mark_mounted(setup)?;
+        self.quota_open()?;
         self.process_orphans()
     }
 
@@ -395,6 +396,7 @@ fn build(
             .collect(),
         icache: InodeCache::new(setup.inode_capacity),
         orphans: Orphans::new(),
+        quotas: std::sync::OnceLock::new(),
         shared_blocks: SharedBlocks::new(),
         clock: Arc::clone(&setup.clock),
         gate: Gate::new(),

@@ -148,7 +148,7 @@ impl Filesystem {
         // in-core copy that is written later must say the same.
         if let Some(inode) = self.icache.cached(before) {
             inode.state().raw.dtime = after.0;
-            return self.write_inode(handle, &inode);
+            return self.write_inode_uncounted(handle, &inode, &self.cache.read(block)?);
         }
         let buf = self.cache.read(block)?;
         let done = handle.modify(&buf, |bytes| {

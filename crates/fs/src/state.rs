@@ -132,6 +132,7 @@ impl Filesystem {
         }
         *self.options.write() = Arc::new(resolved);
         self.alloc.set_discard(self.options().discard);
+        self.quota_remount();
         match (self.mode(), options.read_only) {
             (Mode::ReadWrite, true) => self.to_read_only(),
             (Mode::ReadOnly, false) => {

@@ -39,6 +39,8 @@ impl Rank {
     pub const XATTR: Self = Self(70);
     /// An EA inode; its own class, not the inode lock.
     pub const EA_INODE: Self = Self(72);
+    /// The tree of a quota file, to find or make an entry.
+    pub const QUOTA_FILE: Self = Self(74);
     /// Extent map (and indirect map) of an inode.
     pub const EXTENT_MAP: Self = Self(80);
     /// Quota entries.
@@ -86,6 +88,7 @@ impl Rank {
             60 => "journal handle",
             70 => "xattr lock",
             72 => "EA inode",
+            74 => "tree of a quota file",
             80 => "extent map",
             82 => "quota entries",
             84 => "map of a quota or EA inode",

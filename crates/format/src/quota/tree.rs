@@ -37,7 +37,7 @@ pub struct EntryPlace {
 }
 
 impl EntryPlace {
-    const fn at(self) -> usize {
+    pub(super) const fn at(self) -> usize {
         DATA_HEADER_LEN + self.slot * ENTRY_LEN
     }
 }

@@ -5,5 +5,6 @@ extern crate extant_testkit;
 
 mod hostile;
 mod names;
+mod quota;
 mod reading;
 mod support;

@@ -1,0 +1,141 @@
+//! Quota: usage as e2fsck counts it, limits kept.
+
+use std::path::{Path, PathBuf};
+
+use extant::{
+    Credentials, Dqblk, Error, Filesystem, FsxAttr, InodeRef, NewInode, QuotaKind, QuotaLimits, SetAttr,
+};
+use extant_testkit::env::{self, Scratch};
+use extant_testkit::{need, oracle};
+
+use crate::support::open_with;
+
+const ARGS: &str = "-t ext4 -b 4096 -J size=4 -O quota,project -E quotatype=usrquota:grpquota:prjquota";
+
+fn image() -> (Scratch, PathBuf) {
+    let scratch = env::scratch();
+    let image = scratch.join("image");
+    oracle::mke2fs(&image, 64 << 20, ARGS);
+    (scratch, image)
+}
+
+fn user(uid: u32) -> Credentials {
+    Credentials::user(uid, uid, &[])
+}
+
+fn open_to_all(fs: &Filesystem) -> InodeRef {
+    let root = fs.root().expect("root");
+    let mode = SetAttr { mode: Some(0o1777), ..SetAttr::default() };
+    fs.set_attr(&root, &mode, &Credentials::root()).expect("chmod");
+    root
+}
+
+fn usage(fs: &Filesystem, kind: QuotaKind, id: u32) -> (u64, u64) {
+    let Dqblk { curspace, curinodes, .. } = fs.quota(kind, id).expect("quota");
+    (curspace, curinodes)
+}
+
+fn chown(uid: u32) -> SetAttr {
+    SetAttr { uid: Some(uid), gid: Some(uid), ..SetAttr::default() }
+}
+
+fn clean(image: &Path) {
+    let outcome = oracle::e2fsck(image);
+    assert!(outcome.status == 0 && !outcome.text.contains("QUOTA WARNING"), "{outcome}");
+}
+
+#[test]
+fn usage_follows_creation_chown_project_and_removal() {
+    need!(env::tools(&["mke2fs", "e2fsck", "debugfs"]));
+    let (_scratch, image) = image();
+    let fs = open_with(&image, "");
+    let root = open_to_all(&fs);
+    let start = usage(&fs, QuotaKind::User, 0);
+    let admin = Credentials::root();
+    for uid in 1000..1040 {
+        let dir = fs.mkdir(&root, format!("d{uid}").as_bytes(), 0o755, &user(uid)).expect("mkdir");
+        for n in 0..5 {
+            let name = format!("f{n}");
+            fs.mknod(&dir, name.as_bytes(), &NewInode::file(0o644), &user(uid)).expect("file");
+        }
+        fs.symlink(&dir, b"long", &[b'x'; 200], &user(uid)).expect("symlink");
+        assert_eq!(usage(&fs, QuotaKind::User, uid), (8192, 7));
+        assert_eq!(usage(&fs, QuotaKind::Group, uid), (8192, 7));
+    }
+    let dir = fs.lookup(&root, b"d1007", &admin).expect("dir");
+    fs.set_attr(&dir, &chown(5000), &admin).expect("chown");
+    assert_eq!(usage(&fs, QuotaKind::User, 1007), (4096, 6));
+    assert_eq!(usage(&fs, QuotaKind::User, 5000), (4096, 1));
+    fs.set_fsx_attr(&dir, FsxAttr { project: 77, ..fs.fsx_attr(&dir) }, &admin).expect("project");
+    assert_eq!(usage(&fs, QuotaKind::Project, 77), (4096, 1));
+    let gone = fs.lookup(&root, b"d1008", &admin).expect("dir");
+    for name in ["f0", "f1", "f2", "f3", "f4", "long"] {
+        fs.unlink(&gone, name.as_bytes(), &admin).expect("unlink");
+    }
+    fs.rmdir(&root, b"d1008", &admin).expect("rmdir");
+    drop(gone);
+    fs.sync().expect("sync");
+    assert_eq!(usage(&fs, QuotaKind::User, 1008), (0, 0));
+    assert_eq!(usage(&fs, QuotaKind::User, 0), start);
+    fs.unmount().expect("unmount");
+    drop(fs);
+    clean(&image);
+    let fs = open_with(&image, "");
+    assert_eq!(usage(&fs, QuotaKind::User, 1000), (8192, 7), "kept on disk");
+    fs.unmount().expect("unmount");
+}
+
+#[test]
+fn limits_count_only_with_the_mount_option_and_not_for_root() {
+    need!(env::tools(&["mke2fs", "e2fsck", "debugfs"]));
+    let (_scratch, image) = image();
+    let admin = Credentials::root();
+    let limits = QuotaLimits { inodes_hard: 5, inodes_soft: 3, ..QuotaLimits::default() };
+    for (options, enforced) in [("", false), ("usrquota", true)] {
+        let fs = open_with(&image, options);
+        let root = open_to_all(&fs);
+        let refused = fs.set_quota(QuotaKind::User, 1000, limits, &user(1000));
+        assert!(matches!(refused, Err(Error::NotPermitted)), "{refused:?}");
+        fs.set_quota(QuotaKind::User, 1000, limits, &admin).expect("limits");
+        let file = NewInode::file(0o644);
+        let made: Vec<_> =
+            (0..8).map(|n| fs.mknod(&root, format!("{options}{n}").as_bytes(), &file, &user(1000))).collect();
+        let good = made.iter().filter(|r| r.is_ok()).count();
+        if enforced {
+            // The first round left 8 of 5.
+            assert_eq!(good, 0);
+            assert!(made.iter().all(|r| matches!(r, Err(Error::QuotaExceeded))));
+            let by_root = fs.mknod(&root, b"root", &file, &admin).expect("root's own");
+            let given = fs.set_attr(&by_root, &chown(1000), &admin);
+            assert!(given.is_ok(), "root may give files away: {given:?}");
+        } else {
+            assert_eq!(good, 8);
+        }
+        fs.unmount().expect("unmount");
+        drop((made, root));
+        drop(fs);
+        clean(&image);
+    }
+}
+
+#[test]
+fn space_limits_stop_directories_and_long_links() {
+    need!(env::tools(&["mke2fs", "e2fsck", "debugfs"]));
+    let (_scratch, image) = image();
+    let fs = open_with(&image, "usrquota,grpquota");
+    let root = open_to_all(&fs);
+    let limits = QuotaLimits { space_hard: 12, ..QuotaLimits::default() };
+    fs.set_quota(QuotaKind::Group, 1000, limits, &Credentials::root()).expect("limits");
+    for n in 0..3 {
+        fs.mkdir(&root, format!("d{n}").as_bytes(), 0o755, &user(1000)).expect("within the limit");
+    }
+    let more = fs.mkdir(&root, b"d3", 0o755, &user(1000));
+    assert!(matches!(more, Err(Error::QuotaExceeded)), "{more:?}");
+    let more = fs.symlink(&root, b"l", &[b'x'; 100], &user(1000));
+    assert!(matches!(more, Err(Error::QuotaExceeded)), "{more:?}");
+    fs.symlink(&root, b"short", b"target", &user(1000)).expect("needs no block");
+    fs.unmount().expect("unmount");
+    drop(root);
+    drop(fs);
+    clean(&image);
+}
