@@ -5,6 +5,7 @@
 //! server stays right after the inode leaves the cache and after a remount. FUSE wants 1 for the root, which is inode 2:
 //! the two numbers are exchanged (inode 1, the list of bad blocks, has no name and is never a node).
 
+mod caller;
 mod convert;
 mod data;
 mod ioctl;
@@ -16,11 +17,10 @@ mod serve;
 
 use std::time::Duration;
 
-use extant::{Credentials, Filesystem, Ino, InodeRef};
+use extant::{Filesystem, Ino, InodeRef};
 use extant_sync::Arc;
 use rustix::io::Errno;
 
-use crate::server::Request;
 use crate::wire::{AttrOut, EntryOut, InitFlags};
 
 pub use ioctl::{ControlReply, control_remount, control_server};
@@ -130,11 +130,6 @@ impl Adapter {
             attr: convert::attr(attr),
         }
     }
-}
-
-/// The caller, whose access the kernel has checked (`default_permissions`).
-fn cred(req: &Request<'_>) -> Credentials {
-    Credentials::checked(req.uid(), req.gid())
 }
 
 /// The errno of an error.

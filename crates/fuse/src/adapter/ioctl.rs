@@ -10,7 +10,7 @@ use extant::{FsxAttr, InodeFlags, ShutdownMode};
 use rustix::io::Errno;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use super::{Adapter, cred, errno};
+use super::{Adapter, caller, errno};
 use crate::server::Request;
 use crate::wire::IoctlIn;
 
@@ -114,7 +114,7 @@ pub fn control_server(root: impl AsFd) -> io::Result<u32> {
 impl Adapter {
     pub(super) fn do_ioctl(&self, req: &Request<'_>, args: &IoctlIn, data: &[u8]) -> Result<Vec<u8>, Errno> {
         let inode = self.inode(req.node())?;
-        let cred = cred(req);
+        let cred = caller::checked(req);
         let fail = |e: extant::Error| errno(&e);
         match args.cmd {
             command::FS_GETFLAGS | command::FS_GETFLAGS_32 => {
@@ -149,22 +149,27 @@ impl Adapter {
             }
             command::FS_SETFSLABEL => {
                 let end = data.iter().position(|&b| b == 0).ok_or(Errno::INVAL)?;
-                self.fs.set_label(&data[..end], &cred).map_err(fail).map(|()| Vec::new())
+                self.fs.set_label(&data[..end], &caller::privileged(req)).map_err(fail).map(|()| Vec::new())
             }
             command::FITRIM => {
                 let mut range = TrimRange::read_from_bytes(data).map_err(|_| Errno::INVAL)?;
-                range.len = self.fs.trim(range.start, range.len, range.minlen, &cred).map_err(fail)?;
+                range.len = self
+                    .fs
+                    .trim(range.start, range.len, range.minlen, &caller::privileged(req))
+                    .map_err(fail)?;
                 Ok(range.as_bytes().to_vec())
             }
             // The flags of this one do not reach us (its number says that it only returns something). What is
             // committed first can do no harm to a caller that asked for less.
-            command::EXT4_SHUTDOWN => {
-                self.fs.shutdown(ShutdownMode::FlushLog, &cred).map_err(fail).map(|()| Vec::new())
-            }
+            command::EXT4_SHUTDOWN => self
+                .fs
+                .shutdown(ShutdownMode::FlushLog, &caller::privileged(req))
+                .map_err(fail)
+                .map(|()| Vec::new()),
             SERVER_PID => Ok(u64::from(std::process::id()).to_ne_bytes().to_vec()),
             REMOUNT => {
                 let asked = Control::read_from_bytes(data).map_err(|_| Errno::INVAL)?;
-                if req.uid() != 0 {
+                if !caller::privileged(req).has(extant::Caps::SYS_ADMIN) {
                     return Err(Errno::PERM);
                 }
                 Ok(self.remount(&asked.text()).as_bytes().to_vec())

@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use extant::{FileType, Ino};
 use rustix::io::Errno;
 
-use super::{Adapter, convert, cred, errno, node_of};
+use super::{Adapter, caller, convert, errno, node_of};
 use crate::server::Request;
 use crate::wire::{DirBuffer, EntryOut, ReadIn};
 
@@ -23,7 +23,7 @@ impl Adapter {
         let dir = self.inode(req.node())?;
         let mut out = DirBuffer::new(args.size);
         self.fs
-            .read_dir(&dir, args.offset, &cred(req), &mut |e| {
+            .read_dir(&dir, args.offset, &caller::checked(req), &mut |e| {
                 let kind = convert::dirent_type(e.kind);
                 flow(out.push(u64::from(e.ino.0), e.next, kind, e.name))
             })
@@ -39,7 +39,7 @@ impl Adapter {
         let mut listed = Vec::with_capacity(args.size as usize / 160);
         let mut room = DirBuffer::plus_room(args.size);
         self.fs
-            .read_dir(&dir, args.offset, &cred(req), &mut |e| {
+            .read_dir(&dir, args.offset, &caller::checked(req), &mut |e| {
                 if !room.take(e.name) {
                     return ControlFlow::Break(());
                 }

@@ -3,7 +3,7 @@
 use extant::{Error, NewInode, RenameFlags};
 use rustix::io::Errno;
 
-use super::{Adapter, convert, cred, errno};
+use super::{Adapter, caller, convert, errno};
 use crate::server::Request;
 use crate::wire::{EntryOut, MkdirIn, MknodIn};
 
@@ -20,7 +20,7 @@ impl Adapter {
         if name == b"." {
             return Ok(self.entry(&dir));
         }
-        match self.fs.lookup(&dir, name, &cred(req)) {
+        match self.fs.lookup(&dir, name, &caller::checked(req)) {
             Ok(inode) => Ok(self.entry(&inode)),
             // The kernel may remember that there is none: nobody but it makes names.
             Err(Error::NotFound) => Ok(EntryOut {
@@ -34,7 +34,7 @@ impl Adapter {
 
     pub(super) fn do_mknod(&self, req: &Request<'_>, args: &MknodIn, name: &[u8]) -> Result<EntryOut, Errno> {
         let dir = self.inode(req.node())?;
-        let cred = cred(req).with_umask(short(args.umask));
+        let cred = caller::checked(req).with_umask(short(args.umask));
         let new = NewInode { mode: short(args.mode), rdev: convert::device_of(args.rdev) };
         let inode = self.fs.mknod(&dir, name, &new, &cred).map_err(|e| errno(&e))?;
         Ok(self.entry(&inode))
@@ -42,7 +42,7 @@ impl Adapter {
 
     pub(super) fn do_mkdir(&self, req: &Request<'_>, args: &MkdirIn, name: &[u8]) -> Result<EntryOut, Errno> {
         let dir = self.inode(req.node())?;
-        let cred = cred(req).with_umask(short(args.umask));
+        let cred = caller::checked(req).with_umask(short(args.umask));
         let inode = self.fs.mkdir(&dir, name, short(args.mode & 0o7777), &cred).map_err(|e| errno(&e))?;
         Ok(self.entry(&inode))
     }
@@ -54,22 +54,22 @@ impl Adapter {
         target: &[u8],
     ) -> Result<EntryOut, Errno> {
         let dir = self.inode(req.node())?;
-        let inode = self.fs.symlink(&dir, name, target, &cred(req)).map_err(|e| errno(&e))?;
+        let inode = self.fs.symlink(&dir, name, target, &caller::checked(req)).map_err(|e| errno(&e))?;
         Ok(self.entry(&inode))
     }
 
     pub(super) fn do_link(&self, req: &Request<'_>, old: u64, name: &[u8]) -> Result<EntryOut, Errno> {
         let (inode, dir) = (self.inode(old)?, self.inode(req.node())?);
-        self.fs.link(&inode, &dir, name, &cred(req)).map_err(|e| errno(&e))?;
+        self.fs.link(&inode, &dir, name, &caller::checked(req)).map_err(|e| errno(&e))?;
         Ok(self.entry(&inode))
     }
 
     pub(super) fn do_remove(&self, req: &Request<'_>, name: &[u8], directory: bool) -> Result<(), Errno> {
         let dir = self.inode(req.node())?;
         let victim = if directory {
-            self.fs.rmdir(&dir, name, &cred(req))
+            self.fs.rmdir(&dir, name, &caller::checked(req))
         } else {
-            self.fs.unlink(&dir, name, &cred(req))
+            self.fs.unlink(&dir, name, &caller::checked(req))
         };
         self.nodes.lost_name(victim.map_err(|e| errno(&e))?);
         Ok(())
@@ -85,7 +85,8 @@ impl Adapter {
     ) -> Result<(), Errno> {
         let (from, to) = (self.inode(req.node())?, self.inode(new_parent)?);
         let flags = RenameFlags::from_bits(flags).map_err(|e| errno(&e))?;
-        let victim = self.fs.rename(&from, old, &to, new, flags, &cred(req)).map_err(|e| errno(&e))?;
+        let victim =
+            self.fs.rename(&from, old, &to, new, flags, &caller::checked(req)).map_err(|e| errno(&e))?;
         if let Some(victim) = victim {
             self.nodes.lost_name(victim);
         }

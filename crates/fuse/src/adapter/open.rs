@@ -5,7 +5,7 @@ use extant_sync::{Arc, Mutex, Rank};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
-use super::{Adapter, cred, errno};
+use super::{Adapter, caller, errno};
 use crate::server::Request;
 use crate::wire::{CreateIn, CreateOut, FopenFlags, OpenIn, OpenInFlags, OpenOut};
 
@@ -113,7 +113,7 @@ impl Adapter {
         if flags.contains(OFlags::TRUNC) {
             let kill = OpenInFlags::from_bits_retain(args.open_flags).contains(OpenInFlags::KILL_SUIDGID);
             let change = SetAttr { size: Some(0), kill_suidgid: kill, ..SetAttr::default() };
-            self.fs.set_attr(&inode, &change, &cred(req)).map_err(|e| errno(&e))?;
+            self.fs.set_attr(&inode, &change, &caller::checked(req)).map_err(|e| errno(&e))?;
         }
         Ok(self.opened(OpenFile { inode }))
     }
@@ -125,7 +125,7 @@ impl Adapter {
         name: &[u8],
     ) -> Result<CreateOut, Errno> {
         let dir = self.inode(req.node())?;
-        let cred = cred(req).with_umask(short(args.umask));
+        let cred = caller::checked(req).with_umask(short(args.umask));
         let new = NewInode::file(short(args.mode));
         let inode = match self.fs.mknod(&dir, name, &new, &cred) {
             // It was made in between, and the caller takes any.
@@ -141,7 +141,7 @@ impl Adapter {
 
     pub(super) fn do_tmpfile(&self, req: &Request<'_>, args: &CreateIn) -> Result<CreateOut, Errno> {
         let dir = self.inode(req.node())?;
-        let cred = cred(req).with_umask(short(args.umask));
+        let cred = caller::checked(req).with_umask(short(args.umask));
         let inode = self.fs.tmpfile(&dir, short(args.mode), &cred).map_err(|e| errno(&e))?;
         let entry = self.entry(&inode);
         Ok(CreateOut { entry, open: self.opened(OpenFile { inode }) })

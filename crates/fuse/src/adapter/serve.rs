@@ -3,7 +3,7 @@
 use extant::XattrSet;
 use rustix::io::Errno;
 
-use super::{Adapter, convert, cred, errno, node_of};
+use super::{Adapter, caller, convert, errno, node_of};
 use crate::reply::{Bytes, Empty, Ioctl, Reply, XattrValue};
 use crate::server::{InitConfig, Offer, Request, Server};
 use crate::wire::{
@@ -24,7 +24,10 @@ impl Adapter {
 
     fn do_setattr(&self, req: &Request<'_>, args: &SetattrIn) -> Result<AttrOut, Errno> {
         let inode = self.inode(req.node())?;
-        let attr = self.fs.set_attr(&inode, &convert::set_attr(args), &cred(req)).map_err(|e| errno(&e))?;
+        let attr = self
+            .fs
+            .set_attr(&inode, &convert::set_attr(args), &caller::checked(req))
+            .map_err(|e| errno(&e))?;
         Ok(self.attr_out(&attr))
     }
 
@@ -42,7 +45,7 @@ impl Adapter {
             XATTR_REPLACE => XattrSet::Replace,
             _ => return Err(Errno::INVAL),
         };
-        let cred = cred(req);
+        let cred = caller::checked(req);
         self.fs.set_xattr(&inode, name, value, how, &cred).map_err(|e| errno(&e))?;
         // The caller is not in the file's group: the kernel, which knows, asks for what chmod(2) would do.
         if SetxattrFlags::from_bits_retain(args.setxattr_flags).contains(SetxattrFlags::ACL_KILL_SGID) {
@@ -222,19 +225,22 @@ impl Server for Adapter {
 
     fn getxattr(&self, req: &Request<'_>, name: &[u8], reply: Reply<'_, XattrValue>) {
         let inode = self.inode(req.node());
-        reply
-            .answer_value(inode.and_then(|i| self.fs.get_xattr(&i, name, &cred(req)).map_err(|e| errno(&e))));
+        reply.answer_value(
+            inode.and_then(|i| self.fs.get_xattr(&i, name, &caller::checked(req)).map_err(|e| errno(&e))),
+        );
     }
 
     fn listxattr(&self, req: &Request<'_>, reply: Reply<'_, XattrValue>) {
         let inode = self.inode(req.node());
-        reply.answer_value(inode.and_then(|i| self.fs.list_xattr(&i, &cred(req)).map_err(|e| errno(&e))));
+        reply.answer_value(
+            inode.and_then(|i| self.fs.list_xattr(&i, &caller::checked(req)).map_err(|e| errno(&e))),
+        );
     }
 
     fn removexattr(&self, req: &Request<'_>, name: &[u8], reply: Reply<'_, Empty>) {
         let inode = self.inode(req.node());
         reply.answer_empty(
-            inode.and_then(|i| self.fs.remove_xattr(&i, name, &cred(req)).map_err(|e| errno(&e))),
+            inode.and_then(|i| self.fs.remove_xattr(&i, name, &caller::checked(req)).map_err(|e| errno(&e))),
         );
     }
 

@@ -1,0 +1,78 @@
+//! Who asks.
+//!
+//! With `ALLOW_IDMAP` the kernel says the caller's ids only where something is made; elsewhere both are -1, since it has
+//! checked all access itself (`default_permissions`). What only a file system knows to be privileged, the kernel does not
+//! check: some ioctls, reserved blocks. Then the caller's own entry in /proc is asked.
+
+use std::fs;
+
+use extant::{Caps, Credentials};
+
+use crate::server::Request;
+
+/// An id that the kernel does not tell.
+const UNKNOWN: u32 = u32::MAX;
+
+/// Capability numbers (capabilities(7)) and what the library calls them.
+const CAPS: [(u32, Caps); 9] = [
+    (0, Caps::CHOWN),
+    (1, Caps::DAC_OVERRIDE),
+    (2, Caps::DAC_READ_SEARCH),
+    (3, Caps::FOWNER),
+    (4, Caps::FSETID),
+    (9, Caps::LINUX_IMMUTABLE),
+    (21, Caps::SYS_ADMIN),
+    (24, Caps::SYS_RESOURCE),
+    (27, Caps::MKNOD),
+];
+
+/// The caller of a request whose access the kernel has checked. Where it does not say who it is, everything that the
+/// kernel checks is granted, and nothing that it leaves to us.
+pub(super) fn checked(req: &Request<'_>) -> Credentials {
+    if req.uid() != UNKNOWN {
+        return Credentials::checked(req.uid(), req.gid());
+    }
+    let mut cred = Credentials::checked(UNKNOWN, UNKNOWN);
+    cred.caps = Caps::ALL.without(Caps::SYS_RESOURCE);
+    cred
+}
+
+/// The caller with what it may do, as /proc knows it; nobody without any right if it is not to be seen from here.
+pub(super) fn privileged(req: &Request<'_>) -> Credentials {
+    let mut cred = of_process(req.pid()).unwrap_or_else(|| Credentials::checked(UNKNOWN, UNKNOWN));
+    cred.access_checked = true;
+    // A user's own mount is that user's to command.
+    if cred.uid == rustix::process::geteuid().as_raw() {
+        cred.caps = Caps::ALL;
+    }
+    cred
+}
+
+fn of_process(pid: u32) -> Option<Credentials> {
+    if pid == 0 {
+        return None;
+    }
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line =
+        |name: &str| status.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(':').map(str::trim));
+    // Real, effective, saved, filesystem.
+    let fsid = |name| line(name)?.split_ascii_whitespace().nth(3)?.parse::<u32>().ok();
+    let groups: Vec<u32> = line("Groups")?.split_ascii_whitespace().filter_map(|g| g.parse().ok()).collect();
+    let mut cred = Credentials::user(fsid("Uid")?, fsid("Gid")?, &groups);
+    cred.caps = Caps::NONE;
+    if same_user_namespace(pid) {
+        let effective = u64::from_str_radix(line("CapEff")?, 16).ok()?;
+        for (number, cap) in CAPS {
+            if effective & 1 << number != 0 {
+                cred.caps = cred.caps.with(cap);
+            }
+        }
+    }
+    Some(cred)
+}
+
+/// Capabilities in a namespace below ours count for nothing here.
+fn same_user_namespace(pid: u32) -> bool {
+    let theirs = fs::read_link(format!("/proc/{pid}/ns/user"));
+    matches!((theirs, fs::read_link("/proc/self/ns/user")), (Ok(a), Ok(b)) if a == b)
+}
