@@ -1,5 +1,6 @@
 //! A server on a mount of its own, unmounted at the end of the test.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -12,6 +13,8 @@ use extant_testkit::env;
 pub(crate) struct Served {
     dir: tempfile::TempDir,
     notifier: Notifier,
+    /// Number of the connection in /sys/fs/fuse/connections.
+    connection: u32,
     thread: Option<JoinHandle<std::io::Result<()>>>,
 }
 
@@ -39,7 +42,8 @@ impl Served {
         let session = Session::start(device, &*server, options).unwrap();
         let notifier = session.notifier();
         let thread = std::thread::spawn(move || session.run(&*server));
-        Self { dir, notifier, thread: Some(thread) }
+        let connection = rustix::fs::minor(std::fs::metadata(dir.path()).unwrap().dev());
+        Self { dir, notifier, connection, thread: Some(thread) }
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -64,8 +68,10 @@ impl Served {
 impl Drop for Served {
     fn drop(&mut self) {
         if self.thread.is_some() {
-            // The test has failed already; leave no mount behind. Its files may still be open, so no waiting.
+            // The test has failed already; leave no mount behind. Its files may still be open, so no waiting. Client and
+            // server are one process here, which could not even die while a request is unanswered: abort.
             let _ = unmount(self.dir.path(), true);
+            let _ = std::fs::write(format!("/sys/fs/fuse/connections/{}/abort", self.connection), "1");
         }
     }
 }

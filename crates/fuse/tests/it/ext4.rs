@@ -1,0 +1,142 @@
+//! Images through a mount, against what mke2fs put into them and what e2fsck says afterwards.
+
+use std::fs::{self, File};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
+use std::path::Path;
+use std::sync::Arc;
+
+use extant::{Filesystem, Setup};
+use extant_device::OpenOptions;
+use extant_fuse::{Adapter, AdapterOptions};
+use extant_testkit::tree::Tree;
+use extant_testkit::{env, oracle};
+
+use crate::served::{Served, may_mount};
+
+/// The image mounted with `options`.
+fn mounted(image: &Path, options: &str) -> (Served, Arc<Adapter>) {
+    let setup = Setup::with_options(options).unwrap();
+    let device = OpenOptions::new().write(!setup.options.read_only).open(image).unwrap();
+    let fs = Filesystem::open(Arc::new(device), setup).unwrap();
+    let adapter = Arc::new(Adapter::new(fs, AdapterOptions::default()));
+    (Served::new(Arc::clone(&adapter)), adapter)
+}
+
+fn finish(mount: Served, adapter: &Adapter) {
+    mount.finish().unwrap();
+    assert_eq!(adapter.ended(), Some(Ok(())));
+}
+
+/// Files of all kinds that mke2fs can copy.
+fn sample(dir: &Path) {
+    fs::create_dir_all(dir.join("a/b/c")).unwrap();
+    fs::write(dir.join("empty"), b"").unwrap();
+    fs::write(dir.join("a/small"), b"some text\n").unwrap();
+    let large: Vec<u8> = (0..3_000_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    fs::write(dir.join("a/b/large"), &large).unwrap();
+    symlink("a/small", dir.join("short")).unwrap();
+    symlink("x/".repeat(100), dir.join("long")).unwrap();
+    fs::hard_link(dir.join("a/small"), dir.join("a/b/c/again")).unwrap();
+    for i in 0..500 {
+        fs::write(dir.join(format!("a/b/c/file-{i:04}")), format!("{i}")).unwrap();
+    }
+    fs::set_permissions(dir.join("empty"), fs::Permissions::from_mode(0o4751)).unwrap();
+}
+
+#[test]
+fn what_mke2fs_has_written_is_read_back() {
+    if !may_mount("what_mke2fs_has_written_is_read_back") {
+        return;
+    }
+    let scratch = env::scratch();
+    let source = scratch.join("source");
+    sample(&source);
+    for features in ["-t ext4", "-t ext4 -b 1024", "-t ext2", "-t ext4 -O inline_data -I 512"] {
+        let image = scratch.sparse("image", 64 << 20);
+        oracle::mke2fs(&image, 64 << 20, &format!("{features} -d {}", source.display()));
+        let (mount, adapter) = mounted(&image, "ro");
+        let (left, right) = (Tree::read(mount.path(), false).unwrap(), Tree::read(&source, false).unwrap());
+        assert!(left.nodes.keys().eq(right.nodes.keys()), "{features}");
+        assert_eq!(fs::read(mount.join("a/b/large")).unwrap(), fs::read(source.join("a/b/large")).unwrap());
+        assert_eq!(fs::read_link(mount.join("long")).unwrap(), fs::read_link(source.join("long")).unwrap());
+        assert_eq!(fs::metadata(mount.path()).unwrap().ino(), 2);
+        assert!(File::create(mount.join("new")).is_err());
+        finish(mount, &adapter);
+        oracle::assert_clean(&image);
+        fs::remove_file(&image).unwrap();
+    }
+}
+
+#[test]
+fn names_through_a_mount_leave_a_clean_image() {
+    if !may_mount("names_through_a_mount_leave_a_clean_image") {
+        return;
+    }
+    let scratch = env::scratch();
+    let image = scratch.sparse("image", 64 << 20);
+    oracle::mke2fs(&image, 64 << 20, "-t ext4");
+    let (mount, adapter) = mounted(&image, "rw");
+    fs::create_dir(mount.join("d")).unwrap();
+    for i in 0..2000 {
+        File::create(mount.join(&format!("d/{i:05}"))).unwrap();
+    }
+    for i in (0..2000).step_by(3) {
+        fs::remove_file(mount.join(&format!("d/{i:05}"))).unwrap();
+    }
+    let mut names: Vec<_> = fs::read_dir(mount.join("d"))
+        .unwrap()
+        .map(|e| e.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    let expected: Vec<_> = (0..2000).filter(|i| i % 3 != 0).map(|i| format!("{i:05}")).collect();
+    assert!(names == expected);
+    fs::rename(mount.join("d/00001"), mount.join("d/00002")).unwrap();
+    fs::create_dir(mount.join("e")).unwrap();
+    fs::rename(mount.join("d"), mount.join("e/d")).unwrap();
+    fs::hard_link(mount.join("e/d/00002"), mount.join("link")).unwrap();
+    assert_eq!(fs::metadata(mount.join("link")).unwrap().nlink(), 2);
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        mount.join("node"),
+        rustix::fs::FileType::BlockDevice,
+        0o600.into(),
+        rustix::fs::makedev(300, 70_000),
+    )
+    .unwrap();
+    let node = fs::metadata(mount.join("node")).unwrap();
+    assert!(node.file_type().is_block_device());
+    assert_eq!(node.rdev(), rustix::fs::makedev(300, 70_000));
+    assert_eq!(fs::remove_dir(mount.join("e")).unwrap_err().kind(), std::io::ErrorKind::DirectoryNotEmpty);
+    finish(mount, &adapter);
+    oracle::assert_clean(&image);
+}
+
+#[test]
+fn an_inode_without_a_name_lives_while_the_kernel_knows_it() {
+    if !may_mount("an_inode_without_a_name_lives_while_the_kernel_knows_it") {
+        return;
+    }
+    let scratch = env::scratch();
+    let image = scratch.sparse("image", 16 << 20);
+    oracle::mke2fs(&image, 16 << 20, "-t ext4");
+    let (mount, adapter) = mounted(&image, "rw");
+    fs::create_dir(mount.join("gone")).unwrap();
+    let gone = rustix::fs::open(
+        mount.join("gone"),
+        rustix::fs::OFlags::PATH | rustix::fs::OFlags::DIRECTORY,
+        rustix::fs::Mode::empty(),
+    )
+    .unwrap();
+    let before = rustix::fs::fstat(&gone).unwrap();
+    fs::remove_dir(mount.join("gone")).unwrap();
+    // A number that is free would be given to one of these.
+    for i in 0..20 {
+        fs::create_dir(mount.join(&format!("new{i}"))).unwrap();
+        assert_ne!(fs::metadata(mount.join(&format!("new{i}"))).unwrap().ino(), before.st_ino);
+    }
+    let after = rustix::fs::fstat(&gone).unwrap();
+    assert_eq!((after.st_ino, after.st_nlink), (before.st_ino, 0));
+    drop(gone);
+    finish(mount, &adapter);
+    oracle::assert_clean(&image);
+}
