@@ -257,6 +257,18 @@ impl<'a> Area<'a> {
         self.kind
     }
 
+    /// Bytes of the area, header included.
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Whether there is no entry.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.entries().next().is_none()
+    }
+
     fn validate(&self) -> Result<(), XattrError> {
         let mut at = self.kind.header_len();
         let table_end = self.table_end()?;

@@ -376,41 +376,85 @@ impl<S: QuotaStore> QuotaFile<S> {
     /// # Errors
     /// The store's, or a [`QuotaError`] on the way; [`QuotaError::Loop`] if a tree block is reached twice.
     pub fn for_each(&mut self, mut each: impl FnMut(u32, &Dqblk)) -> Result<(), S::Error> {
+        let mut first = None;
+        self.scan(&mut each, |e| first = first.or(Some(e)))?;
+        first.map_or(Ok(()), |e| Err(e.into()))
+    }
+
+    /// Calls `each` for every entry that can be reached, and `bad` for what is wrong on the way; goes on behind it.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn scan(
+        &mut self,
+        mut each: impl FnMut(u32, &Dqblk),
+        mut bad: impl FnMut(QuotaError),
+    ) -> Result<(), S::Error> {
         let blocks = self.info.blocks;
-        // Bounded by the file's length, which the file really has.
-        let mut seen = alloc::vec![0_u8; blocks as usize / 8 + 1];
-        let mut mark = |block: u32| {
-            let (byte, bit) = (&mut seen[block as usize / 8], 1 << (block % 8));
-            let fresh = *byte & bit == 0;
-            *byte |= bit;
-            fresh
-        };
+        // Both bounded by the file's length, which the file really has.
+        let (mut tree, mut data) = (Seen::new(blocks), Seen::new(blocks));
+        let mut left = 4 * u64::from(blocks) + 1024;
         let mut stack: Vec<(usize, u32)> = alloc::vec![(0, ROOT_BLOCK)];
         let mut block = [0; BLOCK_LEN];
         while let Some((level, at)) = stack.pop() {
             if level == TREE_LEVELS {
-                if mark(at) {
-                    self.read_data(at, at, &mut block)?;
-                    self.entries_of(&block, &mut each);
+                // Several ids share a data block.
+                if data.mark(at) {
+                    continue;
                 }
+                self.store.read(at, &mut block)?;
+                let entries = data_header(&block).dqdh_entries.get();
+                if usize::from(entries) > ENTRIES {
+                    bad(QuotaError::Entries { block: at, entries });
+                }
+                entries_of(&block, &mut each);
                 continue;
             }
-            if !mark(at) {
-                return Err(QuotaError::Loop(at).into());
+            // A tree block has one place; what a second one leads to is looked at, but not for ever.
+            if tree.mark(at) {
+                bad(QuotaError::Loop(at));
             }
+            let Some(rest) = left.checked_sub(1) else {
+                return Ok(());
+            };
+            left = rest;
             self.store.read(at, &mut block)?;
             for next in (0..REFS).rev().map(|n| reference(&block, n)).filter(|&n| n != 0) {
-                self.check(at, next)?;
-                stack.push((level + 1, next));
+                if next >= ROOT_BLOCK && next < blocks {
+                    stack.push((level + 1, next));
+                }
+                if let Err(e) = self.check(at, next) {
+                    bad(e);
+                }
             }
         }
         Ok(())
     }
+}
 
-    fn entries_of(&self, block: &Block, each: &mut impl FnMut(u32, &Dqblk)) {
-        for slot in (0..ENTRIES).filter(|&s| !is_free(block, s)) {
-            let (id, dq) = Dqblk::decode(&raw_entry(block, slot));
-            each(id, &dq);
-        }
+/// Which blocks of the file were met.
+struct Seen(Vec<u8>);
+
+impl Seen {
+    fn new(blocks: u32) -> Self {
+        Self(alloc::vec![0; blocks as usize / 8 + 1])
+    }
+
+    /// Notes a block; whether it was noted before.
+    fn mark(&mut self, block: u32) -> bool {
+        let Some(byte) = self.0.get_mut(block as usize / 8) else {
+            return true;
+        };
+        let bit = 1 << (block % 8);
+        let before = *byte & bit != 0;
+        *byte |= bit;
+        before
+    }
+}
+
+fn entries_of(block: &Block, each: &mut impl FnMut(u32, &Dqblk)) {
+    for slot in (0..ENTRIES).filter(|&s| !is_free(block, s)) {
+        let (id, dq) = Dqblk::decode(&raw_entry(block, slot));
+        each(id, &dq);
     }
 }

@@ -1,0 +1,131 @@
+//! `extant fsck`: arguments, text, exit status.
+
+use crate::{Options, Report, Severity, check, json};
+use extant_device::OpenOptions;
+use std::ffi::OsString;
+use std::io::Write;
+use std::path::PathBuf;
+
+/// What the command does, in the words of `--help`.
+pub const USAGE: &str = "\
+usage: extant fsck [-n] [-f] [--json] [-b SUPERBLOCK] [-B BLOCKSIZE] [--force-read] IMAGE
+
+Checks the ext2, ext3 or ext4 filesystem in IMAGE and changes nothing.
+
+  -n            answer no to everything (always so: nothing is repaired)
+  -f            check even if the filesystem says that it is clean (always so)
+  -y, -p        refused: this command does not repair
+  -b BLOCK      use the superblock in this block
+  -B BYTES      the block size that goes with -b
+  --json        print the report as JSON
+  --force-read  check although the image is in use
+
+Exit status: 0 clean, 4 errors were found, 8 the check could not be done, 16 wrong arguments.
+";
+
+/// What the arguments ask for.
+struct Request {
+    image: PathBuf,
+    json: bool,
+    force_read: bool,
+    options: Options,
+}
+
+/// Runs the command on its arguments (without the program's and the command's name) and returns the exit status.
+pub fn run(args: impl IntoIterator<Item = OsString>, out: &mut dyn Write, err: &mut dyn Write) -> u8 {
+    let request = match parse(args) {
+        Ok(Some(request)) => request,
+        Ok(None) => {
+            let _ = out.write_all(USAGE.as_bytes());
+            return 0;
+        }
+        Err(message) => {
+            let _ = writeln!(err, "extant fsck: {message}\n{USAGE}");
+            return 16;
+        }
+    };
+    let image = request.image.display().to_string();
+    let device = match OpenOptions::new().force_read(request.force_read).open(&request.image) {
+        Ok(device) => device,
+        Err(e) => {
+            let _ = writeln!(err, "extant fsck: {image}: {e}");
+            return 8;
+        }
+    };
+    let report = check(&device, &request.options);
+    let text = if request.json { json::report(&report, &image) + "\n" } else { human(&report, &image) };
+    match out.write_all(text.as_bytes()) {
+        Ok(()) => report.exit_status(),
+        Err(_) => 8,
+    }
+}
+
+fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Option<Request>, String> {
+    let (mut image, mut json, mut force_read) = (None, false, false);
+    let (mut superblock, mut block_size) = (None, None);
+    let mut args = args.into_iter();
+    let mut plain = false;
+    while let Some(arg) = args.next() {
+        let text = arg.to_str().unwrap_or_default().to_owned();
+        let mut number = |what: &str| -> Result<u64, String> {
+            let value = args.next().ok_or(format!("{what} wants a number"))?;
+            value
+                .to_str()
+                .and_then(|v| v.parse().ok())
+                .ok_or(format!("{what}: not a number: {}", value.display()))
+        };
+        match text.as_str() {
+            _ if plain || !text.starts_with('-') || text == "-" => {
+                if image.replace(PathBuf::from(arg)).is_some() {
+                    return Err("more than one image".into());
+                }
+            }
+            "--" => plain = true,
+            "-h" | "--help" => return Ok(None),
+            "--json" => json = true,
+            "--force-read" => force_read = true,
+            "-b" => superblock = Some(number("-b")?),
+            "-B" => block_size = Some(number("-B")?),
+            "-y" | "-p" | "-a" => return Err(format!("{text}: repairing is not supported, only checking")),
+            _ if text[1..].chars().all(|c| "nfvtC".contains(c)) => {}
+            _ => return Err(format!("unknown option {text}")),
+        }
+    }
+    let image = image.ok_or("no image given")?;
+    let mut options = Options::default();
+    if let Some(block) = superblock {
+        let size = block_size.unwrap_or(if block == 8193 { 1024 } else { 4096 });
+        let valid = (1024..=65536).contains(&size) && size.is_power_of_two();
+        let size = u32::try_from(size).ok().filter(|_| valid).ok_or("-B: not a block size")?;
+        options.superblock = Some((block, size));
+    }
+    Ok(Some(Request { image, json, force_read, options }))
+}
+
+fn human(report: &Report, image: &str) -> String {
+    use std::fmt::Write as _;
+    let mut out = String::new();
+    let mut pass = None;
+    for finding in &report.findings {
+        if pass.replace(finding.pass) != Some(finding.pass) {
+            let _ = writeln!(out, "{}:", finding.pass.name());
+        }
+        let mark = if finding.kind.severity() == Severity::Note { "  (note) " } else { "  " };
+        let _ = writeln!(out, "{mark}{finding}");
+    }
+    if report.left_out > 0 {
+        let _ = writeln!(out, "and {} more", report.left_out);
+    }
+    let t = &report.totals;
+    let verdict = match (report.is_fatal(), report.is_clean()) {
+        (true, _) => "the check could not be finished",
+        (false, true) => "clean",
+        (false, false) => "errors found",
+    };
+    let _ = writeln!(
+        out,
+        "{image}: {verdict}, {}/{} inodes, {}/{} blocks, {} directories",
+        t.inodes, t.inodes_count, t.blocks, t.blocks_count, t.directories
+    );
+    out
+}

@@ -1,0 +1,530 @@
+//! The first part: superblock, descriptors, metadata's own places, multiple-mount protection.
+
+use crate::Options;
+use crate::blocks::{BlockMap, Span, spans};
+use crate::context::{Context, Sink};
+use crate::finding::{Kind, Pass, Place};
+use extant_device::BlockDevice;
+use extant_format::mmp::{Mmp, MmpSeq};
+use extant_format::superblock::{RawSuperblock, SUPERBLOCK_SIZE, State};
+use extant_format::{
+    BgFlags, Compat, Corrupt, FormatError, GroupDesc, GroupNr, Incompat, Pblk, RoCompat, Superblock,
+};
+
+const PASS: Pass = Pass::Superblock;
+
+/// Reads superblock and descriptors, from a backup if the primary ones are unusable.
+pub(crate) fn open<'d>(dev: &'d dyn BlockDevice, options: &Options, sink: &'d Sink) -> Option<Context<'d>> {
+    let add = |kind| sink.add(PASS, Place::Filesystem, kind);
+    if let Some((block, block_size)) = options.superblock {
+        let at = block.checked_mul(u64::from(block_size))?;
+        let Some(sb) = read_super(dev, at, sink).filter(|sb| sb.geometry().block_size() == block_size) else {
+            add(Kind::SuperblockInvalid {});
+            return None;
+        };
+        let group = group_of(&sb, block);
+        return load(dev, sb, group, sink, options);
+    }
+    let primary = read_super(dev, 1024, sink);
+    if let Some(sb) = primary {
+        if descriptors_look_sane(dev, &sb, GroupNr(0)) {
+            return load(dev, sb, GroupNr(0), sink, options);
+        }
+        if let Some((block, backup)) = find_own_backup(dev, sink) {
+            add(Kind::BackupUsed { block });
+            let group = group_of(&backup, block);
+            return load(dev, backup, group, sink, options);
+        }
+        return load(dev, sb, GroupNr(0), sink, options);
+    }
+    if sink.is_fatal() {
+        return None;
+    }
+    if let Some((block, sb)) = find_backup(dev, sink) {
+        add(Kind::BackupUsed { block });
+        let group = group_of(&sb, block);
+        return load(dev, sb, group, sink, options);
+    }
+    if let Some((block, sb)) = find_own_backup(dev, sink).filter(|_| only_tables_are_wrong(dev)) {
+        add(Kind::BackupUsed { block });
+        let group = group_of(&sb, block);
+        return load(dev, sb, group, sink, options);
+    }
+    match read_leniently(dev, sink) {
+        Some((_, 1..)) if find_own_backup(dev, sink).is_some() => {
+            let (block, sb) = find_own_backup(dev, sink)?;
+            add(Kind::BackupUsed { block });
+            let group = group_of(&sb, block);
+            load(dev, sb, group, sink, options)
+        }
+        Some((sb, extra)) => {
+            let cx = load(dev, sb, GroupNr(0), sink, options)?;
+            Some(Context { extra_desc_blocks: extra, ..cx })
+        }
+        None => {
+            add(if has_magic(dev) { Kind::SuperblockInvalid {} } else { Kind::NoFilesystem {} });
+            None
+        }
+    }
+}
+
+/// The group whose superblock lies in that block; its descriptors go with it.
+fn group_of(sb: &Superblock, block: u64) -> GroupNr {
+    sb.geometry().group_of_block(Pblk(block)).map_or(GroupNr(0), |(group, _)| group)
+}
+
+/// A block of the descriptor table as kept in `group`; the primary one where that group keeps none.
+fn desc_block(sb: &Superblock, index: u32, group: GroupNr) -> Option<Pblk> {
+    let geo = sb.geometry();
+    if group.0 == 0 {
+        return geo.desc_block(index);
+    }
+    geo.backup_desc_block(index, group).or_else(|| geo.desc_block(index))
+}
+
+fn read_bytes(dev: &dyn BlockDevice, at: u64) -> Option<[u8; SUPERBLOCK_SIZE]> {
+    let mut bytes = [0; SUPERBLOCK_SIZE];
+    dev.read_at(at, &mut bytes).ok()?;
+    Some(bytes)
+}
+
+fn has_magic(dev: &dyn BlockDevice) -> bool {
+    read_bytes(dev, 1024)
+        .and_then(|b| Superblock::raw_from(&b).ok())
+        .is_some_and(|raw| Superblock::check_magic(&raw).is_ok())
+}
+
+/// A superblock that is right in itself, but for fields that nobody needs to find their way. Unknown features end the
+/// check.
+fn read_super(dev: &dyn BlockDevice, at: u64, sink: &Sink) -> Option<Superblock> {
+    let raw = Superblock::raw_from(&read_bytes(dev, at)?).ok()?;
+    Superblock::check_magic(&raw).ok()?;
+    Superblock::verify_checksum(&raw).ok()?;
+    if !sizes_agree(&raw) {
+        return None;
+    }
+    let sb = mended(raw, sink, soft)?;
+    // Shared blocks are no matter for a checker.
+    let unknown = sb.features().ro_compat.unsupported().difference(RoCompat::SHARED_BLOCKS);
+    let compat = sb.features().compat.unsupported();
+    if !compat.is_empty() {
+        let compat = u64::from(compat.bits());
+        sink.add(PASS, Place::Filesystem, Kind::FeatureUnknownCompat { compat });
+        return None;
+    }
+    if !unknown.is_empty() {
+        let ro_compat = u64::from(unknown.bits());
+        sink.add(PASS, Place::Filesystem, Kind::FeatureUnknownRo { ro_compat });
+        return None;
+    }
+    Some(sb)
+}
+
+/// Checks a superblock, changing fields with `mend` as long as that helps; what was changed is reported when it did.
+fn mended(
+    mut raw: RawSuperblock,
+    sink: &Sink,
+    mend: impl Fn(&mut RawSuperblock, Corrupt) -> Option<Kind>,
+) -> Option<Superblock> {
+    let mut findings = Vec::new();
+    for _ in 0..12 {
+        let error = match Superblock::from_raw(raw) {
+            Ok(sb) => {
+                findings.into_iter().for_each(|kind| sink.add(PASS, Place::Filesystem, kind));
+                return Some(sb);
+            }
+            Err(FormatError::Incompatible(bits)) => {
+                let incompat = u64::from(bits.bits());
+                sink.add(PASS, Place::Filesystem, Kind::FeatureUnknown { incompat });
+                return None;
+            }
+            Err(FormatError::Corrupt { kind, .. }) => kind,
+            Err(_) => return None,
+        };
+        findings.push(mend(&mut raw, error)?);
+    }
+    None
+}
+
+/// Without bigalloc clusters are blocks, and the fields say so; the size of flex groups is a number of bits.
+fn sizes_agree(raw: &RawSuperblock) -> bool {
+    let flex = raw.s_log_groups_per_flex < 32;
+    flex && raw.features().ro_compat.contains(RoCompat::BIGALLOC)
+        || flex
+            && raw.s_clusters_per_group == raw.s_blocks_per_group
+            && raw.s_log_cluster_size == raw.s_log_block_size
+}
+
+/// The places where mke2fs puts the first backup for each block size.
+fn find_backup(dev: &dyn BlockDevice, sink: &Sink) -> Option<(u64, Superblock)> {
+    for log in 10..=16_u32 {
+        let block_size = 1_u64 << log;
+        let first = u64::from(log == 10);
+        let at = (block_size * 8 + first) << log;
+        if at >= dev.size() || sink.is_fatal() {
+            continue;
+        }
+        let Some(sb) = read_super(dev, at, sink) else {
+            continue;
+        };
+        let block = at >> log;
+        let group = group_of(&sb, block);
+        if u64::from(sb.geometry().block_size()) == block_size && descriptors_look_sane(dev, &sb, group) {
+            return Some((block, sb));
+        }
+    }
+    None
+}
+
+/// With a wrong descriptor size or number of inodes the superblock still opens, but its descriptors make no sense.
+fn only_tables_are_wrong(dev: &dyn BlockDevice) -> bool {
+    let raw = read_bytes(dev, 1024).and_then(|b| Superblock::raw_from(&b).ok());
+    let Some(raw) = raw.filter(sizes_agree) else {
+        return false;
+    };
+    if let Err(FormatError::Corrupt { kind: Corrupt::Mismatch { field: "s_inodes_count", .. }, .. }) =
+        Superblock::from_raw(raw)
+    {
+        return true;
+    }
+    let mut mended = raw;
+    mended.s_desc_size.set(64);
+    Superblock::from_raw(mended).is_ok()
+}
+
+/// The backup in group 1, where the primary superblock says that group is.
+fn find_own_backup(dev: &dyn BlockDevice, sink: &Sink) -> Option<(u64, Superblock)> {
+    let raw = Superblock::raw_from(&read_bytes(dev, 1024)?).ok()?;
+    Superblock::check_magic(&raw).ok()?;
+    let log = raw.s_log_block_size.get().checked_add(10).filter(|l| *l <= 16)?;
+    let block = u64::from(raw.s_first_data_block.get()) + u64::from(raw.s_blocks_per_group.get());
+    let sb = read_super(dev, block << log, sink)?;
+    let right =
+        sb.geometry().log_block_size() == log && descriptors_look_sane(dev, &sb, group_of(&sb, block));
+    right.then_some((block, sb))
+}
+
+/// The primary superblock with what can be worked round, and the number of descriptor blocks in front of the first
+/// meta group beyond those there are.
+fn read_leniently(dev: &dyn BlockDevice, sink: &Sink) -> Option<(Superblock, u32)> {
+    let add = |kind| sink.add(PASS, Place::Filesystem, kind);
+    let raw = Superblock::raw_from(&read_bytes(dev, 1024)?).ok()?;
+    Superblock::check_magic(&raw).ok()?;
+    let extra = std::cell::Cell::new(0);
+    let sb = mended(raw, sink, |raw, error| match error {
+        Corrupt::Range { field: "s_first_meta_bg", value, max, .. } => {
+            raw.s_first_meta_bg.set(max as u32);
+            extra.set((value - max).min(256) as u32);
+            Some(Kind::FirstMetaBg { value, max })
+        }
+        error => soft(raw, error),
+    })?;
+    if Superblock::verify_checksum(&raw).is_err() {
+        let (stored, computed) = (u64::from(raw.s_checksum.get()), u64::from(raw.computed_checksum()));
+        add(Kind::SuperblockChecksum { stored, computed });
+    }
+    if !sizes_agree(&raw) {
+        add(Kind::SuperblockField { offset: 0x24, value: u64::from(raw.s_clusters_per_group.get()) });
+    }
+    Some((sb, extra.get()))
+}
+
+/// Makes a copy of the superblock usable where only a side value is wrong.
+fn soft(raw: &mut RawSuperblock, error: Corrupt) -> Option<Kind> {
+    let Corrupt::Range { field, value, max, .. } = error else {
+        return None;
+    };
+    let quota = if raw.features().ro_compat.contains(RoCompat::QUOTA) {
+        Kind::QuotaInode { ino: value }
+    } else {
+        Kind::QuotaInodeHidden { ino: value }
+    };
+    Some(match field {
+        "s_free_blocks_count" => {
+            raw.set_free_blocks_count(0);
+            Kind::FreeBlocks { stored: value, counted: 0 }
+        }
+        "s_r_blocks_count" => {
+            raw.set_r_blocks_count(0);
+            Kind::ReservedBlocks { value, max }
+        }
+        "s_usr_quota_inum" => {
+            raw.s_usr_quota_inum.set(0);
+            quota
+        }
+        "s_grp_quota_inum" => {
+            raw.s_grp_quota_inum.set(0);
+            quota
+        }
+        "s_prj_quota_inum" => {
+            raw.s_prj_quota_inum.set(0);
+            quota
+        }
+        "s_journal_inum" => {
+            raw.s_journal_inum.set(0);
+            Kind::JournalInode { ino: value }
+        }
+        "s_orphan_file_inum" => {
+            raw.s_orphan_file_inum.set(0);
+            let used = raw.features().compat.contains(Compat::ORPHAN_FILE);
+            let ino = value;
+            if used { Kind::OrphanFileInode { ino } } else { Kind::OrphanFileHidden { ino } }
+        }
+        _ => return None,
+    })
+}
+
+/// Whether every group's bitmaps and table lie inside the filesystem, as the opener of a filesystem demands.
+fn descriptors_look_sane(dev: &dyn BlockDevice, sb: &Superblock, kept_in: GroupNr) -> bool {
+    let geo = sb.geometry();
+    let mut block = vec![0; geo.block_size() as usize];
+    let per = geo.desc_per_block();
+    let mut places: Vec<(u64, u64)> = Vec::new();
+    for index in 0..geo.desc_blocks() {
+        let Some(at) = desc_block(sb, index, kept_in) else {
+            return false;
+        };
+        if at.0.checked_mul(block.len() as u64).is_none_or(|o| dev.read_at(o, &mut block).is_err()) {
+            return false;
+        }
+        for n in 0..per {
+            let group = index * per + n;
+            if group >= geo.groups() {
+                break;
+            }
+            let bytes = &block[(n * u32::from(geo.desc_size())) as usize..];
+            let Ok(desc) = GroupDesc::decode(GroupNr(group), bytes, geo.desc_size()) else {
+                return false;
+            };
+            let table = geo.contains_range(desc.inode_table, u64::from(geo.itable_blocks()));
+            if !(table && geo.contains(desc.block_bitmap) && geo.contains(desc.inode_bitmap)) {
+                return false;
+            }
+            let group = GroupNr(group);
+            let base = geo.base_meta_blocks(group).min(geo.blocks_in_group(group));
+            places.push((geo.group_first_block(group).0, u64::from(base)));
+            places.push((desc.block_bitmap.0, 1));
+            places.push((desc.inode_bitmap.0, 1));
+            places.push((desc.inode_table.0, u64::from(geo.itable_blocks())));
+        }
+    }
+    places.retain(|p| p.1 > 0);
+    places.sort_unstable();
+    places.windows(2).all(|w| w[0].0 + w[0].1 <= w[1].0)
+}
+
+fn load<'d>(
+    dev: &'d dyn BlockDevice,
+    sb: Superblock,
+    kept_in: GroupNr,
+    sink: &'d Sink,
+    options: &Options,
+) -> Option<Context<'d>> {
+    let geo = *sb.geometry();
+    let add = |kind| sink.add(PASS, Place::Filesystem, kind);
+    let device = dev.size() >> geo.log_block_size();
+    if geo.blocks_count() > device {
+        add(Kind::SizeBeyondDevice { blocks: geo.blocks_count(), device });
+    }
+    // Descriptors must be readable, so their number is bounded by the device's size.
+    let bytes = u64::from(geo.desc_blocks()) << geo.log_block_size();
+    if bytes > dev.size() {
+        add(Kind::DescriptorUnreadable { block: device });
+        return None;
+    }
+    let mut descs = Vec::with_capacity(geo.groups() as usize);
+    let mut block = vec![0; geo.block_size() as usize];
+    let csum = *sb.csum();
+    for index in 0..geo.desc_blocks() {
+        let at = desc_block(&sb, index, kept_in)?;
+        let offset = at.0.checked_mul(block.len() as u64);
+        if offset.is_none_or(|o| dev.read_at(o, &mut block).is_err()) {
+            add(Kind::DescriptorUnreadable { block: at.0 });
+            return None;
+        }
+        for n in 0..geo.desc_per_block().min(geo.groups() - index * geo.desc_per_block()) {
+            let group = GroupNr(index * geo.desc_per_block() + n);
+            let bytes = &block[(n * u32::from(geo.desc_size())) as usize..];
+            let desc = GroupDesc::decode(group, bytes, geo.desc_size()).ok()?;
+            if let Err(FormatError::Checksum { stored, computed, .. }) =
+                desc.verify_checksum(group, bytes, geo.desc_size(), &csum)
+            {
+                let (stored, computed) = (u64::from(stored), u64::from(computed));
+                sink.add(PASS, Place::Group(group.0), Kind::DescriptorChecksum { stored, computed });
+            }
+            descs.push(desc);
+        }
+    }
+    let raw = sb.raw();
+    let small = |t: u32| t != 0 && t < raw.s_inodes_count.get();
+    let tiny_times = [raw.s_wtime.get(), raw.s_mtime.get(), raw.s_mkfs_time.get()].into_iter().any(small);
+    Some(Context {
+        dev,
+        claims: BlockMap::new(&geo),
+        shared: BlockMap::new(&geo),
+        metadata: BlockMap::new(&geo),
+        readable: vec![true; descs.len()],
+        features: sb.features(),
+        low_dtime: if tiny_times { 0 } else { raw.s_inodes_count.get() },
+        descs,
+        geo,
+        csum,
+        sb,
+        sink,
+        threads: options.threads,
+        extra_desc_blocks: 0,
+        entered: Default::default(),
+    })
+}
+
+/// Checks the fields of the superblock and of the descriptors, and claims what metadata itself takes.
+pub(crate) fn check(cx: &mut Context<'_>) {
+    fields(cx);
+    state(cx);
+    descriptors(cx);
+    claim_metadata(cx);
+    mmp(cx);
+}
+
+fn fields(cx: &Context<'_>) {
+    let raw = cx.sb.raw();
+    let add = |kind| cx.found(PASS, Place::Filesystem, kind);
+    let max = cx.geo.blocks_count() / 2;
+    if raw.r_blocks_count() > max {
+        add(Kind::ReservedBlocks { value: raw.r_blocks_count(), max });
+    }
+    if raw.s_rev_level.get() == 0 && !cx.features.is_empty() {
+        add(Kind::FeaturesOnRevision0 {});
+    }
+    if cx.ro_compat(RoCompat::ORPHAN_PRESENT) && !cx.compat(Compat::ORPHAN_FILE) {
+        add(Kind::OrphanPresentWithoutFile {});
+    }
+    if cx.compat(Compat::RESIZE_INODE) && cx.incompat(Incompat::META_BG) {
+        add(Kind::ResizeInodeAndMetaBg {});
+    }
+    if cx.ro_compat(RoCompat::GDT_CSUM) && cx.ro_compat(RoCompat::METADATA_CSUM) {
+        add(Kind::GdtAndMetadataCsum {});
+    }
+    if !cx.compat(Compat::RESIZE_INODE) && raw.s_reserved_gdt_blocks.get() != 0 {
+        add(Kind::SuperblockField { offset: 0xce, value: u64::from(raw.s_reserved_gdt_blocks.get()) });
+    }
+    if cx.geo.inodes_per_group() < cx.geo.inodes_per_block() || !cx.geo.inodes_per_group().is_multiple_of(8) {
+        add(Kind::SuperblockField { offset: 0x28, value: u64::from(cx.geo.inodes_per_group()) });
+    }
+}
+
+fn state(cx: &Context<'_>) {
+    let add = |kind| cx.found(PASS, Place::Filesystem, kind);
+    let state = cx.sb.state();
+    if !state.contains(State::VALID) {
+        add(Kind::NotUnmounted {});
+    }
+    if cx.incompat(Incompat::RECOVER) {
+        add(Kind::NeedsRecovery {});
+    }
+}
+
+fn descriptors(cx: &mut Context<'_>) {
+    let uninit_known = cx.features.has_group_desc_csum();
+    for group in cx.geo.group_numbers() {
+        let desc = cx.descs[group.0 as usize];
+        let add = |kind| cx.found(PASS, Place::Group(group.0), kind);
+        let inside = |block: Pblk, len: u32| {
+            let (first, last) = if cx.geo.has_flex_bg() {
+                (u64::from(cx.geo.first_data_block()), cx.geo.blocks_count())
+            } else {
+                let first = cx.geo.group_first_block(group).0;
+                (first, first + u64::from(cx.geo.blocks_in_group(group)))
+            };
+            block.0 >= first && block.0.checked_add(u64::from(len)).is_some_and(|end| end <= last)
+        };
+        if !inside(desc.block_bitmap, 1) {
+            add(Kind::BlockBitmapOutside { block: desc.block_bitmap.0 });
+        }
+        if !inside(desc.inode_bitmap, 1) {
+            add(Kind::InodeBitmapOutside { block: desc.inode_bitmap.0 });
+        }
+        let table = cx.geo.itable_blocks();
+        if !inside(desc.inode_table, table) {
+            add(Kind::InodeTableOutside { block: desc.inode_table.0 });
+        }
+        let uninit = BgFlags::INODE_UNINIT.union(BgFlags::BLOCK_UNINIT);
+        if !uninit_known && (desc.flags.intersects(uninit) || desc.itable_unused != 0) {
+            add(Kind::UninitWithoutFeature {});
+        }
+        if uninit_known && desc.itable_unused > cx.geo.inodes_per_group() {
+            let (value, max) = (u64::from(desc.itable_unused), u64::from(cx.geo.inodes_per_group()));
+            add(Kind::ItableUnused { value, max });
+        }
+        let last = group.0 + 1 == cx.geo.groups();
+        if last && desc.flags.contains(BgFlags::BLOCK_UNINIT) {
+            add(Kind::LastBlockUninit {});
+        }
+        cx.readable[group.0 as usize] = cx.geo.contains_range(desc.inode_table, u64::from(table));
+    }
+}
+
+fn claim_metadata(cx: &Context<'_>) {
+    let own = |start: Pblk, len: u64| {
+        for span in spans(&cx.geo, start, len) {
+            cx.claims.claim(span, None);
+            cx.metadata.claim(span, None);
+        }
+    };
+    for group in cx.geo.group_numbers() {
+        let extra = if cx.geo.has_super(group) { cx.extra_desc_blocks } else { 0 };
+        let count =
+            u64::from(cx.geo.base_meta_blocks(group) + extra).min(u64::from(cx.geo.blocks_in_group(group)));
+        own(cx.geo.group_first_block(group), count);
+    }
+    if cx.incompat(Incompat::MMP) {
+        let block = Pblk(cx.sb.raw().s_mmp_block.get());
+        if cx.geo.contains(block) {
+            own(block, 1);
+        }
+    }
+    for (group, desc) in cx.descs.iter().enumerate() {
+        let table = u64::from(cx.geo.itable_blocks());
+        for (start, len) in [(desc.block_bitmap, 1), (desc.inode_bitmap, 1), (desc.inode_table, table)] {
+            if cx.geo.contains_range(start, len) {
+                claim_tables(cx, group as u32, start, len);
+            }
+        }
+    }
+}
+
+/// Bitmaps and tables of several groups share clusters in bigalloc filesystems; blocks they never share.
+fn claim_tables(cx: &Context<'_>, group: u32, start: Pblk, len: u64) {
+    let bigalloc = cx.geo.has_bigalloc();
+    for span in spans(&cx.geo, start, len) {
+        let collision = cx.claims.claim(span, None);
+        cx.metadata.claim(span, None);
+        if let (Some(bit), false) = (collision, bigalloc) {
+            let block = cx.geo.block_of_bit(GroupNr(span.group), bit).0;
+            cx.found(PASS, Place::Group(group), Kind::MetadataCollision { block });
+            cx.shared.claim(Span { group: span.group, first: bit, count: 1 }, None);
+        }
+    }
+}
+
+fn mmp(cx: &Context<'_>) {
+    if !cx.incompat(Incompat::MMP) {
+        return;
+    }
+    let block = Pblk(cx.sb.raw().s_mmp_block.get());
+    let add = |kind| cx.found(PASS, Place::Filesystem, kind);
+    let mut bytes = vec![0; cx.block_size()];
+    if !cx.geo.contains(block) || !cx.read_block(block, &mut bytes) {
+        add(Kind::MmpBlock { block: block.0 });
+        return;
+    }
+    match Mmp::read(block, &bytes, &cx.csum) {
+        Ok(mmp) => match mmp.seq {
+            MmpSeq::Clean => {}
+            seq => add(Kind::MmpInUse { sequence: u64::from(seq.raw()) }),
+        },
+        Err(FormatError::Checksum { .. }) => add(Kind::MmpChecksum {}),
+        Err(FormatError::Corrupt { kind: Corrupt::Magic { .. }, .. }) => add(Kind::MmpMagic {}),
+        Err(_) => add(Kind::MmpInUse { sequence: 0 }),
+    }
+}
