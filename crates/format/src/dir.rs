@@ -338,18 +338,77 @@ pub fn validate(layout: &DirLayout, block: &[u8]) -> Result<(), DirError> {
     records(layout, block).try_for_each(|r| r.map(|_| ()))
 }
 
+/// What one pass over a block finds out for who looks a name up or adds it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Scan {
+    /// The record in use with the name: its inode and where it starts. The pass ends there.
+    pub found: Option<(Ino, u32)>,
+    /// The first record with enough unused space for the name, for [`insert_at`]; only looked for until the name was
+    /// found.
+    pub room: Option<u32>,
+}
+
+/// Looks for `name`, and for room for it, in one pass.
+///
+/// # Errors
+/// A [`DirError`] met before the name was found.
+pub fn scan(layout: &DirLayout, block: &[u8], name: &[u8]) -> Result<Scan, DirError> {
+    let end = layout.usable(block.len());
+    let want = layout.rec_len(name.len(), false);
+    let (mut scan, mut at) = (Scan::default(), 0);
+    while at < end {
+        let Some((head, rest)) = block[at..end].split_first_chunk::<HEADER_LEN>() else {
+            return Err(broken(layout, block, at));
+        };
+        let ino = u32::from_le_bytes([head[0], head[1], head[2], head[3]]);
+        let rec_len = decode_rec_len(u16::from_le_bytes([head[4], head[5]]), layout.block_size) as usize;
+        let high = if layout.filetype { 0 } else { usize::from(head[7]) << 8 };
+        let name_len = usize::from(head[6]) | high;
+        let next = at + rec_len;
+        let fits = rec_len.is_multiple_of(4)
+            && HEADER_LEN + name_len <= rec_len
+            && rec_len >= MIN_REC_LEN
+            && next <= end;
+        if !fits {
+            return Err(broken(layout, block, at));
+        }
+        let kept = if ino == 0 {
+            0
+        } else {
+            if name_len == name.len() && rest.get(..name_len) == Some(name) {
+                if ino > layout.inodes_count {
+                    return Err(broken(layout, block, at));
+                }
+                scan.found = Some((Ino(ino), at as u32));
+                return Ok(scan);
+            }
+            // Counting a dots record as long as others leaves room unused at most.
+            layout.rec_len(name_len, false)
+        };
+        if scan.room.is_none() && rec_len >= kept + want {
+            scan.room = Some(at as u32);
+        }
+        at = next;
+    }
+    Ok(scan)
+}
+
+/// The error of a record that [`scan`] could not step over.
+#[cold]
+fn broken(layout: &DirLayout, block: &[u8], at: usize) -> DirError {
+    let (offset, end) = (at as u32, layout.usable(block.len()) as u32);
+    record_at(layout, block, offset).err().unwrap_or(DirError::Overrun { offset, rec_len: 0, end })
+}
+
 /// The record in use whose name is exactly `name`.
 ///
 /// # Errors
 /// A [`DirError`] met before the name was found.
 pub fn find<'a>(layout: &DirLayout, block: &'a [u8], name: &[u8]) -> Result<Option<Record<'a>>, DirError> {
-    for record in records(layout, block) {
-        let record = record?;
-        if record.name.len() == name.len() && record.name == name && record.is_used() {
-            return Ok(Some(record));
-        }
+    match scan(layout, block, name)?.found {
+        Some((_, offset)) => record_at(layout, block, offset).map(Some),
+        None => Ok(None),
     }
-    Ok(None)
 }
 
 /// Whether the block names nothing but `.` and `..`.
@@ -490,6 +549,34 @@ pub fn insert(layout: &DirLayout, block: &mut [u8], entry: &NewEntry<'_>) -> Res
     let start = offset as usize + kept;
     write_record(layout, &mut block[start..offset as usize + rec_len as usize], entry);
     Ok(Some(start as u32))
+}
+
+/// Adds `entry` in the unused space of the record at `offset`, which [`scan`] has found, and returns where the new record
+/// starts. Leaves the checksum to [`set_tail`].
+///
+/// # Errors
+/// The [`DirError`] of that record; [`DirError::BadName`]; [`DirError::NoSuchRecord`] if it has no such space. On error
+/// nothing has changed.
+pub fn insert_at(
+    layout: &DirLayout,
+    block: &mut [u8],
+    offset: u32,
+    entry: &NewEntry<'_>,
+) -> Result<u32, DirError> {
+    if entry.name.is_empty() || entry.name.len() > MAX_NAME_LEN {
+        return Err(DirError::BadName { len: entry.name.len() });
+    }
+    let record = record_at(layout, block, offset)?;
+    let (kept, rec_len) = (record.needed(layout), record.rec_len as usize);
+    if rec_len - kept < entry.rec_len(layout) {
+        return Err(DirError::NoSuchRecord { offset });
+    }
+    if kept > 0 {
+        set_rec_len(layout, block, offset, kept as u32);
+    }
+    let start = offset as usize + kept;
+    write_record(layout, &mut block[start..offset as usize + rec_len], entry);
+    Ok(start as u32)
 }
 
 /// Removes the record at `offset`: its space joins the record before it, or, as the block's first, it becomes unused.

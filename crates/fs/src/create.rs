@@ -14,7 +14,7 @@ use extant_sync::WriteGuard;
 use extant_sync::atomic::Ordering;
 
 use crate::cred::{Access, Caps, Credentials};
-use crate::dir::{Plan, check_name};
+use crate::dir::{NamePlace, Plan, check_name};
 use crate::error::{Error, Result};
 use crate::filesystem::Filesystem;
 use crate::icache::InodeRef;
@@ -144,28 +144,33 @@ impl Filesystem {
         let (inode, tid) = self.with_space(|| {
             let _write = self.begin_write()?;
             let lock = dir.lock.write_ordered(key::PARENT);
-            self.may_create(dir, name, cred)?;
+            let plan = self.may_create(dir, name, cred)?;
             if kind == FileType::Directory {
                 self.check_subdir(dir)?;
             }
             let (mode, attrs) = self.inherit_acl(dir, kind, mode, cred)?;
             let spec = Spec { kind, mode, attrs, i_block, target };
-            self.make_locked(dir, &lock, name, &spec, cred)
+            self.make_locked(dir, &lock, name, plan, &spec, cred)
         })?;
         self.settle(tid, self.is_sync(dir))?;
         Ok(inode)
     }
 
-    /// Whether the caller may make `name` in `dir`, where it is not yet.
-    pub(crate) fn may_create(&self, dir: &InodeRef, name: &[u8], cred: &Credentials) -> Result<()> {
+    /// Whether the caller may make `name` in `dir`, where it is not yet; and where it will go.
+    pub(crate) fn may_create(&self, dir: &InodeRef, name: &[u8], cred: &Credentials) -> Result<Plan> {
         self.check_dir(dir)?;
         if dir.is_dead() {
             return Err(Error::NotFound);
         }
-        if name == b"." || name == b".." || self.find(dir, name)?.is_some() {
+        let place = self.find_or_plan(dir, name);
+        if matches!(place, Ok(NamePlace::Taken)) {
             return Err(Error::Exists);
         }
-        self.permission(dir, Access::WRITE_EXEC, cred)
+        self.permission(dir, Access::WRITE_EXEC, cred)?;
+        match place? {
+            NamePlace::Free(plan) => Ok(plan),
+            NamePlace::Taken => Err(Error::Exists),
+        }
     }
 
     /// Refuses a subdirectory more than can be counted.
@@ -183,10 +188,10 @@ impl Filesystem {
         dir: &InodeRef,
         _lock: &WriteGuard<'_, ()>,
         name: &[u8],
+        plan: Plan,
         spec: &Spec<'_>,
         cred: &Credentials,
     ) -> Result<(InodeRef, Tid)> {
-        let plan = self.plan_name(dir, name)?;
         let own = self.own_blocks(spec);
         self.quota_admit_new(dir, spec, plan.blocks(), own, cred)?;
         let mut blocks = self.reserve(u64::from(plan.blocks() + own), cred)?;
@@ -500,13 +505,12 @@ impl Filesystem {
         let tid = self.with_space(|| {
             let _write = self.begin_write()?;
             let _parent = dir.lock.write_ordered(key::PARENT);
-            self.may_create(dir, name, cred)?;
+            let plan = self.may_create(dir, name, cred)?;
             if inode.is_dir() {
                 return Err(Error::NotPermitted);
             }
             let _child = inode.lock.write_ordered(key::child(inode.ino, false));
             self.may_link(inode, dir)?;
-            let plan = self.plan_name(dir, name)?;
             let mut blocks = self.reserve(u64::from(plan.blocks()), cred)?;
             let mut handle = self.journal.start(plan.credits(self) + 5)?;
             let tid = handle.tid();

@@ -25,7 +25,7 @@ use extant_format::{Ino, Lblk, Pblk};
 use extant_journal::Buf;
 use extant_map::Run;
 
-pub(crate) use change::Plan;
+pub(crate) use change::{Place as NamePlace, Plan};
 pub use list::{DirEntry, START};
 
 use crate::error::{CorruptKind, Error, Place, Result};
@@ -190,9 +190,7 @@ impl Filesystem {
         layout: &DirLayout,
         name: &[u8],
     ) -> Result<Option<Found>> {
-        let hit = buf.with(|bytes| {
-            records::find(layout, bytes, name).map(|found| found.map(|record| (record.ino, record.offset)))
-        });
+        let hit = buf.with(|bytes| records::scan(layout, bytes, name)).map(|scan| scan.found);
         match hit {
             Ok(Some((ino, offset))) => {
                 Ok(Some(Found { ino, at: At::Block { buf: buf.clone(), lblk, offset } }))

@@ -15,15 +15,15 @@ use extant_journal::{Buf, Handle};
 
 use super::tree::Path;
 use super::{At, Found, dir_error, tree_error};
-use crate::error::{CorruptKind, Error, Place, Result};
+use crate::error::{CorruptKind, Error, Place as Spot, Result};
 use crate::filesystem::Filesystem;
 use crate::inode::Inode;
 
 /// Where a new name will go.
 #[derive(Debug)]
 pub(crate) enum Plan {
-    /// Into this block, which has room.
-    Block { buf: Buf, lblk: Lblk },
+    /// Into this block, after the record that starts there.
+    Block { buf: Buf, lblk: Lblk, offset: u32 },
     /// Into the inode of an inline directory.
     Inline,
     /// The inline directory becomes one of blocks first.
@@ -34,6 +34,15 @@ pub(crate) enum Plan {
     Index,
     /// The leaf is full.
     Split,
+}
+
+/// What became of a name that is to be added.
+#[derive(Debug)]
+pub(crate) enum Place {
+    /// It is there already.
+    Taken,
+    /// It will go there.
+    Free(Plan),
 }
 
 impl Plan {
@@ -62,50 +71,84 @@ impl Plan {
 }
 
 impl Filesystem {
-    /// Finds where `name`, which is not in `dir`, will go. The caller holds the directory's lock exclusively and keeps
-    /// it until the name was added.
-    pub(crate) fn plan_name(&self, dir: &Inode, name: &[u8]) -> Result<Plan> {
+    /// Finds `name` in `dir`, or else where it will go. The caller holds the directory's lock exclusively and keeps it
+    /// until the name was added.
+    pub(crate) fn find_or_plan(&self, dir: &Inode, name: &[u8]) -> Result<Place> {
+        if name == b"." || name == b".." {
+            return Ok(Place::Taken);
+        }
         if self.is_inline(dir) {
-            return Ok(if self.inline_has_room(dir, name)? { Plan::Inline } else { Plan::FromInline });
+            if self.find(dir, name)?.is_some() {
+                return Ok(Place::Taken);
+            }
+            let plan = if self.inline_has_room(dir, name)? { Plan::Inline } else { Plan::FromInline };
+            return Ok(Place::Free(plan));
         }
         if self.is_indexed(dir) {
-            return self.plan_in_tree(dir, name);
+            return self.find_or_plan_in_tree(dir, name);
         }
         let blocks = self.dir_blocks(dir);
+        let mut room = None;
         for lblk in (0..blocks).map(Lblk) {
             let (buf, layout) = self.dir_any(dir, lblk)?;
-            let room = buf.with(|bytes| records::has_room(&layout, bytes, name.len()));
-            if layout == self.layout && room.map_err(|e| dir_error(dir, lblk, &e))? {
-                return Ok(Plan::Block { buf, lblk });
+            // An index block of a tree that is not used looks like one with room, but is not to be written to.
+            let usable = layout == self.layout;
+            let scan = buf.with(|bytes| records::scan(&layout, bytes, name));
+            let scan = scan.map_err(|e| dir_error(dir, lblk, &e))?;
+            if scan.found.is_some() {
+                return Ok(Place::Taken);
+            }
+            if let (true, None, Some(offset)) = (usable, &room, scan.room) {
+                room = Some(Plan::Block { buf, lblk, offset });
             }
         }
+        if let Some(plan) = room {
+            return Ok(Place::Free(plan));
+        }
         let index = blocks == 1 && self.has_dir_index() && !dir.flags().contains(InodeFlags::INDEX);
-        if index { Ok(Plan::Index) } else { self.check_growth(dir, 1).map(|()| Plan::Append) }
+        if index {
+            return Ok(Place::Free(Plan::Index));
+        }
+        self.check_growth(dir, 1)?;
+        Ok(Place::Free(Plan::Append))
     }
 
-    fn plan_in_tree(&self, dir: &Inode, name: &[u8]) -> Result<Plan> {
-        let hash = self.hasher_of(dir)?.hash(name);
-        let mut path = self.probe(dir, hash.major)?;
+    fn find_or_plan_in_tree(&self, dir: &Inode, name: &[u8]) -> Result<Place> {
+        let (mut path, hash) = self.probe_name(dir, name)?;
+        let can_grow = self.tree_can_grow(&path);
+        let mut room = None;
         loop {
             let lblk = path.leaf;
             let buf = self.dir_leaf(dir, lblk)?;
-            let room = buf.with(|bytes| records::has_room(&self.layout, bytes, name.len()));
-            if room.map_err(|e| dir_error(dir, lblk, &e))? {
-                return Ok(Plan::Block { buf, lblk });
+            let scan = buf.with(|bytes| records::scan(&self.layout, bytes, name));
+            let scan = scan.map_err(|e| dir_error(dir, lblk, &e))?;
+            if scan.found.is_some() {
+                return Ok(Place::Taken);
+            }
+            if let (None, Some(offset)) = (&room, scan.room) {
+                room = Some(Plan::Block { buf, lblk, offset });
             }
             if !self.goes_on(dir, &path, hash)? || !self.advance(dir, &mut path)? {
                 break;
             }
         }
-        self.check_growth(dir, 4)?;
-        if !self.tree_can_grow(dir, &self.probe(dir, hash.major)?) {
-            return Err(Error::NoSpace);
+        if let Some(plan) = room {
+            return Ok(Place::Free(plan));
         }
-        Ok(Plan::Split)
+        self.check_growth(dir, 4)?;
+        if can_grow { Ok(Place::Free(Plan::Split)) } else { Err(Error::NoSpace) }
+    }
+
+    /// Finds where `name`, which is not in `dir`, will go; as [`Self::find_or_plan`].
+    pub(crate) fn plan_name(&self, dir: &Inode, name: &[u8]) -> Result<Plan> {
+        match self.find_or_plan(dir, name)? {
+            Place::Free(plan) => Ok(plan),
+            Place::Taken => Err(Error::Exists),
+        }
     }
 
     /// Whether an index entry can be added somewhere above a leaf.
-    fn tree_can_grow(&self, _dir: &Inode, path: &Path) -> bool {
+    fn tree_can_grow(&self, path: &Path) -> bool {
         let most = if self.has_large_dir() { 3 } else { 2 };
         path.frames.len() < most || path.frames.iter().any(|f| f.count < f.limit)
     }
@@ -137,7 +180,14 @@ impl Filesystem {
     ) -> Result<()> {
         let entry = NewEntry::new(ino, kind, name);
         match plan {
-            Plan::Block { buf, lblk } => self.insert_into(handle, dir, &buf, lblk, &entry)?,
+            Plan::Block { buf, lblk, offset } => {
+                let done = handle.modify(&buf, |bytes| {
+                    let done = records::insert_at(&self.layout, bytes, offset, &entry);
+                    records::set_tail(&self.layout, bytes, dir.csum_seed);
+                    done
+                })?;
+                done.map_err(|e| dir_error(dir, lblk, &e))?;
+            }
             Plan::Inline => {
                 if !self.insert_inline(handle, dir, &entry)? {
                     return Err(Error::NoSpace);
@@ -319,7 +369,7 @@ impl Filesystem {
             }
             self.split_index(handle, dir, &path, room, blocks)?;
         }
-        Err(Error::corrupt(Place::Inode(dir.ino), CorruptKind::Htree("splitting makes no room")))
+        Err(Error::corrupt(Spot::Inode(dir.ino), CorruptKind::Htree("splitting makes no room")))
     }
 
     fn deepen(&self, handle: &mut Handle, dir: &Inode, path: &Path, blocks: &mut Reservation) -> Result<()> {

@@ -2,7 +2,7 @@
 
 use extant_format::Lblk;
 use extant_format::hash::{DirHash, HashVersion, Hasher};
-use extant_format::htree::{self, DxBlock, DxKind};
+use extant_format::htree::{self, DxBlock, DxKind, RootInfo};
 use extant_journal::Buf;
 
 use super::{Found, tree_error};
@@ -42,16 +42,7 @@ pub(crate) struct Next {
 impl Filesystem {
     /// The hash function of an indexed directory, from its root.
     pub(crate) fn hasher_of(&self, dir: &Inode) -> Result<Hasher> {
-        let root = self.dir_index(dir, Lblk(0), DxKind::Root)?;
-        let info = root
-            .with(|bytes| htree::root_info(&self.layout, bytes, self.has_large_dir()))
-            .map_err(|e| tree_error(dir, Lblk(0), &e))?;
-        self.hasher(info.hash_version).ok_or_else(|| {
-            Error::corrupt(
-                Place::DirBlock { ino: dir.ino, lblk: Lblk(0) },
-                CorruptKind::Htree("hash needs a key"),
-            )
-        })
+        Ok(self.tree_root(dir)?.2)
     }
 
     /// The function for a hash version as stored; `None` for SipHash, which needs a key.
@@ -64,14 +55,36 @@ impl Filesystem {
         self.hasher(self.hash_version)
     }
 
+    /// The hash of a name in an indexed directory, and the way to the first leaf that can hold it.
+    pub(crate) fn probe_name(&self, dir: &Inode, name: &[u8]) -> Result<(Path, DirHash)> {
+        let (root, info, hasher) = self.tree_root(dir)?;
+        let hash = hasher.hash(name);
+        Ok((self.probe_from(dir, root, info, hash.major)?, hash))
+    }
+
     /// Walks down to the first leaf that can hold names of `hash`.
     pub(crate) fn probe(&self, dir: &Inode, hash: u32) -> Result<Path> {
-        let blocks = self.dir_blocks(dir);
-        let mut path = Path { frames: Vec::with_capacity(4), leaf: Lblk(0), budget: blocks };
+        let (root, info, _) = self.tree_root(dir)?;
+        self.probe_from(dir, root, info, hash)
+    }
+
+    fn tree_root(&self, dir: &Inode) -> Result<(Buf, RootInfo, Hasher)> {
         let root = self.dir_index(dir, Lblk(0), DxKind::Root)?;
         let info = root
             .with(|bytes| htree::root_info(&self.layout, bytes, self.has_large_dir()))
             .map_err(|e| tree_error(dir, Lblk(0), &e))?;
+        let hasher = self.hasher(info.hash_version).ok_or_else(|| {
+            Error::corrupt(
+                Place::DirBlock { ino: dir.ino, lblk: Lblk(0) },
+                CorruptKind::Htree("hash needs a key"),
+            )
+        })?;
+        Ok((root, info, hasher))
+    }
+
+    fn probe_from(&self, dir: &Inode, root: Buf, info: RootInfo, hash: u32) -> Result<Path> {
+        let blocks = self.dir_blocks(dir);
+        let mut path = Path { frames: Vec::with_capacity(4), leaf: Lblk(0), budget: blocks };
         let (mut lblk, mut kind, mut buf) = (Lblk(0), DxKind::Root, root);
         for level in 0..=info.indirect_levels {
             let (frame, child) = self.descend(dir, buf, lblk, kind, |view| view.lookup(hash))?;
@@ -144,8 +157,7 @@ impl Filesystem {
 
     /// Finds `name` in an indexed directory.
     pub(super) fn find_in_tree(&self, dir: &Inode, name: &[u8]) -> Result<Option<Found>> {
-        let hash = self.hasher_of(dir)?.hash(name);
-        let mut path = self.probe(dir, hash.major)?;
+        let (mut path, hash) = self.probe_name(dir, name)?;
         loop {
             let buf = self.dir_leaf(dir, path.leaf)?;
             if let Some(found) = self.find_in_block(dir, &buf, path.leaf, &self.layout, name)? {

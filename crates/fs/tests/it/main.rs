@@ -3,6 +3,7 @@
 #[macro_use]
 extern crate extant_testkit;
 
+mod bookkeeping;
 mod hostile;
 mod names;
 mod quota;
