@@ -2,6 +2,7 @@
 
 mod bench;
 mod ci;
+mod fuzz;
 mod packages;
 mod proc;
 mod races;
@@ -20,6 +21,7 @@ cargo xtask COMMAND
   ci [--quick]     formatting, lints, tidy, documentation, tests; --quick leaves out what is slow
   bench [--long]   the same work on us, the kernel and the others
   races [--long]   scenarios of the rooms under a scheduler that explores interleavings
+  fuzz [--long]    damaged images: errors only
   suites [--long] [NAME…]
                    pjdfstest, fsx, fsstress against a mount of ours; SUITES= is the folder that holds them
   shows [--record] NAME…
@@ -43,6 +45,7 @@ fn main() -> ExitCode {
         "races" => races::command(rest),
         "suites" => suites::command(rest),
         "shows" => shows::command(rest),
+        "fuzz" => fuzz::command(rest),
         "ci" => ci::command(rest),
         "tidy" => tidy::command(),
         "help" | "--help" | "-h" => {
