@@ -5,7 +5,7 @@
 //! | 0..4 | `inode` | 0: the record is unused |
 //! | 4..6 | `rec_len` | to the next record; a multiple of 4; see [`decode_rec_len`] for blocks of 64 KiB |
 //! | 6 | `name_len` | |
-//! | 7 | `file_type` | without the `filetype` feature the high byte of `name_len`, always 0 |
+//! | 7 | `file_type` | without the `filetype` feature ignored, and 0 in what we write |
 //! | 8.. | `name` | not terminated; after it, padded to 4, hash and minor hash where a directory is encrypted *and* casefolded |
 //!
 //! With `metadata_csum` the last 12 bytes of a block are a record that looks unused and whose type is `0xde`; its
@@ -254,8 +254,9 @@ pub fn record_at<'a>(layout: &DirLayout, block: &'a [u8], offset: u32) -> Result
     let ino = u32_at(block, start);
     let rec_len = decode_rec_len(u16_at(block, start + 4), layout.block_size);
     let raw_type = if layout.filetype { block[start + 7] } else { 0 };
-    let name_len =
-        if layout.filetype { u32::from(block[start + 6]) } else { u32::from(u16_at(block, start + 6)) };
+    // The kernel never sets the byte above it without `filetype`, and ignores what stands there: seen on images that it
+    // wrote, where a directory's block had been used before.
+    let name_len = u32::from(block[start + 6]);
     if !rec_len.is_multiple_of(4) {
         return Err(DirError::RecLenUnaligned { offset, rec_len });
     }
