@@ -3,6 +3,7 @@
 //! | module | commands |
 //! |---|---|
 //! | `info` | `info` |
+//! | `mkfs` | `mkfs` |
 //! | `mount` | `mount`, `umount`, `exec` |
 //! | `look` | `ls`, `tree`, `stat`, `cat`, `find` |
 //! | `edit` | `mkdir`, `rm`, `mv`, `ln`, `chmod`, `chown` |
@@ -22,6 +23,7 @@ mod image;
 mod info;
 mod look;
 mod manual;
+mod mkfs;
 mod mount;
 mod out;
 mod show;
@@ -46,6 +48,7 @@ struct Cli {
 #[derive(Subcommand, Debug)]
 enum Command {
     Info(info::Args),
+    Mkfs(mkfs::Args),
     Mount(mount::MountArgs),
     Umount(mount::UmountArgs),
     Exec(mount::ExecArgs),
@@ -85,6 +88,7 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Outcome {
     match command {
         Command::Info(args) => info::run(&args),
+        Command::Mkfs(args) => mkfs::run(args),
         Command::Mount(args) => mount::mount(args),
         Command::Umount(args) => mount::umount(args),
         Command::Exec(args) => mount::exec(args),

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use extant_format::inode::InodeFormat;
-use extant_format::{BgFlags, Csum, GroupDesc, GroupNr, Ino, Inode, Pblk, RoCompat, Superblock, bitmap};
+use extant_format::{
+    BgFlags, Compat, Csum, GroupDesc, GroupNr, Ino, Inode, Pblk, RoCompat, Superblock, bitmap,
+};
 
 use crate::error::{MkfsError, Result};
 use crate::layout::Layout;
@@ -29,6 +31,8 @@ pub(crate) struct Builder {
     next_ino: u32,
     pub(crate) usage: [BTreeMap<u32, Usage>; 3],
     pub(crate) journal_clusters: u64,
+    /// Where contents go on.
+    pub(crate) data_goal: u64,
     /// Inode tables that nothing was written to are known to read as zeros, or will be zeroed here.
     itable_zeroed: bool,
 }
@@ -45,6 +49,7 @@ impl Builder {
             next_ino,
             usage: [BTreeMap::new(), BTreeMap::new(), BTreeMap::new()],
             journal_clusters: 0,
+            data_goal: 0,
             itable_zeroed,
             layout,
             writer,
@@ -125,6 +130,11 @@ impl Builder {
             / 512
     }
 
+    /// 512-byte sectors of `blocks` single blocks, each in a cluster of its own.
+    pub(crate) fn sectors_each(&self, blocks: u64) -> u64 {
+        blocks * self.layout.geometry().cluster_size() / 512
+    }
+
     /// Stores an inode and charges its owner; `attributes` is what goes behind its fields.
     pub(crate) fn put_inode(&mut self, ino: Ino, inode: &Inode, attributes: Option<&[u8]>) -> Result<()> {
         self.put_uncharged(ino, inode, attributes)?;
@@ -192,6 +202,29 @@ impl Builder {
         self.writer.finish()?;
         self.writer.device().flush().map_err(crate::writer::device_error("flushing the image"))?;
         Ok(self.layout.sb)
+    }
+
+    /// Writes only descriptors and superblocks, so that a checker can rebuild the rest from inode tables that are still
+    /// there: everything counts as used and initialised, the state is not clean.
+    pub(crate) fn finish_super_only(&mut self) -> Result<Superblock> {
+        let geo = *self.layout.geometry();
+        let mut descs = Vec::with_capacity(geo.groups() as usize);
+        for group in geo.group_numbers() {
+            let (mut desc, ..) = self.describe(group, false);
+            desc.flags = BgFlags::INODE_ZEROED;
+            descs.push(desc);
+        }
+        self.layout.sb.update(|raw| {
+            raw.s_state.set(0);
+            if raw.features().compat.contains(Compat::HAS_JOURNAL) {
+                raw.s_journal_inum.set(Ino::JOURNAL.0);
+            }
+        })?;
+        self.write_descriptors(&descs)?;
+        self.write_superblocks(&descs)?;
+        self.writer.finish()?;
+        self.writer.device().flush().map_err(crate::writer::device_error("flushing the image"))?;
+        Ok(self.layout.sb.clone())
     }
 
     /// Descriptors with counts and checksums; writes the bitmaps on the way.

@@ -377,10 +377,7 @@ fn superblock(p: &Params, c: &Counts) -> RawSuperblock {
     sb.s_last_mounted[..p.last_mounted.len()].copy_from_slice(&p.last_mounted);
     sb.s_first_ino.set(11);
     sb.s_inode_size.set(p.inode_size);
-    for (word, bytes) in sb.s_hash_seed.iter_mut().zip(p.hash_seed.chunks_exact(4)) {
-        word.set(u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]));
-    }
-    sb.s_def_hash_version = p.hash_version;
+    set_hash_seed(&mut sb, p);
     // The hashes of names take bytes as signed, as on the machines where most images are made.
     sb.s_flags.set(0x1 | if p.test_fs { 0x4 } else { 0 });
     if p.revision > 0 {
@@ -388,6 +385,14 @@ fn superblock(p: &Params, c: &Counts) -> RawSuperblock {
         set_dynamic(&mut sb, p, c);
     }
     sb
+}
+
+/// The hash of directory names and its seed.
+pub(crate) fn set_hash_seed(sb: &mut RawSuperblock, p: &Params) {
+    for (word, bytes) in sb.s_hash_seed.iter_mut().zip(p.hash_seed.chunks_exact(4)) {
+        word.set(u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]));
+    }
+    sb.s_def_hash_version = p.hash_version;
 }
 
 fn set_times(sb: &mut RawSuperblock, time: u64) {

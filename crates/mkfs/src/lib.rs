@@ -13,11 +13,15 @@ mod builder;
 pub mod cli;
 mod conf;
 mod error;
+mod journal_dev;
 mod layout;
 mod maps;
 mod options;
 mod params;
+mod populate;
+mod progress;
 mod quota;
+mod run;
 mod size;
 mod space;
 mod special;
@@ -36,6 +40,9 @@ pub use error::{MkfsError, Result};
 pub use layout::{Layout, Tables};
 pub use options::{Extended, Options, Source};
 pub use params::{Params, now};
+pub use populate::Tree;
+pub use progress::{Progress, Silent};
+pub use run::run;
 pub use size::{Size, parse_bytes, parse_size};
 
 /// What was made.
@@ -52,18 +59,46 @@ pub struct Made {
 /// # Errors
 /// [`MkfsError`].
 pub fn make(params: &Params, device: Arc<dyn BlockDevice>, zeroed: bool) -> Result<Made> {
+    make_with(params, device, zeroed, None, false, &Silent)
+}
+
+/// Makes a filesystem on `device`, which reads as zeros if `zeroed`, and puts `tree` into it. With `super_only`, only
+/// superblocks and descriptors are written.
+///
+/// # Errors
+/// [`MkfsError`].
+pub fn make_with(
+    params: &Params,
+    device: Arc<dyn BlockDevice>,
+    zeroed: bool,
+    tree: Option<&Tree>,
+    super_only: bool,
+    progress: &dyn Progress,
+) -> Result<Made> {
     let layout = Layout::new(params)?;
     let lazy = params.lazy_itable_init && params.features.has_group_desc_csum();
     let writer = Writer::new(device, zeroed);
-    let mut builder = Builder::new(params.clone(), layout, writer, zeroed || !lazy);
-    builder.make_root()?;
-    builder.make_bad_blocks()?;
-    builder.make_resize_inode()?;
-    builder.make_mmp()?;
-    builder.make_journal()?;
-    let quota = builder.quota_inos()?;
-    builder.make_quota_files(quota)?;
-    builder.make_orphan_file()?;
-    let warnings = std::mem::take(&mut builder.params.warnings);
-    Ok(Made { superblock: builder.finish()?, warnings })
+    let mut b = Builder::new(params.clone(), layout, writer, zeroed || !lazy);
+    if super_only {
+        return Ok(Made { superblock: b.finish_super_only()?, warnings: b.params.warnings });
+    }
+    match tree {
+        None => b.make_root()?,
+        Some(_) => b.take_lost_found()?,
+    }
+    b.make_bad_blocks()?;
+    b.make_resize_inode()?;
+    b.make_mmp()?;
+    b.make_journal()?;
+    let quota = b.quota_inos()?;
+    if tree.is_none() {
+        b.make_quota_files(quota)?;
+    }
+    b.make_orphan_file()?;
+    if let Some(tree) = tree {
+        populate::fill(&mut b, tree, progress)?;
+        b.make_quota_files(quota)?;
+    }
+    let warnings = std::mem::take(&mut b.params.warnings);
+    Ok(Made { superblock: b.finish()?, warnings })
 }

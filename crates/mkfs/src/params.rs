@@ -128,6 +128,14 @@ fn usage_of_size(bytes: u128) -> &'static str {
     }
 }
 
+impl Params {
+    /// Whether an external journal is to be made, not a filesystem.
+    #[must_use]
+    pub const fn is_journal_device(&self) -> bool {
+        self.features.incompat.contains(Incompat::JOURNAL_DEV)
+    }
+}
+
 struct Resolver<'a> {
     options: &'a Options,
     conf: &'a Conf,

@@ -5,7 +5,7 @@ use extant_format::dir::{self, DirLayout, NewEntry};
 use extant_format::jbd2::NewJournal;
 use extant_format::mmp::Mmp;
 use extant_format::orphan_file;
-use extant_format::{Compat, FileType, Incompat, Ino, Inode, InodeFlags, Pblk, RoCompat};
+use extant_format::{Compat, FileType, Incompat, Ino, Inode, InodeFlags, Pblk, RoCompat, Timestamp};
 
 use crate::builder::Builder;
 use crate::error::{MkfsError, Result, invalid};
@@ -62,43 +62,58 @@ impl Builder {
         Ok(runs)
     }
 
-    /// Root and lost+found. `root` gives owner, permissions and times of the root directory.
+    /// Root and lost+found of an empty filesystem.
     pub(crate) fn make_root(&mut self) -> Result<()> {
-        let first_block = |b: &mut Self, ino, parent, blocks: u32| -> Result<Inode> {
-            let goal = b.default_goal();
-            let (map, runs, flags) = b.new_map(ino, blocks, goal)?;
-            let layout = b.dir_layout();
-            let seed = b.csum().inode_seed(ino, 0);
-            let mut bytes = vec![0; b.block_size() as usize];
-            for run in &runs {
-                for n in 0..run.len {
-                    if run.lblk + n == 0 {
-                        dir::init_first(&layout, &mut bytes, ino, parent).map_err(broken)?;
-                        if ino == Ino::ROOT {
-                            add_entry(&layout, &mut bytes, LOST_FOUND, b"lost+found")?;
-                        }
-                    } else {
-                        dir::init_empty(&layout, &mut bytes).map_err(broken)?;
-                    }
-                    dir::set_tail(&layout, &mut bytes, seed);
-                    b.write_block(run.pblk + u64::from(n), &bytes)?;
-                }
-            }
-            let size = u64::from(blocks) * u64::from(b.block_size());
-            let sectors = b.sectors(u64::from(blocks) + map.tree_blocks);
-            Ok(Inode { size, blocks: sectors, i_block: map.i_block, flags, ..b.fresh(0o40755) })
-        };
-        let mut root = first_block(self, Ino::ROOT, Ino::ROOT, 1)?;
+        let mut root = self.empty_directory(Ino::ROOT, 1)?;
         root.links_count = 3;
         (root.uid, root.gid) = self.params.root_owner;
         root.mode = 0o40000 | self.params.root_perms;
         self.put_inode(Ino::ROOT, &root, None)?;
+        self.take_lost_found()?;
+        let time = Timestamp::from_sec(self.params.time as i64);
+        self.make_lost_found(time)
+    }
+
+    /// Gives out lost+found's number, before any other.
+    pub(crate) fn take_lost_found(&mut self) -> Result<()> {
         let ino = self.new_ino()?;
         debug_assert_eq!(ino, LOST_FOUND);
-        let mut lost = first_block(self, ino, Ino::ROOT, self.lost_found_blocks())?;
+        Ok(())
+    }
+
+    /// lost+found, with room for what a checker may put there.
+    pub(crate) fn make_lost_found(&mut self, time: Timestamp) -> Result<()> {
+        let mut lost = self.empty_directory(LOST_FOUND, self.lost_found_blocks())?;
+        (lost.atime, lost.ctime, lost.mtime) = (time, time, time);
         lost.links_count = 2;
         lost.mode = 0o40700;
-        self.put_inode(ino, &lost, None)
+        self.put_inode(LOST_FOUND, &lost, None)
+    }
+
+    /// A directory of `blocks` blocks in the root; the root itself gets lost+found's entry.
+    fn empty_directory(&mut self, ino: Ino, blocks: u32) -> Result<Inode> {
+        let goal = self.default_goal();
+        let (map, runs, flags) = self.new_map(ino, blocks, goal)?;
+        let layout = self.dir_layout();
+        let seed = self.csum().inode_seed(ino, 0);
+        let mut bytes = vec![0; self.block_size() as usize];
+        for run in &runs {
+            for n in 0..run.len {
+                if run.lblk + n == 0 {
+                    dir::init_first(&layout, &mut bytes, ino, Ino::ROOT).map_err(broken)?;
+                    if ino == Ino::ROOT {
+                        add_entry(&layout, &mut bytes, LOST_FOUND, b"lost+found")?;
+                    }
+                } else {
+                    dir::init_empty(&layout, &mut bytes).map_err(broken)?;
+                }
+                dir::set_tail(&layout, &mut bytes, seed);
+                self.write_block(run.pblk + u64::from(n), &bytes)?;
+            }
+        }
+        let size = u64::from(blocks) * u64::from(self.block_size());
+        let sectors = self.sectors(u64::from(blocks) + map.tree_blocks);
+        Ok(Inode { size, blocks: sectors, i_block: map.i_block, flags, ..self.fresh(0o40755) })
     }
 
     /// 16 KiB and at least two blocks, but not more than 12 blocks; with inline data the first block is not there
@@ -159,11 +174,7 @@ impl Builder {
         let blocks = u64::from(reserved) * (1 + copies.len() as u64);
         // Every block is counted as a whole cluster.
         inode.blocks = (blocks + 1) * geo.cluster_size() / 512;
-        self.put_inode_uncounted(Ino::RESIZE, &inode)
-    }
-
-    fn put_inode_uncounted(&mut self, ino: Ino, inode: &Inode) -> Result<()> {
-        self.put_uncharged(ino, inode, None)
+        self.put_uncharged(Ino::RESIZE, &inode, None)
     }
 
     pub(crate) fn make_mmp(&mut self) -> Result<()> {
@@ -182,7 +193,15 @@ impl Builder {
     /// The internal journal; nothing for an external one or none.
     pub(crate) fn make_journal(&mut self) -> Result<()> {
         let compat = self.sb().features().compat;
-        if !compat.contains(Compat::HAS_JOURNAL) || self.params.journal_device.is_some() {
+        if !compat.contains(Compat::HAS_JOURNAL) {
+            return Ok(());
+        }
+        if let Some(path) = self.params.journal_device.clone() {
+            let journal = crate::journal_dev::join(&path, self.block_size(), self.params.uuid)?;
+            self.layout.sb.update(|raw| {
+                raw.s_journal_uuid = journal.uuid;
+                raw.s_journal_dev.set(journal.device);
+            })?;
             return Ok(());
         }
         let fast = compat.contains(Compat::FAST_COMMIT);
@@ -411,7 +430,7 @@ impl Builder {
 }
 
 /// mke2fs's sizes by the filesystem's blocks (mke2fs(8), `-J size`).
-fn default_journal_blocks(blocks: u64) -> Option<u32> {
+pub(crate) fn default_journal_blocks(blocks: u64) -> Option<u32> {
     Some(match blocks {
         0..2048 => return None,
         2048..32_768 => 1024,

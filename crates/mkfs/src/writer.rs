@@ -29,6 +29,11 @@ impl Writer {
         self.written + self.buffer.len() as u64
     }
 
+    /// Counts bytes that went to the device directly.
+    pub(crate) fn wrote(&mut self, bytes: u64) {
+        self.written += bytes;
+    }
+
     pub(crate) fn device(&self) -> &Arc<dyn BlockDevice> {
         &self.device
     }

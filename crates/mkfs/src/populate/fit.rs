@@ -1,0 +1,146 @@
+//! How large a filesystem must be for its contents.
+
+use extant_format::extent::blocks_for_extents;
+use extant_format::indirect;
+use extant_format::{Compat, Incompat};
+
+use super::attrs;
+use super::tree::{Kind, Tree};
+use crate::conf::Conf;
+use crate::error::{MkfsError, Result};
+use crate::layout::Layout;
+use crate::options::Options;
+use crate::params::Params;
+use crate::size::Size;
+use crate::special::default_journal_blocks;
+
+/// Attempts before a size that keeps failing is given up; each adds what was missing.
+const ATTEMPTS: usize = 200;
+
+/// The parameters of a filesystem for `tree`: of the size asked for, of the device's, or as small as the contents
+/// allow. Inodes are raised where the caller did not fix their number.
+///
+/// # Errors
+/// As [`Params::resolve`]; [`MkfsError::NoSpace`].
+pub(crate) fn fit(options: &Options, conf: &Conf, device_bytes: Option<u64>, tree: &Tree) -> Result<Params> {
+    if options.size.is_some() || device_bytes.is_some() {
+        let mut params = Params::resolve(options, conf, device_bytes)?;
+        raise_inodes(&mut params, tree);
+        let (missing, needed) = missing(&params, tree)?;
+        if missing > 0 {
+            let free = needed - missing;
+            let what = "the source".to_owned();
+            return Err(MkfsError::NoSpace {
+                what,
+                needed,
+                free,
+                unit: "blocks",
+                hint: " or none at all, to fit it",
+            });
+        }
+        return Ok(params);
+    }
+    // The usage type, hence the block size, follows from the size: start from the contents.
+    let guess = tree.data_bytes() + tree.nodes.len() as u64 * 512 + (1 << 20);
+    let sized = |size| Options { size: Some(size), ..options.clone() };
+    let mut params = Params::resolve(&sized(Size::Bytes(guess)), conf, None)?;
+    let block = u64::from(params.block_size);
+    // Resolve again with blocks fixed, so that growth does not change the block size under the count.
+    let fixed = Options { block_size: Some(block as i64), ..options.clone() };
+    let mut blocks = guess / block + 64;
+    for _ in 0..ATTEMPTS {
+        let asked = Options { size: Some(Size::Blocks(blocks)), ..fixed.clone() };
+        params = Params::resolve(&asked, conf, None)?;
+        params.blocks = params.blocks.max(1);
+        raise_inodes(&mut params, tree);
+        match missing(&params, tree) {
+            Ok((0, _)) => return Ok(params),
+            Ok((n, _)) => blocks += n.max(u64::from(params.cluster_ratio)),
+            Err(MkfsError::TooSmall(_)) => blocks += 256 * u64::from(params.cluster_ratio),
+            Err(e) => return Err(e),
+        }
+    }
+    Err(MkfsError::TooSmall("no size fits the source; give a SIZE".to_owned()))
+}
+
+/// Reserved inodes, lost+found, quota and orphan files come on top of the source's.
+fn raise_inodes(params: &mut Params, tree: &Tree) {
+    let held = tree
+        .nodes
+        .iter()
+        .flat_map(|n| &n.xattrs)
+        .filter(|(_, v)| v.len() > params.block_size as usize / 2)
+        .count();
+    let needed = tree.nodes.len() as u64 + held as u64 + 16;
+    if !params.inodes_fixed && params.inodes < needed {
+        params.inodes = needed;
+    }
+}
+
+/// Blocks that are missing, and that are needed.
+fn missing(params: &Params, tree: &Tree) -> Result<(u64, u64)> {
+    let layout = Layout::new(params)?;
+    let free = layout.free_blocks();
+    let needed = needed(params, &layout, tree);
+    Ok((needed.saturating_sub(free), needed))
+}
+
+/// Blocks for everything in the tree and for what every filesystem has, never too few.
+fn needed(params: &Params, layout: &Layout, tree: &Tree) -> u64 {
+    let ratio = u64::from(params.cluster_ratio);
+    let size = u64::from(params.block_size);
+    let extents = params.features.incompat.contains(Incompat::EXTENTS);
+    let names_usable = size - size / 8 - 12;
+    let mut sum = special_blocks(params, layout);
+    let whole = |blocks: u64| blocks.next_multiple_of(ratio);
+    for node in &tree.nodes {
+        sum += attrs::blocks_at_most(&node.xattrs, size) * ratio;
+        let blocks = match &node.kind {
+            Kind::Directory(entries) => {
+                let bytes: u64 = entries.iter().map(|(name, _)| name.len() as u64 + 11).sum::<u64>() + 48;
+                // Leaves lose up to one name each; the index is small.
+                let leaves = bytes.div_ceil(names_usable.saturating_sub(267).max(size / 2));
+                if bytes + 12 <= size { 1 } else { leaves + leaves.div_ceil(64) + 2 }
+            }
+            Kind::Symlink(target) => u64::from(target.len() >= 60),
+            Kind::Regular(content) => match &content.data {
+                None => content.size.div_ceil(size),
+                Some(data) => data.iter().map(|(_, len)| len.div_ceil(size) + 1).sum(),
+            },
+            Kind::Device(..) | Kind::Other(_) => 0,
+        };
+        let pieces = match &node.kind {
+            Kind::Regular(content) => content.data.as_ref().map_or(1, Vec::len) as u64,
+            _ => 1,
+        };
+        let tree_blocks = if extents {
+            // Every group may cut a run.
+            blocks_for_extents(pieces + blocks / 8192, params.block_size)
+        } else {
+            // Each piece of a sparse file may need its own way down.
+            indirect::blocks_for(blocks, params.block_size) + if pieces > 1 { 3 * pieces } else { 0 }
+        };
+        sum += whole(blocks) + tree_blocks * ratio + if pieces > 1 { pieces * ratio } else { 0 };
+    }
+    sum
+}
+
+/// lost+found, resize inode, MMP, quota, orphan file, journal.
+fn special_blocks(params: &Params, layout: &Layout) -> u64 {
+    let ratio = u64::from(params.cluster_ratio);
+    let blocks = layout.geometry().blocks_count();
+    let mut sum = (12 + 1 + 1 + 8 * 3 + 512 + 1) * ratio;
+    if params.features.compat.contains(Compat::ORPHAN_FILE) {
+        sum += params.orphan_file_size.unwrap_or(0) / u64::from(params.block_size);
+    } else {
+        sum -= 512 * ratio;
+    }
+    if params.features.compat.contains(Compat::HAS_JOURNAL) && params.journal_device.is_none() {
+        let log =
+            params.journal_blocks.or_else(|| default_journal_blocks(blocks).map(u64::from)).unwrap_or(0);
+        let fast = params.fast_commit_blocks.unwrap_or(log / 64);
+        sum +=
+            (log + fast).next_multiple_of(ratio) + indirect::blocks_for(log, params.block_size) + 2 * ratio;
+    }
+    sum
+}

@@ -1,0 +1,454 @@
+//! Reading a tar archive: plain, gzip, zstd or xz, from a file or standard input.
+//!
+//! The members of a plain archive in a file are used where they are. Others pass through once and their contents are
+//! kept in a temporary file until the layout is known.
+
+use std::fs::File;
+use std::io::{self, BufReader, Read, Seek as _, SeekFrom, Write as _};
+use std::path::{Component, Path};
+
+use extant_format::acl::{Acl, AclEntry, Tag};
+use extant_format::{DeviceNumber, FileType, Timestamp};
+use tar::{Entry, EntryType};
+
+use super::tree::{Content, Kind, Meta, Node, NodeId, Place, Tree, source_error};
+use crate::error::{MkfsError, Result};
+use crate::options::Options;
+use crate::progress::Progress;
+
+/// Granularity at which zeros in sparse members become holes.
+const HOLE: usize = 4096;
+/// The largest sparse member that is expanded.
+const MAX_SPARSE: u64 = 1 << 38;
+
+/// Reads the archive at `path`.
+///
+/// # Errors
+/// [`MkfsError::Source`], [`MkfsError::Member`].
+pub(super) fn read_path(path: &Path, options: &Options, progress: &dyn Progress) -> Result<Tree> {
+    let mut file = File::open(path).map_err(|e| source_error(path, e))?;
+    let mut magic = [0; 6];
+    let got = read_up_to(&mut file, &mut magic).map_err(|e| source_error(path, e))?;
+    let packed = Packing::of(&magic[..got]);
+    let seekable = file.seek(SeekFrom::Start(0)).is_ok();
+    if seekable && packed == Packing::None {
+        let copy = file.try_clone().map_err(|e| source_error(path, e))?;
+        return Reader::new(path, Store::InPlace, options, progress).read(BufReader::new(file), Some(copy));
+    }
+    let stream: Box<dyn Read> =
+        if seekable { Box::new(file) } else { Box::new(io::Cursor::new(magic[..got].to_vec()).chain(file)) };
+    read_stream(path, packed, stream, options, progress)
+}
+
+/// Reads an archive from standard input.
+///
+/// # Errors
+/// As [`read_path`].
+pub(super) fn read_stdin(options: &Options, progress: &dyn Progress) -> Result<Tree> {
+    let path = Path::new("standard input");
+    let mut stdin = io::stdin().lock();
+    let mut magic = [0; 6];
+    let got = read_up_to(&mut stdin, &mut magic).map_err(|e| source_error(path, e))?;
+    let stream = io::Cursor::new(magic[..got].to_vec()).chain(stdin);
+    read_stream(path, Packing::of(&magic[..got]), Box::new(stream), options, progress)
+}
+
+fn read_up_to(from: &mut impl Read, into: &mut [u8]) -> io::Result<usize> {
+    let mut got = 0;
+    while got < into.len() {
+        match from.read(&mut into[got..])? {
+            0 => break,
+            n => got += n,
+        }
+    }
+    Ok(got)
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Packing {
+    None,
+    Gzip,
+    Zstd,
+    Xz,
+}
+
+impl Packing {
+    fn of(magic: &[u8]) -> Self {
+        match magic {
+            [0x1f, 0x8b, ..] => Self::Gzip,
+            [0x28, 0xb5, 0x2f, 0xfd, ..] => Self::Zstd,
+            [0xfd, b'7', b'z', b'X', b'Z', 0] => Self::Xz,
+            _ => Self::None,
+        }
+    }
+}
+
+fn read_stream<'a>(
+    path: &'a Path,
+    packing: Packing,
+    stream: Box<dyn Read + 'a>,
+    options: &'a Options,
+    progress: &'a dyn Progress,
+) -> Result<Tree> {
+    let stream: Box<dyn Read + 'a> = match packing {
+        Packing::None => stream,
+        Packing::Gzip => Box::new(flate2::read::MultiGzDecoder::new(BufReader::new(stream))),
+        Packing::Zstd => Box::new(zstd::Decoder::new(stream).map_err(|e| source_error(path, e))?),
+        Packing::Xz => Box::new(liblzma::read::XzDecoder::new_multi_decoder(stream)),
+    };
+    let spool = tempfile::tempfile().map_err(|e| source_error(&std::env::temp_dir(), e))?;
+    let store = Store::Spool { file: io::BufWriter::with_capacity(1 << 20, spool), at: 0 };
+    Reader::new(path, store, options, progress).read(BufReader::with_capacity(1 << 18, stream), None)
+}
+
+/// Where members' contents are kept.
+enum Store {
+    /// In the archive itself.
+    InPlace,
+    /// In a temporary file.
+    Spool { file: io::BufWriter<File>, at: u64 },
+}
+
+struct Reader<'a> {
+    archive: &'a Path,
+    tree: Tree,
+    store: Store,
+    attributes: bool,
+    progress: &'a dyn Progress,
+}
+
+impl<'a> Reader<'a> {
+    fn new(archive: &'a Path, store: Store, options: &Options, progress: &'a dyn Progress) -> Self {
+        let attributes = !options.extended.no_copy_xattrs;
+        Self { archive, tree: Tree::new(), store, attributes, progress }
+    }
+
+    fn read(mut self, from: impl Read, in_place: Option<File>) -> Result<Tree> {
+        let path = self.archive.to_owned();
+        let mut archive = tar::Archive::new(from);
+        for entry in archive.entries().map_err(|e| source_error(&path, e))? {
+            let entry = entry.map_err(|e| source_error(&path, e))?;
+            self.member(entry)?;
+            self.progress.advance(1);
+        }
+        self.tree.archive = match self.store {
+            Store::InPlace => in_place,
+            Store::Spool { file, .. } => {
+                let file = file.into_inner().map_err(|e| source_error(&path, e.into_error()))?;
+                Some(file)
+            }
+        };
+        Ok(self.tree)
+    }
+
+    fn member(&mut self, mut entry: Entry<'_, impl Read>) -> Result<()> {
+        let path = entry.path().map_err(|e| source_error(self.archive, e))?.into_owned();
+        let file_type = entry.header().entry_type();
+        if matches!(file_type, EntryType::XGlobalHeader | EntryType::GNULongName | EntryType::GNULongLink) {
+            return Ok(());
+        }
+        let names = components(&path)?;
+        let (mut meta, xattrs) = self.attributes_of(&mut entry, &path)?;
+        let Some((name, parents)) = names.split_last() else {
+            // The root directory itself.
+            let root = &mut self.tree.nodes[0];
+            (root.meta, root.xattrs) = (meta, xattrs);
+            return Ok(());
+        };
+        let parent = self.directory_of(parents, &path)?;
+        if file_type == EntryType::Link {
+            let target = entry.link_name().map_err(|e| source_error(&path, e))?;
+            let target = target.map(std::borrow::Cow::into_owned).unwrap_or_default();
+            return self.hard_link(parent, name, &target, &path);
+        }
+        if file_type == EntryType::Directory
+            && let Some(old) = self.lookup(parent, name)
+            && matches!(self.tree.nodes[old as usize].kind, Kind::Directory(_))
+        {
+            let node = &mut self.tree.nodes[old as usize];
+            (node.meta, node.xattrs) = (meta, xattrs);
+            return Ok(());
+        }
+        let kind = self.kind_of(&mut entry, file_type, &path)?;
+        if matches!(kind, Kind::Symlink(_)) {
+            meta.perms = 0o777;
+        }
+        let node = self.tree.add(Node { meta, kind, names: 1, xattrs });
+        self.link(parent, name, node)
+    }
+
+    fn kind_of(
+        &mut self,
+        entry: &mut Entry<'_, impl Read>,
+        file_type: EntryType,
+        path: &Path,
+    ) -> Result<Kind> {
+        let refuse = |what: &str| Err(MkfsError::Member { path: path.to_owned(), what: what.to_owned() });
+        let device = |entry: &Entry<'_, _>| -> Result<DeviceNumber> {
+            let number = |n: io::Result<Option<u32>>| {
+                n.map_err(|e| source_error(path, e)).map(Option::unwrap_or_default)
+            };
+            let (major, minor) =
+                (number(entry.header().device_major())?, number(entry.header().device_minor())?);
+            Ok(DeviceNumber { major, minor })
+        };
+        Ok(match file_type {
+            EntryType::Directory => Kind::Directory(Vec::new()),
+            EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
+                Kind::Regular(self.content(entry, file_type, path)?)
+            }
+            EntryType::Symlink => match entry.link_name_bytes() {
+                Some(target) => Kind::Symlink(target.into_owned().into()),
+                None => return refuse("a symbolic link without a target"),
+            },
+            EntryType::Char => Kind::Device(FileType::CharDevice, device(entry)?),
+            EntryType::Block => Kind::Device(FileType::BlockDevice, device(entry)?),
+            EntryType::Fifo => Kind::Other(FileType::Fifo),
+            other => {
+                let what = format!(
+                    "member type {:?} is not supported; make the archive without it",
+                    char::from(other.as_byte())
+                );
+                return refuse(&what);
+            }
+        })
+    }
+
+    fn content(
+        &mut self,
+        entry: &mut Entry<'_, impl Read>,
+        file_type: EntryType,
+        path: &Path,
+    ) -> Result<Content> {
+        let size = entry.size();
+        let sparse = file_type == EntryType::GNUSparse;
+        match &mut self.store {
+            Store::InPlace if !sparse => {
+                let offset = entry.raw_file_position();
+                Ok(Content { size, place: Place::Archive { offset }, data: None })
+            }
+            Store::InPlace => Err(MkfsError::Member {
+                path: path.to_owned(),
+                what:
+                    "a sparse member of an archive that is read in place; give the archive on standard input"
+                        .to_owned(),
+            }),
+            Store::Spool { file, at } => {
+                let offset = *at;
+                if !sparse {
+                    *at += io::copy(entry, file).map_err(|e| source_error(path, e))?;
+                    return Ok(Content { size, place: Place::Archive { offset }, data: None });
+                }
+                if size > MAX_SPARSE {
+                    let what = format!("a sparse member of {size} bytes is too large, at most {MAX_SPARSE}");
+                    return Err(MkfsError::Member { path: path.to_owned(), what });
+                }
+                let data = spool_sparse(entry, file, at).map_err(|e| source_error(path, e))?;
+                Ok(Content { size, place: Place::Archive { offset }, data: Some(data) })
+            }
+        }
+    }
+
+    /// Owner, permissions, time and extended attributes of a member.
+    #[allow(clippy::type_complexity, reason = "names and values")]
+    fn attributes_of(
+        &self,
+        entry: &mut Entry<'_, impl Read>,
+        path: &Path,
+    ) -> Result<(Meta, Vec<(Vec<u8>, Vec<u8>)>)> {
+        let fail = |e| source_error(path, e);
+        let header = entry.header();
+        let mut meta = Meta {
+            perms: (header.mode().map_err(fail)? & 0o7777) as u16,
+            uid: header.uid().map_err(fail)? as u32,
+            gid: header.gid().map_err(fail)? as u32,
+            mtime: Timestamp::from_sec(header.mtime().map_err(fail)? as i64),
+        };
+        let mut xattrs = Vec::new();
+        let Some(extensions) = entry.pax_extensions().map_err(fail)? else { return Ok((meta, xattrs)) };
+        for extension in extensions {
+            let extension = extension.map_err(fail)?;
+            let (key, value) = (extension.key_bytes(), extension.value_bytes());
+            match key {
+                b"uid" => meta.uid = decimal(value, path)?,
+                b"gid" => meta.gid = decimal(value, path)?,
+                b"mtime" => meta.mtime = seconds(value).unwrap_or(meta.mtime),
+                b"GNU.sparse.major" | b"GNU.sparse.size" => {
+                    let what =
+                        "a sparse member in PAX format is not supported; use tar --format=gnu --sparse";
+                    return Err(MkfsError::Member { path: path.to_owned(), what: what.to_owned() });
+                }
+                b"SCHILY.acl.access" if self.attributes => {
+                    xattrs.extend(acl(value).map(|a| (b"system.posix_acl_access".to_vec(), a)));
+                }
+                b"SCHILY.acl.default" if self.attributes => {
+                    xattrs.extend(acl(value).map(|a| (b"system.posix_acl_default".to_vec(), a)));
+                }
+                _ => {
+                    if let Some(name) = key.strip_prefix(b"SCHILY.xattr.".as_slice())
+                        && self.attributes
+                    {
+                        xattrs.push((name.to_vec(), value.to_vec()));
+                    }
+                }
+            }
+        }
+        Ok((meta, xattrs))
+    }
+
+    fn lookup(&self, dir: NodeId, name: &[u8]) -> Option<NodeId> {
+        self.tree
+            .entries(dir)
+            .binary_search_by(|(n, _)| n.as_ref().cmp(name))
+            .ok()
+            .map(|at| self.tree.entries(dir)[at].1)
+    }
+
+    /// Gives `node` the name, in place of what had it before.
+    fn link(&mut self, dir: NodeId, name: &[u8], node: NodeId) -> Result<()> {
+        let Some(entries) = self.tree.entries_of(dir) else { return Ok(()) };
+        match entries.binary_search_by(|(n, _)| n.as_ref().cmp(name)) {
+            Ok(at) => {
+                let old = std::mem::replace(&mut entries[at].1, node);
+                let old = &mut self.tree.nodes[old as usize];
+                old.names = old.names.saturating_sub(1);
+            }
+            Err(at) => entries.insert(at, (name.into(), node)),
+        }
+        Ok(())
+    }
+
+    fn hard_link(&mut self, parent: NodeId, name: &[u8], target: &Path, path: &Path) -> Result<()> {
+        let refuse = |what: String| Err(MkfsError::Member { path: path.to_owned(), what });
+        let mut node = 0;
+        for part in components(target)? {
+            match self.lookup(node, &part) {
+                Some(next) => node = next,
+                None => {
+                    return refuse(format!("a hard link to {}, which is not before it", target.display()));
+                }
+            }
+        }
+        if matches!(self.tree.nodes[node as usize].kind, Kind::Directory(_)) {
+            return refuse(format!("a hard link to the directory {}", target.display()));
+        }
+        if self.lookup(parent, name) == Some(node) {
+            return Ok(());
+        }
+        self.tree.nodes[node as usize].names += 1;
+        self.link(parent, name, node)
+    }
+
+    /// The directory that `parents` lead to, made on the way where the archive does not have it.
+    fn directory_of(&mut self, parents: &[Vec<u8>], path: &Path) -> Result<NodeId> {
+        let mut dir = 0;
+        for name in parents {
+            dir = match self.lookup(dir, name) {
+                Some(node) if matches!(self.tree.nodes[node as usize].kind, Kind::Directory(_)) => node,
+                Some(_) => {
+                    let what = format!("'{}' on the way is not a directory", String::from_utf8_lossy(name));
+                    return Err(MkfsError::Member { path: path.to_owned(), what });
+                }
+                None => {
+                    let meta = Meta { perms: 0o755, uid: 0, gid: 0, mtime: Timestamp::default() };
+                    let kind = Kind::Directory(Vec::new());
+                    let node = self.tree.add(Node { meta, kind, names: 1, xattrs: Vec::new() });
+                    self.link(dir, name, node)?;
+                    node
+                }
+            };
+        }
+        Ok(dir)
+    }
+}
+
+/// The names of a path below the root; `..` is refused, `.` and `/` are dropped.
+fn components(path: &Path) -> Result<Vec<Vec<u8>>> {
+    use std::os::unix::ffi::OsStrExt as _;
+    let mut names = Vec::new();
+    for part in path.components() {
+        match part {
+            Component::Normal(name) if name.len() > 255 => {
+                let what = "a name of more than 255 bytes".to_owned();
+                return Err(MkfsError::Member { path: path.to_owned(), what });
+            }
+            Component::Normal(name) => names.push(name.as_bytes().to_vec()),
+            Component::CurDir | Component::RootDir | Component::Prefix(_) => {}
+            Component::ParentDir => {
+                let what = "'..' in a path leads out of the archive".to_owned();
+                return Err(MkfsError::Member { path: path.to_owned(), what });
+            }
+        }
+    }
+    Ok(names)
+}
+
+fn decimal(value: &[u8], path: &Path) -> Result<u32> {
+    let parsed = std::str::from_utf8(value).ok().and_then(|v| v.parse().ok());
+    parsed.ok_or_else(|| MkfsError::Member {
+        path: path.to_owned(),
+        what: format!("owner '{}' is not a number that fits", String::from_utf8_lossy(value)),
+    })
+}
+
+/// `1700000000.123456789`
+fn seconds(value: &[u8]) -> Option<Timestamp> {
+    let text = std::str::from_utf8(value).ok()?;
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
+    let sec: i64 = whole.parse().ok()?;
+    let digits: String = fraction.chars().chain("000000000".chars()).take(9).collect();
+    let nsec: u32 = digits.parse().ok()?;
+    if whole.starts_with('-') && nsec > 0 {
+        return Some(Timestamp { sec: sec.checked_sub(1)?, nsec: 1_000_000_000 - nsec });
+    }
+    Some(Timestamp { sec, nsec })
+}
+
+/// An ACL in the text form of PAX headers (`user::rw-,user:name:r--:1000,…`) as the system's attribute; `None` for
+/// what cannot be read.
+fn acl(value: &[u8]) -> Option<Vec<u8>> {
+    let text = std::str::from_utf8(value).ok()?;
+    let mut entries = Vec::new();
+    for item in text.split([',', '\n']).map(str::trim).filter(|i| !i.is_empty()) {
+        let fields: Vec<&str> = item.split(':').collect();
+        let [kind, who, perms, rest @ ..] = fields.as_slice() else { return None };
+        let id = || rest.first().unwrap_or(who).parse::<u32>().ok();
+        let tag = match (*kind, who.is_empty()) {
+            ("user" | "u", true) => Tag::UserObj,
+            ("user" | "u", false) => Tag::User(id()?),
+            ("group" | "g", true) => Tag::GroupObj,
+            ("group" | "g", false) => Tag::Group(id()?),
+            ("mask" | "m", _) => Tag::Mask,
+            ("other" | "o", _) => Tag::Other,
+            _ => return None,
+        };
+        let bit = |c, b| if perms.contains(c) { b } else { 0 };
+        entries.push(AclEntry { tag, perm: bit('r', 4) | bit('w', 2) | bit('x', 1) });
+    }
+    Some(Acl::new(entries).ok()?.to_xattr())
+}
+
+/// Copies a sparse member's data, leaving out blocks of zeros; returns where data is.
+fn spool_sparse(
+    entry: &mut impl Read,
+    file: &mut io::BufWriter<File>,
+    at: &mut u64,
+) -> io::Result<Vec<(u64, u64)>> {
+    let (mut ranges, mut offset): (Vec<(u64, u64)>, u64) = (Vec::new(), 0);
+    let mut block = [0; HOLE];
+    loop {
+        let got = read_up_to(entry, &mut block)?;
+        if got == 0 {
+            return Ok(ranges);
+        }
+        if block[..got].iter().any(|&b| b != 0) {
+            file.write_all(&block[..got])?;
+            *at += got as u64;
+            match ranges.last_mut() {
+                Some((start, len)) if *start + *len == offset => *len += got as u64,
+                _ => ranges.push((offset, got as u64)),
+            }
+        }
+        offset += got as u64;
+    }
+}

@@ -1,0 +1,162 @@
+//! The whole command: what it opens, grows, refuses.
+
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+
+use extant_device::BlockDevice as _;
+
+use crate::population::mkfs;
+use crate::support::{Scratch, UUID, assert_clean, run, text, tool};
+
+fn bytes(path: &Path, at: u64, len: usize) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    std::fs::File::open(path).unwrap().read_exact_at(&mut bytes, at).unwrap();
+    bytes
+}
+
+/// The command without `-F`.
+fn careful(image: &Path, size: &str) -> Result<(), String> {
+    let args = ["-q".into(), image.as_os_str().to_owned(), size.into()];
+    let command = extant_mkfs::cli::parse(args).map_err(|e| e.to_string())?;
+    extant_mkfs::run(&command, &mut std::io::sink(), &extant_mkfs::Silent).map_err(|e| e.to_string())
+}
+
+#[test]
+fn another_filesystem_is_not_overwritten_by_mistake() {
+    let scratch = Scratch::new();
+    let image = scratch.path("image");
+    careful(&image, "16m").unwrap();
+    assert_clean(&image);
+    let e = careful(&image, "16m").unwrap_err();
+    assert!(e.contains("-F"), "{e}");
+    mkfs("-t ext2", &image, &[]).unwrap();
+    assert_clean(&image);
+}
+
+#[test]
+fn old_contents_do_not_show_through() {
+    let scratch = Scratch::new();
+    let image = scratch.path("image");
+    for line in [
+        "-t ext4",
+        "-t ext2",
+        "-t ext4 -E nodiscard",
+        "-t ext2 -E nodiscard",
+        "-t ext4 -E nodiscard,lazy_itable_init=0",
+    ] {
+        std::fs::write(&image, vec![0xa5; 40 << 20]).unwrap();
+        mkfs(line, &image, &[]).unwrap_or_else(|e| panic!("{line}: {e}"));
+        assert_eq!(std::fs::metadata(&image).unwrap().len(), 40 << 20, "{line}");
+        assert_clean(&image);
+    }
+}
+
+#[test]
+fn an_offset_leaves_what_is_before_and_behind() {
+    let scratch = Scratch::new();
+    let image = scratch.path("disk");
+    std::fs::write(&image, vec![0x5a; 32 << 20]).unwrap();
+    let args = ["-q", "-F", "-E", "offset=1048576"].map(Into::into);
+    let all = args.into_iter().chain([image.as_os_str().to_owned(), "20m".into()]);
+    let command = extant_mkfs::cli::parse(all).unwrap();
+    extant_mkfs::run(&command, &mut std::io::sink(), &extant_mkfs::Silent).unwrap();
+    assert!(bytes(&image, 0, 1 << 20).iter().all(|&b| b == 0x5a));
+    assert!(bytes(&image, 21 << 20, 1 << 20).iter().all(|&b| b == 0x5a));
+    let inner = scratch.path("inner");
+    std::fs::write(&inner, bytes(&image, 1 << 20, 20 << 20)).unwrap();
+    assert_clean(&inner);
+}
+
+#[test]
+fn a_dry_run_writes_nothing() {
+    let scratch = Scratch::new();
+    let image = scratch.path("image");
+    let args = ["-n".into(), image.as_os_str().to_owned(), "16m".into()];
+    let mut said = Vec::new();
+    extant_mkfs::run(&extant_mkfs::cli::parse(args).unwrap(), &mut said, &extant_mkfs::Silent).unwrap();
+    assert!(!image.exists());
+    let said = String::from_utf8(said).unwrap();
+    assert!(said.contains("16384 1k blocks") && said.contains("8193"), "{said}");
+}
+
+#[test]
+fn superblocks_alone_bring_a_filesystem_back() {
+    let (Some(e2fsck), Some(debugfs)) = (tool("e2fsck"), tool("debugfs")) else { return };
+    let scratch = Scratch::new();
+    let (image, file) = (scratch.path("image"), scratch.path("file"));
+    std::fs::File::create(&image).unwrap().set_len(64 << 20).unwrap();
+    mkfs("-t ext4", &image, &["-U", UUID]).unwrap();
+    std::fs::write(&file, b"still here").unwrap();
+    let path = image.to_string_lossy().into_owned();
+    let write = format!("write {} kept", file.display());
+    assert!(run(&debugfs, &["-w", "-R", &write, &path]).status.success());
+    let damaged = std::fs::OpenOptions::new().write(true).open(&image).unwrap();
+    damaged.write_all_at(&[0; 3072], 1024).unwrap();
+    drop(damaged);
+    mkfs("-S", &image, &["-U", UUID]).unwrap();
+    let out = run(&e2fsck, &["-fy", &path]);
+    assert!(out.status.code().is_some_and(|c| c <= 3), "{}", text(&out));
+    assert_clean(&image);
+    let kept = text(&run(&debugfs, &["-R", "cat /kept", &path]));
+    assert!(kept.contains("still here"), "{kept}");
+}
+
+#[test]
+fn external_journals() {
+    let (Some(mke2fs), Some(dumpe2fs)) = (tool("mke2fs"), tool("dumpe2fs")) else { return };
+    let scratch = Scratch::new();
+    for block in ["1024", "4096"] {
+        let (ours, theirs, image) = (scratch.path("ours"), scratch.path("theirs"), scratch.path("image"));
+        for path in [&ours, &theirs] {
+            std::fs::File::create(path).unwrap().set_len(8 << 20).unwrap();
+        }
+        let line = format!("-O journal_dev -b {block} -U {UUID} -L log");
+        mkfs(&line, &ours, &[]).unwrap();
+        let path = theirs.to_string_lossy().into_owned();
+        let mut args = vec!["-q", "-F"];
+        args.extend(line.split_whitespace());
+        args.push(&path);
+        assert!(run(&mke2fs, &args).status.success());
+        // All but the times and the hash seed.
+        for (from, to) in [
+            (1024, 1024 + 0x30),
+            (1024 + 0x44, 1024 + 0xec),
+            (1024 + 0xfc, 1024 + 0x108),
+            (1024 + 0x10c, 16384),
+        ] {
+            assert_eq!(
+                bytes(&theirs, from, (to - from) as usize),
+                bytes(&ours, from, (to - from) as usize),
+                "{block}"
+            );
+        }
+        let device = format!("device={}", ours.display());
+        let image_line = format!("-t ext4 -b {block} -J {device}");
+        std::fs::File::create(&image).unwrap().set_len(40 << 20).unwrap();
+        mkfs(&image_line, &image, &[]).unwrap();
+        let journal = text(&run(&dumpe2fs, &["-h", &image.to_string_lossy()]));
+        assert!(journal.contains(UUID), "{journal}");
+        let users = text(&run(&dumpe2fs, &[&ours.to_string_lossy()]));
+        assert!(users.contains("Journal users:"), "{users}");
+    }
+    let plain = scratch.path("plain");
+    std::fs::File::create(&plain).unwrap().set_len(8 << 20).unwrap();
+    let e = mkfs(&format!("-t ext4 -J device={}", plain.display()), &scratch.path("image"), &[]).unwrap_err();
+    assert!(e.contains("not an external journal"), "{e}");
+}
+
+#[test]
+fn twenty_tebibytes() {
+    let scratch = Scratch::new();
+    let image = scratch.path("image");
+    if careful(&image, "20t").is_err_and(|e| e.contains("File too large")) {
+        eprintln!("skipped: this filesystem does not hold files of 20 TiB");
+        return;
+    }
+    let device = extant_device::OpenOptions::new().open(&image).unwrap();
+    assert_eq!(device.size(), 20 << 40);
+    let mut sb = [0; 1024];
+    device.read_at(1024, &mut sb).unwrap();
+    let sb = extant_format::Superblock::read(&sb).unwrap();
+    assert_eq!(sb.geometry().blocks_count(), (20 << 40) / 4096);
+}

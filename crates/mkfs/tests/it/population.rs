@@ -1,0 +1,288 @@
+//! Contents in: e2fsck finds nothing, debugfs reads back what went in, and the same twice gives the same bytes.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use extant_mkfs::{Silent, cli};
+
+use crate::support::{Scratch, UUID, assert_clean, run, text, tool};
+
+/// Options of images that the same tree goes into.
+const WAYS: &[&str] = &[
+    "-t ext4",
+    "-t ext4 -b 1024",
+    "-t ext4 -b 2048",
+    "-t ext4 -b 8192",
+    "-t ext4 -b 65536",
+    "-t ext2",
+    "-t ext2 -I 128 -b 1024",
+    "-t ext3 -b 4096",
+    "-t ext4 -O inline_data",
+    "-t ext4 -O inline_data -I 1024",
+    "-t ext4 -O bigalloc -C 16384 -b 1024",
+    "-t ext4 -O bigalloc -C 65536 -b 4096",
+    "-t ext4 -O ^metadata_csum",
+    "-t ext4 -O ^metadata_csum,uninit_bg,^64bit",
+    "-t ext4 -O metadata_csum_seed,orphan_file,large_dir,ea_inode",
+    "-t ext4 -O ^has_journal,^resize_inode",
+    "-t ext4 -O ^dir_index,^filetype",
+    "-t ext4 -O ^extent",
+    "-t ext4 -O quota,project",
+    "-t ext4 -O meta_bg,^resize_inode,^flex_bg -b 1024",
+    "-t ext4 -O sparse_super2,mmp,fast_commit",
+    "-t ext4 -G 4 -N 5000",
+];
+
+pub(crate) fn mkfs(line: &str, image: &Path, more: &[&str]) -> Result<(), String> {
+    let args = line.split_whitespace().map(OsString::from);
+    let more = more.iter().map(OsString::from);
+    let all = ["-q", "-F"].map(OsString::from).into_iter().chain(args).chain(more).chain([image.into()]);
+    let command = cli::parse(all).map_err(|e| e.to_string())?;
+    extant_mkfs::run(&command, &mut std::io::sink(), &Silent).map_err(|e| e.to_string())
+}
+
+/// A tree with every kind of file that this user can make.
+pub(crate) fn sample(dir: &Path) -> PathBuf {
+    let root = dir.join("tree");
+    let file = |name: &str, bytes: &[u8]| {
+        let path = root.join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, bytes).unwrap();
+    };
+    file("small", b"hello\n");
+    file("empty", b"");
+    file("a/b/c/deep", &[7; 3000]);
+    let noise: Vec<u8> = (0..3_000_000u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    file("large", &noise);
+    for n in 0..900 {
+        file(&format!("many/a name of some length, number {n}"), format!("{n}").as_bytes());
+    }
+    std::fs::create_dir(root.join("empty-dir")).unwrap();
+    std::fs::hard_link(root.join("small"), root.join("a/hard")).unwrap();
+    symlink("a/b", root.join("short")).unwrap();
+    symlink("x".repeat(300), root.join("long")).unwrap();
+    let sparse = std::fs::File::create(root.join("sparse")).unwrap();
+    sparse.set_len(20 << 20).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&sparse, b"in the middle", 9 << 20).unwrap();
+    std::fs::set_permissions(root.join("small"), std::fs::Permissions::from_mode(0o751)).unwrap();
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        root.join("fifo"),
+        rustix::fs::FileType::Fifo,
+        rustix::fs::Mode::from_raw_mode(0o640),
+        0,
+    )
+    .unwrap();
+    let value = vec![b'v'; 600];
+    // A filesystem without attributes for users only makes the test smaller.
+    let _ = rustix::fs::setxattr(root.join("a"), "user.name", b"value", rustix::fs::XattrFlags::empty());
+    let _ = rustix::fs::setxattr(root.join("large"), "user.large", &value, rustix::fs::XattrFlags::empty());
+    root
+}
+
+/// Path to what a file is: type and mode, size, link target or contents.
+type Listing = BTreeMap<String, String>;
+
+fn listing(root: &Path) -> Listing {
+    let mut found = Listing::new();
+    let mut todo = vec![PathBuf::new()];
+    while let Some(dir) = todo.pop() {
+        for entry in std::fs::read_dir(root.join(&dir)).unwrap() {
+            let path = dir.join(entry.unwrap().file_name());
+            let meta = std::fs::symlink_metadata(root.join(&path)).unwrap();
+            if path.as_os_str() == "lost+found" {
+                continue;
+            }
+            let what = if meta.is_dir() {
+                todo.push(path.clone());
+                String::new()
+            } else if meta.is_symlink() {
+                std::fs::read_link(root.join(&path)).unwrap().to_string_lossy().into_owned()
+            } else if meta.is_file() {
+                format!("{} bytes, {:x}", meta.len(), digest(&std::fs::read(root.join(&path)).unwrap()))
+            } else {
+                continue;
+            };
+            found.insert(path.to_string_lossy().into_owned(), format!("{:o} {what}", meta.mode()));
+        }
+    }
+    found
+}
+
+fn digest(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |h, &b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3))
+}
+
+fn read_back(image: &Path, into: &Path) -> Option<Listing> {
+    let debugfs = tool("debugfs")?;
+    std::fs::create_dir(into).unwrap();
+    let request = format!("rdump / {}", into.display());
+    let out = run(&debugfs, &["-R", &request, &image.to_string_lossy()]);
+    assert!(out.status.success(), "{}", text(&out));
+    let found = listing(into);
+    std::fs::remove_dir_all(into).unwrap();
+    Some(found)
+}
+
+#[test]
+fn every_way_reads_back() {
+    let scratch = Scratch::new();
+    let root = sample(&scratch.path(""));
+    let want = listing(&root);
+    let image = scratch.path("image");
+    for way in WAYS {
+        let _ = std::fs::remove_file(&image);
+        mkfs(way, &image, &["-d", &root.to_string_lossy()]).unwrap_or_else(|e| panic!("{way}: {e}"));
+        assert_clean(&image);
+        let Some(found) = read_back(&image, &scratch.path("back")) else { return };
+        for (path, what) in &want {
+            // debugfs 1.47 gives all 60 bytes of i_block for a shorter inline file, on mke2fs's images too.
+            let padded = way.contains("inline_data") && found[path].contains(" 60 bytes");
+            assert!(padded || found.get(path) == Some(what), "{way}: {path}: {:?}, not {what}", found[path]);
+        }
+        assert_eq!(found.len(), want.len(), "{way}");
+    }
+}
+
+/// Where the kernel's ext4 can be mounted, it says what is really there.
+#[test]
+fn the_kernel_reads_inline_files() {
+    let scratch = Scratch::new();
+    let root = sample(&scratch.path(""));
+    let (image, mount) = (scratch.path("image"), scratch.path("mount"));
+    mkfs("-t ext4 -O inline_data", &image, &["-d", &root.to_string_lossy()]).unwrap();
+    std::fs::create_dir(&mount).unwrap();
+    let mounted = Command::new("mount").args(["-o", "loop,ro"]).arg(&image).arg(&mount).output();
+    if !mounted.is_ok_and(|out| out.status.success()) {
+        eprintln!("skipped: no loop mount of ext4 here");
+        return;
+    }
+    let found = listing(&mount);
+    assert!(Command::new("umount").arg(&mount).status().unwrap().success());
+    assert_eq!(found, listing(&root));
+}
+
+#[test]
+fn twice_the_same_bytes() {
+    let scratch = Scratch::new();
+    let root = sample(&scratch.path(""));
+    let images = [scratch.path("one"), scratch.path("two")];
+    for way in ["-t ext4", "-t ext4 -O inline_data,orphan_file -b 1024", "-t ext2"] {
+        for image in &images {
+            let _ = std::fs::remove_file(image);
+            let out = Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", "population::helper_makes_one", "--nocapture"])
+                .env("SOURCE_DATE_EPOCH", "1600000000")
+                .env("MKFS_HELPER", format!("{way} -U {UUID} -d {} {}", root.display(), image.display()))
+                .output()
+                .unwrap();
+            assert!(out.status.success(), "{}", text(&out));
+        }
+        let [one, two] = images.each_ref().map(|i| digest(&std::fs::read(i).unwrap()));
+        assert_eq!(one, two, "{way}");
+    }
+}
+
+/// Runs as a process of its own, so that the time can come from the environment.
+#[test]
+fn helper_makes_one() {
+    let Ok(line) = std::env::var("MKFS_HELPER") else { return };
+    let (line, image) = line.rsplit_once(' ').unwrap();
+    mkfs(line, Path::new(image), &[]).unwrap();
+}
+
+#[test]
+fn archives_of_every_kind() {
+    let (Some(tar), scratch) = (tool("tar"), Scratch::new()) else { return };
+    let root = sample(&scratch.path(""));
+    let want = listing(&root);
+    let image = scratch.path("image");
+    for (name, flag) in [("tar", ""), ("tar.gz", "-z"), ("tar.zst", "--zstd"), ("tar.xz", "-J")] {
+        let archive = scratch.path(name);
+        let (from, to) = (root.to_string_lossy().into_owned(), archive.to_string_lossy().into_owned());
+        let mut args = vec!["-c", "--format=posix", "--xattrs", "-f", &to, "-C", &from];
+        args.extend((!flag.is_empty()).then_some(flag));
+        args.push(".");
+        let out = run(&tar, &args);
+        if !out.status.success() {
+            eprintln!("skipped: tar {flag}: {}", text(&out));
+            continue;
+        }
+        mkfs("-t ext4", &image, &["-d", &to]).unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert_clean(&image);
+        let Some(found) = read_back(&image, &scratch.path("back")) else { return };
+        assert_eq!(found, want, "{name}");
+        std::fs::remove_file(&image).unwrap();
+    }
+}
+
+#[test]
+fn a_sparse_archive_on_standard_input() {
+    let (Some(tar), Some(debugfs)) = (tool("tar"), tool("debugfs")) else { return };
+    let scratch = Scratch::new();
+    let root = sample(&scratch.path(""));
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "population::helper_makes_one", "--nocapture"])
+        .env("MKFS_HELPER", format!("-t ext4 -d - {}", scratch.path("image").display()))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let archived = Command::new(tar)
+        .args(["-c", "--format=gnu", "--sparse", "-C"])
+        .arg(&root)
+        .arg(".")
+        .stdout(child.stdin.take().unwrap())
+        .status()
+        .unwrap();
+    assert!(archived.success() && child.wait().unwrap().success());
+    let image = scratch.path("image");
+    assert_clean(&image);
+    assert_eq!(read_back(&image, &scratch.path("back")).unwrap(), listing(&root));
+    let out = text(&run(&debugfs, &["-R", "stat /sparse", &image.to_string_lossy()]));
+    let blocks: u64 =
+        out.split("Blockcount:").nth(1).unwrap().split_whitespace().next().unwrap().parse().unwrap();
+    assert!(blocks <= 64, "holes stay holes: {blocks} sectors");
+}
+
+#[test]
+fn owners_are_overridden() {
+    let Some(debugfs) = tool("debugfs") else { return };
+    let scratch = Scratch::new();
+    let root = sample(&scratch.path(""));
+    std::fs::set_permissions(root.join("small"), std::fs::Permissions::from_mode(0o6751)).unwrap();
+    let image = scratch.path("image");
+    mkfs("--owner 12:34 --root-owner 56:78", &image, &["-d", &root.to_string_lossy()]).unwrap();
+    let stat = |path: &str| text(&run(&debugfs, &["-R", &format!("stat {path}"), &image.to_string_lossy()]));
+    let has = |path: &str, user: &str, group: &str| {
+        let out = stat(path);
+        let words: Vec<&str> = out.split_whitespace().collect();
+        let after = |key: &str| words.iter().position(|w| *w == key).map(|at| words[at + 1]);
+        assert_eq!((after("User:"), after("Group:")), (Some(user), Some(group)), "{path}");
+    };
+    has("/", "56", "78");
+    has("/small", "12", "34");
+    has("/many", "12", "34");
+    assert!(stat("/small").contains("6751"), "{}", stat("/small"));
+}
+
+#[test]
+fn what_cannot_be_is_said() {
+    let scratch = Scratch::new();
+    let root = sample(&scratch.path(""));
+    let (image, tree) = (scratch.path("image"), root.to_string_lossy().into_owned());
+    let error = |line: &str, more: &[&str]| mkfs(line, &image, more).unwrap_err();
+    std::fs::File::create(&image).unwrap().set_len(2 << 20).unwrap();
+    assert!(error("-t ext4", &["-d", &tree]).contains("no space left"));
+    std::fs::remove_file(&image).unwrap();
+    let missing = scratch.path("nothing").to_string_lossy().into_owned();
+    assert!(error("-t ext4", &["-d", &missing]).contains("nothing"));
+    let broken = scratch.path("broken.tar");
+    std::fs::write(&broken, b"not an archive at all, just some text").unwrap();
+    assert!(error("-t ext4", &["-d", &broken.to_string_lossy()]).contains("broken.tar"));
+    std::fs::write(root.join("lost+found"), b"a file").unwrap();
+    assert!(error("-t ext4", &["-d", &tree]).contains("lost+found"));
+}
