@@ -7,7 +7,8 @@ use extant_format::extent::Node;
 use extant_format::geometry::SUPERBLOCK_OFFSET;
 use extant_format::indirect;
 use extant_format::inode::{Inode as RawInode, InodeFormat};
-use extant_format::{GroupDesc, Ino, Pblk, Superblock};
+use extant_format::superblock::SbTime;
+use extant_format::{FormatError, GroupDesc, GroupNr, Ino, Pblk, Superblock};
 
 use crate::error::{CorruptKind, Error, Place, Result};
 
@@ -24,7 +25,36 @@ pub(crate) fn read_super(device: &dyn BlockDevice, sb: Option<u64>) -> Result<Su
     }
     let mut bytes = [0; 1024];
     device.read_at(offset, &mut bytes)?;
-    Ok(Superblock::read(&bytes)?)
+    match Superblock::read(&bytes) {
+        Err(FormatError::Checksum { .. }) if sb.is_none() => {
+            backup_of_torn(device, &bytes).ok_or(Error::Checksum(Place::Superblock))
+        }
+        sb => Ok(sb?),
+    }
+}
+
+/// The copy of a superblock whose write was torn (its two sectors are of different writes, so the checksum is wrong): a mount
+/// writes the first backup before the primary. A backup that is older than what is torn was not written by such a mount.
+fn backup_of_torn(device: &dyn BlockDevice, torn: &[u8]) -> Option<Superblock> {
+    let torn = Superblock::from_raw(Superblock::raw_from(torn).ok()?).ok()?;
+    let at = first_backup(&torn)?.1;
+    let mut bytes = [0; 1024];
+    device.read_at(at, &mut bytes).ok()?;
+    let mut backup = Superblock::read(&bytes).ok()?;
+    let written = |sb: &Superblock| sb.time(SbTime::Write).max(sb.time(SbTime::Mount));
+    if backup.uuid() != torn.uuid() || written(&backup) < written(&torn) {
+        return None;
+    }
+    backup.update(|raw| raw.s_block_group_nr.set(0)).ok()?;
+    tracing::warn!("the superblock's last write was torn; its backup is used");
+    Some(backup)
+}
+
+/// The first group with a backup of the superblock, and the byte it is at.
+pub(crate) fn first_backup(sb: &Superblock) -> Option<(GroupNr, u64)> {
+    let geo = sb.geometry();
+    let group = geo.super_groups().find(|group| group.0 != 0)?;
+    Some((group, geo.super_offset(group)?))
 }
 
 /// Reads one block.

@@ -225,7 +225,8 @@ impl Filesystem {
             }
         };
         let raw = buf.with(|bytes| self.inode_format.read(ino, &bytes[table.1..]))?;
-        if raw.links_count == 0 && (raw.mode == 0 || raw.dtime != 0 || !self.reads_dead(ino)) {
+        // An orphan of the list keeps the next one in i_dtime, so that field says nothing here.
+        if raw.links_count == 0 && (raw.mode == 0 || !self.reads_dead(ino)) {
             return Err(Error::Stale);
         }
         let kind = raw.file_type().ok_or_else(|| Error::bad_inode(ino, "i_mode", raw.mode.into()))?;

@@ -138,13 +138,21 @@ impl Filesystem {
     }
 
     /// Changes the superblock in memory and at once on the device, outside of any transaction; flushed.
+    ///
+    /// The first backup is written before the primary: a crash may tear either write at a sector, never both, and the
+    /// checksum tells which (`bootstrap::read_super`).
     pub(crate) fn store_super(&self, change: impl FnOnce(&mut Superblock)) -> Result<()> {
-        let at = self.sb_offset();
-        self.cache.write_through(&self.sb_buf, |bytes| {
+        let (primary, backup) = {
             let mut sb = self.sb.lock();
             change(&mut sb);
-            bytes[at..at + 1024].copy_from_slice(&sb.encode());
-        })?;
+            (sb.encode(), backup_of(&sb))
+        };
+        if let Some((at, bytes)) = backup {
+            self.device.write_at(at, &bytes)?;
+            self.device.flush()?;
+        }
+        let at = self.sb_offset();
+        self.cache.write_through(&self.sb_buf, |bytes| bytes[at..at + 1024].copy_from_slice(&primary))?;
         self.device.flush()?;
         Ok(())
     }
@@ -210,6 +218,14 @@ impl Filesystem {
             }
         })
     }
+}
+
+/// The superblock as its first backup has it, and the byte that is at.
+fn backup_of(sb: &Superblock) -> Option<(u64, [u8; 1024])> {
+    let (group, at) = bootstrap::first_backup(sb)?;
+    let mut backup = sb.clone();
+    backup.update(|raw| raw.s_block_group_nr.set(group.0 as u16)).ok()?;
+    Some((at, backup.encode()))
 }
 
 /// Refuses what this program cannot mount, each with a sentence.

@@ -4,6 +4,7 @@
 extern crate extant_testkit;
 
 mod bookkeeping;
+mod crash;
 mod hostile;
 mod names;
 mod quota;

@@ -15,6 +15,23 @@ const LEAF: usize = 512;
 type Chunk = Option<Arc<[u8; CHUNK]>>;
 type Leaf = Option<Arc<Vec<Chunk>>>;
 
+fn same<T>(a: Option<&Arc<T>>, b: Option<&Arc<T>>) -> bool {
+    match (a, b) {
+        (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+        (None, None) => true,
+        _ => false,
+    }
+}
+
+fn chunk_of(leaf: &Leaf, at: usize) -> Option<&Arc<[u8; CHUNK]>> {
+    leaf.as_ref()?.get(at)?.as_ref()
+}
+
+fn bytes_of(chunk: Option<&Arc<[u8; CHUNK]>>) -> &[u8; CHUNK] {
+    static ZEROES: [u8; CHUNK] = [0; CHUNK];
+    chunk.map_or(&ZEROES, |chunk| chunk)
+}
+
 /// Bytes of a device. Cloning copies pointers only.
 #[derive(Clone)]
 pub struct Content {
@@ -79,6 +96,28 @@ impl Content {
             if chunk.iter().any(|b| *b != 0) {
                 hasher.write_u64(at);
                 hasher.write(&chunk[..]);
+            }
+        }
+        hasher.finish()
+    }
+
+    /// A hash of what differs from `base`, a content of the same size: equal for contents that are equal. Costs only as much as differs
+    /// when one is a changed copy of the other.
+    #[must_use]
+    pub fn difference_digest(&self, base: &Self) -> u64 {
+        assert_eq!(self.size, base.size, "contents of different sizes");
+        let mut hasher = std::collections::hash_map::DefaultHasher::new();
+        for (l, (mine, theirs)) in self.leaves.iter().zip(&base.leaves).enumerate() {
+            if same(mine.as_ref(), theirs.as_ref()) {
+                continue;
+            }
+            for c in 0..LEAF {
+                let (a, b) = (chunk_of(mine, c), chunk_of(theirs, c));
+                if same(a, b) || bytes_of(a) == bytes_of(b) {
+                    continue;
+                }
+                hasher.write_usize(l * LEAF + c);
+                hasher.write(bytes_of(a));
             }
         }
         hasher.finish()

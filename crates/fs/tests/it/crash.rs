@@ -1,0 +1,249 @@
+//! The crash lab: scripts of a few changes on a simulated device, every legal state that a crash may leave of them, each
+//! recovered, read and checked.
+//!
+//! The script space and the judgement are `extant_testkit::crash`'s, the states `extant_testkit::sim`'s. Each state is mounted
+//! for writing (which replays the journal and processes orphans), its tree is read and judged, it is unmounted; each distinct
+//! image that this leaves is then checked by e2fsck, and mounted and read by the kernel. Free space is full of junk from
+//! the start, so that a byte that was never written shows.
+//!
+//! Short form: all scripts of one change, a sample of those with two. `EXTANT_CRASH=long` (`cargo xtask crash`): all of two
+//! changes as well, and a sample of three; `EXTANT_CRASH_PART=i/n` runs one part of n.
+
+use std::collections::HashSet;
+use std::path::Path;
+use std::sync::Arc;
+
+use extant::{Filesystem, Setup};
+use extant_testkit::crash::{History, scripts, setup};
+use extant_testkit::kernel::KernelMount;
+use extant_testkit::script::{DirExecutor, Executor as _, Op, text};
+use extant_testkit::sim::{Content, CrashState, SimDevice};
+use extant_testkit::tree::Tree;
+use extant_testkit::{Rng, env, oracle, scratch};
+
+use crate::support::{LibExecutor, tree_of};
+
+/// What all scripts of one kind of filesystem share.
+struct Lab {
+    base: Content,
+    masked_base: Content,
+    /// Byte ranges in which two recovered images may differ and be the same: superblocks, journal.
+    masked: Vec<(u64, u64)>,
+    seed: u64,
+    subsets: u32,
+    scripts: usize,
+    states: usize,
+    /// Digests of the recovered images that the outside programs have seen.
+    seen: HashSet<u64>,
+    options: &'static str,
+}
+
+/// A filesystem with the setup's tree, made by mke2fs and the kernel in an image full of junk.
+fn base(mkfs: &str, size: u64) -> (Content, Vec<(u64, u64)>) {
+    let scratch = scratch();
+    let image = scratch.join("base.img");
+    std::fs::write(&image, vec![0xEE; size as usize]).expect("junk");
+    let args = format!("{mkfs} -N 64 -E nodiscard,lazy_itable_init=0");
+    oracle::mke2fs(&image, size, &args);
+    let mount = KernelMount::with(&image, "nodiscard").expect("kernel mount");
+    let mut executor = DirExecutor::new("kernel", mount.path());
+    setup().iter().for_each(|op| executor.apply(op).expect("setup"));
+    mount.unmount();
+    oracle::assert_clean(&image);
+    let masked = masked(&image);
+    (Content::from_file(&image).expect("image"), masked)
+}
+
+fn masked(image: &Path) -> Vec<(u64, u64)> {
+    let header = oracle::dumpe2fs_header(image);
+    let field = |name: &str| header.iter().find(|(n, _)| n == name).map(|(_, value)| value.clone());
+    let size: u64 = field("Block size").expect("block size").parse().expect("a number");
+    let mut masked = vec![(1024, 2048)];
+    let Some(total) = field("Total journal blocks") else { return masked };
+    let total: u32 = total.parse().expect("a number");
+    let requests: Vec<String> = (0..total).map(|n| format!("bmap <8> {n}")).collect();
+    let requests: Vec<&str> = requests.iter().map(String::as_str).collect();
+    let blocks = oracle::debugfs(image, &requests);
+    let blocks = blocks.lines().filter_map(|line| line.trim().parse::<u64>().ok());
+    masked.extend(blocks.map(|b| (b * size, (b + 1) * size)));
+    masked
+}
+
+/// A time that stands still, so that equal images are equal.
+#[derive(Debug)]
+struct Still;
+
+impl extant::Clock for Still {
+    fn now(&self) -> extant::Timestamp {
+        extant::Timestamp { sec: 1_800_000_000, nsec: 0 }
+    }
+}
+
+fn mount(device: &Arc<SimDevice>, options: &str) -> extant::Result<Arc<Filesystem>> {
+    let setup = Setup { clock: Arc::new(Still), ..Setup::with_options(options)? };
+    Filesystem::open(Arc::clone(device) as _, setup)
+}
+
+impl Lab {
+    fn new(mkfs: &str, size: u64, options: &'static str, seed: u64) -> Self {
+        let (base, masked) = base(mkfs, size);
+        let mut masked_base = base.clone();
+        masked.iter().for_each(|(start, end)| masked_base.zero(*start, end - start));
+        Self {
+            base,
+            masked_base,
+            masked,
+            seed,
+            subsets: 16,
+            scripts: 0,
+            states: 0,
+            seen: HashSet::new(),
+            options,
+        }
+    }
+
+    /// Runs a script and judges every state of it.
+    fn explore(&mut self, script: &[Op]) {
+        let device = SimDevice::from_content(self.base.clone());
+        let fs = mount(&device, self.options).expect("mount");
+        let mut executor = LibExecutor::new(Arc::clone(&fs));
+        for (done, op) in script.iter().enumerate() {
+            executor.apply(op).unwrap_or_else(|e| panic!("`{op}`: {e}; script:\n{}", text(script)));
+            device.mark(done as u64 + 1);
+        }
+        drop(executor);
+        fs.unmount().expect("unmount");
+        let history = History::new(script);
+        self.scripts += 1;
+        let plan = device.crash_plan(self.seed).subsets(self.subsets);
+        plan.for_each(|state| {
+            self.states += 1;
+            if let Err(problem) = self.judge(&history, &state) {
+                keep(&state.content);
+                panic!(
+                    "epoch {} {:?}: {problem}; seed={}, script:\n{}",
+                    state.epoch,
+                    state.cut,
+                    self.seed,
+                    text(script)
+                );
+            }
+        });
+    }
+
+    fn judge(&mut self, history: &History, state: &CrashState) -> Result<(), String> {
+        let done = state.marks.last().copied().unwrap_or(0) as usize;
+        let device = SimDevice::from_content(state.content.clone());
+        device.set_recording(false);
+        let fs = mount(&device, self.options).map_err(|e| format!("mount: {e}"))?;
+        let tree = tree_of(&fs);
+        fs.unmount().map_err(|e| format!("unmount: {e}"))?;
+        drop(fs);
+        history.judge(&tree, done)?;
+        let content = device.content();
+        if self.seen.insert(self.digest(&content)) { outside_opinions(&content, &tree) } else { Ok(()) }
+    }
+
+    fn digest(&self, content: &Content) -> u64 {
+        let mut copy = content.clone();
+        self.masked.iter().for_each(|(start, end)| copy.zero(*start, end - start));
+        copy.difference_digest(&self.masked_base)
+    }
+
+    fn report(&self, what: &str) {
+        println!(
+            "{what}: {} scripts, {} states, {} distinct recovered images",
+            self.scripts,
+            self.states,
+            self.seen.len()
+        );
+    }
+}
+
+/// Writes a state that was found wanting to the file that `EXTANT_CRASH_KEEP` names.
+fn keep(content: &Content) {
+    if let Some(path) = std::env::var_os("EXTANT_CRASH_KEEP") {
+        content.to_file(Path::new(&path)).expect("state");
+    }
+}
+
+/// One at a time: a child process being started holds copies of this one's files, and would keep a mount busy.
+static OUTSIDE: std::sync::Mutex<()> = std::sync::Mutex::new(());
+
+/// What e2fsck and the kernel say of a recovered image.
+fn outside_opinions(content: &Content, tree: &Tree) -> Result<(), String> {
+    let _one = OUTSIDE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let scratch = scratch();
+    let image = scratch.join("state.img");
+    content.to_file(&image).expect("image");
+    let outcome = oracle::e2fsck(&image);
+    if outcome.status != 0 {
+        return Err(format!("e2fsck: {outcome}"));
+    }
+    let mount = KernelMount::with(&image, "ro").map_err(|e| format!("kernel mount: {e}"))?;
+    let theirs = Tree::read(mount.path(), false).map_err(|e| format!("kernel: {e}"))?;
+    mount.unmount();
+    let mut ours = tree.clone();
+    ours.nodes.values_mut().for_each(|node| node.mtime = None);
+    let differences = theirs.differences(&ours, 5);
+    if differences.is_empty() { Ok(()) } else { Err(format!("kernel / extant: {}", differences.join("; "))) }
+}
+
+/// Every `n`th script from the `i`th on, by `EXTANT_CRASH_PART`.
+fn part(scripts: Vec<Vec<Op>>) -> Vec<Vec<Op>> {
+    let Ok(part) = std::env::var("EXTANT_CRASH_PART") else { return scripts };
+    let (i, n) = part.split_once('/').expect("EXTANT_CRASH_PART=i/n");
+    let (i, n): (usize, usize) = (i.parse().expect("i"), n.parse().expect("n"));
+    scripts.into_iter().skip(i).step_by(n).collect()
+}
+
+/// Whether the executor knows all operations: file content is written by a later layer.
+fn known(script: &[Op]) -> bool {
+    script.iter().all(|op| {
+        !matches!(
+            op,
+            Op::Write { .. }
+                | Op::Append { .. }
+                | Op::Truncate { .. }
+                | Op::Fallocate { .. }
+                | Op::Punch { .. }
+                | Op::Zero { .. }
+        )
+    })
+}
+
+fn sample(mut scripts: Vec<Vec<Op>>, most: usize, seed: u64) -> Vec<Vec<Op>> {
+    Rng::new(seed).shuffle(&mut scripts);
+    scripts.truncate(most);
+    scripts
+}
+
+fn run(what: &str, mkfs: &str, size: u64, options: &'static str) {
+    need!(env::kernel_mounts(), env::tools(&["e2fsck", "debugfs", "dumpe2fs"]));
+    let seed = env::seed_or(1);
+    let long = std::env::var("EXTANT_CRASH").is_ok_and(|form| form == "long");
+    let mut lab = Lab::new(mkfs, size, options, seed);
+    if let Ok(script) = std::env::var("EXTANT_CRASH_SCRIPT") {
+        let script = std::fs::read_to_string(script).expect("script");
+        return lab.explore(&extant_testkit::script::parse(&script).expect("script"));
+    }
+    let one = if long { scripts(1, seed, 0) } else { sample(scripts(1, seed, 0), 40, seed) };
+    part(one).iter().filter(|s| known(s)).for_each(|script| lab.explore(script));
+    let two = if long { scripts(2, seed, 0) } else { scripts(3, seed, 6) };
+    part(two).iter().filter(|s| known(s)).for_each(|script| lab.explore(script));
+    if long {
+        part(scripts(3, seed, 2000)).iter().filter(|s| known(s)).for_each(|script| lab.explore(script));
+    }
+    lab.report(what);
+    assert!(lab.states > 500);
+}
+
+#[test]
+fn crashes_with_small_blocks() {
+    run("1 KiB blocks", "-t ext4 -b 1024 -J size=1", 10 << 20, "commit=300");
+}
+
+#[test]
+fn crashes_with_large_blocks() {
+    run("4 KiB blocks", "-t ext4 -b 4096 -J size=4", 12 << 20, "commit=300");
+}
