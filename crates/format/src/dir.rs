@@ -363,8 +363,7 @@ pub fn scan(layout: &DirLayout, block: &[u8], name: &[u8]) -> Result<Scan, DirEr
         };
         let ino = u32::from_le_bytes([head[0], head[1], head[2], head[3]]);
         let rec_len = decode_rec_len(u16::from_le_bytes([head[4], head[5]]), layout.block_size) as usize;
-        let high = if layout.filetype { 0 } else { usize::from(head[7]) << 8 };
-        let name_len = usize::from(head[6]) | high;
+        let name_len = usize::from(head[6]);
         let next = at + rec_len;
         let fits = rec_len.is_multiple_of(4)
             && HEADER_LEN + name_len <= rec_len

@@ -1,4 +1,5 @@
-//! Makes many empty files, prints the processor time that it took up to sync: `create IMAGE FILES DIRECTORIES`.
+//! Makes many empty files, prints the processor time that it took up to sync: `create IMAGE FILES DIRECTORIES [THREADS]`.
+//! Each thread works in its own share of the directories.
 
 use std::sync::Arc;
 
@@ -25,10 +26,20 @@ fn main() {
     let dirs: Vec<_> = (0..dirs)
         .map(|n| fs.mkdir(&root, format!("d{n}").as_bytes(), 0o755, &cred).expect("mkdir"))
         .collect();
-    for n in 0..files {
-        let dir = &dirs[n as usize % dirs.len()];
-        fs.mknod(dir, format!("file{n}").as_bytes(), &NewInode::file(0o644), &cred).expect("create");
-    }
+    let threads: usize = args.get(4).map_or(1, |n| n.parse().expect("threads"));
+    std::thread::scope(|scope| {
+        for dirs in dirs.chunks(dirs.len().div_ceil(threads)) {
+            let (fs, cred) = (&fs, &cred);
+            let share = files / threads as u32;
+            scope.spawn(move || {
+                for n in 0..share {
+                    let dir = &dirs[n as usize % dirs.len()];
+                    fs.mknod(dir, format!("file{n}").as_bytes(), &NewInode::file(0o644), cred)
+                        .expect("create");
+                }
+            });
+        }
+    });
     fs.sync().expect("sync");
     println!("{:.0} ms processor, {:.0} ms wall", processor_ms() - start, wall.elapsed().as_secs_f64() * 1e3);
     fs.unmount().expect("unmount");

@@ -10,3 +10,4 @@ mod names;
 mod quota;
 mod reading;
 mod support;
+mod threads;

@@ -1,0 +1,92 @@
+//! Many threads on the same few names: lock order is checked as they go, and the image is clean afterwards.
+
+use std::sync::Arc;
+
+use extant_testkit::env::{scratch, seed, tools};
+use extant_testkit::oracle::{assert_clean, mke2fs};
+use extant_testkit::rng::Rng;
+use extant_testkit::script::{Executor, Mix, Op, random};
+
+use crate::support::{LibExecutor, open_rw, tree_of};
+
+fn of_names(op: &Op) -> bool {
+    !matches!(
+        op,
+        Op::Write { .. } | Op::Append { .. } | Op::Fallocate { .. } | Op::Punch { .. } | Op::Zero { .. }
+    )
+}
+
+#[test]
+fn changes_of_the_same_names() {
+    need!(tools(&["mke2fs", "e2fsck"]));
+    let seed = seed();
+    println!("seed={seed}");
+    for args in
+        ["-t ext4 -b 1024", "-t ext4 -O inline_data,ea_inode", "-t ext2", "-t ext4 -O orphan_file -b 1024"]
+    {
+        println!("{args}");
+        let dir = scratch();
+        let image = dir.join("image");
+        mke2fs(&image, 32 << 20, args);
+        let fs = open_rw(&image);
+        std::thread::scope(|scope| {
+            for thread in 0..4 {
+                let fs = Arc::clone(&fs);
+                scope.spawn(move || {
+                    let mix = Mix { names: 80, ..Mix::default() };
+                    let ops = random(&mut Rng::new(seed).fork(thread), 1500, &mix);
+                    let mut executor = LibExecutor::new(fs);
+                    for op in ops.iter().filter(|op| of_names(op)) {
+                        let _ = executor.apply(op);
+                    }
+                });
+            }
+        });
+        fs.sync().unwrap();
+        let before = tree_of(&fs);
+        fs.unmount().unwrap();
+        drop(fs);
+        assert_clean(&image);
+        let fs = open_rw(&image);
+        before.assert_equal(&tree_of(&fs), args);
+    }
+}
+
+/// One thread a directory, all at once, and a reader that lists them.
+#[test]
+fn creation_in_separate_directories() {
+    need!(tools(&["mke2fs", "e2fsck"]));
+    let dir = scratch();
+    let image = dir.join("image");
+    mke2fs(&image, 128 << 20, "-t ext4");
+    let fs = open_rw(&image);
+    let cred = extant::Credentials::root();
+    let root = fs.root().unwrap();
+    let dirs: Vec<_> =
+        (0..4).map(|n| fs.mkdir(&root, format!("d{n}").as_bytes(), 0o755, &cred).unwrap()).collect();
+    std::thread::scope(|scope| {
+        for dir in &dirs {
+            let (fs, cred) = (&fs, &cred);
+            scope.spawn(move || {
+                for n in 0..2000 {
+                    let name = format!("file number {n}");
+                    fs.mknod(dir, name.as_bytes(), &extant::NewInode::file(0o644), cred).unwrap();
+                    if n % 3 == 0 {
+                        fs.unlink(dir, name.as_bytes(), cred).unwrap();
+                    }
+                }
+            });
+            scope.spawn(move || {
+                for _ in 0..20 {
+                    crate::support::names(fs, dir);
+                }
+            });
+        }
+    });
+    for dir in &dirs {
+        assert_eq!(crate::support::names(&fs, dir).len(), 2000 - 667);
+    }
+    drop((root, dirs));
+    fs.unmount().unwrap();
+    assert_clean(&image);
+}
