@@ -9,5 +9,6 @@ mod hostile;
 mod names;
 mod quota;
 mod reading;
+mod speed;
 mod support;
 mod threads;
