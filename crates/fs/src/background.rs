@@ -50,6 +50,9 @@ impl Filesystem {
         if self.mode() != Mode::ReadWrite {
             return;
         }
+        if let Err(e) = self.pages.start_threads(1) {
+            tracing::warn!("no thread for background writeback: {e}");
+        }
         let mut threads = self.mount.threads.lock();
         let this = Arc::downgrade(self);
         threads.push(thread::spawn(move || evictor(&this)));
@@ -62,6 +65,7 @@ impl Filesystem {
     }
 
     pub(crate) fn stop_threads(&self) {
+        self.pages.stop_threads();
         self.mount.stop.set();
         self.icache.queue.lock().stop = true;
         self.icache.queued.notify_all();

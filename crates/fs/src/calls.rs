@@ -120,6 +120,7 @@ impl Filesystem {
         if self.mode() != Mode::ReadWrite {
             return self.check_alive();
         }
+        let data = self.write_back_all();
         {
             let _pass = self.gate.enter(Level::Internal);
             self.flush_times()?;
@@ -131,7 +132,7 @@ impl Filesystem {
         if !self.journal.has_log() {
             self.device.flush()?;
         }
-        Ok(())
+        data
     }
 
     /// Makes the attributes of one inode durable; for a directory, its names.

@@ -37,6 +37,7 @@ impl Filesystem {
     }
 
     fn free_inode(&self, inode: &Inode) -> Result<()> {
+        self.drop_data(inode);
         let mut handle = self.journal.start(self.free_credits(inode))?;
         match self.free_inode_in(&mut handle, inode) {
             Ok(()) => {

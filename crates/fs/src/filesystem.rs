@@ -1,6 +1,6 @@
 //! The mounted filesystem: what all parts share.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use extant_alloc::{Allocator, Privilege, Reservation};
 use extant_device::BlockDevice;
@@ -12,6 +12,7 @@ use extant_journal::{BlockCache, Buf, Handle, Journal};
 use extant_map::{Extent, MapFs, MapKind, Run, StatusBudget};
 use extant_sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 use extant_sync::{Mutex, Rank, RwLock};
+use extant_vm::PageCache;
 
 use crate::cred::{Caps, Credentials};
 use crate::error::{CorruptKind, Error, Place, Result};
@@ -39,6 +40,7 @@ pub(crate) enum Mode {
 
 /// A mounted ext2, ext3 or ext4 filesystem. See the crate's documentation.
 pub struct Filesystem {
+    pub(crate) this: Weak<Self>,
     pub(crate) device: Arc<dyn BlockDevice>,
     /// Nothing may be written to the device (or to the overlay over it).
     pub(crate) dev_read_only: bool,
@@ -60,6 +62,8 @@ pub struct Filesystem {
     pub(crate) overhead: u64,
     pub(crate) options: RwLock<Arc<Resolved>>,
     pub(crate) cache: Arc<BlockCache>,
+    /// Content of regular files.
+    pub(crate) pages: Arc<PageCache>,
     pub(crate) journal: Arc<Journal>,
     pub(crate) alloc: Arc<Allocator>,
     pub(crate) map: Arc<MapFs>,

@@ -189,6 +189,7 @@ impl InodeCache {
 
     fn settle(&self, locked: &LockedShard, inode: Arc<Inode>) -> InodeRef {
         let mut shard = locked.shard.lock();
+        let _ = inode.this.set(Arc::downgrade(&inode));
         shard.slots.insert(inode.ino.0, Slot::Live(Arc::clone(&inode)));
         shard.ring.push_back(inode.ino.0);
         let found = InodeRef::new(&inode);

@@ -11,7 +11,7 @@
 //! An inode is encoded into its table block from the attributes while the buffer is being changed (rank 100), so that of two
 //! writers the later one always stores the later state.
 
-use std::sync::Weak;
+use std::sync::{Arc, OnceLock, Weak};
 
 use extant_alloc::InodeWindow;
 use extant_format::inode::{FileType, I_BLOCK_SIZE, Inode as RawInode, InodeFlags, Timestamp};
@@ -21,6 +21,7 @@ use extant_map::{ExtentStatus, MapKind, MapMut, MapRef, Run};
 use extant_sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use extant_sync::{Mutex, MutexGuard, Rank, RwLock};
 
+use crate::data::FileData;
 use crate::error::{CorruptKind, Error, Place, Result};
 use crate::filesystem::Filesystem;
 use crate::icache::{InodeCache, InodeRef};
@@ -75,6 +76,10 @@ pub struct Inode {
     /// Block size of the filesystem.
     pub(crate) block_size: u32,
     pub(crate) cache: Weak<InodeCache>,
+    /// This inode, once it is in the cache.
+    pub(crate) this: OnceLock<Weak<Inode>>,
+    /// Content of a regular file in memory, once it was read or written.
+    pub(crate) data: OnceLock<Arc<FileData>>,
 }
 
 impl Inode {
@@ -132,7 +137,7 @@ impl Inode {
 
     /// Whether the cache must keep it although nobody refers to it.
     pub(crate) fn is_pinned(&self) -> bool {
-        self.state().times_dirty
+        self.has_dirty_data() || self.state().times_dirty
     }
 
     /// The attributes; a leaf lock.
@@ -275,6 +280,8 @@ impl Filesystem {
             block_size: self.geo.block_size(),
             cache,
             counted: crate::quota::counted([raw.uid, raw.gid, raw.projid], raw.blocks, true),
+            this: OnceLock::new(),
+            data: OnceLock::new(),
             state: Mutex::new(Rank::LEAF, State { size: raw.size, raw, times_dirty: false }),
         }
     }

@@ -16,7 +16,8 @@
 //! | `calls`, `create`, `remove`, `rename`, `attr` | the operations |
 //! | `quota`, `quota_file` | usage by user, group and project, and its limits |
 //! | `xattr`, `inline` | extended attributes; content kept in the inode |
-//! | `read`, `size` | file content |
+//! | `data`, `data_rw`, `inline_data`, `fallocate` | file content: its pages and how they reach the disk; reading, writing, sizes; in the inode; ranges |
+//! | `open_file` | an open file |
 //! | `state`, `freeze`, `background`, `time` | freezing, remounting, shutting down; threads; clocks |
 //!
 //! # Locks
@@ -42,25 +43,28 @@ mod calls;
 mod create;
 mod cred;
 mod damage;
+mod data;
+mod data_rw;
 mod dir;
 mod error;
 mod evict;
+mod fallocate;
 mod filesystem;
 mod freeze;
 mod icache;
 mod inline;
+mod inline_data;
 mod inode;
 mod mmp;
 mod mount;
+mod open_file;
 mod options;
 mod orphan;
 mod quota;
 mod quota_file;
-mod read;
 mod recovery;
 mod remove;
 mod rename;
-mod size;
 mod state;
 mod time;
 mod xattr;
@@ -68,16 +72,20 @@ mod xattr;
 pub use attr::{Attr, FsxAttr, SetAttr, SetTime, StatFs};
 pub use create::NewInode;
 pub use cred::{Access, Caps, Credentials};
+pub use data_rw::WriteFlags;
 pub use dir::{DirEntry, START};
 pub use error::{CorruptKind, Corruption, Error, Place, Result, errno};
 pub use extant_format::inode::device::DeviceNumber;
 pub use extant_format::inode::{FileType, InodeFlags, Timestamp};
 pub use extant_format::quota::{Dqblk, QuotaKind};
 pub use extant_format::{GroupNr, Ino, Lblk, Pblk};
+pub use extant_vm::{ErrCursor, ReadAhead};
+pub use fallocate::{FallocateMode, SeekKind};
 pub use filesystem::Filesystem;
 pub use icache::InodeRef;
 pub use inode::Inode;
 pub use mount::Setup;
+pub use open_file::{OpenFile, OpenMode};
 pub use options::{
     AtimePolicy, DataMode, MountOptions, OnError, Presets, QuotaOptions, Resolved, WITHOUT_EFFECT,
 };

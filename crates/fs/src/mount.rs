@@ -14,6 +14,7 @@ use extant_journal::{BlockCache, Buf, CommitObserver, Journal, JournalOptions, L
 use extant_map::MapFs;
 use extant_sync::atomic::{AtomicBool, AtomicU8, AtomicU32};
 use extant_sync::{Mutex, Rank, RwLock, thread};
+use extant_vm::{CacheConfig, PageCache};
 
 use crate::bootstrap;
 use crate::error::{CorruptKind, Error, Place, Result};
@@ -168,6 +169,9 @@ impl Filesystem {
             return Ok(());
         }
         let flushed = if mode == Mode::ReadWrite { self.write_everything() } else { Ok(()) };
+        for (ino, bytes) in self.drop_unwritten() {
+            tracing::error!("{bytes} bytes of inode {ino} could not be written and are lost");
+        }
         self.stop_threads();
         let result = match mode {
             Mode::ReadWrite => flushed.and_then(|()| self.end_clean()),
@@ -183,10 +187,11 @@ impl Filesystem {
 
     /// Writes all that is dirty, as sync does, and waits for evictions.
     pub(crate) fn write_everything(&self) -> Result<()> {
+        let data = self.write_back_all();
         self.flush_times()?;
         self.icache.wait_evicted();
         self.journal.commit_all()?;
-        Ok(())
+        data
     }
 
     /// Closes the journal and writes the superblock of a clean filesystem.
@@ -392,7 +397,12 @@ fn build(
         stop: Arc::default(),
         frozen: Mutex::new(Rank::LEAF, false),
     };
-    let fs = Arc::new(Filesystem {
+    let budget = usize::try_from(cache_size(&setup.options) / 4 * 3).unwrap_or(usize::MAX);
+    let config = CacheConfig { budget, ..CacheConfig::default() };
+    let pages = PageCache::new(Arc::clone(&device), geo.block_size(), config);
+    let fs = Arc::new_cyclic(|this| Filesystem {
+        this: this.clone(),
+        pages,
         dev_read_only: read_only,
         csum: *sb.csum(),
         features,

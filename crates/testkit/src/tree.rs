@@ -363,8 +363,13 @@ pub fn xattrs(at: &Path) -> io::Result<BTreeMap<Vec<u8>, Vec<u8>>> {
     Ok(map)
 }
 
-/// The ranges of a file that hold data, by SEEK_DATA and SEEK_HOLE.
+/// The ranges of a file that hold data, by SEEK_DATA and SEEK_HOLE; of a small one all of it, since the kernel's answer for
+/// content that it has not allocated yet leaves some out (seen on ext2 with 1024-byte blocks, Linux 6.18).
 fn data_ranges(file: &File, size: u64) -> Vec<(u64, u64)> {
+    const SMALL: u64 = 4 << 20;
+    if size <= SMALL {
+        return vec![(0, size)];
+    }
     let mut ranges: Vec<(u64, u64)> = Vec::new();
     let mut at = 0;
     while at < size {

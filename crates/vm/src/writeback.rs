@@ -56,7 +56,10 @@ impl AddressSpace {
     pub fn sync<H: Host>(&self, host: &H, range: Range<u64>) -> Result<(), H::Error> {
         let geo = self.cache.geometry();
         let end = range.end.min(host.size());
-        let Some(first) = geo.page_of(range.start).filter(|_| range.start < end) else { return Ok(()) };
+        // The page counts, not the byte: the range may begin past the end of the file in a page that is dirty before it.
+        let Some(first) = geo.page_of(range.start).filter(|p| geo.page_start(*p) < end) else {
+            return Ok(());
+        };
         let last = geo.page_of(end - 1).unwrap_or(u32::MAX);
         self.write_range(host, first, last, usize::MAX).1
     }
@@ -250,8 +253,14 @@ impl AddressSpace {
             let together = self.neighbours(&placed[at..]);
             let group = &mut placed[at..at + together];
             at += together;
-            if self.write_group(pages, group).is_ok() {
-                continue;
+            match self.write_group(pages, group) {
+                Ok(()) => continue,
+                Err(e) if together == 1 => {
+                    group[0].good = false;
+                    error.get_or_insert(e.into());
+                    continue;
+                }
+                Err(_) => {}
             }
             for one in group {
                 if let Err(e) = self.write_group(pages, std::slice::from_mut(one)) {

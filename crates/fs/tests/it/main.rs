@@ -6,6 +6,7 @@ extern crate extant_testkit;
 mod bookkeeping;
 mod crash;
 mod hostile;
+mod content;
 mod names;
 mod quota;
 mod reading;

@@ -6,8 +6,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use extant::{
-    Credentials, DeviceNumber, FileType, Filesystem, InodeRef, NewInode, RenameFlags, SetAttr, SetTime,
-    Setup, Timestamp, XattrSet,
+    Credentials, DeviceNumber, FallocateMode, FileType, Filesystem, InodeRef, NewInode, OpenFile, OpenMode,
+    RenameFlags, SetAttr, SetTime, Setup, Timestamp, WriteFlags, XattrSet,
 };
 use extant_device::OpenOptions;
 use extant_testkit::rng::pattern;
@@ -61,6 +61,11 @@ impl LibExecutor {
     fn split<'p>(&self, path: &'p str) -> extant::Result<(InodeRef, &'p [u8])> {
         let (dir, name) = path.rsplit_once('/').unwrap_or(("", path));
         Ok((self.walk(dir)?, name.as_bytes()))
+    }
+
+    fn open(&self, path: &str) -> extant::Result<OpenFile> {
+        let mode = OpenMode { read: true, write: true, ..OpenMode::default() };
+        OpenFile::new(&self.fs, &self.walk(path)?, mode, &self.cred)
     }
 
     fn apply_inner(&mut self, op: &Op) -> extant::Result<()> {
@@ -143,10 +148,31 @@ impl LibExecutor {
             }
             Op::Fsync { path } | Op::Fdatasync { path } => {
                 let inode = self.walk(path)?;
-                fs.sync_inode(&inode, matches!(op, Op::Fdatasync { .. }))?;
+                fs.fsync(&inode, matches!(op, Op::Fdatasync { .. }))?;
             }
             Op::Sync => fs.sync()?,
-            other => panic!("not for this executor: {other}"),
+            Op::Write { path, offset, len, seed } => {
+                let bytes = pattern(*seed, *offset, *len as usize);
+                let file = self.open(path)?;
+                let done = file.write_at(*offset, &bytes)?;
+                assert_eq!(done, (bytes.len(), *offset), "a short write");
+            }
+            Op::Append { path, len, seed } => {
+                let file = self.open(path)?;
+                let at = file.inode().size();
+                let bytes = pattern(*seed, at, *len as usize);
+                let flags = WriteFlags { append: true, ..WriteFlags::default() };
+                assert_eq!(fs.write_at(file.inode(), 0, &bytes, flags, cred)?, (bytes.len(), at));
+            }
+            Op::Fallocate { path, offset, len, keep_size } => {
+                self.open(path)?.fallocate(FallocateMode::Allocate, *offset, *len, *keep_size)?;
+            }
+            Op::Punch { path, offset, len } => {
+                self.open(path)?.fallocate(FallocateMode::PunchHole, *offset, *len, true)?;
+            }
+            Op::Zero { path, offset, len, keep_size } => {
+                self.open(path)?.fallocate(FallocateMode::ZeroRange, *offset, *len, *keep_size)?;
+            }
         }
         Ok(())
     }

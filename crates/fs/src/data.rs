@@ -1,0 +1,529 @@
+//! The content of a regular file: its pages, what is promised to them, and how they reach the disk.
+//!
+//! [`FileData`] is what the page cache knows of an inode (it is its [`Host`]); made with the first read or write. Delayed blocks
+//! are held by one [`Reservation`] per file: a cluster for each cluster that has delayed blocks and none on disk, and the tree
+//! blocks that mapping them may need in the worst case. A run of delayed blocks is claimed, written, and published in one
+//! handle with bitmap, map, `i_disksize` and the inode (claim, write, publish).
+//!
+//! # Locks
+//! `invalidate_lock` 30, the writeback gate 40 and page locks 50 are the page cache's; publication starts a handle (60), then
+//! takes the block map (80). [`Promise`] is behind a leaf lock.
+
+use extant_alloc::{Claim, ClaimRequest, Privilege, Reservation};
+use extant_format::{Ino, Lblk, Pblk};
+use extant_map::{Extent, MapKind, Placement as Cluster, Run, Written};
+use extant_sync::atomic::{AtomicU8, Ordering};
+use extant_sync::{Arc, Mutex, Rank, Weak};
+use extant_vm::{AddressSpace, Backing, Host, Mapped, Placement, ReadAhead};
+use rustc_hash::FxHashMap;
+
+use crate::error::{CorruptKind, Error, Place, Result};
+use crate::filesystem::Filesystem;
+use crate::freeze::Level;
+use crate::inode::Inode;
+
+/// Most claims in one handle.
+const MOST_CLAIMS: u32 = 64;
+
+/// A regular file's content in memory.
+pub(crate) struct FileData {
+    pub(crate) pages: AddressSpace,
+    /// Where readers without a state of their own have got to.
+    pub(crate) stream: Mutex<ReadAhead>,
+    fs: Weak<Filesystem>,
+    inode: Weak<Inode>,
+    ino: Ino,
+    /// The rights of the present writer, under the inode lock.
+    privilege: AtomicU8,
+    promise: Mutex<Promise>,
+}
+
+/// What is promised to a file's delayed blocks.
+#[derive(Default)]
+struct Promise {
+    reservation: Option<Reservation>,
+    /// Delayed blocks.
+    blocks: u64,
+    /// With bigalloc, each cluster with delayed blocks: how many, and whether a cluster is reserved for them.
+    clusters: FxHashMap<u32, (u32, bool)>,
+    /// With bigalloc, the file's clusters that are claimed and not yet published, by number, with their first block: one claim
+    /// serves all delayed blocks of a cluster.
+    claimed: FxHashMap<u32, Pblk>,
+}
+
+/// Blocks claimed for a file and not yet published.
+pub(crate) struct FileClaim {
+    lblk: u32,
+    len: u32,
+    pblk: Pblk,
+    what: What,
+    data: Arc<FileData>,
+}
+
+enum What {
+    /// Taken from the allocator for delayed blocks.
+    Fresh(Option<Claim>),
+    /// Delayed blocks in a cluster that the file has already, or that an earlier claim brings.
+    Implied,
+    /// Unwritten blocks.
+    Convert,
+}
+
+impl Drop for FileClaim {
+    fn drop(&mut self) {
+        if let What::Fresh(claim) = &mut self.what
+            && let Some(claim) = claim.take()
+            && let Some(fs) = self.data.fs.upgrade()
+        {
+            let mut back = fs.alloc.no_reservation(Privilege::Normal);
+            claim.give_back(&mut back);
+            let mut promise = self.data.promise.lock();
+            promise.put_back(back);
+            let ratio = fs.geo.cluster_ratio();
+            if ratio > 1 {
+                for cluster in self.lblk / ratio..=(self.lblk + self.len - 1) / ratio {
+                    promise.claimed.remove(&cluster);
+                }
+            }
+        }
+    }
+}
+
+impl Promise {
+    fn put_back(&mut self, part: Reservation) {
+        match &mut self.reservation {
+            Some(all) => all.merge(part),
+            none => *none = Some(part),
+        }
+    }
+
+    /// Takes a part out, to be used without the lock.
+    fn take(&mut self, fs: &Filesystem, data: u64, meta: u64) -> Reservation {
+        match &mut self.reservation {
+            Some(all) => all.split(data, meta),
+            None => fs.alloc.no_reservation(Privilege::Normal),
+        }
+    }
+
+    /// Gives back tree blocks that the delayed blocks left do not need, and everything when there are none.
+    fn trim(&mut self, worst: u64) {
+        let Some(all) = &mut self.reservation else { return };
+        if self.blocks == 0 {
+            self.reservation = None;
+            self.clusters.clear();
+            return;
+        }
+        let spare = all.meta().saturating_sub(worst);
+        all.shrink(0, spare);
+    }
+}
+
+impl Inode {
+    /// The file's content in memory; made when it is first wanted.
+    pub(crate) fn data(&self, fs: &Filesystem) -> &Arc<FileData> {
+        self.data.get_or_init(|| {
+            Arc::new_cyclic(|weak: &Weak<FileData>| FileData {
+                pages: AddressSpace::new(Arc::clone(&fs.pages), weak.clone()),
+                stream: Mutex::new(Rank::LEAF, ReadAhead::default()),
+                fs: fs.this.clone(),
+                inode: self.this.get().cloned().unwrap_or_default(),
+                ino: self.ino,
+                privilege: AtomicU8::new(0),
+                promise: Mutex::new(Rank::LEAF, Promise::default()),
+            })
+        })
+    }
+
+    /// Whether content waits to be written.
+    pub(crate) fn has_dirty_data(&self) -> bool {
+        self.data.get().is_some_and(|data| data.pages.is_dirty())
+    }
+}
+
+impl FileData {
+    /// Says with whose rights space is reserved from now on. Under the inode lock.
+    pub(crate) fn set_privilege(&self, privilege: Privilege) {
+        self.privilege.store(u8::from(privilege == Privilege::Reserved), Ordering::Relaxed);
+    }
+
+    fn privilege(&self) -> Privilege {
+        if self.privilege.load(Ordering::Relaxed) == 1 { Privilege::Reserved } else { Privilege::Normal }
+    }
+
+    /// The filesystem and the inode; both are there as long as anything is dirty.
+    fn both(&self) -> Result<(Arc<Filesystem>, Arc<Inode>)> {
+        match (self.fs.upgrade(), self.inode.upgrade()) {
+            (Some(fs), Some(inode)) => Ok((fs, inode)),
+            _ => Err(Error::Shutdown),
+        }
+    }
+
+    fn lost_block(&self, lblk: Lblk) -> Error {
+        let words = format!("block {lblk} is dirty and has no place");
+        Error::corrupt(Place::Inode(self.ino), CorruptKind::Map(words.into()))
+    }
+
+    /// A new place for delayed blocks.
+    fn claim_delayed(&self, fs: &Filesystem, inode: &Inode, lblk: Lblk, mut len: u32) -> Result<FileClaim> {
+        let data = Arc::clone(inode.data(fs));
+        let ratio = fs.geo.cluster_ratio();
+        if ratio > 1 {
+            let claimed = self.promise.lock().claimed.get(&(lblk.0 / ratio)).copied();
+            let place = match claimed {
+                Some(first) => {
+                    let pblk = Pblk(first.0 + u64::from(lblk.0 % ratio));
+                    Cluster::Implied { pblk, len: len.min(ratio - lblk.0 % ratio) }
+                }
+                None => fs.map.placement(&inode.map_ref(&inode.map.read()), lblk, len)?,
+            };
+            match place {
+                Cluster::Implied { pblk, len } => {
+                    return Ok(FileClaim { lblk: lblk.0, len, pblk, what: What::Implied, data });
+                }
+                Cluster::Claim { len: fresh } => len = fresh,
+            }
+        }
+        let clusters = u64::from(len / ratio) + 2;
+        let mut part = self.promise.lock().take(fs, clusters, 0);
+        let goal = self.goal(fs, inode, lblk)?;
+        let blocks = inode.size().div_ceil(u64::from(fs.geo.block_size()));
+        let request = ClaimRequest::file(goal, lblk, len, blocks, &inode.window);
+        let claim = fs.alloc.claim(&request, &mut part);
+        let mut promise = self.promise.lock();
+        promise.put_back(part);
+        let claim = claim?;
+        let (pblk, len) = (claim.pblk(), claim.len().min(len));
+        if ratio > 1 {
+            let first = lblk.0 / ratio;
+            for cluster in first..=(lblk.0 + len - 1) / ratio {
+                let into = u64::from(cluster - first) * u64::from(ratio);
+                promise.claimed.insert(cluster, Pblk(pblk.0 - u64::from(lblk.0 % ratio) + into));
+            }
+        }
+        drop(promise);
+        Ok(FileClaim { lblk: lblk.0, len, pblk, what: What::Fresh(Some(claim)), data })
+    }
+
+    /// Behind the block before, else where the allocator would begin.
+    pub(crate) fn goal(&self, fs: &Filesystem, inode: &Inode, lblk: Lblk) -> Result<Pblk> {
+        if let Some(before) = lblk.0.checked_sub(1)
+            && let Run::Mapped { pblk, .. } = fs.map_lookup(inode, Lblk(before), 1)?
+        {
+            return Ok(Pblk(pblk.0 + 1));
+        }
+        Ok(fs.alloc.goal_for_inode(inode.ino, true))
+    }
+
+    /// The place of dirty blocks that have one; unwritten ones are split off first, so that publishing them needs no space.
+    fn claim_mapped(
+        &self,
+        fs: &Filesystem,
+        inode: &Inode,
+        lblk: Lblk,
+        len: u32,
+    ) -> Result<Placement<FileClaim>> {
+        let Run::Mapped { pblk, len, unwritten } = fs.map_lookup(inode, lblk, len)? else {
+            return Err(self.lost_block(lblk));
+        };
+        if !unwritten {
+            return Ok(Placement { pblk, len, claim: None });
+        }
+        fs.split_unwritten(inode, lblk, len)?;
+        let data = Arc::clone(inode.data(fs));
+        let claim = FileClaim { lblk: lblk.0, len, pblk, what: What::Convert, data };
+        Ok(Placement { pblk, len, claim: Some(claim) })
+    }
+
+    /// Tree blocks that mapping `blocks` blocks may need.
+    fn worst(fs: &Filesystem, inode: &Inode, blocks: u64) -> Result<u64> {
+        let depth = fs.depth(inode)?;
+        Ok(fs.map.tree_blocks_worst(inode.map_kind(), depth, blocks))
+    }
+
+    /// Takes blocks out of the promise that are published (`paid`: out of it) or dropped.
+    fn undelay(&self, fs: &Filesystem, inode: &Inode, lblk: u32, len: u32, published: bool) -> Result<()> {
+        let left = self.promise.lock().blocks.saturating_sub(len.into());
+        let worst = Self::worst(fs, inode, left)?;
+        let ratio = fs.geo.cluster_ratio();
+        let mut promise = self.promise.lock();
+        debug_assert!(promise.blocks >= u64::from(len), "{len} blocks of {} delayed ones", promise.blocks);
+        promise.blocks = promise.blocks.saturating_sub(len.into());
+        let mut free = 0;
+        if ratio == 1 {
+            free = if published { 0 } else { u64::from(len) };
+        } else {
+            for at in lblk..lblk + len {
+                let Some((count, reserved)) = promise.clusters.get_mut(&(at / ratio)) else { continue };
+                *count -= 1;
+                if published {
+                    // The cluster is the file's now; what else is delayed in it needs none.
+                    *reserved = false;
+                }
+                if *count == 0 {
+                    free += u64::from(*reserved);
+                    promise.clusters.remove(&(at / ratio));
+                }
+            }
+        }
+        if let Some(all) = &mut promise.reservation {
+            all.shrink(free, 0);
+        }
+        promise.trim(worst);
+        Ok(())
+    }
+
+    /// How many clusters delayed blocks there need, beside those that are reserved; they are entered.
+    fn new_clusters(promise: &mut Promise, lblk: u32, len: u32, ratio: u32) -> u64 {
+        let mut new = 0;
+        for at in lblk..lblk + len {
+            let entry = promise.clusters.entry(at / ratio).or_insert_with(|| {
+                new += 1;
+                (0, true)
+            });
+            entry.0 += 1;
+        }
+        new
+    }
+
+    fn forget_clusters(promise: &mut Promise, lblk: u32, len: u32, ratio: u32) {
+        for at in lblk..lblk + len {
+            if let Some((count, _)) = promise.clusters.get_mut(&(at / ratio)) {
+                *count -= 1;
+                if *count == 0 {
+                    promise.clusters.remove(&(at / ratio));
+                }
+            }
+        }
+    }
+
+    /// Enters claimed blocks in bitmap and map. The change in the inode's blocks.
+    fn enter(
+        fs: &Filesystem,
+        handle: &mut extant_journal::Handle,
+        map: &mut extant_map::MapMut<'_>,
+        claim: &mut FileClaim,
+        part: &mut Reservation,
+    ) -> Result<i64> {
+        let (lblk, len) = (Lblk(claim.lblk), claim.len);
+        let extent = Extent { lblk, len, pblk: claim.pblk, unwritten: false };
+        let delta = match &mut claim.what {
+            What::Fresh(taken) => {
+                if let Some(taken) = taken {
+                    fs.alloc.publish(handle, taken, len)?;
+                }
+                fs.map.insert(handle, map, extent, part)?
+            }
+            What::Implied => fs.map.insert(handle, map, extent, part)?,
+            What::Convert => fs.map.convert(handle, map, lblk, len, Written::Yes, part)?,
+        };
+        Ok(delta.total())
+    }
+
+    /// With bigalloc: whether every claim that relies on another one's cluster has it, in `claims` or in the map.
+    fn is_complete(fs: &Filesystem, inode: &Inode, claims: &[FileClaim]) -> Result<bool> {
+        let ratio = fs.geo.cluster_ratio();
+        let i_block = inode.map.read();
+        let mut brought = None;
+        for claim in claims {
+            let cluster = claim.lblk / ratio;
+            match claim.what {
+                What::Fresh(_) => brought = Some((claim.lblk + claim.len - 1) / ratio),
+                What::Implied if brought == Some(cluster) => {}
+                What::Implied if fs.map.implied(&inode.map_ref(&i_block), Lblk(claim.lblk))?.is_some() => {}
+                What::Implied => return Ok(false),
+                What::Convert => {}
+            }
+        }
+        Ok(true)
+    }
+
+    /// Credits for publishing `claims`.
+    fn credits(fs: &Filesystem, inode: &Inode, claims: &[FileClaim]) -> Result<u32> {
+        let (kind, depth) = (inode.map_kind(), fs.depth(inode)?);
+        let runs = claims.len() as u32;
+        let map = match kind {
+            MapKind::Extents => fs.map.insert_credits(kind, depth, runs),
+            MapKind::Indirect => claims.iter().map(|c| fs.map.insert_credits_for(kind, depth, c.len)).sum(),
+        };
+        let conversions = claims.iter().filter(|c| matches!(c.what, What::Convert)).count() as u32;
+        Ok(1 + map + if conversions > 0 { fs.map.convert_credits(kind, depth, conversions) } else { 0 })
+    }
+}
+
+impl Filesystem {
+    /// Levels of a file's map.
+    pub(crate) fn depth(&self, inode: &Inode) -> Result<u16> {
+        Ok(self.map.depth(&inode.map_ref(&inode.map.read()))?)
+    }
+
+    /// Makes both ends of a run of unwritten blocks ends of extents, in a handle of its own.
+    pub(crate) fn split_unwritten(&self, inode: &Inode, lblk: Lblk, len: u32) -> Result<()> {
+        let (kind, depth) = (inode.map_kind(), self.depth(inode)?);
+        let mut spare = self.alloc.reserve(0, self.map.tree_blocks_worst(kind, depth, 2), Privilege::Pool)?;
+        let mut handle = self.journal.start(2 * self.map.insert_credits(kind, depth, 1) + 1)?;
+        let done = (|| {
+            let mut i_block = inode.map.write();
+            let mut map = inode.map_mut(&mut i_block);
+            let mut tree = self.map.split_at(&mut handle, &mut map, lblk, &mut spare)?.total();
+            let end = Lblk(lblk.0 + len);
+            tree += self.map.split_at(&mut handle, &mut map, end, &mut spare)?.total();
+            self.map_changed(inode, &i_block, tree);
+            drop(i_block);
+            self.write_inode(&mut handle, inode)
+        })();
+        self.finish(handle, done, inode)
+    }
+}
+
+impl Host for FileData {
+    type Error = Error;
+    type Claim = FileClaim;
+
+    fn space(&self) -> &AddressSpace {
+        &self.pages
+    }
+
+    fn number(&self) -> u64 {
+        self.ino.0.into()
+    }
+
+    fn size(&self) -> u64 {
+        self.inode.upgrade().map_or(0, |inode| inode.size())
+    }
+
+    fn grow_size(&self, end: u64) {
+        if let Some(inode) = self.inode.upgrade() {
+            let mut state = inode.state();
+            state.size = state.size.max(end);
+        }
+    }
+
+    fn set_size(&self, size: u64) {
+        if let Some(inode) = self.inode.upgrade() {
+            inode.state().size = size;
+        }
+    }
+
+    fn disk_size(&self) -> u64 {
+        self.inode.upgrade().map_or(0, |inode| inode.state().raw.size)
+    }
+
+    fn map(&self, lblk: Lblk, len: u32) -> Result<Mapped> {
+        let (fs, inode) = self.both()?;
+        Ok(match fs.map_lookup(&inode, lblk, len)? {
+            Run::Hole { len } => Mapped { backing: Backing::Hole, len },
+            Run::Mapped { pblk, len, unwritten: false } => Mapped { backing: Backing::Data(pblk), len },
+            Run::Mapped { pblk, len, unwritten: true } => Mapped { backing: Backing::Unwritten(pblk), len },
+        })
+    }
+
+    fn reserve(&self, lblk: Lblk, len: u32) -> Result<()> {
+        let (fs, inode) = self.both()?;
+        let end = u64::from(lblk.0) + u64::from(len);
+        if end > fs.map.max_blocks(inode.map_kind()) {
+            return Err(Error::FileTooBig);
+        }
+        let before = self.promise.lock().blocks;
+        let worst = Self::worst(&fs, &inode, before + u64::from(len))?;
+        let ratio = fs.geo.cluster_ratio();
+        let mut promise = self.promise.lock();
+        let clusters =
+            if ratio == 1 { u64::from(len) } else { Self::new_clusters(&mut promise, lblk.0, len, ratio) };
+        let have = promise.reservation.as_ref().map_or(0, Reservation::meta);
+        match fs.alloc.reserve(clusters, worst.saturating_sub(have), self.privilege()) {
+            Ok(more) => promise.put_back(more),
+            Err(e) => {
+                if ratio > 1 {
+                    Self::forget_clusters(&mut promise, lblk.0, len, ratio);
+                }
+                return Err(e.into());
+            }
+        }
+        promise.blocks += u64::from(len);
+        Ok(())
+    }
+
+    fn unreserve(&self, lblk: Lblk, len: u32) {
+        let given = self.both().and_then(|(fs, inode)| self.undelay(&fs, &inode, lblk.0, len, false));
+        if given.is_err() {
+            // The filesystem is going away, or the map cannot be read any more: the count alone is kept.
+            let mut promise = self.promise.lock();
+            promise.blocks = promise.blocks.saturating_sub(len.into());
+            promise.trim(u64::MAX);
+        }
+    }
+
+    fn claim(&self, lblk: Lblk, len: u32, delayed: bool) -> Result<Placement<FileClaim>> {
+        let (fs, inode) = self.both()?;
+        if !delayed {
+            return self.claim_mapped(&fs, &inode, lblk, len);
+        }
+        let claim = self.claim_delayed(&fs, &inode, lblk, len)?;
+        Ok(Placement { pblk: claim.pblk, len: claim.len, claim: Some(claim) })
+    }
+
+    fn publish(&self, mut claims: Vec<FileClaim>, end: u64) -> Result<()> {
+        if claims.is_empty() && end <= self.disk_size() {
+            return Ok(());
+        }
+        let (fs, inode) = self.both()?;
+        if fs.geo.cluster_ratio() > 1 && !Self::is_complete(&fs, &inode, &claims)? {
+            // The write of the blocks that brought the cluster failed.
+            return Err(std::io::Error::from_raw_os_error(5).into());
+        }
+        let mut handle = fs.journal.start(Self::credits(&fs, &inode, &claims)?)?;
+        let mut part = self.promise.lock().take(&fs, 0, u64::MAX);
+        let done = (|| {
+            let mut i_block = inode.map.write();
+            let mut delta = 0;
+            for claim in &mut claims {
+                let mut map = inode.map_mut(&mut i_block);
+                delta += Self::enter(&fs, &mut handle, &mut map, claim, &mut part)?;
+            }
+            fs.map_changed(&inode, &i_block, delta);
+            drop(i_block);
+            {
+                let mut state = inode.state();
+                state.raw.size = state.raw.size.max(end);
+            }
+            fs.write_inode(&mut handle, &inode)
+        })();
+        self.promise.lock().put_back(part);
+        fs.finish(handle, done, &inode)?;
+        for claim in &claims {
+            if !matches!(claim.what, What::Convert) {
+                self.undelay(&fs, &inode, claim.lblk, claim.len, true)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn claims_per_publish(&self) -> usize {
+        let Ok((fs, inode)) = self.both() else { return 1 };
+        let (kind, depth) = (inode.map_kind(), fs.depth(&inode).unwrap_or(5));
+        let room = fs.journal.max_credits() / 4;
+        let fits =
+            |n: u32| fs.map.insert_credits(kind, depth, n) + fs.map.convert_credits(kind, depth, n) < room;
+        (1..=MOST_CLAIMS).rev().find(|n| fits(*n)).unwrap_or(1) as usize
+    }
+
+    fn errno(error: &Error) -> i32 {
+        error.errno()
+    }
+
+    fn in_background<R>(&self, work: impl FnOnce() -> R) -> R {
+        match self.fs.upgrade() {
+            Some(fs) => {
+                let _pass = fs.gate.enter(Level::Internal);
+                work()
+            }
+            None => work(),
+        }
+    }
+}
+
+impl std::fmt::Debug for FileData {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "content of inode {}", self.ino)
+    }
+}

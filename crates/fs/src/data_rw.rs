@@ -1,0 +1,406 @@
+//! Reading and writing files, changing their size, and making their content durable.
+
+use extant_format::indirect;
+use extant_format::inline;
+use extant_format::inode::InodeFlags;
+use extant_format::{Lblk, RoCompat, Tid};
+use extant_journal::Flushed;
+use extant_sync::atomic::Ordering;
+use extant_vm::{Host, ReadAhead};
+
+use crate::cred::{Caps, Credentials};
+use crate::error::{Error, Result};
+use crate::filesystem::{Filesystem, Mode};
+use crate::freeze::Level;
+use crate::icache::InodeRef;
+use crate::inode::Inode;
+
+/// Most bytes that are written under one holding of the inode lock: so much may the cache be overdrawn.
+const PIECE: usize = 16 << 20;
+
+/// How to write.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WriteFlags {
+    /// Write at the end, wherever that is when the inode lock is held; the offset is ignored.
+    pub append: bool,
+    /// Content and what is needed to find it is durable on return (O_DSYNC).
+    pub data_sync: bool,
+    /// Content and attributes are durable on return (O_SYNC).
+    pub sync: bool,
+    /// Whoever writes takes set-user-id and set-group-id away, even with the capability to keep them
+    /// (`FUSE_WRITE_KILL_SUIDGID`).
+    pub kill_suidgid: bool,
+}
+
+impl Filesystem {
+    /// The largest size that a file of this map kind may have.
+    pub(crate) fn max_file_size(&self, inode: &Inode) -> u64 {
+        let huge = self.features.ro_compat.contains(RoCompat::HUGE_FILE);
+        indirect::max_file_size(inode.map_kind(), self.geo.block_size(), huge)
+    }
+
+    /// Refuses content that this program cannot make sense of.
+    pub(crate) fn check_content(&self, inode: &Inode) -> Result<()> {
+        if inode.is_dir() {
+            return Err(Error::IsDirectory);
+        }
+        if !inode.is_regular() {
+            return Err(Error::Invalid("not a regular file"));
+        }
+        let flags = inode.flags();
+        if flags.contains(InodeFlags::ENCRYPT) {
+            return Err(Error::NotSupported("the content of an encrypted file (feature encrypt)"));
+        }
+        if flags.contains(InodeFlags::VERITY) {
+            return Err(Error::NotSupported("the content of a file with fs-verity (feature verity)"));
+        }
+        Ok(())
+    }
+
+    /// The same for changing it.
+    pub(crate) fn check_content_change(&self, inode: &Inode) -> Result<()> {
+        self.check_content(inode)?;
+        if inode.flags().contains(InodeFlags::JOURNAL_DATA) {
+            return Err(Error::NotSupported("writing a file whose data is journalled (flag j)"));
+        }
+        Ok(())
+    }
+
+    /// Reads from byte `offset` of a regular file; how many bytes there were. Streams are recognised by inode.
+    ///
+    /// # Errors
+    /// `IsDirectory`, `NotSupported`; damage; the device's errors.
+    pub fn read_at(&self, inode: &InodeRef, offset: u64, buf: &mut [u8]) -> Result<usize> {
+        let data = inode.data(self);
+        let mut ahead = data.stream.try_lock().map(|s| *s).unwrap_or_default();
+        let done = self.read_stream(inode, offset, buf, &mut ahead)?;
+        if let Some(mut stream) = data.stream.try_lock() {
+            *stream = ahead;
+        }
+        Ok(done)
+    }
+
+    /// The same for one open file, which keeps its own state of the stream.
+    ///
+    /// # Errors
+    /// As [`Self::read_at`].
+    pub fn read_stream(
+        &self,
+        inode: &InodeRef,
+        offset: u64,
+        buf: &mut [u8],
+        ahead: &mut ReadAhead,
+    ) -> Result<usize> {
+        let done = self.noted(self.check_alive().and_then(|()| {
+            self.check_content(inode)?;
+            if self.is_inline(inode)
+                && let Some(done) = self.read_inline(inode, offset, buf)?
+            {
+                return Ok(done);
+            }
+            let data = inode.data(self);
+            data.pages.read(&**data, offset, buf, ahead)
+        }))?;
+        self.touch_atime(inode);
+        // A failing device is no reason to refuse a read: what it needs is clean.
+        let _ = self.pages.throttle();
+        Ok(done)
+    }
+
+    /// `None` when the content has moved to blocks meanwhile.
+    fn read_inline(&self, inode: &Inode, offset: u64, buf: &mut [u8]) -> Result<Option<usize>> {
+        let _xattr = inode.xattr.read();
+        if !self.is_inline(inode) {
+            return Ok(None);
+        }
+        let data = self.inline_read_locked(inode)?;
+        let size = inode.size();
+        let len = size.saturating_sub(offset).min(buf.len() as u64) as usize;
+        let there = inline::read(&data.i_block, &data.second, size, offset, &mut buf[..len]);
+        buf[there..len].fill(0);
+        Ok(Some(len))
+    }
+
+    /// Writes to a regular file: all of `bytes`, or less with no error when space ran out on the way. Returns the bytes written
+    /// and the offset where they begin.
+    ///
+    /// # Errors
+    /// When nothing was written: `ReadOnly`, `NoSpace`, `QuotaExceeded`, `FileTooBig`, `NotSupported`; damage; the device's.
+    pub fn write_at(
+        &self,
+        inode: &InodeRef,
+        offset: u64,
+        bytes: &[u8],
+        flags: WriteFlags,
+        cred: &Credentials,
+    ) -> Result<(usize, u64)> {
+        let mut done = 0;
+        let mut start = offset;
+        loop {
+            let piece = &bytes[done..bytes.len().min(done + PIECE)];
+            let at = offset + done as u64;
+            match self.noted(self.write_with_space(inode, at, piece, flags, cred)) {
+                Ok((n, from)) => {
+                    if done == 0 {
+                        start = from;
+                    }
+                    done += n;
+                    if n < piece.len() || done == bytes.len() {
+                        break;
+                    }
+                }
+                Err(_) if done > 0 => break,
+                Err(e) => return Err(e),
+            }
+        }
+        let sync = flags.sync || self.is_sync(inode);
+        if (sync || flags.data_sync) && done > 0 {
+            self.fsync(inode, !sync)?;
+        }
+        self.pages.throttle()?;
+        Ok((done, start))
+    }
+
+    /// Writes a piece; when space runs out, once more after what was freed lately can be used.
+    fn write_with_space(
+        &self,
+        inode: &InodeRef,
+        at: u64,
+        piece: &[u8],
+        flags: WriteFlags,
+        cred: &Credentials,
+    ) -> Result<(usize, u64)> {
+        self.pages.throttle()?;
+        match self.write_piece(inode, at, piece, flags, cred) {
+            Err(Error::NoSpace) => {
+                self.icache.wait_evicted();
+                self.journal.commit_all()?;
+                self.write_piece(inode, at, piece, flags, cred)
+            }
+            result => result,
+        }
+    }
+
+    fn write_piece(
+        &self,
+        inode: &InodeRef,
+        at: u64,
+        piece: &[u8],
+        flags: WriteFlags,
+        cred: &Credentials,
+    ) -> Result<(usize, u64)> {
+        let _write = self.begin_write()?;
+        let _lock = inode.lock.write();
+        self.check_content_change(inode)?;
+        let at = if flags.append { inode.size() } else { at };
+        if piece.is_empty() {
+            return Ok((0, at));
+        }
+        let most = self.max_file_size(inode);
+        if at >= most {
+            return Err(Error::FileTooBig);
+        }
+        let piece = &piece[..piece.len().min((most - at).min(usize::MAX as u64) as usize)];
+        self.kill_setid(inode, flags, cred);
+        let data = inode.data(self);
+        data.set_privilege(self.privilege(cred));
+        let inline = self.is_inline(inode) || self.may_become_inline(inode, at + piece.len() as u64)?;
+        if inline && self.write_inline(inode, at, piece, cred)? {
+            return Ok((piece.len(), at));
+        }
+        let outcome = data.pages.write(&**data, at, piece);
+        if outcome.written > 0 {
+            self.touch_written(inode);
+            return Ok((outcome.written, at));
+        }
+        Err(outcome.error.unwrap_or(Error::Shutdown))
+    }
+
+    /// Moves mtime and ctime after a write, in memory; they go with the next change of the inode.
+    pub(crate) fn touch_written(&self, inode: &InodeRef) {
+        let now = self.now();
+        let first = {
+            let mut state = inode.state();
+            state.raw.mtime = now;
+            state.raw.ctime = now;
+            state.raw.version = state.raw.version.wrapping_add(1);
+            !std::mem::replace(&mut state.times_dirty, true)
+        };
+        if first {
+            self.dirty_times.lock().push(inode.clone());
+        }
+    }
+
+    /// Refuses opening a file for writing that must not change.
+    pub(crate) fn check_open_for_writing(&self, inode: &Inode, append: bool) -> Result<()> {
+        self.check_content_change(inode)?;
+        if self.is_read_only() {
+            return Err(Error::ReadOnly);
+        }
+        let flags = inode.flags();
+        if flags.contains(InodeFlags::IMMUTABLE) || (flags.contains(InodeFlags::APPEND) && !append) {
+            return Err(Error::NotPermitted);
+        }
+        Ok(())
+    }
+
+    /// Takes set-user-id and set-group-id away before content changes (a write by anybody without CAP_FSETID).
+    fn kill_setid(&self, inode: &InodeRef, flags: WriteFlags, cred: &Credentials) {
+        if cred.has(Caps::FSETID) && !flags.kill_suidgid {
+            return;
+        }
+        let mut state = inode.state();
+        state.raw.mode = crate::attr::without_setid(state.raw.mode);
+    }
+
+    /// Sets i_size. The caller holds the inode lock exclusively and writes times afterwards.
+    pub(crate) fn set_size(&self, inode: &InodeRef, size: u64, cred: &Credentials) -> Result<()> {
+        self.check_content_change(inode)?;
+        if size > self.max_file_size(inode) {
+            return Err(Error::FileTooBig);
+        }
+        inode.data(self).set_privilege(self.privilege(cred));
+        if self.is_inline(inode) && self.resize_inline(inode, size, cred)? {
+            return Ok(());
+        }
+        let old = inode.size();
+        if size < old { self.shrink(inode, size) } else { self.extend(inode, size) }
+    }
+
+    /// ftruncate(2): the permission to write was checked when the file was opened.
+    pub(crate) fn truncate_file(&self, inode: &InodeRef, size: u64, cred: &Credentials) -> Result<()> {
+        self.pages.throttle()?;
+        let run = || {
+            let _write = self.begin_write()?;
+            let _lock = inode.lock.write();
+            self.kill_setid(inode, WriteFlags::default(), cred);
+            self.set_size(inode, size, cred)?;
+            self.touch_written(inode);
+            Ok(())
+        };
+        self.noted(self.with_space(run))?;
+        if self.is_sync(inode) { self.fsync(inode, false) } else { Ok(()) }
+    }
+
+    fn shrink(&self, inode: &InodeRef, size: u64) -> Result<()> {
+        let data = inode.data(self);
+        let guard = data.pages.exclusive();
+        data.pages.truncate(&guard, &**data, size)?;
+        let mut handle = self.journal.start(self.free_credits(inode) + 3)?;
+        let done = (|| {
+            self.orphan_add(&mut handle, inode)?;
+            inode.state().raw.size = size;
+            self.write_inode(&mut handle, inode)?;
+            let from = size.div_ceil(u64::from(self.geo.block_size()));
+            if let Ok(from) = u32::try_from(from) {
+                self.remove_blocks(&mut handle, inode, Lblk(from))?;
+            }
+            self.orphan_del(&mut handle, inode)?;
+            self.write_inode(&mut handle, inode)
+        })();
+        self.finish(handle, done, inode)
+    }
+
+    /// Raises i_size to `size`, a hole.
+    fn extend(&self, inode: &InodeRef, size: u64) -> Result<()> {
+        let data = inode.data(self);
+        let guard = data.pages.exclusive();
+        data.pages.truncate(&guard, &**data, size)?;
+        self.raise_disk_size(inode, size)
+    }
+
+    /// Raises i_disksize to `size` in a handle, after the block with its old end is on the device with a zeroed tail.
+    pub(crate) fn raise_disk_size(&self, inode: &Inode, size: u64) -> Result<()> {
+        let data = inode.data(self);
+        let old = data.disk_size();
+        if !old.is_multiple_of(self.geo.block_size().into()) {
+            data.pages.sync(&**data, old - 1..old + 1)?;
+        }
+        let mut handle = self.journal.start(1)?;
+        {
+            let mut state = inode.state();
+            state.raw.size = state.raw.size.max(size);
+        }
+        let done = self.write_inode(&mut handle, inode);
+        self.finish(handle, done, inode)
+    }
+
+    /// Makes a file's content durable, with its attributes unless `data_only`. Reports no earlier failure of the background
+    /// writeback: an open file does ([`Self::write_error`]).
+    ///
+    /// # Errors
+    /// The device's; `Shutdown`.
+    pub fn fsync(&self, inode: &InodeRef, data_only: bool) -> Result<()> {
+        self.check_alive()?;
+        if self.mode() == Mode::ReadOnly {
+            return Ok(());
+        }
+        let pass = self.gate.enter(Level::Internal);
+        let data = inode.data.get().cloned();
+        if let Some(data) = data {
+            self.noted(data.pages.sync(&*data, 0..u64::MAX))?;
+        }
+        if !data_only && inode.state().times_dirty {
+            let mut handle = self.journal.start(1)?;
+            let done = self.write_inode(&mut handle, inode);
+            self.finish(handle, done, inode)?;
+        }
+        drop(pass);
+        let tid = if data_only { &inode.datasync_tid } else { &inode.sync_tid };
+        let flushed = if inode.has_tid.load(Ordering::Acquire) {
+            self.journal.wait_commit(Tid(tid.load(Ordering::Relaxed)))?
+        } else {
+            Flushed::No
+        };
+        if flushed == Flushed::No {
+            self.device.flush()?;
+        }
+        Ok(())
+    }
+
+    /// The failed writeback that a file opened when `cursor` was taken has not been told of.
+    pub fn write_error(&self, inode: &InodeRef, cursor: &extant_vm::ErrCursor) -> Option<i32> {
+        inode.data(self).pages.errors().check(cursor)
+    }
+
+    /// A cursor for [`Self::write_error`], to be taken when a file is opened.
+    #[must_use]
+    pub fn write_error_cursor(&self, inode: &InodeRef) -> extant_vm::ErrCursor {
+        inode.data(self).pages.errors().sample()
+    }
+
+    /// Writes the content of all files; what is on the device then is published, not yet committed.
+    ///
+    /// # Errors
+    /// EIO when any file's content could not be written; it stays dirty.
+    pub(crate) fn write_back_all(&self) -> Result<()> {
+        Ok(self.pages.sync_all()?)
+    }
+
+    /// Throws away the content of a dead inode, before its blocks are freed.
+    pub(crate) fn drop_data(&self, inode: &Inode) {
+        if let Some(data) = inode.data.get() {
+            data.pages.drop_all(&**data);
+        }
+    }
+
+    /// Throws away what could not be written, at an unmount: the inode numbers and the bytes lost.
+    pub(crate) fn drop_unwritten(&self) -> Vec<(u64, u64)> {
+        let mut lost = Vec::new();
+        for owner in self.pages.dirty_owners() {
+            let number = owner.number();
+            let Some(inode) =
+                u32::try_from(number).ok().and_then(|n| self.icache.cached(extant_format::Ino(n)))
+            else {
+                continue;
+            };
+            if let Some(data) = inode.data.get() {
+                let dropped = data.pages.drop_all(&**data);
+                if dropped.dirty_bytes > 0 {
+                    lost.push((number, dropped.dirty_bytes));
+                }
+            }
+        }
+        lost
+    }
+}

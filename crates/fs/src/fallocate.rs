@@ -1,0 +1,318 @@
+//! Preallocation, holes, zeroed ranges; finding data and holes.
+
+use std::ops::Range;
+
+use extant_alloc::{ClaimRequest, Privilege};
+use extant_format::Lblk;
+use extant_map::{Content, Extent, MapKind, Placement, Run, Written};
+use extant_vm::Host;
+
+use crate::cred::Credentials;
+use crate::error::{Error, Result};
+use crate::filesystem::Filesystem;
+use crate::icache::InodeRef;
+use crate::inode::Inode;
+
+/// Most blocks of one unwritten extent.
+const MOST_UNWRITTEN: u32 = 32_767;
+
+/// What fallocate(2) is to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FallocateMode {
+    /// Blocks for every hole, reading as zeros.
+    Allocate,
+    /// A hole; i_size stays.
+    PunchHole,
+    /// Zeros, with blocks behind them.
+    ZeroRange,
+}
+
+/// What to look for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SeekKind {
+    /// SEEK_DATA
+    Data,
+    /// SEEK_HOLE
+    Hole,
+}
+
+impl Filesystem {
+    /// fallocate(2). `keep_size`: i_size stays although the range goes past it.
+    ///
+    /// # Errors
+    /// `Invalid`, `FileTooBig`, `NoSpace` (what was allocated until then stays), `NotSupported` for files without extents;
+    /// damage; the device's.
+    pub fn fallocate(
+        &self,
+        inode: &InodeRef,
+        mode: FallocateMode,
+        offset: u64,
+        len: u64,
+        keep_size: bool,
+        cred: &Credentials,
+    ) -> Result<()> {
+        if len == 0 {
+            return Err(Error::Invalid("a length of zero"));
+        }
+        let end = offset.checked_add(len).ok_or(Error::FileTooBig)?;
+        self.pages.throttle()?;
+        let run = || self.noted(self.fallocate_once(inode, mode, offset..end, keep_size, cred));
+        let done = match run() {
+            Err(Error::NoSpace) => {
+                self.icache.wait_evicted();
+                self.journal.commit_all()?;
+                run()
+            }
+            result => result,
+        };
+        done?;
+        if self.is_sync(inode) { self.fsync(inode, false) } else { Ok(()) }
+    }
+
+    fn fallocate_once(
+        &self,
+        inode: &InodeRef,
+        mode: FallocateMode,
+        range: Range<u64>,
+        keep_size: bool,
+        cred: &Credentials,
+    ) -> Result<()> {
+        let _write = self.begin_write()?;
+        let _lock = inode.lock.write();
+        self.check_content_change(inode)?;
+        if mode != FallocateMode::PunchHole && range.end > self.max_file_size(inode) {
+            return Err(Error::FileTooBig);
+        }
+        self.make_blocks(inode, cred)?;
+        if mode != FallocateMode::PunchHole && inode.map_kind() == MapKind::Indirect {
+            return Err(Error::NotSupported("preallocation in a file without extents"));
+        }
+        inode.data(self).set_privilege(self.privilege(cred));
+        self.touch_written(inode);
+        match mode {
+            FallocateMode::Allocate => self.preallocate(inode, range.clone(), cred)?,
+            FallocateMode::PunchHole => return self.punch_hole(inode, range),
+            FallocateMode::ZeroRange => self.zero_range(inode, range.clone(), cred)?,
+        }
+        if !keep_size && range.end > inode.size() {
+            let data = inode.data(self);
+            let guard = data.pages.exclusive();
+            data.pages.truncate(&guard, &**data, range.end)?;
+            self.raise_disk_size(inode, range.end)?;
+        }
+        Ok(())
+    }
+
+    /// Gives unwritten blocks to every hole of the range, in as many handles as it takes.
+    fn preallocate(&self, inode: &InodeRef, range: Range<u64>, cred: &Credentials) -> Result<()> {
+        let data = inode.data(self);
+        // Delayed blocks of the range are reserved holes; afterwards they have their places.
+        data.pages.sync(&**data, range.clone())?;
+        let _guard = data.pages.exclusive();
+        // With bigalloc, blocks beside the range may be on their way into the same clusters.
+        let _gate = data.pages.gate();
+        let size = u64::from(self.geo.block_size());
+        let mut at = (range.start / size) as u32;
+        let end = u32::try_from(range.end.div_ceil(size)).map_err(|_| Error::FileTooBig)?;
+        while at < end {
+            match self.map_lookup(inode, Lblk(at), end - at)? {
+                Run::Mapped { len, .. } => at += len,
+                Run::Hole { len } => {
+                    at += self.allocate_hole(inode, at, len.min(end - at).min(MOST_UNWRITTEN), cred)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives unwritten blocks to a hole, at least to its first block; to how many.
+    fn allocate_hole(&self, inode: &InodeRef, at: u32, len: u32, cred: &Credentials) -> Result<u32> {
+        let (kind, depth) = (inode.map_kind(), self.depth(inode)?);
+        let ratio = self.geo.cluster_ratio();
+        let place = self.map.placement(&inode.map_ref(&inode.map.read()), Lblk(at), len)?;
+        let meta = self.map.tree_blocks_worst(kind, depth, 1);
+        let (pblk, len, mut claim, mut space) = match place {
+            Placement::Implied { pblk, len } => {
+                (pblk, len, None, self.alloc.reserve(0, meta, self.privilege(cred))?)
+            }
+            Placement::Claim { len } => {
+                let clusters = (u64::from(at % ratio) + u64::from(len)).div_ceil(u64::from(ratio));
+                let mut space = self
+                    .alloc
+                    .reserve(clusters, meta, self.privilege(cred))
+                    .or_else(|_| self.alloc.reserve(1, meta, self.privilege(cred)))?;
+                let goal = inode.data(self).goal(self, inode, Lblk(at))?;
+                let claim = self.alloc.claim(&ClaimRequest::plain(goal, Lblk(at), len), &mut space)?;
+                (claim.pblk(), claim.len().min(len), Some(claim), space)
+            }
+        };
+        let mut handle = self.journal.start(self.map.insert_credits(kind, depth, 1) + 1)?;
+        let done = (|| {
+            let mut i_block = inode.map.write();
+            if let Some(claim) = &mut claim {
+                self.alloc.publish(&mut handle, claim, len)?;
+            }
+            let extent = Extent { lblk: Lblk(at), len, pblk, unwritten: true };
+            let delta = self.map.insert(&mut handle, &mut inode.map_mut(&mut i_block), extent, &mut space)?;
+            self.map_changed(inode, &i_block, delta.total());
+            drop(i_block);
+            self.write_inode(&mut handle, inode)
+        })();
+        self.finish(handle, done, inode)?;
+        Ok(len)
+    }
+
+    /// The part of `range` that a punch has to do with: past the last byte nothing is.
+    fn inside(&self, inode: &Inode, range: Range<u64>) -> Option<Range<u64>> {
+        let size = inode.size();
+        let end =
+            if range.end >= size { size.next_multiple_of(self.geo.block_size().into()) } else { range.end };
+        (range.start < size).then_some(range.start..end)
+    }
+
+    /// Takes the range out of the cache, its edges zeroed; what the disk knows as the end of the file is brought behind it.
+    fn clear_cache(
+        &self,
+        inode: &Inode,
+        guard: &extant_vm::ExclusiveGuard<'_>,
+        range: Range<u64>,
+    ) -> Result<()> {
+        let data = inode.data(self);
+        data.pages.punch(guard, &**data, range.clone())?;
+        let end = range.end.min(inode.size());
+        if end > data.disk_size() { self.raise_disk_size(inode, end) } else { Ok(()) }
+    }
+
+    /// The whole blocks of a range.
+    fn whole_blocks(&self, range: &Range<u64>) -> Range<u32> {
+        let size = u64::from(self.geo.block_size());
+        let block = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
+        block(range.start.div_ceil(size))..block(range.end / size)
+    }
+
+    fn punch_hole(&self, inode: &InodeRef, range: Range<u64>) -> Result<()> {
+        let Some(range) = self.inside(inode, range) else { return Ok(()) };
+        let data = inode.data(self);
+        let guard = data.pages.exclusive();
+        self.clear_cache(inode, &guard, range.clone())?;
+        let blocks = self.whole_blocks(&range);
+        if blocks.start >= blocks.end {
+            return Ok(());
+        }
+        inode.window.release();
+        let (kind, depth) = (inode.map_kind(), self.depth(inode)?);
+        let mut spare = self.alloc.reserve(0, self.map.tree_blocks_worst(kind, depth, 2), Privilege::Pool)?;
+        let mut handle = self.journal.start(self.free_credits(inode))?;
+        let done = (|| {
+            let mut end = blocks.end;
+            loop {
+                let left = {
+                    let mut i_block = inode.map.write();
+                    let mut map = inode.map_mut(&mut i_block);
+                    let span = Lblk(blocks.start)..Lblk(end);
+                    let removed = self.map.remove(&mut handle, &mut map, span, Content::Data, &mut spare)?;
+                    self.map_changed(inode, &i_block, removed.delta.total());
+                    removed.left
+                };
+                self.write_inode(&mut handle, inode)?;
+                match left {
+                    None => return Ok(()),
+                    Some(from) => end = from.0,
+                }
+                handle.restart(self.free_credits(inode))?;
+            }
+        })();
+        self.finish(handle, done, inode)
+    }
+
+    fn zero_range(&self, inode: &InodeRef, range: Range<u64>, cred: &Credentials) -> Result<()> {
+        self.preallocate(inode, range.clone(), cred)?;
+        let data = inode.data(self);
+        let guard = data.pages.exclusive();
+        self.clear_cache(inode, &guard, range.clone())?;
+        let blocks = self.whole_blocks(&range);
+        let mut at = blocks.start;
+        while at < blocks.end {
+            let run = self.map_lookup(inode, Lblk(at), blocks.end - at)?;
+            if let Run::Mapped { len, unwritten: false, .. } = run {
+                let len = len.min(MOST_UNWRITTEN);
+                self.unwrite(inode, at, len)?;
+                at += len;
+            } else {
+                at = at.saturating_add(run.len());
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes written blocks unwritten.
+    fn unwrite(&self, inode: &Inode, at: u32, len: u32) -> Result<()> {
+        let (kind, depth) = (inode.map_kind(), self.depth(inode)?);
+        let mut spare = self.alloc.reserve(0, self.map.tree_blocks_worst(kind, depth, 2), Privilege::Pool)?;
+        let mut handle = self.journal.start(self.map.convert_credits(kind, depth, 1) + 1)?;
+        let done = (|| {
+            let mut i_block = inode.map.write();
+            let mut map = inode.map_mut(&mut i_block);
+            let delta = self.map.convert(&mut handle, &mut map, Lblk(at), len, Written::No, &mut spare)?;
+            self.map_changed(inode, &i_block, delta.total());
+            drop(i_block);
+            self.write_inode(&mut handle, inode)
+        })();
+        self.finish(handle, done, inode)
+    }
+
+    /// lseek(2) with SEEK_DATA or SEEK_HOLE: the offset of the next data, or hole (the end of the file is one), at or after
+    /// `offset`.
+    ///
+    /// # Errors
+    /// `NoSuchAddress` past the end, or when no data follows; damage.
+    pub fn seek(&self, inode: &InodeRef, offset: u64, kind: SeekKind) -> Result<u64> {
+        self.noted(self.check_alive().and_then(|()| {
+            self.check_content(inode)?;
+            let _lock = inode.lock.read();
+            let size = inode.size();
+            if offset >= size {
+                return Err(Error::NoSuchAddress);
+            }
+            if self.is_inline(inode) {
+                return Ok(if kind == SeekKind::Data { offset } else { size });
+            }
+            match kind {
+                SeekKind::Data => {
+                    self.next_data(inode, offset, size)?.map(|r| r.start).ok_or(Error::NoSuchAddress)
+                }
+                SeekKind::Hole => self.next_hole(inode, offset, size),
+            }
+        }))
+    }
+
+    fn next_hole(&self, inode: &Inode, offset: u64, size: u64) -> Result<u64> {
+        let mut at = offset;
+        while at < size {
+            match self.next_data(inode, at, size)? {
+                Some(data) if data.start == at => at = data.end,
+                _ => return Ok(at),
+            }
+        }
+        Ok(size)
+    }
+
+    /// The first piece of data at or after `offset`: written blocks, or dirty pages over a hole or unwritten blocks.
+    fn next_data(&self, inode: &Inode, offset: u64, size: u64) -> Result<Option<Range<u64>>> {
+        let dirty = inode.data.get().and_then(|data| data.pages.next_dirty(offset..size));
+        let limit = dirty.as_ref().map_or(size, |d| d.start);
+        let block = u64::from(self.geo.block_size());
+        let mut at = offset;
+        while at < limit {
+            let lblk = Lblk((at / block) as u32);
+            let most = u32::try_from((limit - 1) / block - at / block + 1).unwrap_or(u32::MAX);
+            let run = self.map_lookup(inode, lblk, most)?;
+            let end = (u64::from(lblk.0) + u64::from(run.len())) * block;
+            if matches!(run, Run::Mapped { unwritten: false, .. }) {
+                return Ok(Some(at..end.min(size)));
+            }
+            at = end;
+        }
+        Ok(dirty)
+    }
+}

@@ -1,0 +1,154 @@
+//! An open regular file: what an open adds to an inode.
+
+use extant_sync::{Arc, Mutex, Rank};
+use extant_vm::{ErrCursor, ReadAhead};
+
+use crate::cred::Credentials;
+use crate::data_rw::WriteFlags;
+use crate::error::{Error, Result};
+use crate::fallocate::{FallocateMode, SeekKind};
+use crate::filesystem::Filesystem;
+use crate::icache::InodeRef;
+
+/// How a file is open.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OpenMode {
+    /// Reading is allowed.
+    pub read: bool,
+    /// Writing is allowed.
+    pub write: bool,
+    /// Every write goes to the end (O_APPEND).
+    pub append: bool,
+    /// Content is durable when a write returns (O_DSYNC).
+    pub data_sync: bool,
+    /// Content and attributes are (O_SYNC).
+    pub sync: bool,
+}
+
+/// An open regular file. Permission was checked by whoever made it; the rights to space are those of the credentials given then.
+#[derive(Debug)]
+pub struct OpenFile {
+    fs: Arc<Filesystem>,
+    inode: InodeRef,
+    mode: OpenMode,
+    cred: Credentials,
+    stream: Mutex<ReadAhead>,
+    errors: ErrCursor,
+}
+
+impl OpenFile {
+    /// Opens `inode`. Failed writebacks from now on are reported by [`Self::fsync`], and one that nobody was told of yet.
+    ///
+    /// # Errors
+    /// `IsDirectory`, `Invalid`, `NotSupported` for content that cannot be read; `ReadOnly`; `NotPermitted` for writing an
+    /// immutable file, or an append-only one elsewhere than at its end.
+    pub fn new(fs: &Arc<Filesystem>, inode: &InodeRef, mode: OpenMode, cred: &Credentials) -> Result<Self> {
+        fs.check_alive()?;
+        fs.check_content(inode)?;
+        if mode.write {
+            fs.check_open_for_writing(inode, mode.append)?;
+        }
+        Ok(Self {
+            fs: Arc::clone(fs),
+            inode: inode.clone(),
+            mode,
+            cred: cred.clone(),
+            stream: Mutex::new(Rank::LEAF, ReadAhead::default()),
+            errors: fs.write_error_cursor(inode),
+        })
+    }
+
+    /// The file's inode.
+    #[must_use]
+    pub fn inode(&self) -> &InodeRef {
+        &self.inode
+    }
+
+    /// How it is open.
+    #[must_use]
+    pub fn mode(&self) -> OpenMode {
+        self.mode
+    }
+
+    /// Reads from byte `offset`; how many bytes there were.
+    ///
+    /// # Errors
+    /// `BadFile` when not open for reading; as [`Filesystem::read_at`].
+    pub fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<usize> {
+        if !self.mode.read {
+            return Err(Error::BadFile);
+        }
+        let mut ahead = *self.stream.lock();
+        let done = self.fs.read_stream(&self.inode, offset, buf, &mut ahead);
+        *self.stream.lock() = ahead;
+        done
+    }
+
+    /// Writes at byte `offset`, or at the end when open for appending: the bytes written and where they begin.
+    ///
+    /// # Errors
+    /// `BadFile` when not open for writing; as [`Filesystem::write_at`].
+    pub fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<(usize, u64)> {
+        self.write_killing(offset, bytes, false)
+    }
+
+    /// The same; `kill_suidgid` as in [`WriteFlags`].
+    ///
+    /// # Errors
+    /// As [`Self::write_at`].
+    pub fn write_killing(&self, offset: u64, bytes: &[u8], kill_suidgid: bool) -> Result<(usize, u64)> {
+        self.may_write()?;
+        let flags = WriteFlags {
+            append: self.mode.append,
+            data_sync: self.mode.data_sync,
+            sync: self.mode.sync,
+            kill_suidgid,
+        };
+        self.fs.write_at(&self.inode, offset, bytes, flags, &self.cred)
+    }
+
+    /// Makes content (and attributes, unless `data_only`) durable, and reports a failed writeback that this open file has not
+    /// been told of.
+    ///
+    /// # Errors
+    /// The device's; `Shutdown`.
+    pub fn fsync(&self, data_only: bool) -> Result<()> {
+        let done = self.fs.fsync(&self.inode, data_only);
+        let earlier = self.fs.write_error(&self.inode, &self.errors);
+        done?;
+        match earlier {
+            None => Ok(()),
+            Some(code) => Err(Error::Io(std::io::Error::from_raw_os_error(code))),
+        }
+    }
+
+    /// ftruncate(2).
+    ///
+    /// # Errors
+    /// `BadFile`; as [`Filesystem::set_attr`] with a size.
+    pub fn set_len(&self, size: u64) -> Result<()> {
+        self.may_write()?;
+        self.fs.truncate_file(&self.inode, size, &self.cred)
+    }
+
+    /// fallocate(2).
+    ///
+    /// # Errors
+    /// `BadFile`; as [`Filesystem::fallocate`].
+    pub fn fallocate(&self, mode: FallocateMode, offset: u64, len: u64, keep_size: bool) -> Result<()> {
+        self.may_write()?;
+        self.fs.fallocate(&self.inode, mode, offset, len, keep_size, &self.cred)
+    }
+
+    /// SEEK_DATA and SEEK_HOLE.
+    ///
+    /// # Errors
+    /// As [`Filesystem::seek`].
+    pub fn seek(&self, offset: u64, kind: SeekKind) -> Result<u64> {
+        self.fs.seek(&self.inode, offset, kind)
+    }
+
+    fn may_write(&self) -> Result<()> {
+        if self.mode.write { Ok(()) } else { Err(Error::BadFile) }
+    }
+}
