@@ -11,12 +11,14 @@
 
 use extant_alloc::{Claim, ClaimRequest, Privilege, Reservation};
 use extant_format::{Ino, Lblk, Pblk};
+use extant_journal::Handle;
 use extant_map::{Extent, MapKind, Placement as Cluster, Run, Written};
 use extant_sync::atomic::{AtomicU8, Ordering};
 use extant_sync::{Arc, Mutex, Rank, Weak};
 use extant_vm::{AddressSpace, Backing, Host, Mapped, Placement, ReadAhead};
 use rustc_hash::FxHashMap;
 
+use crate::cred::{Caps, Credentials};
 use crate::error::{CorruptKind, Error, Place, Result};
 use crate::filesystem::Filesystem;
 use crate::freeze::Level;
@@ -24,6 +26,9 @@ use crate::inode::Inode;
 
 /// Most claims in one handle.
 const MOST_CLAIMS: u32 = 64;
+/// Rights of a writer: may use the reserved blocks; may exceed its quota.
+const RESERVED_BLOCKS: u8 = 1;
+const NO_QUOTA: u8 = 2;
 
 /// A regular file's content in memory.
 pub(crate) struct FileData {
@@ -34,7 +39,7 @@ pub(crate) struct FileData {
     inode: Weak<Inode>,
     ino: Ino,
     /// The rights of the present writer, under the inode lock.
-    privilege: AtomicU8,
+    rights: AtomicU8,
     promise: Mutex<Promise>,
 }
 
@@ -128,7 +133,7 @@ impl Inode {
                 fs: fs.this.clone(),
                 inode: self.this.get().cloned().unwrap_or_default(),
                 ino: self.ino,
-                privilege: AtomicU8::new(0),
+                rights: AtomicU8::new(0),
                 promise: Mutex::new(Rank::LEAF, Promise::default()),
             })
         })
@@ -142,12 +147,19 @@ impl Inode {
 
 impl FileData {
     /// Says with whose rights space is reserved from now on. Under the inode lock.
-    pub(crate) fn set_privilege(&self, privilege: Privilege) {
-        self.privilege.store(u8::from(privilege == Privilege::Reserved), Ordering::Relaxed);
+    pub(crate) fn set_rights(&self, fs: &Filesystem, cred: &Credentials) {
+        let reserved = u8::from(fs.privilege(cred) == Privilege::Reserved) * RESERVED_BLOCKS;
+        let exempt = u8::from(cred.has(Caps::SYS_RESOURCE)) * NO_QUOTA;
+        self.rights.store(reserved | exempt, Ordering::Relaxed);
+    }
+
+    fn is_exempt(&self) -> bool {
+        self.rights.load(Ordering::Relaxed) & NO_QUOTA != 0
     }
 
     fn privilege(&self) -> Privilege {
-        if self.privilege.load(Ordering::Relaxed) == 1 { Privilege::Reserved } else { Privilege::Normal }
+        let reserved = self.rights.load(Ordering::Relaxed) & RESERVED_BLOCKS != 0;
+        if reserved { Privilege::Reserved } else { Privilege::Normal }
     }
 
     /// The filesystem and the inode; both are there as long as anything is dirty.
@@ -272,6 +284,28 @@ impl FileData {
         Ok(())
     }
 
+    /// Promises clusters and tree blocks for delayed blocks.
+    fn promise_space(&self, fs: &Arc<Filesystem>, inode: &Inode, lblk: Lblk, len: u32) -> Result<()> {
+        let before = self.promise.lock().blocks;
+        let worst = Self::worst(fs, inode, before + u64::from(len))?;
+        let ratio = fs.geo.cluster_ratio();
+        let mut promise = self.promise.lock();
+        let clusters =
+            if ratio == 1 { u64::from(len) } else { Self::new_clusters(&mut promise, lblk.0, len, ratio) };
+        let have = promise.reservation.as_ref().map_or(0, Reservation::meta);
+        match fs.alloc.reserve(clusters, worst.saturating_sub(have), self.privilege()) {
+            Ok(more) => promise.put_back(more),
+            Err(e) => {
+                if ratio > 1 {
+                    Self::forget_clusters(&mut promise, lblk.0, len, ratio);
+                }
+                return Err(e.into());
+            }
+        }
+        promise.blocks += u64::from(len);
+        Ok(())
+    }
+
     /// How many clusters delayed blocks there need, beside those that are reserved; they are entered.
     fn new_clusters(promise: &mut Promise, lblk: u32, len: u32, ratio: u32) -> u64 {
         let mut new = 0;
@@ -299,7 +333,7 @@ impl FileData {
     /// Enters claimed blocks in bitmap and map. The change in the inode's blocks.
     fn enter(
         fs: &Filesystem,
-        handle: &mut extant_journal::Handle,
+        handle: &mut Handle,
         map: &mut extant_map::MapMut<'_>,
         claim: &mut FileClaim,
         part: &mut Reservation,
@@ -351,6 +385,12 @@ impl FileData {
 }
 
 impl Filesystem {
+    /// Starts a handle that will write `inode`, with what its quota entries take beside `credits`.
+    pub(crate) fn start_data(&self, inode: &Inode, credits: u32) -> Result<Handle> {
+        self.quota_prepare(Self::quota_ids(inode))?;
+        Ok(self.journal.start(credits + if self.has_quotas() { 3 } else { 0 })?)
+    }
+
     /// Levels of a file's map.
     pub(crate) fn depth(&self, inode: &Inode) -> Result<u16> {
         Ok(self.map.depth(&inode.map_ref(&inode.map.read()))?)
@@ -360,7 +400,7 @@ impl Filesystem {
     pub(crate) fn split_unwritten(&self, inode: &Inode, lblk: Lblk, len: u32) -> Result<()> {
         let (kind, depth) = (inode.map_kind(), self.depth(inode)?);
         let mut spare = self.alloc.reserve(0, self.map.tree_blocks_worst(kind, depth, 2), Privilege::Pool)?;
-        let mut handle = self.journal.start(2 * self.map.insert_credits(kind, depth, 1) + 1)?;
+        let mut handle = self.start_data(inode, 2 * self.map.insert_credits(kind, depth, 1) + 1)?;
         let done = (|| {
             let mut i_block = inode.map.write();
             let mut map = inode.map_mut(&mut i_block);
@@ -423,28 +463,19 @@ impl Host for FileData {
         if end > fs.map.max_blocks(inode.map_kind()) {
             return Err(Error::FileTooBig);
         }
-        let before = self.promise.lock().blocks;
-        let worst = Self::worst(&fs, &inode, before + u64::from(len))?;
-        let ratio = fs.geo.cluster_ratio();
-        let mut promise = self.promise.lock();
-        let clusters =
-            if ratio == 1 { u64::from(len) } else { Self::new_clusters(&mut promise, lblk.0, len, ratio) };
-        let have = promise.reservation.as_ref().map_or(0, Reservation::meta);
-        match fs.alloc.reserve(clusters, worst.saturating_sub(have), self.privilege()) {
-            Ok(more) => promise.put_back(more),
-            Err(e) => {
-                if ratio > 1 {
-                    Self::forget_clusters(&mut promise, lblk.0, len, ratio);
-                }
-                return Err(e.into());
-            }
+        fs.quota_reserve(&inode, len.into(), self.is_exempt())?;
+        let promised = self.promise_space(&fs, &inode, lblk, len);
+        if promised.is_err() {
+            fs.quota_unreserve(&inode, len.into());
         }
-        promise.blocks += u64::from(len);
-        Ok(())
+        promised
     }
 
     fn unreserve(&self, lblk: Lblk, len: u32) {
-        let given = self.both().and_then(|(fs, inode)| self.undelay(&fs, &inode, lblk.0, len, false));
+        let given = self.both().and_then(|(fs, inode)| {
+            fs.quota_unreserve(&inode, len.into());
+            self.undelay(&fs, &inode, lblk.0, len, false)
+        });
         if given.is_err() {
             // The filesystem is going away, or the map cannot be read any more: the count alone is kept.
             let mut promise = self.promise.lock();
@@ -471,8 +502,10 @@ impl Host for FileData {
             // The write of the blocks that brought the cluster failed.
             return Err(std::io::Error::from_raw_os_error(5).into());
         }
-        let mut handle = fs.journal.start(Self::credits(&fs, &inode, &claims)?)?;
+        let mut handle = fs.start_data(&inode, Self::credits(&fs, &inode, &claims)?)?;
         let mut part = self.promise.lock().take(&fs, 0, u64::MAX);
+        let fresh =
+            claims.iter().filter(|c| !matches!(c.what, What::Convert)).map(|c| u64::from(c.len)).sum();
         let done = (|| {
             let mut i_block = inode.map.write();
             let mut delta = 0;
@@ -482,6 +515,7 @@ impl Host for FileData {
             }
             fs.map_changed(&inode, &i_block, delta);
             drop(i_block);
+            fs.quota_unreserve(&inode, fresh);
             {
                 let mut state = inode.state();
                 state.raw.size = state.raw.size.max(end);

@@ -203,7 +203,7 @@ impl Filesystem {
         let piece = &piece[..piece.len().min((most - at).min(usize::MAX as u64) as usize)];
         self.kill_setid(inode, flags, cred);
         let data = inode.data(self);
-        data.set_privilege(self.privilege(cred));
+        data.set_rights(self, cred);
         let inline = self.is_inline(inode) || self.may_become_inline(inode, at + piece.len() as u64)?;
         if inline && self.write_inline(inode, at, piece, cred)? {
             return Ok((piece.len(), at));
@@ -259,7 +259,7 @@ impl Filesystem {
         if size > self.max_file_size(inode) {
             return Err(Error::FileTooBig);
         }
-        inode.data(self).set_privilege(self.privilege(cred));
+        inode.data(self).set_rights(self, cred);
         if self.is_inline(inode) && self.resize_inline(inode, size, cred)? {
             return Ok(());
         }
@@ -286,7 +286,7 @@ impl Filesystem {
         let data = inode.data(self);
         let guard = data.pages.exclusive();
         data.pages.truncate(&guard, &**data, size)?;
-        let mut handle = self.journal.start(self.free_credits(inode) + 3)?;
+        let mut handle = self.start_data(inode, self.free_credits(inode) + 3)?;
         let done = (|| {
             self.orphan_add(&mut handle, inode)?;
             inode.state().raw.size = size;
@@ -316,7 +316,7 @@ impl Filesystem {
         if !old.is_multiple_of(self.geo.block_size().into()) {
             data.pages.sync(&**data, old - 1..old + 1)?;
         }
-        let mut handle = self.journal.start(1)?;
+        let mut handle = self.start_data(inode, 1)?;
         {
             let mut state = inode.state();
             state.raw.size = state.raw.size.max(size);
@@ -341,7 +341,7 @@ impl Filesystem {
             self.noted(data.pages.sync(&*data, 0..u64::MAX))?;
         }
         if !data_only && inode.state().times_dirty {
-            let mut handle = self.journal.start(1)?;
+            let mut handle = self.start_data(inode, 1)?;
             let done = self.write_inode(&mut handle, inode);
             self.finish(handle, done, inode)?;
         }

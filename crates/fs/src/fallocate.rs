@@ -87,7 +87,7 @@ impl Filesystem {
         if mode != FallocateMode::PunchHole && inode.map_kind() == MapKind::Indirect {
             return Err(Error::NotSupported("preallocation in a file without extents"));
         }
-        inode.data(self).set_privilege(self.privilege(cred));
+        inode.data(self).set_rights(self, cred);
         self.touch_written(inode);
         match mode {
             FallocateMode::Allocate => self.preallocate(inode, range.clone(), cred)?,
@@ -127,6 +127,8 @@ impl Filesystem {
 
     /// Gives unwritten blocks to a hole, at least to its first block; to how many.
     fn allocate_hole(&self, inode: &InodeRef, at: u32, len: u32, cred: &Credentials) -> Result<u32> {
+        self.quota_admit(Self::quota_ids(inode), 1, 0, cred)?;
+        let len = self.within_quota(inode, len, cred);
         let (kind, depth) = (inode.map_kind(), self.depth(inode)?);
         let ratio = self.geo.cluster_ratio();
         let place = self.map.placement(&inode.map_ref(&inode.map.read()), Lblk(at), len)?;
@@ -146,7 +148,7 @@ impl Filesystem {
                 (claim.pblk(), claim.len().min(len), Some(claim), space)
             }
         };
-        let mut handle = self.journal.start(self.map.insert_credits(kind, depth, 1) + 1)?;
+        let mut handle = self.start_data(inode, self.map.insert_credits(kind, depth, 1) + 1)?;
         let done = (|| {
             let mut i_block = inode.map.write();
             if let Some(claim) = &mut claim {
@@ -160,6 +162,15 @@ impl Filesystem {
         })();
         self.finish(handle, done, inode)?;
         Ok(len)
+    }
+
+    /// How many of `len` blocks the owners' quotas allow: as many as a few halvings find.
+    fn within_quota(&self, inode: &Inode, len: u32, cred: &Credentials) -> u32 {
+        let mut len = len;
+        while len > 1 && self.quota_admit(Self::quota_ids(inode), len.into(), 0, cred).is_err() {
+            len /= 2;
+        }
+        len
     }
 
     /// The part of `range` that a punch has to do with: past the last byte nothing is.
@@ -202,7 +213,7 @@ impl Filesystem {
         inode.window.release();
         let (kind, depth) = (inode.map_kind(), self.depth(inode)?);
         let mut spare = self.alloc.reserve(0, self.map.tree_blocks_worst(kind, depth, 2), Privilege::Pool)?;
-        let mut handle = self.journal.start(self.free_credits(inode))?;
+        let mut handle = self.start_data(inode, self.free_credits(inode))?;
         let done = (|| {
             let mut end = blocks.end;
             loop {
@@ -249,7 +260,7 @@ impl Filesystem {
     fn unwrite(&self, inode: &Inode, at: u32, len: u32) -> Result<()> {
         let (kind, depth) = (inode.map_kind(), self.depth(inode)?);
         let mut spare = self.alloc.reserve(0, self.map.tree_blocks_worst(kind, depth, 2), Privilege::Pool)?;
-        let mut handle = self.journal.start(self.map.convert_credits(kind, depth, 1) + 1)?;
+        let mut handle = self.start_data(inode, self.map.convert_credits(kind, depth, 1) + 1)?;
         let done = (|| {
             let mut i_block = inode.map.write();
             let mut map = inode.map_mut(&mut i_block);

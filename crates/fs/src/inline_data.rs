@@ -99,7 +99,7 @@ impl Filesystem {
         data.i_block = [0; IBLOCK_LEN];
         data.i_block[..first].copy_from_slice(&content[..first]);
         data.second = content[first..].to_vec();
-        let mut handle = self.journal.start(1)?;
+        let mut handle = self.start_data(inode, 1)?;
         let done = self.inline_store(&mut handle, inode, data, content.len() as u64);
         self.finish(handle, done, inode)
     }
@@ -107,6 +107,7 @@ impl Filesystem {
     fn to_blocks(&self, inode: &Inode, content: &[u8], cred: &Credentials) -> Result<()> {
         let block = self.geo.block_size() as usize;
         let blocks = content.len().div_ceil(block) as u32;
+        self.quota_admit(Self::quota_ids(inode), blocks.into(), 0, cred)?;
         let mut space = self.reserve(blocks.into(), cred)?;
         let mut claims = Vec::new();
         let mut at = 0;
@@ -124,7 +125,7 @@ impl Filesystem {
         let kind =
             if self.has_extents() { extant_map::MapKind::Extents } else { extant_map::MapKind::Indirect };
         let credits = 2 + self.map.insert_credits(kind, 0, claims.len().max(1) as u32);
-        let mut handle = self.journal.start(credits)?;
+        let mut handle = self.start_data(inode, credits)?;
         let done = (|| {
             self.inline_drop(&mut handle, inode)?;
             let mut i_block = inode.map.write();

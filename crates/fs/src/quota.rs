@@ -339,7 +339,6 @@ impl Filesystem {
     ///
     /// # Errors
     /// `QuotaExceeded` (unless `exempt`), with nothing promised; those of [`Self::quota_prepare`].
-    #[allow(dead_code, reason = "for the data path, which promises per dirty block")]
     pub(crate) fn quota_reserve(&self, inode: &Inode, blocks: u64, exempt: bool) -> Result<()> {
         let Some(quotas) = self.quotas.get() else { return Ok(()) };
         if blocks == 0 || !self.is_counted(inode) {
@@ -372,7 +371,6 @@ impl Filesystem {
 
     /// Takes a promise back: the data is on its way into `i_blocks` (before the inode is written in the publishing handle), or
     /// was dropped.
-    #[allow(dead_code, reason = "for the data path, which promises per dirty block")]
     pub(crate) fn quota_unreserve(&self, inode: &Inode, blocks: u64) {
         let Some(quotas) = self.quotas.get() else { return };
         if blocks == 0 || !self.is_counted(inode) {

@@ -4,9 +4,9 @@
 extern crate extant_testkit;
 
 mod bookkeeping;
+mod content;
 mod crash;
 mod hostile;
-mod content;
 mod names;
 mod quota;
 mod reading;
