@@ -1,54 +1,144 @@
 //! Requests about content.
 
-use extant::InodeRef;
+use std::cell::RefCell;
+
+use extant::{Error, FallocateMode, OpenFile, SeekKind, WriteFlags};
+use extant_sync::Arc;
 use rustix::io::Errno;
 
-use super::{Adapter, errno};
+use super::{Adapter, caller, errno};
 use crate::reply::{Bytes, Reply};
 use crate::server::Request;
-use crate::wire::{CopyFileRangeIn, FallocateIn, LseekIn, ReadIn, WriteIn};
+use crate::wire::{self, CopyFileRangeIn, FallocateIn, LseekIn, ReadIn, WriteIn, WriteOut};
+
+const FALLOC_KEEP_SIZE: u32 = 0x1;
+const FALLOC_PUNCH_HOLE: u32 = 0x2;
+const FALLOC_ZERO_RANGE: u32 = 0x10;
+const SEEK_DATA: u32 = 3;
+const SEEK_HOLE: u32 = 4;
+/// Bytes copied between two looks at whether the caller still waits.
+const COPY_PIECE: usize = 1 << 20;
+
+thread_local! {
+    /// What a reader thread reads into.
+    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Calls `f` with this thread's buffer, `len` bytes of it.
+fn with_buffer<R>(len: usize, f: impl FnOnce(&mut [u8]) -> R) -> R {
+    BUFFER.with_borrow_mut(|buffer| {
+        if buffer.len() < len {
+            buffer.resize(len, 0);
+        }
+        f(&mut buffer[..len])
+    })
+}
 
 impl Adapter {
-    fn file(&self, req: &Request<'_>, fh: u64) -> Result<InodeRef, Errno> {
-        self.inode_or_file(req.node(), Some(fh))
+    fn file(&self, fh: u64) -> Result<Arc<OpenFile>, Errno> {
+        self.files.find(fh).ok_or(Errno::BADF)
     }
 
-    pub(super) fn do_read(&self, req: &Request<'_>, args: &ReadIn, reply: Reply<'_, Bytes>) {
-        let read = self.file(req, args.fh).and_then(|inode| {
-            let mut bytes = vec![0; args.size as usize];
-            let n = self.fs.read_at(&inode, args.offset, &mut bytes).map_err(|e| errno(&e))?;
-            bytes.truncate(n);
-            Ok(bytes)
+    pub(super) fn do_read(&self, args: &ReadIn, reply: Reply<'_, Bytes>) {
+        let file = match self.file(args.fh) {
+            Ok(file) => file,
+            Err(errno) => return reply.error(errno),
+        };
+        with_buffer(args.size as usize, |buffer| match file.read_at(args.offset, buffer) {
+            Ok(n) => reply.bytes(&buffer[..n]),
+            Err(error) => reply.error(errno(&error)),
         });
-        reply.answer_bytes(read);
     }
 
-    pub(super) fn do_write(
+    pub(super) fn do_write(&self, req: &Request<'_>, args: &WriteIn, data: &[u8]) -> Result<WriteOut, Errno> {
+        let file = self.file(args.fh)?;
+        let flags = wire::WriteFlags::from_bits_retain(args.write_flags);
+        let kill = flags.contains(wire::WriteFlags::KILL_SUIDGID);
+        let written = match file.write_killing(args.offset, data, kill) {
+            // Only now it matters who writes: some may have the last blocks.
+            Err(Error::NoSpace) => self.write_privileged(req, &file, args.offset, data, kill),
+            other => other,
+        };
+        let (size, _) = written.map_err(|e| errno(&e))?;
+        Ok(WriteOut { size: u32::try_from(size).unwrap_or(u32::MAX), padding: 0 })
+    }
+
+    fn write_privileged(
         &self,
-        _: &Request<'_>,
-        _: &WriteIn,
-        _: &[u8],
-    ) -> Result<crate::wire::WriteOut, Errno> {
-        Err(Errno::ROFS)
+        req: &Request<'_>,
+        file: &OpenFile,
+        offset: u64,
+        data: &[u8],
+        kill_suidgid: bool,
+    ) -> extant::Result<(usize, u64)> {
+        let mode = file.mode();
+        let flags =
+            WriteFlags { append: mode.append, data_sync: mode.data_sync, sync: mode.sync, kill_suidgid };
+        self.fs.write_at(file.inode(), offset, data, flags, &caller::privileged(req))
     }
 
-    pub(super) fn do_fsync(&self, _: &Request<'_>, _: u64, _: bool) -> Result<(), Errno> {
-        self.fs.sync().map_err(|e| errno(&e))
+    pub(super) fn do_fsync(&self, fh: u64, data_only: bool) -> Result<(), Errno> {
+        self.file(fh)?.fsync(data_only).map_err(|e| errno(&e))
     }
 
-    pub(super) fn do_fsyncdir(&self, _: &Request<'_>, _: bool) -> Result<(), Errno> {
-        self.fs.sync().map_err(|e| errno(&e))
+    pub(super) fn do_fsyncdir(&self, req: &Request<'_>, data_only: bool) -> Result<(), Errno> {
+        self.fs.fsync(&self.inode(req.node())?, data_only).map_err(|e| errno(&e))
     }
 
-    pub(super) fn do_fallocate(&self, _: &Request<'_>, _: &FallocateIn) -> Result<(), Errno> {
-        Err(Errno::OPNOTSUPP)
+    pub(super) fn do_fallocate(&self, req: &Request<'_>, args: &FallocateIn) -> Result<(), Errno> {
+        let keep_size = args.mode & FALLOC_KEEP_SIZE != 0;
+        let mode = match args.mode & !FALLOC_KEEP_SIZE {
+            0 => FallocateMode::Allocate,
+            FALLOC_PUNCH_HOLE if keep_size => FallocateMode::PunchHole,
+            FALLOC_ZERO_RANGE => FallocateMode::ZeroRange,
+            _ => return Err(Errno::OPNOTSUPP),
+        };
+        let file = self.file(args.fh)?;
+        let done = match file.fallocate(mode, args.offset, args.length, keep_size) {
+            Err(Error::NoSpace) => {
+                let cred = caller::privileged(req);
+                self.fs.fallocate(file.inode(), mode, args.offset, args.length, keep_size, &cred)
+            }
+            other => other,
+        };
+        done.map_err(|e| errno(&e))
     }
 
-    pub(super) fn do_lseek(&self, _: &Request<'_>, _: &LseekIn) -> Result<u64, Errno> {
-        Err(Errno::NOSYS)
+    pub(super) fn do_lseek(&self, args: &LseekIn) -> Result<u64, Errno> {
+        let kind = match args.whence {
+            SEEK_DATA => SeekKind::Data,
+            SEEK_HOLE => SeekKind::Hole,
+            _ => return Err(Errno::INVAL),
+        };
+        self.file(args.fh)?.seek(args.offset, kind).map_err(|e| errno(&e))
     }
 
-    pub(super) fn do_copy(&self, _: &Request<'_>, _: &CopyFileRangeIn) -> Result<u64, Errno> {
-        Err(Errno::NOSYS)
+    /// Copies piece by piece; what is copied when something fails, or when the caller is interrupted, counts.
+    pub(super) fn do_copy(&self, req: &Request<'_>, args: &CopyFileRangeIn) -> Result<u64, Errno> {
+        if args.flags != 0 {
+            return Err(Errno::INVAL);
+        }
+        let (from, to) = (self.file(args.fh_in)?, self.file(args.fh_out)?);
+        let mut copied = 0;
+        while copied < args.len {
+            let piece = usize::try_from(args.len - copied).unwrap_or(COPY_PIECE).min(COPY_PIECE);
+            let moved = with_buffer(piece, |buffer| {
+                let read = from.read_at(args.off_in + copied, buffer)?;
+                if read == 0 {
+                    return Ok(0);
+                }
+                to.write_killing(args.off_out + copied, &buffer[..read], false).map(|(written, _)| written)
+            });
+            match moved {
+                Ok(0) => break,
+                Ok(n) => copied += n as u64,
+                Err(_) if copied > 0 => break,
+                Err(error) => return Err(errno(&error)),
+            }
+            if req.interrupted() {
+                break;
+            }
+        }
+        Ok(copied)
     }
 }

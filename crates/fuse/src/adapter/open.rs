@@ -1,6 +1,6 @@
 //! Open files.
 
-use extant::{InodeRef, NewInode, SetAttr};
+use extant::{AtimePolicy, InodeRef, NewInode, OpenFile, OpenMode, SetAttr};
 use extant_sync::{Arc, Mutex, Rank};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
@@ -10,18 +10,6 @@ use crate::server::Request;
 use crate::wire::{CreateIn, CreateOut, FopenFlags, OpenIn, OpenInFlags, OpenOut};
 
 const SHARDS: usize = 16;
-
-/// One open file.
-#[derive(Debug)]
-pub(super) struct OpenFile {
-    inode: InodeRef,
-}
-
-impl OpenFile {
-    pub(super) fn inode(&self) -> &InodeRef {
-        &self.inode
-    }
-}
 
 /// Open files by the handle that the kernel holds: slot and shard.
 #[derive(Debug)]
@@ -94,6 +82,18 @@ impl OpenFiles {
     }
 }
 
+/// What open(2)'s flags mean. Reading is always allowed: the kernel has checked the caller, and reads for itself what it
+/// writes in part.
+fn mode_of(flags: OFlags) -> OpenMode {
+    OpenMode {
+        read: true,
+        write: flags.intersects(OFlags::WRONLY | OFlags::RDWR),
+        append: flags.contains(OFlags::APPEND),
+        data_sync: flags.contains(OFlags::DSYNC),
+        sync: flags.contains(OFlags::SYNC),
+    }
+}
+
 #[allow(clippy::cast_possible_truncation, reason = "12 bits of mode, 9 of umask")]
 fn short(mode: u32) -> u16 {
     (mode & 0o7777) as u16
@@ -102,9 +102,15 @@ fn short(mode: u32) -> u16 {
 impl Adapter {
     /// What the kernel may do with any file: nobody but it changes the content, so its cache stays; there is nothing to do
     /// when a descriptor is closed; direct writes to one file need not wait for each other.
-    fn opened(&self, file: OpenFile) -> OpenOut {
-        let flags = FopenFlags::KEEP_CACHE | FopenFlags::NOFLUSH | FopenFlags::PARALLEL_DIRECT_WRITES;
-        OpenOut { fh: self.files.insert(file), open_flags: flags.bits(), backing_id: 0 }
+    fn opened(&self, req: &Request<'_>, inode: &InodeRef, flags: OFlags) -> Result<OpenOut, Errno> {
+        let mode = mode_of(flags);
+        let file = OpenFile::new(&self.fs, inode, mode, &caller::checked(req)).map_err(|e| errno(&e))?;
+        let mut flags = FopenFlags::KEEP_CACHE | FopenFlags::NOFLUSH | FopenFlags::PARALLEL_DIRECT_WRITES;
+        // What the kernel reads from its own cache changes no access time here; with `strictatime` that would be seen.
+        if self.fs.options().given.atime == AtimePolicy::Strictatime {
+            flags -= FopenFlags::KEEP_CACHE;
+        }
+        Ok(OpenOut { fh: self.files.insert(file), open_flags: flags.bits(), backing_id: 0 })
     }
 
     pub(super) fn do_open(&self, req: &Request<'_>, args: &OpenIn) -> Result<OpenOut, Errno> {
@@ -115,7 +121,7 @@ impl Adapter {
             let change = SetAttr { size: Some(0), kill_suidgid: kill, ..SetAttr::default() };
             self.fs.set_attr(&inode, &change, &caller::checked(req)).map_err(|e| errno(&e))?;
         }
-        Ok(self.opened(OpenFile { inode }))
+        self.opened(req, &inode, flags)
     }
 
     pub(super) fn do_create(
@@ -135,15 +141,15 @@ impl Adapter {
             other => other,
         };
         let inode = inode.map_err(|e| errno(&e))?;
-        let entry = self.entry(&inode);
-        Ok(CreateOut { entry, open: self.opened(OpenFile { inode }) })
+        let open = self.opened(req, &inode, OFlags::from_bits_retain(args.flags))?;
+        Ok(CreateOut { entry: self.entry(&inode), open })
     }
 
     pub(super) fn do_tmpfile(&self, req: &Request<'_>, args: &CreateIn) -> Result<CreateOut, Errno> {
         let dir = self.inode(req.node())?;
         let cred = caller::checked(req).with_umask(short(args.umask));
         let inode = self.fs.tmpfile(&dir, short(args.mode), &cred).map_err(|e| errno(&e))?;
-        let entry = self.entry(&inode);
-        Ok(CreateOut { entry, open: self.opened(OpenFile { inode }) })
+        let open = self.opened(req, &inode, OFlags::from_bits_retain(args.flags))?;
+        Ok(CreateOut { entry: self.entry(&inode), open })
     }
 }

@@ -173,8 +173,8 @@ impl Server for Adapter {
         reply.answer(self.do_tmpfile(req, args));
     }
 
-    fn read(&self, req: &Request<'_>, args: &ReadIn, reply: Reply<'_, Bytes>) {
-        self.do_read(req, args, reply);
+    fn read(&self, _: &Request<'_>, args: &ReadIn, reply: Reply<'_, Bytes>) {
+        self.do_read(args, reply);
     }
 
     fn write(&self, req: &Request<'_>, args: &WriteIn, data: &[u8], reply: Reply<'_, WriteOut>) {
@@ -186,9 +186,9 @@ impl Server for Adapter {
         reply.done();
     }
 
-    fn fsync(&self, req: &Request<'_>, args: &FsyncIn, reply: Reply<'_, Empty>) {
+    fn fsync(&self, _: &Request<'_>, args: &FsyncIn, reply: Reply<'_, Empty>) {
         let datasync = FsyncFlags::from_bits_retain(args.fsync_flags).contains(FsyncFlags::FDATASYNC);
-        reply.answer_empty(self.do_fsync(req, args.fh, datasync));
+        reply.answer_empty(self.do_fsync(args.fh, datasync));
     }
 
     fn fsyncdir(&self, req: &Request<'_>, args: &FsyncIn, reply: Reply<'_, Empty>) {
@@ -271,8 +271,8 @@ impl Server for Adapter {
         reply.answer_empty(self.do_fallocate(req, args));
     }
 
-    fn lseek(&self, req: &Request<'_>, args: &LseekIn, reply: Reply<'_, LseekOut>) {
-        reply.answer(self.do_lseek(req, args).map(|offset| LseekOut { offset }));
+    fn lseek(&self, _: &Request<'_>, args: &LseekIn, reply: Reply<'_, LseekOut>) {
+        reply.answer(self.do_lseek(args).map(|offset| LseekOut { offset }));
     }
 
     fn copy_file_range(&self, req: &Request<'_>, args: &CopyFileRangeIn) -> Result<u64, Errno> {

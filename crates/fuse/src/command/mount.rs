@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use extant::{Filesystem, MountOptions, Setup};
 use extant_device::{BlockDevice, OpenError, Window, partition_window};
+use extant_format::{Incompat, Superblock};
 use extant_sync::Arc;
 use rustix::io::Errno;
 use rustix::mount::MountFlags;
@@ -126,12 +127,13 @@ pub(super) fn open(
     let mut ext4 = MountOptions::parse(&options.ext4).map_err(|e| CommandError::usage(e.to_string()))?;
     let device = match open_device(image, !ext4.read_only) {
         Err(error) if error.errno() == Errno::ROFS.raw_os_error() && !ext4.read_only => {
-            tracing::warn!("{}: the device is write-protected, mounted read-only", image.display());
+            tracing::warn!("{}: WARNING: source write-protected, mounted read-only", image.display());
             ext4.read_only = true;
             open_device(image, false).map_err(|e| at(&e))?
         }
         other => other.map_err(|e| at(&e))?,
     };
+    refuse_unclean_and_protected(image, &*device, &ext4)?;
     let device: Arc<dyn BlockDevice> = match (options.partition, options.offset) {
         (Some(_), Some(_)) => {
             return Err(CommandError::usage("`offset=` and `partition=` exclude each other"));
@@ -153,6 +155,31 @@ pub(super) fn open(
     let mounted_at = mounted_at.map(|d| d.as_os_str().as_bytes().to_vec());
     let setup = Setup { options: ext4, journal_device, mounted_at, ..Setup::default() };
     Filesystem::open(device, setup).map_err(|e| at(&e))
+}
+
+/// A write-protected block device whose journal needs recovery is not mounted without `noload`, as the kernel does not: who
+/// mounts a disk expects what is on it. (Of an image file the journal is replayed in memory.)
+fn refuse_unclean_and_protected(
+    image: &Path,
+    device: &dyn BlockDevice,
+    ext4: &MountOptions,
+) -> Result<(), CommandError> {
+    let protected = |path: &Path| {
+        let is_block = std::fs::metadata(path).is_ok_and(|m| m.file_type().is_block_device());
+        is_block && File::open(path).and_then(extant_sys::blkdev::is_read_only).unwrap_or(false)
+    };
+    let mut bytes = [0; 1024];
+    if ext4.noload || !protected(image) || device.read_at(1024, &mut bytes).is_err() {
+        return Ok(());
+    }
+    match Superblock::read(&bytes) {
+        Ok(sb) if sb.features().incompat.contains(Incompat::RECOVER) => Err(CommandError::failure(format!(
+            "mount: {0}: cannot mount {0} read-only: its journal needs recovery and it is write-protected; `noload` \
+             mounts it as it is",
+            image.display()
+        ))),
+        _ => Ok(()),
+    }
 }
 
 fn open_device(path: &Path, write: bool) -> Result<Arc<dyn BlockDevice>, OpenError> {
