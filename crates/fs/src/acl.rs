@@ -71,15 +71,22 @@ impl Filesystem {
                 Acl::from_disk(&bytes).map_err(|_| Error::corrupt(Place::Inode(inode.ino), CorruptKind::Acl))
             }
             None => {
-                if !inode.is_dir()
-                    || !self.xattr_exists(inode, INDEX_POSIX_ACL_ACCESS, b"")?
-                        && !self.xattr_exists(inode, INDEX_POSIX_ACL_DEFAULT, b"")?
-                {
-                    inode.no_acl.store(true, Ordering::Relaxed);
+                if !self.has_acl(inode)? {
+                    inode.no_acl.store(true, Ordering::SeqCst);
+                    // One may have been set since the look, and its setter's note overwritten.
+                    if self.has_acl(inode)? {
+                        inode.no_acl.store(false, Ordering::SeqCst);
+                    }
                 }
                 Ok(None)
             }
         }
+    }
+
+    /// Whether there is a list of either kind. (Asking a file for its default list says nothing about its access list.)
+    fn has_acl(&self, inode: &Inode) -> Result<bool> {
+        Ok(self.xattr_exists(inode, INDEX_POSIX_ACL_ACCESS, b"")?
+            || inode.is_dir() && self.xattr_exists(inode, INDEX_POSIX_ACL_DEFAULT, b"")?)
     }
 
     /// A list in the form that programs read.
