@@ -15,12 +15,14 @@ mod nodes;
 mod open;
 mod serve;
 
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use extant::{Filesystem, Ino, InodeRef};
 use extant_sync::Arc;
 use rustix::io::Errno;
 
+use crate::notify::Notifier;
 use crate::wire::{AttrOut, EntryOut, InitFlags};
 
 pub use ioctl::{ControlReply, control_remount, control_server};
@@ -52,6 +54,7 @@ pub struct Adapter {
     nodes: Nodes,
     files: OpenFiles,
     options: AdapterOptions,
+    notifier: OnceLock<Notifier>,
     /// What [`Filesystem::unmount`] said, once it was called.
     ended: extant_sync::Mutex<Option<Result<(), String>>>,
 }
@@ -61,7 +64,21 @@ impl Adapter {
     #[must_use]
     pub fn new(fs: Arc<Filesystem>, options: AdapterOptions) -> Self {
         let ended = extant_sync::Mutex::new(extant_sync::Rank::LEAF, None);
-        Self { fs, nodes: Nodes::new(), files: OpenFiles::new(), options, ended }
+        Self { fs, nodes: Nodes::new(), files: OpenFiles::new(), options, notifier: OnceLock::new(), ended }
+    }
+
+    /// Lets the adapter tell the kernel of changes that it does not see by itself. Only the first call counts.
+    pub fn set_notifier(&self, notifier: Notifier) {
+        let _ = self.notifier.set(notifier);
+    }
+
+    /// The kernel does not know that an ioctl has changed attributes (ctime). No data is concerned, so this may be said by the
+    /// thread that serves the request.
+    fn attributes_changed(&self, node: u64) {
+        if let Some(notifier) = self.notifier.get() {
+            // ENOENT: it does not cache them.
+            let _ = notifier.inval_inode(node, -1, 0);
+        }
     }
 
     /// The file system.

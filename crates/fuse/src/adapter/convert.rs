@@ -55,6 +55,8 @@ pub(super) fn statx(a: &Attr) -> Statx {
 
 pub(super) fn set_attr(args: &SetattrIn) -> SetAttr {
     let valid = FattrFlags::from_bits_retain(args.valid);
+    // A truncation changes the time of modification; the kernel leaves that to the server.
+    let truncated = valid.contains(FattrFlags::SIZE).then_some(SetTime::Now);
     let time = |set, now, sec, nsec| match (valid.contains(set), valid.contains(now)) {
         (true, true) => Some(SetTime::Now),
         (true, false) => Some(SetTime::At(Timestamp { sec, nsec })),
@@ -68,7 +70,7 @@ pub(super) fn set_attr(args: &SetattrIn) -> SetAttr {
         gid: valid.contains(FattrFlags::GID).then_some(args.gid),
         size: valid.contains(FattrFlags::SIZE).then_some(args.size),
         atime: time(FattrFlags::ATIME, FattrFlags::ATIME_NOW, args.atime, args.atimensec),
-        mtime: time(FattrFlags::MTIME, FattrFlags::MTIME_NOW, args.mtime, args.mtimensec),
+        mtime: time(FattrFlags::MTIME, FattrFlags::MTIME_NOW, args.mtime, args.mtimensec).or(truncated),
         // Sent with the writeback cache only, where the kernel counts times itself.
         ctime: valid
             .contains(FattrFlags::CTIME)

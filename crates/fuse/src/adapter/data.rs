@@ -55,12 +55,20 @@ impl Adapter {
         let flags = wire::WriteFlags::from_bits_retain(args.write_flags);
         let kill = flags.contains(wire::WriteFlags::KILL_SUIDGID);
         let written = match file.write_killing(args.offset, data, kill) {
-            // Only now it matters who writes: some may have the last blocks.
-            Err(Error::NoSpace) => self.write_privileged(req, &file, args.offset, data, kill),
+            Err(Error::NoSpace) => {
+                self.wait_for_space();
+                // Only now it matters who writes: some may have the last blocks.
+                self.write_privileged(req, &file, args.offset, data, kill)
+            }
             other => other,
         };
         let (size, _) = written.map_err(|e| errno(&e))?;
         Ok(WriteOut { size: u32::try_from(size).unwrap_or(u32::MAX), padding: 0 })
+    }
+
+    /// What was removed before this request came may still be on its way out.
+    fn wait_for_space(&self) {
+        self.nodes.wait_forgotten(|inode| self.files.any_of(inode));
     }
 
     fn write_privileged(
@@ -96,6 +104,7 @@ impl Adapter {
         let file = self.file(args.fh)?;
         let done = match file.fallocate(mode, args.offset, args.length, keep_size) {
             Err(Error::NoSpace) => {
+                self.wait_for_space();
                 let cred = caller::privileged(req);
                 self.fs.fallocate(file.inode(), mode, args.offset, args.length, keep_size, &cred)
             }

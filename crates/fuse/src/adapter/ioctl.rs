@@ -124,7 +124,9 @@ impl Adapter {
             command::FS_SETFLAGS | command::FS_SETFLAGS_32 => {
                 let (flags, _) = u32::read_from_prefix(data).map_err(|_| Errno::INVAL)?;
                 let flags = InodeFlags::from_bits_retain(flags);
-                self.fs.set_flags(&inode, flags, &cred).map_err(fail).map(|()| Vec::new())
+                self.fs.set_flags(&inode, flags, &cred).map_err(fail)?;
+                self.attributes_changed(req.node());
+                Ok(Vec::new())
             }
             command::FS_FSGETXATTR => {
                 let attr = self.fs.fsx_attr(&inode);
@@ -137,7 +139,9 @@ impl Adapter {
                     return Err(Errno::OPNOTSUPP);
                 }
                 let attr = FsxAttr { xflags: new.xflags, project: new.projid };
-                self.fs.set_fsx_attr(&inode, attr, &cred).map_err(fail).map(|()| Vec::new())
+                self.fs.set_fsx_attr(&inode, attr, &cred).map_err(fail)?;
+                self.attributes_changed(req.node());
+                Ok(Vec::new())
             }
             command::FS_GETVERSION | command::FS_GETVERSION_32 | command::EXT4_GETVERSION => {
                 Ok(inode.generation().to_ne_bytes().to_vec())

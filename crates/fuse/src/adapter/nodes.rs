@@ -5,8 +5,10 @@
 //! descriptor). Only such inodes are held here; for all others a count is enough, 8 bytes each, so that a million
 //! known inodes cost little.
 
+use std::time::{Duration, Instant};
+
 use extant::{Ino, InodeRef};
-use extant_sync::{Mutex, Rank};
+use extant_sync::{Condvar, Mutex, Rank};
 use rustc_hash::FxHashMap;
 
 use super::{ino_of, node_of};
@@ -21,8 +23,14 @@ struct Shard {
     held: FxHashMap<u32, InodeRef>,
 }
 
+/// How long a caller that found no space waits for the kernel to forget what was removed before it came.
+const FORGET_WAIT: Duration = Duration::from_millis(200);
+
 pub(super) struct Nodes {
     shards: Vec<Mutex<Shard>>,
+    /// Counts FORGETs that let go of an inode without a name.
+    released: Mutex<u64>,
+    release: Condvar,
 }
 
 impl std::fmt::Debug for Nodes {
@@ -34,7 +42,11 @@ impl std::fmt::Debug for Nodes {
 impl Nodes {
     pub(super) fn new() -> Self {
         let shard = || Mutex::new(Rank::LEAF, Shard::default());
-        Self { shards: std::iter::repeat_with(shard).take(SHARDS).collect() }
+        Self {
+            shards: std::iter::repeat_with(shard).take(SHARDS).collect(),
+            released: Mutex::new(Rank::CACHE, 0),
+            release: Condvar::new(),
+        }
     }
 
     fn shard(&self, ino: Ino) -> &Mutex<Shard> {
@@ -91,7 +103,37 @@ impl Nodes {
         }
         let held = shard.held.remove(&ino.0);
         drop(shard);
-        drop(held);
+        if held.is_some() {
+            drop(held);
+            *self.released.lock() += 1;
+            self.release.notify_all();
+        }
+    }
+
+    /// Waits until the kernel has forgotten the inodes without a name that `busy` does not keep. It has queued those FORGETs
+    /// when unlink(2) returned, but they may be read after requests that came later, and until then the space is not
+    /// free. A working directory or an O_PATH descriptor can hold one for ever: so it ends after a while. Returns whether
+    /// any was forgotten.
+    pub(super) fn wait_forgotten(&self, busy: impl Fn(&InodeRef) -> bool) -> bool {
+        let end = Instant::now() + FORGET_WAIT;
+        let before = *self.released.lock();
+        while self.any_idle(&busy) {
+            let mut released = self.released.lock();
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero()
+                || self.release.wait_for(&mut released, left.min(FORGET_WAIT / 10)) && left.is_zero()
+            {
+                break;
+            }
+        }
+        *self.released.lock() != before
+    }
+
+    fn any_idle(&self, busy: &impl Fn(&InodeRef) -> bool) -> bool {
+        self.shards.iter().any(|shard| {
+            let held: Vec<InodeRef> = shard.lock().held.values().cloned().collect();
+            held.iter().any(|inode| !busy(inode))
+        })
     }
 
     /// Lets go of everything, at the end of the mount.

@@ -1,6 +1,6 @@
 //! Open files.
 
-use extant::{AtimePolicy, InodeRef, NewInode, OpenFile, OpenMode, SetAttr};
+use extant::{AtimePolicy, InodeRef, NewInode, OpenFile, OpenMode, SetAttr, SetTime};
 use extant_sync::{Arc, Mutex, Rank};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
@@ -73,6 +73,11 @@ impl OpenFiles {
         drop(old);
     }
 
+    /// Whether any file of this inode is open.
+    pub(super) fn any_of(&self, inode: &InodeRef) -> bool {
+        self.shards.iter().any(|shard| shard.lock().files.iter().flatten().any(|f| f.inode() == inode))
+    }
+
     /// Closes everything, at the end of the mount.
     pub(super) fn clear(&self) {
         for shard in &self.shards {
@@ -118,7 +123,8 @@ impl Adapter {
         let flags = OFlags::from_bits_retain(args.flags);
         if flags.contains(OFlags::TRUNC) {
             let kill = OpenInFlags::from_bits_retain(args.open_flags).contains(OpenInFlags::KILL_SUIDGID);
-            let change = SetAttr { size: Some(0), kill_suidgid: kill, ..SetAttr::default() };
+            let mtime = Some(SetTime::Now);
+            let change = SetAttr { size: Some(0), mtime, kill_suidgid: kill, ..SetAttr::default() };
             self.fs.set_attr(&inode, &change, &caller::checked(req)).map_err(|e| errno(&e))?;
         }
         self.opened(req, &inode, flags)

@@ -50,6 +50,7 @@ pub fn exec(args: &ExecArgs) -> Result<u8, CommandError> {
         SessionOptions { readers: options.readers, pin: options.pin, ..SessionOptions::default() };
     let status = mount_direct(&request).and_then(|device| {
         let session = Session::start(device, &adapter, session_options)?;
+        adapter.set_notifier(session.notifier());
         std::thread::scope(|scope| {
             let server = scope.spawn(|| session.run(&adapter));
             // The terminal's signals are for the command; this process must outlive it.

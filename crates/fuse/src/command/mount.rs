@@ -105,6 +105,7 @@ fn serve(image: &Path, dir: &Path, options: &Options, background: bool) -> Resul
             SessionOptions { readers: options.readers, pin: options.pin, ..SessionOptions::default() };
         let session = Session::start(device, &adapter, session)
             .map_err(|e| CommandError::failure(format!("{}: {e}", dir.display())))?;
+        adapter.set_notifier(session.notifier());
         unmount_on_signal(dir.to_owned(), how)?;
         if background {
             daemon::tell_ready();
