@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `info` | `info` |
 //! | `mkfs` | `mkfs` |
+//! | `fsck` | `fsck` |
 //! | `mount` | `mount`, `umount`, `exec` |
 //! | `look` | `ls`, `tree`, `stat`, `cat`, `find` |
 //! | `edit` | `mkdir`, `rm`, `mv`, `ln`, `chmod`, `chown` |
@@ -18,6 +19,7 @@
 mod copy;
 mod edit;
 mod fail;
+mod fsck;
 mod glob;
 mod image;
 mod info;
@@ -49,6 +51,7 @@ struct Cli {
 enum Command {
     Info(info::Args),
     Mkfs(mkfs::Args),
+    Fsck(fsck::Args),
     Mount(mount::MountArgs),
     Umount(mount::UmountArgs),
     Exec(mount::ExecArgs),
@@ -89,6 +92,7 @@ fn run(command: Command) -> Outcome {
     match command {
         Command::Info(args) => info::run(&args),
         Command::Mkfs(args) => mkfs::run(args),
+        Command::Fsck(args) => fsck::run(args),
         Command::Mount(args) => mount::mount(args),
         Command::Umount(args) => mount::umount(args),
         Command::Exec(args) => mount::exec(args),

@@ -1,6 +1,7 @@
 //! The program on real images.
 
 mod edit;
+mod fsck;
 mod info;
 mod look;
 mod run;
