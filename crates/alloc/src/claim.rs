@@ -257,19 +257,20 @@ impl Allocator {
         // More than is asked, larger than the file: what it does not use costs nothing.
         let bytes = bytes.saturating_mul(2).next_power_of_two().min(WINDOW_BYTES);
         let ahead = ((bytes / self.geo.cluster_size()) as u32).next_power_of_two();
-        let follows = at == 0 || !self.is_group_start(request.goal);
-        // Without a neighbour the window gets room for the blocks before this one too.
-        let first = if follows { at } else { at & !(ahead - 1) };
-        let len = (at - first).saturating_add(want).max(ahead);
-        let all = self
-            .exactly(request.goal, want, len)
-            .filter(|_| follows)
-            .or_else(|| self.look(request.goal, len));
-        if let Some(all) = all {
-            window.keep(self, if all.len > at - first { first } else { at }, all);
-            if let Some(cut) = window.cut(at, want) {
-                return Ok(cut);
+        if (at == 0 || !self.is_group_start(request.goal))
+            && let Some(all) = self.exactly(request.goal, want, ahead.max(want))
+        {
+            window.keep(self, at, all);
+        } else {
+            // Not where the file's order wants it: then with room for the blocks before this one too.
+            let first = at & !(ahead - 1);
+            let len = (at - first).saturating_add(want).max(ahead);
+            if let Some(all) = self.look(request.goal, len) {
+                window.keep(self, if all.len > at - first { first } else { at }, all);
             }
+        }
+        if let Some(cut) = window.cut(at, want) {
+            return Ok(cut);
         }
         drop(window);
         self.search(request.goal, want)

@@ -24,7 +24,7 @@ use crate::allocator::Allocator;
 const SLOTS: usize = 8;
 
 /// Pieces that one file's window holds at most; with more it starts anew.
-const MOST_PIECES: usize = 64;
+const MOST_PIECES: usize = 1024;
 
 /// A free run of one group that was taken ahead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
