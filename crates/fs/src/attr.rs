@@ -117,6 +117,9 @@ pub struct FsxAttr {
     pub project: u32,
 }
 
+/// How many inodes may have times that changed in memory only.
+const MOST_DIRTY_TIMES: usize = 4096;
+
 /// `FS_XFLAG_*` bits and the inode flags they stand for.
 const XFLAGS: [(u32, InodeFlags); 7] = [
     (0x8, InodeFlags::IMMUTABLE),
@@ -307,15 +310,29 @@ impl Filesystem {
             let first = !std::mem::replace(&mut state.times_dirty, true);
             drop(state);
             if first {
-                self.dirty_times.lock().push(inode.clone());
+                self.remember_times(inode.ino());
             }
+        }
+    }
+
+    /// Notes an inode whose times are to be written later. The list holds numbers, not references: a dead inode must not
+    /// wait for it.
+    pub(crate) fn remember_times(&self, ino: Ino) {
+        let many = {
+            let mut list = self.dirty_times.lock();
+            list.push(ino);
+            list.len() >= MOST_DIRTY_TIMES
+        };
+        // Inodes with unwritten times stay in the cache, so there must not be too many of them.
+        if many && let Err(e) = self.flush_times() {
+            tracing::warn!("access times: {e}");
         }
     }
 
     /// Writes times that changed in memory only.
     pub(crate) fn flush_times(&self) -> Result<()> {
         loop {
-            let some: Vec<InodeRef> = {
+            let some: Vec<Ino> = {
                 let mut list = self.dirty_times.lock();
                 let keep = list.len().saturating_sub(64);
                 list.split_off(keep)
@@ -324,9 +341,9 @@ impl Filesystem {
                 return Ok(());
             }
             let mut handle = self.journal.start(some.len() as u32)?;
-            for inode in &some {
+            for inode in some.into_iter().filter_map(|ino| self.icache.cached(ino)) {
                 if inode.state().times_dirty {
-                    self.write_inode(&mut handle, inode)?;
+                    self.write_inode(&mut handle, &inode)?;
                 }
             }
             handle.finish()?;

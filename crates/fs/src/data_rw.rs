@@ -227,7 +227,7 @@ impl Filesystem {
             !std::mem::replace(&mut state.times_dirty, true)
         };
         if first {
-            self.dirty_times.lock().push(inode.clone());
+            self.remember_times(inode.ino());
         }
     }
 

@@ -36,6 +36,14 @@ impl Filesystem {
         }
     }
 
+    /// Frees dead inodes that somebody still refers to: at unmount, after which such references only answer `Shutdown`.
+    pub(crate) fn evict_all_dead(&self) {
+        for inode in self.icache.take_dead() {
+            self.evict(&inode);
+            self.icache.evicted(inode.ino);
+        }
+    }
+
     fn free_inode(&self, inode: &Inode) -> Result<()> {
         self.drop_data(inode);
         let mut handle = self.journal.start(self.free_credits(inode))?;

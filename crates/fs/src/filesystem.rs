@@ -84,7 +84,7 @@ pub struct Filesystem {
     /// Damage was found since the mount.
     pub(crate) saw_errors: AtomicBool,
     /// Inodes whose times changed in memory only.
-    pub(crate) dirty_times: Mutex<Vec<InodeRef>>,
+    pub(crate) dirty_times: Mutex<Vec<Ino>>,
     /// Source of generation numbers.
     pub(crate) next_generation: AtomicU32,
     pub(crate) mount: crate::mount::MountState,

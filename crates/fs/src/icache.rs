@@ -20,6 +20,9 @@ use crate::inode::Inode;
 /// Shards; a power of two.
 const SHARDS: usize = 64;
 
+/// How many dead inodes may wait for the evictor before those who make more wait for it.
+const MOST_QUEUED: usize = 8192;
+
 /// A counted reference to an in-core inode. Dropping the last one of a dead inode (no links) queues its eviction.
 pub struct InodeRef(Arc<Inode>);
 
@@ -246,6 +249,30 @@ impl InodeCache {
             shard.slots.remove(&ino.0);
         }
         locked.changed.notify_all();
+    }
+
+    /// Takes out every dead inode, referred to or not: at unmount, when nobody can use it any more.
+    pub(crate) fn take_dead(&self) -> Vec<Arc<Inode>> {
+        let mut taken = Vec::new();
+        for locked in &self.shards {
+            let mut shard = locked.shard.lock();
+            for slot in shard.slots.values_mut() {
+                if matches!(slot, Slot::Live(inode) if inode.is_dead() && inode.may_evict())
+                    && let Slot::Live(inode) = std::mem::replace(slot, Slot::Evicting)
+                {
+                    taken.push(inode);
+                }
+            }
+        }
+        taken
+    }
+
+    /// Waits while too many evictions are queued. Nothing may be held.
+    pub(crate) fn throttle(&self) {
+        let mut queue = self.queue.lock();
+        while queue.dead.len() > MOST_QUEUED && !queue.stop {
+            self.queued.wait(&mut queue);
+        }
     }
 
     /// Waits until no eviction is queued or running.

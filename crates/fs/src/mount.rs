@@ -173,6 +173,9 @@ impl Filesystem {
             tracing::error!("{bytes} bytes of inode {ino} could not be written and are lost");
         }
         self.stop_threads();
+        if mode == Mode::ReadWrite && flushed.is_ok() {
+            self.evict_all_dead();
+        }
         let result = match mode {
             Mode::ReadWrite => flushed.and_then(|()| self.end_clean()),
             Mode::ReadOnly => Ok(()),

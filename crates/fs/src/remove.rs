@@ -36,6 +36,7 @@ impl Filesystem {
             b".." => return Err(if want_dir { Error::NotEmpty } else { Error::IsDirectory }),
             _ => {}
         }
+        self.icache.throttle();
         let (victim, tid) = {
             let _write = self.begin_write()?;
             let _parent = dir.lock.write_ordered(key::PARENT);

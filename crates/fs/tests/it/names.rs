@@ -105,3 +105,27 @@ fn many_names_in_one_directory() {
         theirs.assert_equal(&tree_of(&fs), name);
     }
 }
+
+/// Files without a name that somebody still refers to are gone after an unmount, and leave nothing behind.
+#[test]
+fn unmount_with_open_files_that_are_gone() {
+    need!(extant_testkit::env::tools(&["mke2fs", "e2fsck"]));
+    for args in ["-t ext4", "-t ext4 -O orphan_file", "-t ext2"] {
+        let dir = scratch();
+        let image = dir.join("image");
+        mke2fs(&image, 16 << 20, args);
+        let fs = open_rw(&image);
+        let cred = Credentials::root();
+        let root = fs.root().unwrap();
+        let file = fs.mknod(&root, b"file", &NewInode::file(0o644), &cred).unwrap();
+        fs.unlink(&root, b"file", &cred).unwrap();
+        let nameless = fs.tmpfile(&root, 0o600, &cred).unwrap();
+        fs.unmount().unwrap();
+        assert_clean(&image);
+        assert!(matches!(
+            fs.set_attr(&file, &extant::SetAttr::default(), &cred),
+            Err(extant::Error::Shutdown)
+        ));
+        drop((file, nameless));
+    }
+}
