@@ -13,6 +13,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::host::{Held, Owner};
 use crate::page::Page;
+use crate::together::TOGETHER;
 use crate::wait::WaitTable;
 
 /// Pages that reclaim frees at a time, and writes at a time before it looks again.
@@ -75,13 +76,22 @@ pub struct PageCache {
 
 #[derive(Default)]
 struct Work {
-    /// Every inode with dirty pages, by its address, and the tick when it came.
-    dirty: FxHashMap<usize, (Held, u64)>,
-    /// The same in the order they came; what is no longer in `dirty` is skipped.
-    queue: VecDeque<usize>,
+    /// Every inode with dirty pages, by its address.
+    dirty: FxHashMap<usize, Listed>,
+    /// The same in the order they came, with the number of the listing: an inode that left the list and came back has two
+    /// entries here, of which the old one is skipped.
+    queue: VecDeque<(usize, u64)>,
+    listings: u64,
     tick: u64,
     kick: bool,
     stop: bool,
+}
+
+struct Listed {
+    owner: Held,
+    /// The tick when it came.
+    tick: u64,
+    listing: u64,
 }
 
 impl Default for CacheConfig {
@@ -240,9 +250,10 @@ impl PageCache {
         }
         // An inode that is going away has dropped its pages.
         let Some(owner) = owner.upgrade() else { return };
-        let tick = work.tick;
-        work.dirty.insert(address, (owner, tick));
-        work.queue.push_back(address);
+        work.listings += 1;
+        let (tick, listing) = (work.tick, work.listings);
+        work.dirty.insert(address, Listed { owner, tick, listing });
+        work.queue.push_back((address, listing));
     }
 
     /// Takes an inode off the list when nothing of it is dirty. Its last reference may go with it.
@@ -318,30 +329,52 @@ impl PageCache {
     fn write_down_to(&self, most: usize) -> io::Result<()> {
         let mut failed = FxHashSet::default();
         while self.dirty.load(Ordering::Relaxed) > most {
-            let Some((owner, address)) = self.next_dirty(|address, _| !failed.contains(&address)) else {
+            let some = self.next_dirty(TOGETHER, |address, _| !failed.contains(&address));
+            if some.is_empty() {
                 return if failed.is_empty() { Ok(()) } else { Err(io::Error::from_raw_os_error(5)) };
-            };
-            if !owner.write_some(WRITE_BATCH) {
-                failed.insert(address);
             }
-            self.unlist(&*owner, address);
+            self.write_listed(some, &mut failed);
         }
         Ok(())
     }
 
-    /// The next inode of the list that `wanted(address, its tick)`; it goes to the end.
-    fn next_dirty(&self, wanted: impl Fn(usize, u64) -> bool) -> Option<(Held, usize)> {
+    /// Writes some of the inodes' dirty pages and takes those that are clean off the list; notes the ones that failed.
+    fn write_listed(&self, mut some: Vec<(Held, usize)>, failed: &mut FxHashSet<usize>) {
+        if let [(owner, address)] = &some[..] {
+            // Alone: go on where the last time ended.
+            if !owner.write_some(WRITE_BATCH) {
+                failed.insert(*address);
+            }
+            self.unlist(&**owner, *address);
+            return;
+        }
+        some.sort_by_key(|(owner, _)| owner.number());
+        let owners: Vec<Held> = some.iter().map(|(owner, _)| Arc::clone(owner)).collect();
+        let good = self.write_together(&owners);
+        for ((owner, address), good) in some.iter().zip(good) {
+            if !good {
+                failed.insert(*address);
+            }
+            self.unlist(&**owner, *address);
+        }
+    }
+
+    /// The next inodes of the list that `wanted(address, its tick)`, at most `most`; they go to the end.
+    fn next_dirty(&self, most: usize, wanted: impl Fn(usize, u64) -> bool) -> Vec<(Held, usize)> {
         let mut work = self.work.lock();
+        let mut found = Vec::new();
         for _ in 0..work.queue.len() {
-            let address = work.queue.pop_front()?;
-            let Some((owner, tick)) = work.dirty.get(&address) else { continue };
-            let found = wanted(address, *tick).then(|| Arc::clone(owner));
-            work.queue.push_back(address);
-            if let Some(owner) = found {
-                return Some((owner, address));
+            let Some((address, listing)) = work.queue.pop_front() else { break };
+            let Some(listed) = work.dirty.get(&address).filter(|l| l.listing == listing) else { continue };
+            if wanted(address, listed.tick) {
+                found.push((Arc::clone(&listed.owner), address));
+            }
+            work.queue.push_back((address, listing));
+            if found.len() >= most {
+                break;
             }
         }
-        None
+        found
     }
 
     /// Writes everything that is dirty now, inodes in the order of their numbers. All data is then on the device and
@@ -352,20 +385,30 @@ impl PageCache {
     pub fn sync_all(&self) -> io::Result<()> {
         let mut owners: Vec<(Held, usize)> = {
             let work = self.work.lock();
-            work.dirty.iter().map(|(address, (owner, _))| (Arc::clone(owner), *address)).collect()
+            work.dirty.iter().map(|(address, listed)| (Arc::clone(&listed.owner), *address)).collect()
         };
         owners.sort_by_key(|(owner, _)| owner.number());
         let mut good = true;
-        for (owner, address) in owners {
-            good &= owner.write_all();
-            self.unlist(&*owner, address);
+        let mut held: Vec<Held> = Vec::with_capacity(TOGETHER);
+        for group in owners.chunks(TOGETHER) {
+            held.clear();
+            held.extend(group.iter().map(|(owner, _)| Arc::clone(owner)));
+            let went_well = self.write_together(&held);
+            for ((owner, address), mut well) in group.iter().zip(went_well) {
+                // What did not fit into the first go; a failure is not tried again.
+                if well && owner.pages().is_dirty() {
+                    well = owner.write_all();
+                }
+                good &= well;
+                self.unlist(&**owner, *address);
+            }
         }
         if good { Ok(()) } else { Err(io::Error::from_raw_os_error(5)) }
     }
 
     /// Inodes with dirty pages, for reporting what an unmount had to drop.
     pub fn dirty_owners(&self) -> Vec<Arc<dyn Owner>> {
-        self.work.lock().dirty.values().map(|(owner, _)| Arc::clone(owner)).collect()
+        self.work.lock().dirty.values().map(|listed| Arc::clone(&listed.owner)).collect()
     }
 
     /// Frees up to `want` pages that are clean and not in use; how many.
@@ -448,15 +491,20 @@ impl PageCache {
             };
             // A failing inode is tried once a round.
             let mut failed = FxHashSet::default();
+            // Once above the limit, well below it: else every newly dirty page would wake the thread for one write.
+            let low = self.background_limit() / 4 * 3;
             loop {
-                let over = self.dirty.load(Ordering::Relaxed) > self.background_limit();
+                let over = self.dirty.load(Ordering::Relaxed) > low;
+                if !over && oldest.is_none() {
+                    break;
+                }
                 let wanted =
                     |address, tick| !failed.contains(&address) && (over || oldest.is_some_and(|o| tick <= o));
-                let Some((owner, address)) = self.next_dirty(wanted) else { break };
-                if !owner.write_some(WRITE_BATCH) {
-                    failed.insert(address);
+                let some = self.next_dirty(TOGETHER, wanted);
+                if some.is_empty() {
+                    break;
                 }
-                self.unlist(&*owner, address);
+                self.write_listed(some, &mut failed);
                 if self.work.lock().stop {
                     return;
                 }

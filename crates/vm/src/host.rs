@@ -3,6 +3,7 @@
 use extant_sync::Arc;
 use std::io;
 
+use extant_device::MemSlice;
 use extant_format::{Lblk, Pblk};
 
 use crate::AddressSpace;
@@ -115,6 +116,28 @@ pub trait Owner: Send + Sync {
 
     /// Writes everything that is dirty now; whether that went well.
     fn write_all(&self) -> bool;
+
+    /// Puts the first of its dirty pages into writeback, up to about `most`, and finds them places; `None` when nothing is dirty.
+    /// Takes the gate, which the result holds.
+    fn begin_write(&self, most: usize) -> Option<Box<dyn Pending + '_>>;
+
+    /// Runs `work` as [`Host::in_background`] would.
+    fn in_background_dyn(&self, work: &mut dyn FnMut());
+}
+
+/// Pages of one inode that have places and are not written yet.
+pub trait Pending {
+    /// The runs to write: first block on the device, and blocks.
+    fn runs(&self) -> Vec<(Pblk, u32)>;
+
+    /// The memory of a run, appended.
+    fn memory<'a>(&'a self, run: usize, into: &mut Vec<MemSlice<'a>>);
+
+    /// Says that writing a run failed.
+    fn failed(&mut self, run: usize, error: io::Error);
+
+    /// Publishes what was written and ends the writeback; whether everything went well.
+    fn finish(self: Box<Self>) -> bool;
 }
 
 impl<H: Host> Owner for H {
@@ -132,6 +155,14 @@ impl<H: Host> Owner for H {
 
     fn write_all(&self) -> bool {
         self.in_background(|| self.space().sync(self, 0..u64::MAX)).is_ok()
+    }
+
+    fn begin_write(&self, most: usize) -> Option<Box<dyn Pending + '_>> {
+        self.space().begin_write(self, most)
+    }
+
+    fn in_background_dyn(&self, work: &mut dyn FnMut()) {
+        self.in_background(work);
     }
 }
 

@@ -29,13 +29,14 @@ mod page;
 mod range;
 mod read;
 mod space;
+mod together;
 mod wait;
 mod write;
 mod writeback;
 
 pub use cache::{CacheConfig, CacheStats, PageCache};
 pub use errseq::{ErrCursor, ErrSeq};
-pub use host::{Backing, Host, Mapped, Owner, Placement};
+pub use host::{Backing, Host, Mapped, Owner, Pending, Placement};
 pub use range::Dropped;
 pub use read::ReadAhead;
 pub use space::{AddressSpace, ExclusiveGuard, Gate, SharedGuard};

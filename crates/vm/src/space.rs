@@ -89,6 +89,12 @@ impl AddressSpace {
         Gate(self.gate.lock())
     }
 
+    /// Takes the writeback gates of several inodes, by ascending number.
+    #[track_caller]
+    pub(crate) fn gate_ordered(&self, number: u64) -> Gate<'_> {
+        Gate(self.gate.lock_ordered(number))
+    }
+
     /// Pages in memory.
     pub fn page_count(&self) -> usize {
         self.index.read().len()

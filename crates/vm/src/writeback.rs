@@ -9,12 +9,12 @@ use extant_sys::PageMem;
 
 use crate::Host;
 use crate::cache::WRITE_BATCH;
-use crate::host::Placement;
+use crate::host::{Pending, Placement};
 use crate::page::{Blocks, Kind, LockedPages, Page};
 use crate::space::{AddressSpace, Gate, runs_of};
 
 /// Bytes of one device write at most.
-const MOST_BYTES: u64 = 8 << 20;
+pub(crate) const MOST_BYTES: u64 = 8 << 20;
 
 /// A page in writeback.
 struct InFlight {
@@ -44,6 +44,36 @@ struct Batch<E> {
     /// `i_size` when the last page was collected.
     size: u64,
     error: Option<E>,
+}
+
+/// What [`crate::Owner::begin_write`] returns; always finished.
+struct PendingWrite<'a, H: Host> {
+    space: &'a AddressSpace,
+    host: &'a H,
+    batch: Batch<H::Error>,
+    placed: Vec<Placed<H::Claim>>,
+    _gate: Gate<'a>,
+}
+
+impl<H: Host> Pending for PendingWrite<'_, H> {
+    fn runs(&self) -> Vec<(Pblk, u32)> {
+        self.placed.iter().map(|p| (p.pblk, p.len)).collect()
+    }
+
+    fn memory<'a>(&'a self, run: usize, into: &mut Vec<MemSlice<'a>>) {
+        let run = &self.placed[run];
+        self.space.slices(&self.batch.pages, run.lblk, run.len, into);
+    }
+
+    fn failed(&mut self, run: usize, error: std::io::Error) {
+        self.placed[run].good = false;
+        self.batch.error.get_or_insert(error.into());
+    }
+
+    fn finish(self: Box<Self>) -> bool {
+        let this = *self;
+        this.space.complete(this.host, this.batch, this.placed).is_ok()
+    }
 }
 
 impl AddressSpace {
@@ -117,6 +147,22 @@ impl AddressSpace {
         if taken.is_empty() { Ok(()) } else { self.write_pages(host, &gate, taken) }
     }
 
+    /// See [`crate::Owner::begin_write`].
+    pub(crate) fn begin_write<'a, H: Host>(
+        &'a self,
+        host: &'a H,
+        most: usize,
+    ) -> Option<Box<dyn Pending + 'a>> {
+        let gate = self.gate_ordered(host.number());
+        let taken = self.index.write().take_marked(0, u32::MAX, most);
+        if taken.is_empty() {
+            return None;
+        }
+        let mut batch = self.collect(host, taken);
+        let placed = self.place(host, &mut batch);
+        Some(Box::new(PendingWrite { space: self, host, batch, placed, _gate: gate }))
+    }
+
     /// Writes pages whose marks were taken.
     fn write_pages<H: Host>(
         &self,
@@ -125,11 +171,21 @@ impl AddressSpace {
         taken: Vec<Arc<Page>>,
     ) -> Result<(), H::Error> {
         let mut batch = self.collect(host, taken);
+        let mut placed = self.place(host, &mut batch);
+        self.write_placed(&batch.pages, &mut placed, &mut batch.error);
+        self.complete(host, batch, placed)
+    }
+
+    /// Publishes what was written, settles the pages, remembers an error.
+    fn complete<H: Host>(
+        &self,
+        host: &H,
+        mut batch: Batch<H::Error>,
+        mut placed: Vec<Placed<H::Claim>>,
+    ) -> Result<(), H::Error> {
         if batch.pages.is_empty() {
             return Ok(());
         }
-        let mut placed = self.place(host, &mut batch);
-        self.write_placed(&batch.pages, &mut placed, &mut batch.error);
         self.hold_back_past_old_end(host, &batch.pages, &mut placed);
         self.publish(host, &mut batch, placed);
         self.settle(&mut batch);
