@@ -4,7 +4,8 @@
 //! every operation and judges a tree that was found after a crash and its recovery:
 //!
 //! - **Names and metadata** are those after some operation `j`, as a whole: operations are journalled in order. `j` is not before
-//!   what was promised: everything for `sync`; for `fsync` of a path the last change of its inode; for `fdatasync` the last change of its content.
+//!   what was promised: everything for `sync`; for `fsync` of a path the last change of its inode; for `fdatasync` the last
+//!   change of its size or, of a directory, its names.
 //! - **Contents** are those of the last sync that covered the file, or newer: each byte is the byte of one of the versions
 //!   since then, the size lies between theirs. A file not changed since then is exact. No byte ever comes from elsewhere.
 //!
@@ -275,7 +276,10 @@ impl History {
             let (before, after) =
                 (self.states[*c].views.get(&number), self.states[*c + 1].views.get(&number));
             match (before, after) {
-                (Some(a), Some(b)) if data_only => a.node.data != b.node.data || a.entries != b.entries,
+                // Bytes overwritten in place are in no transaction; their presence is the contents' affair.
+                (Some(a), Some(b)) if data_only => {
+                    a.node.data.size != b.node.data.size || a.entries != b.entries
+                }
                 (a, b) => a != b,
             }
         };
