@@ -2,6 +2,7 @@
 
 mod bench;
 mod ci;
+mod crash;
 mod fuzz;
 mod packages;
 mod proc;
@@ -20,6 +21,8 @@ cargo xtask COMMAND
   test [ARGS…]     all tests (ARGS go to cargo test); installs missing system packages
   ci [--quick]     formatting, lints, tidy, documentation, tests; --quick leaves out what is slow
   bench [--long]   the same work on us, the kernel and the others
+  crash [--long [I/N]]
+                   every legal crash state of short scripts, recovered and checked; part I of N
   races [--long]   scenarios of the rooms under a scheduler that explores interleavings
   fuzz [--long]    damaged images: errors only
   suites [--long] [NAME…]
@@ -43,6 +46,7 @@ fn main() -> ExitCode {
         "test" => tests::command(rest),
         "bench" => bench::run(rest),
         "races" => races::command(rest),
+        "crash" => crash::command(rest),
         "suites" => suites::command(rest),
         "shows" => shows::command(rest),
         "fuzz" => fuzz::command(rest),
