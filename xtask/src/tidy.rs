@@ -61,6 +61,7 @@ const EDGES: &[(&str, &[&str])] = &[
         ],
     ),
     ("extant-testkit", &["extant-format", "extant-device"]),
+    ("extant-bench", &["extant", "extant-device"]),
     (
         "extant-trials",
         &[

@@ -4,7 +4,6 @@
 //! |---|---|
 //! | `info` | `info` |
 //! | `mkfs` | `mkfs` |
-//! | `fsck` | `fsck` |
 //! | `mount` | `mount`, `umount`, `exec` |
 //! | `look` | `ls`, `tree`, `stat`, `cat`, `find` |
 //! | `edit` | `mkdir`, `rm`, `mv`, `ln`, `chmod`, `chown` |
@@ -19,7 +18,6 @@
 mod copy;
 mod edit;
 mod fail;
-mod fsck;
 mod glob;
 mod image;
 mod info;
@@ -51,7 +49,6 @@ struct Cli {
 enum Command {
     Info(info::Args),
     Mkfs(mkfs::Args),
-    Fsck(fsck::Args),
     Mount(mount::MountArgs),
     Umount(mount::UmountArgs),
     Exec(mount::ExecArgs),
@@ -92,7 +89,6 @@ fn run(command: Command) -> Outcome {
     match command {
         Command::Info(args) => info::run(&args),
         Command::Mkfs(args) => mkfs::run(args),
-        Command::Fsck(args) => fsck::run(args),
         Command::Mount(args) => mount::mount(args),
         Command::Umount(args) => mount::umount(args),
         Command::Exec(args) => mount::exec(args),

@@ -60,6 +60,7 @@ mod mount;
 mod open_file;
 mod options;
 mod orphan;
+mod paths;
 mod quota;
 mod quota_file;
 mod recovery;
@@ -89,6 +90,7 @@ pub use open_file::{OpenFile, OpenMode};
 pub use options::{
     AtimePolicy, DataMode, MountOptions, OnError, Presets, QuotaOptions, Resolved, WITHOUT_EFFECT,
 };
+pub use paths::{File, ListedEntry, MAX_LINKS, OpenOptions, Paths, ReadDir};
 pub use quota::QuotaLimits;
 pub use rename::RenameFlags;
 pub use state::ShutdownMode;

@@ -1,8 +1,9 @@
 //! The program on real images.
 
+mod both_ways;
 mod edit;
-mod fsck;
 mod info;
 mod look;
+mod mounted;
 mod run;
 mod tree;

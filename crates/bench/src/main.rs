@@ -1,0 +1,154 @@
+//! Runs one named workload and prints one line of JSON: wall time, processor time of the whole process, device counts.
+//!
+//! `extant-bench WORKLOAD dir:PATH|image:FILE [name=value …]`. `cargo xtask bench` drives it in interleaved pairs; it
+//! recognises nothing but its arguments, so every target does the same work.
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use crate::target::{Result, Target};
+
+mod dir;
+mod image;
+mod target;
+mod work;
+
+/// `name=value` arguments, with defaults given where they are read.
+struct Args(Vec<(String, String)>);
+
+impl Args {
+    fn number(&self, name: &str, default: u64) -> Result<u64> {
+        match self.0.iter().find(|(n, _)| n == name) {
+            Some((_, v)) => Ok(v.parse()?),
+            None => Ok(default),
+        }
+    }
+
+    fn size(&self, name: &str, default: usize) -> Result<usize> {
+        Ok(usize::try_from(self.number(name, default as u64)?)?)
+    }
+
+    fn text<'a>(&'a self, name: &str, default: &'a str) -> &'a str {
+        self.0.iter().find(|(n, _)| n == name).map_or(default, |(_, v)| v)
+    }
+}
+
+/// What a workload has to say besides times.
+#[derive(Default)]
+struct Outcome {
+    entries: u64,
+    bytes: u64,
+    syncs: bool,
+}
+
+fn run(name: &str, t: &dyn Target, args: &Args) -> Result<Outcome> {
+    let base = args.text("base", "");
+    let (dirs, files) = (args.size("dirs", 100)?, args.size("files", 10_000)?);
+    let threads = args.size("threads", 1)?;
+    let path = args.text("path", "file");
+    let mut out = Outcome::default();
+    match name {
+        "nothing" => {}
+        "create" if threads == 1 => {
+            work::create(t, base, dirs, files, args.size("size", 1024)?)?;
+            out.syncs = true;
+        }
+        "create" => {
+            let size = args.size("size", 1024)?;
+            work::on_threads(threads, |i| work::create(t, &format!("t{i}"), dirs, files / threads, size))?;
+            out.syncs = true;
+        }
+        "stat" => work::stat(t, base, dirs, files)?,
+        "remove" => {
+            work::remove(t, base, dirs, files)?;
+            out.syncs = true;
+        }
+        "fill" => {
+            work::fill(t, args.size("files", 20_000)?, args.number("mib", 380)? << 20)?;
+            out.syncs = true;
+        }
+        "walk" => (out.entries, out.bytes) = work::walk_read(t, base, false)?,
+        "read-tree" if threads == 1 => (out.entries, out.bytes) = work::walk_read(t, base, true)?,
+        "read-tree" => {
+            let tops = t.list("")?;
+            work::on_threads(threads, |i| {
+                for (name, kind) in tops.iter().skip(i).step_by(threads) {
+                    if *kind == target::Kind::Dir && name != "lost+found" {
+                        work::walk_read(t, name, true)?;
+                    }
+                }
+                Ok(())
+            })?;
+        }
+        "seq-write" => {
+            let fsync = args.number("fsync", 1)? != 0;
+            work::seq_write(t, path, args.number("mib", 256)?, fsync)?;
+            out.syncs = !fsync;
+        }
+        "seq-read" => out.bytes = work::seq_read(t, path)?,
+        "random-read" => work::random_read(t, path, args.number("n", 30_000)?)?,
+        "random-write" => work::random_write(t, path, args.number("n", 30_000)?)?,
+        "append-fsync" => work::append_fsync(t, path, args.number("n", 1_000)?)?,
+        _ => return Err(format!("no workload named {name}").into()),
+    }
+    if out.syncs {
+        t.sync()?;
+    }
+    Ok(out)
+}
+
+fn processor_seconds() -> f64 {
+    let t = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    t.tv_sec as f64 + t.tv_nsec as f64 * 1e-9
+}
+
+/// Peak resident memory of this process in KiB, from `/proc/self/status`.
+fn peak_rss_kib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:")).unwrap_or("0");
+    line.trim().trim_end_matches(" kB").trim().parse().unwrap_or(0)
+}
+
+fn real_main() -> Result<()> {
+    let mut argv = std::env::args().skip(1);
+    let usage = "usage: extant-bench WORKLOAD dir:PATH|image:FILE [name=value ...]";
+    let (name, place) = (argv.next().ok_or(usage)?, argv.next().ok_or(usage)?);
+    let pairs: Option<Vec<_>> =
+        argv.map(|a| a.split_once('=').map(|(n, v)| (n.to_owned(), v.to_owned()))).collect();
+    let args = Args(pairs.ok_or(usage)?);
+
+    let begin = Instant::now();
+    let mut counts = None;
+    let target: Box<dyn Target> = match place.split_once(':') {
+        Some(("dir", path)) => Box::new(dir::Dir::new(path)),
+        Some(("image", path)) => {
+            let image = image::Image::open(path, &args)?;
+            counts = Some(image.counts());
+            Box::new(image)
+        }
+        _ => return Err(usage.into()),
+    };
+    let opened = begin.elapsed();
+    let start = Instant::now();
+    let outcome = run(&name, &*target, &args)?;
+    let (wall, cpu) = (start.elapsed(), processor_seconds());
+    let device = counts.as_ref().map(image::Counts::json);
+    target.close()?;
+    let line = serde_json::json!({
+        "workload": name, "target": place, "wall_s": wall.as_secs_f64(), "cpu_s": cpu,
+        "open_s": opened.as_secs_f64(), "close_cpu_s": processor_seconds() - cpu,
+        "entries": outcome.entries, "bytes": outcome.bytes, "peak_rss_kib": peak_rss_kib(), "device": device,
+    });
+    println!("{line}");
+    Ok(())
+}
+
+fn main() -> ExitCode {
+    match real_main() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("extant-bench: {e}");
+            ExitCode::FAILURE
+        }
+    }
+}

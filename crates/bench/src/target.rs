@@ -1,0 +1,41 @@
+//! What a workload runs on: a directory of any mounted filesystem, or an image through the library.
+
+use std::error::Error;
+
+/// Any failure ends a workload; its text is all that is wanted of it.
+pub(crate) type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
+
+/// What an entry of a directory is, as far as a workload cares.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Dir,
+    File,
+    Other,
+}
+
+/// A filesystem seen by paths that are relative to its root and have no leading slash.
+pub(crate) trait Target: Sync {
+    fn mkdir(&self, path: &str) -> Result<()>;
+    /// Creates (exclusively) and writes a file, and closes it.
+    fn create(&self, path: &str, data: &[u8]) -> Result<()>;
+    /// Reads a whole file in pieces of `buf`'s length and answers its length.
+    fn read(&self, path: &str, buf: &mut [u8]) -> Result<u64>;
+    fn list(&self, path: &str) -> Result<Vec<(String, Kind)>>;
+    /// The size that stat reports.
+    fn stat(&self, path: &str) -> Result<u64>;
+    fn remove_file(&self, path: &str) -> Result<()>;
+    fn remove_dir(&self, path: &str) -> Result<()>;
+    /// Opens for reading and writing, creating the file if `create`.
+    fn open(&self, path: &str, create: bool) -> Result<Box<dyn TargetFile + '_>>;
+    /// Everything so far is on the device when this returns.
+    fn sync(&self) -> Result<()>;
+    /// Unmounts, where the target was opened by this program.
+    fn close(self: Box<Self>) -> Result<()>;
+}
+
+/// An open file of a [`Target`].
+pub(crate) trait TargetFile: Sync {
+    fn read_at(&self, pos: u64, buf: &mut [u8]) -> Result<usize>;
+    fn write_at(&self, pos: u64, data: &[u8]) -> Result<()>;
+    fn fsync(&self) -> Result<()>;
+}

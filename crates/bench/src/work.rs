@@ -1,0 +1,190 @@
+//! The workloads. Each prepares nothing by itself: what it reads must be there (`fill` makes it).
+
+use crate::target::{Kind, Result, Target};
+
+/// A seeded generator for sizes and places (splitmix64): the same work for every target.
+pub(crate) struct Rng(pub(crate) u64);
+
+impl Rng {
+    pub(crate) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, n: u64) -> u64 {
+        self.next() % n
+    }
+}
+
+/// Bytes that do not compress to nothing and differ from file to file.
+pub(crate) fn pattern(len: usize, seed: u64) -> Vec<u8> {
+    let mut rng = Rng(seed);
+    let mut out = Vec::with_capacity(len + 8);
+    while out.len() < len {
+        out.extend_from_slice(&rng.next().to_le_bytes());
+    }
+    out.truncate(len);
+    out
+}
+
+/// `files` files of `size` bytes, spread over `dirs` directories named under `base`.
+pub(crate) fn create(t: &dyn Target, base: &str, dirs: usize, files: usize, size: usize) -> Result<()> {
+    let data = pattern(size, 1);
+    if !base.is_empty() {
+        t.mkdir(base)?;
+    }
+    for d in 0..dirs {
+        t.mkdir(&dir_name(base, d))?;
+    }
+    for f in 0..files {
+        t.create(&file_name(base, f % dirs, f), &data)?;
+    }
+    Ok(())
+}
+
+/// Stats every file that [`create`] made.
+pub(crate) fn stat(t: &dyn Target, base: &str, dirs: usize, files: usize) -> Result<()> {
+    for f in 0..files {
+        t.stat(&file_name(base, f % dirs, f))?;
+    }
+    Ok(())
+}
+
+/// Removes what [`create`] made.
+pub(crate) fn remove(t: &dyn Target, base: &str, dirs: usize, files: usize) -> Result<()> {
+    for f in 0..files {
+        t.remove_file(&file_name(base, f % dirs, f))?;
+    }
+    for d in 0..dirs {
+        t.remove_dir(&dir_name(base, d))?;
+    }
+    Ok(())
+}
+
+/// Walks the tree below `path` and reads every file; answers entries and bytes.
+pub(crate) fn walk_read(t: &dyn Target, path: &str, read: bool) -> Result<(u64, u64)> {
+    let mut buf = vec![0; 256 << 10];
+    let mut todo = vec![path.to_owned()];
+    let (mut entries, mut bytes) = (0, 0);
+    while let Some(dir) = todo.pop() {
+        for (name, kind) in t.list(&dir)? {
+            let child = join(&dir, &name);
+            entries += 1;
+            match kind {
+                Kind::Dir => todo.push(child),
+                Kind::File if read => bytes += t.read(&child, &mut buf)?,
+                Kind::File => bytes += t.stat(&child)?,
+                Kind::Other => {}
+            }
+        }
+    }
+    Ok((entries, bytes))
+}
+
+/// A tree of `files` files with a realistic spread of sizes (most small, few large, `total` bytes on average in all).
+pub(crate) fn fill(t: &dyn Target, files: usize, total: u64) -> Result<()> {
+    let mut rng = Rng(7);
+    let dirs = files.div_ceil(50);
+    for d in 0..dirs {
+        if d % 20 == 0 {
+            t.mkdir(&format!("g{}", d / 20))?;
+        }
+        t.mkdir(&format!("g{}/d{d}", d / 20))?;
+    }
+    let average = (total / files.max(1) as u64).max(1);
+    let data = pattern((average * 16) as usize, 3);
+    for f in 0..files {
+        let size = match rng.below(10) {
+            0..6 => rng.below(average / 2 + 1),
+            6..9 => rng.below(average * 2),
+            _ => rng.below(average * 11),
+        };
+        let d = f / 50;
+        let from = rng.below(average) as usize;
+        let to = (from + size as usize).min(data.len());
+        t.create(&format!("g{}/d{d}/f{f}", d / 20), &data[from..to])?;
+    }
+    Ok(())
+}
+
+/// Writes `mib` MiB to `path` in pieces of 1 MiB; fsync at the end if asked.
+pub(crate) fn seq_write(t: &dyn Target, path: &str, mib: u64, fsync: bool) -> Result<()> {
+    let data = pattern(1 << 20, 5);
+    let file = t.open(path, true)?;
+    for i in 0..mib {
+        file.write_at(i << 20, &data)?;
+    }
+    if fsync { file.fsync() } else { Ok(()) }
+}
+
+/// Reads `path` from start to end in pieces of 1 MiB.
+pub(crate) fn seq_read(t: &dyn Target, path: &str) -> Result<u64> {
+    let mut buf = vec![0; 1 << 20];
+    t.read(path, &mut buf)
+}
+
+/// `n` random reads of 4 KiB.
+pub(crate) fn random_read(t: &dyn Target, path: &str, n: u64) -> Result<()> {
+    let blocks = t.stat(path)? / 4096;
+    let file = t.open(path, false)?;
+    let (mut rng, mut buf) = (Rng(11), vec![0; 4096]);
+    for _ in 0..n {
+        if file.read_at(rng.below(blocks) * 4096, &mut buf)? != buf.len() {
+            return Err("short read".into());
+        }
+    }
+    Ok(())
+}
+
+/// `n` random writes of 4 KiB, then fsync.
+pub(crate) fn random_write(t: &dyn Target, path: &str, n: u64) -> Result<()> {
+    let blocks = t.stat(path)? / 4096;
+    let file = t.open(path, false)?;
+    let mut rng = Rng(13);
+    let data = pattern(4096, 13);
+    for _ in 0..n {
+        file.write_at(rng.below(blocks) * 4096, &data)?;
+    }
+    file.fsync()
+}
+
+/// `n` appends of 300 bytes, each followed by fsync.
+pub(crate) fn append_fsync(t: &dyn Target, path: &str, n: u64) -> Result<()> {
+    let file = t.open(path, true)?;
+    let data = pattern(300, 17);
+    for i in 0..n {
+        file.write_at(i * 300, &data)?;
+        file.fsync()?;
+    }
+    Ok(())
+}
+
+/// Runs `f(thread)` on `threads` threads and passes on the first failure.
+pub(crate) fn on_threads(threads: usize, f: impl Fn(usize) -> Result<()> + Sync) -> Result<()> {
+    std::thread::scope(|scope| {
+        let all: Vec<_> = (0..threads)
+            .map(|i| {
+                scope.spawn({
+                    let f = &f;
+                    move || f(i)
+                })
+            })
+            .collect();
+        all.into_iter().map(|h| h.join().map_err(|_| "a thread panicked")?).collect()
+    })
+}
+
+fn join(dir: &str, name: &str) -> String {
+    if dir.is_empty() { name.to_owned() } else { format!("{dir}/{name}") }
+}
+
+fn dir_name(base: &str, d: usize) -> String {
+    join(base, &format!("d{d:04}"))
+}
+
+fn file_name(base: &str, d: usize, f: usize) -> String {
+    format!("{}/file-{f:06}", dir_name(base, d))
+}

@@ -1,0 +1,211 @@
+//! The library in process beside the kernel on a loop mount: the same program, the same work.
+
+use std::path::Path;
+
+use super::Rounds;
+use super::measure::{self, Metric, Sample, Series};
+use super::place::{self, Mounted, Scratch, Server};
+use super::report::{Bound, Figure, ratio_figure};
+
+/// A workload that writes to a fresh image.
+struct Writing {
+    name: &'static str,
+    workload: &'static str,
+    args: &'static [&'static str],
+    metric: Metric,
+    bound: f64,
+}
+
+const WRITING: &[Writing] = &[
+    Writing {
+        name: "create-100-dirs",
+        workload: "create",
+        args: &["dirs=100", "files=10000"],
+        metric: Metric::Cpu,
+        bound: 1.0,
+    },
+    Writing {
+        name: "create-1-dir-10k",
+        workload: "create",
+        args: &["dirs=1", "files=10000"],
+        metric: Metric::Cpu,
+        bound: 1.0,
+    },
+    Writing {
+        name: "create-1-dir-40k",
+        workload: "create",
+        args: &["dirs=1", "files=40000"],
+        metric: Metric::Cpu,
+        bound: 1.0,
+    },
+    Writing {
+        name: "seq-write-256m",
+        workload: "seq-write",
+        args: &["mib=256"],
+        metric: Metric::Cpu,
+        bound: 1.0,
+    },
+    // Work of another shape: the figures above must not be special to their sizes.
+    Writing {
+        name: "create-other-shape",
+        workload: "create",
+        args: &["dirs=37", "files=6000", "size=5000"],
+        metric: Metric::Cpu,
+        bound: 1.0,
+    },
+];
+
+/// Writing workloads against the kernel.
+pub(crate) fn writing(rounds: Rounds, only: Option<&str>) -> Result<Vec<Figure>, String> {
+    let scratch = Scratch::new()?;
+    let mut out = Vec::new();
+    for case in WRITING.iter().filter(|c| only.is_none_or(|o| o == c.name)) {
+        let (mut ours, mut kernel) = (Series::default(), Series::default());
+        for _ in 0..rounds.0 {
+            kernel.0.push(on_kernel(&scratch.join("k.img"), case.workload, case.args)?);
+            ours.0.push(on_image(&scratch.join("e.img"), case.workload, case.args)?);
+        }
+        let bound = Some(Bound::AtMost(case.bound));
+        out.push(ratio_figure(case.name.into(), ("extant", &ours), ("kernel", &kernel), case.metric, bound));
+        let other = if case.metric == Metric::Cpu { Metric::Wall } else { Metric::Cpu };
+        let name = format!("{} ({})", case.name, other.name());
+        out.push(ratio_figure(name, ("extant", &ours), ("kernel", &kernel), other, None));
+        if case.name == "create-100-dirs" {
+            out.extend(device_counts(&ours));
+        }
+    }
+    Ok(out)
+}
+
+/// Flushes and bytes that reached the device up to the sync.
+fn device_counts(ours: &Series) -> Vec<Figure> {
+    let figure = |name: &str, key: &str, scale: f64, bound: f64| Figure {
+        name: name.into(),
+        figure: ours.median_extra(key).map_or(f64::NAN, |v| v / scale),
+        bound: Some(Bound::AtMost(bound)),
+        detail: "up to the end of sync".into(),
+    };
+    vec![
+        figure("create-100-dirs: flushes", "device.flushes", 1.0, 10.0),
+        figure("create-100-dirs: MB written", "device.bytes_written", 1e6, 60.0),
+    ]
+}
+
+fn on_kernel(image: &Path, workload: &str, args: &[&str]) -> Result<Sample, String> {
+    place::make_image(image, "2g")?;
+    let mounted = Mounted::new(Server::Kernel, image, None)?;
+    let sample = measure::workload(workload, &format!("dir:{}", mounted.dir.display()), args, None)?;
+    mounted.unmount()?;
+    Ok(sample)
+}
+
+fn on_image(image: &Path, workload: &str, args: &[&str]) -> Result<Sample, String> {
+    place::make_image(image, "2g")?;
+    let sample = measure::workload(workload, &format!("image:{}", image.display()), args, None)?;
+    check(image)?;
+    Ok(sample)
+}
+
+/// A figure counts only if e2fsck finds nothing in what was written.
+pub(crate) fn check(image: &Path) -> Result<(), String> {
+    let mut e2fsck =
+        std::process::Command::new(crate::proc::find("e2fsck").ok_or("e2fsck is not installed")?);
+    crate::proc::output(e2fsck.arg("-fn").arg(image)).map(drop)
+}
+
+/// Walking and reading 20,000 files, 380 MB, by the wall clock; both sides start with cold caches of their own and the
+/// image in memory.
+pub(crate) fn reading(rounds: Rounds) -> Result<Vec<Figure>, String> {
+    let scratch = Scratch::new()?;
+    let image = scratch.join("tree.img");
+    place::make_image(&image, "1g")?;
+    let mounted = Mounted::new(Server::Kernel, &image, None)?;
+    measure::workload("fill", &format!("dir:{}", mounted.dir.display()), &["files=20000", "mib=380"], None)?;
+    mounted.unmount()?;
+    let (mut ours, mut kernel) = (Series::default(), Series::default());
+    for _ in 0..rounds.0 {
+        let mounted = Mounted::new(Server::Kernel, &image, None)?;
+        kernel.0.push(measure::workload("read-tree", &format!("dir:{}", mounted.dir.display()), &[], None)?);
+        mounted.unmount()?;
+        ours.0.push(measure::workload("read-tree", &format!("image:{}", image.display()), &["ro=1"], None)?);
+    }
+    same_work(&ours, &kernel)?;
+    let bound = Some(Bound::AtMost(0.35));
+    Ok(vec![
+        ratio_figure("read-tree".into(), ("extant", &ours), ("kernel", &kernel), Metric::Wall, bound),
+        ratio_figure("read-tree (cpu)".into(), ("extant", &ours), ("kernel", &kernel), Metric::Cpu, None),
+    ])
+}
+
+/// Both sides must have seen the same entries and bytes.
+fn same_work(a: &Series, b: &Series) -> Result<(), String> {
+    for key in ["entries", "bytes"] {
+        let (x, y) = (a.median_extra(key), b.median_extra(key));
+        if x != y {
+            return Err(format!("not the same work: {key} {x:?} against {y:?}"));
+        }
+    }
+    Ok(())
+}
+
+/// Two threads against one on this machine, and how a busy loop scales here.
+pub(crate) fn scaling(rounds: Rounds) -> Result<Vec<Figure>, String> {
+    let scratch = Scratch::new()?;
+    let image = scratch.join("scale.img");
+    let rounds = Rounds(rounds.0.max(5));
+    let mut out = vec![busy_loop()];
+    let (mut one, mut four) = (Series::default(), Series::default());
+    for _ in 0..rounds.0 {
+        one.0.push(on_image(&image, "create", &["threads=1", "dirs=64", "files=20000"])?);
+        four.0.push(on_image(&image, "create", &["threads=4", "dirs=16", "files=20000"])?);
+    }
+    let bound = Some(Bound::AtLeast(1.6));
+    out.push(ratio_figure(
+        "scale: create 4 threads".into(),
+        ("1 thread", &one),
+        ("4 threads", &four),
+        Metric::Wall,
+        bound,
+    ));
+    place::make_image(&image, "1g")?;
+    measure::workload("fill", &format!("image:{}", image.display()), &["files=20000", "mib=380"], None)?;
+    let target = format!("image:{}", image.display());
+    let (mut one, mut four) = (Series::default(), Series::default());
+    for _ in 0..rounds.0 {
+        one.0.push(measure::workload("read-tree", &target, &["ro=1", "threads=1"], None)?);
+        four.0.push(measure::workload("read-tree", &target, &["ro=1", "threads=4"], None)?);
+    }
+    out.push(ratio_figure(
+        "scale: read 4 threads".into(),
+        ("1 thread", &one),
+        ("4 threads", &four),
+        Metric::Wall,
+        bound,
+    ));
+    Ok(out)
+}
+
+/// The same arithmetic on one thread four times over, and on four threads at once: what this machine can give.
+fn busy_loop() -> Figure {
+    fn spin() -> u64 {
+        (0..200_000_000u64).fold(1, |a, i| std::hint::black_box(a.wrapping_mul(31).wrapping_add(i)))
+    }
+    let begin = std::time::Instant::now();
+    for _ in 0..4 {
+        std::hint::black_box(spin());
+    }
+    let alone = begin.elapsed().as_secs_f64();
+    let begin = std::time::Instant::now();
+    std::thread::scope(|s| {
+        for _ in 0..4 {
+            s.spawn(|| std::hint::black_box(spin()));
+        }
+    });
+    let together = begin.elapsed().as_secs_f64();
+    Figure {
+        name: "scale: busy loop".into(),
+        figure: alone / together,
+        bound: None,
+        detail: "the machine itself".into(),
+    }
+}

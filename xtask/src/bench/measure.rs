@@ -1,0 +1,114 @@
+//! One measurement, and several of them in interleaved rounds.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use super::place;
+
+/// What one run cost.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Sample {
+    pub(crate) wall_s: f64,
+    pub(crate) cpu_s: f64,
+    /// Whatever else the program said: device counts, memory.
+    pub(crate) extra: BTreeMap<String, f64>,
+}
+
+/// Which figure of a sample is compared.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Metric {
+    Wall,
+    /// User plus system time of the whole process.
+    Cpu,
+}
+
+impl Metric {
+    pub(crate) fn of(self, sample: &Sample) -> f64 {
+        match self {
+            Self::Wall => sample.wall_s,
+            Self::Cpu => sample.cpu_s,
+        }
+    }
+
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Wall => "wall",
+            Self::Cpu => "cpu",
+        }
+    }
+}
+
+/// Runs `extant-bench WORKLOAD PLACE ARGS` and reads its line.
+pub(crate) fn workload(
+    name: &str,
+    target: &str,
+    args: &[&str],
+    pin: Option<usize>,
+) -> Result<Sample, String> {
+    let mut command = place::pinned(pin, &place::release("extant-bench")?);
+    json_line(command.arg(name).arg(target).args(args))
+}
+
+/// Runs a program that prints its own measurements as one line of JSON.
+pub(crate) fn json_line(command: &mut Command) -> Result<Sample, String> {
+    let text = crate::proc::output(command)?;
+    let line: serde_json::Value = serde_json::from_str(&text).map_err(|err| format!("{text}: {err}"))?;
+    let number = |key: &str| line[key].as_f64().ok_or_else(|| format!("{text}: no {key}"));
+    let mut extra = BTreeMap::new();
+    for key in ["open_s", "close_cpu_s", "entries", "bytes", "peak_rss_kib"] {
+        extra.insert(key.to_owned(), number(key)?);
+    }
+    if let Some(device) = line["device"].as_object() {
+        for (key, value) in device {
+            extra.insert(format!("device.{key}"), value.as_f64().unwrap_or(0.0));
+        }
+    }
+    Ok(Sample { wall_s: number("wall_s")?, cpu_s: number("cpu_s")?, extra })
+}
+
+/// Times any other program by the wall clock.
+pub(crate) fn program(command: &mut Command, dir: &Path) -> Result<Sample, String> {
+    let begin = Instant::now();
+    let status = command
+        .current_dir(dir)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .status()
+        .map_err(|err| format!("{command:?}: {err}"))?;
+    let wall_s = begin.elapsed().as_secs_f64();
+    if !status.success() {
+        return Err(format!("{command:?}: {status}"));
+    }
+    Ok(Sample { wall_s, ..Sample::default() })
+}
+
+/// The samples of one subject, in the order of the rounds.
+#[derive(Default)]
+pub(crate) struct Series(pub(crate) Vec<Sample>);
+
+impl Series {
+    pub(crate) fn median(&self, metric: Metric) -> f64 {
+        median(self.0.iter().map(|s| metric.of(s)).collect())
+    }
+
+    pub(crate) fn median_extra(&self, key: &str) -> Option<f64> {
+        let all: Vec<f64> = self.0.iter().filter_map(|s| s.extra.get(key).copied()).collect();
+        if all.is_empty() { None } else { Some(median(all)) }
+    }
+}
+
+/// The median of pairwise ratios: round by round, so that slow minutes of the machine fall on both sides.
+pub(crate) fn ratio(of: &Series, to: &Series, metric: Metric) -> f64 {
+    median(of.0.iter().zip(&to.0).map(|(a, b)| metric.of(a) / metric.of(b).max(1e-9)).collect())
+}
+
+pub(crate) fn median(mut values: Vec<f64>) -> f64 {
+    if values.is_empty() {
+        return f64::NAN;
+    }
+    values.sort_by(f64::total_cmp);
+    let mid = values.len() / 2;
+    if values.len() % 2 == 1 { values[mid] } else { f64::midpoint(values[mid - 1], values[mid]) }
+}

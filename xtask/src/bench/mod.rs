@@ -1,0 +1,67 @@
+//! `cargo xtask bench`: the same work on us, the kernel and the others, interleaved, medians and ratios.
+//!
+//! These machines are shared and noisy: only ratios of runs that stand next to each other count. Images live in
+//! memory, so the device is a copy.
+
+mod inproc;
+mod measure;
+mod mounted;
+mod peers;
+mod place;
+mod report;
+
+use std::process::Command;
+
+use crate::proc::{self, Verdict};
+use report::Figure;
+
+/// How often each side runs.
+#[derive(Clone, Copy)]
+pub(crate) struct Rounds(pub(crate) usize);
+
+const GROUPS: &[&str] = &["writing", "reading", "scaling", "mkfs", "peers", "mounted", "unpinned"];
+
+/// `cargo xtask bench [--long] [GROUP[=CASE]…]`.
+pub(crate) fn run(args: &[String]) -> Verdict {
+    let long = args.iter().any(|a| a == "--long");
+    let named: Vec<&str> = args.iter().map(String::as_str).filter(|a| *a != "--long").collect();
+    let groups: Vec<&str> = if named.is_empty() { GROUPS.to_vec() } else { named };
+    if !proc::succeeds(proc::cargo().args(["build", "--release", "-p", "extant-cli", "-p", "extant-bench"]))?
+    {
+        return Ok(false);
+    }
+    let rounds = Rounds(if long { 9 } else { 3 });
+    let mut all = Vec::new();
+    for group in groups {
+        println!("\n{group}");
+        let figures = one_group(group, rounds)?;
+        figures.iter().for_each(Figure::print);
+        report::save(&group.replace(['=', ' ', '+', ','], "-"), &figures)?;
+        all.extend(figures);
+    }
+    let bounded = all.iter().filter(|f| f.bound.is_some()).count();
+    let held = all.iter().filter(|f| f.bound.is_some() && f.holds()).count();
+    println!("\nbench at {}: {held} of {bounded} bounds held, {} figures", commit(), all.len());
+    Ok(held == bounded)
+}
+
+/// The figures of one group, for `cargo xtask shows` as well.
+pub(crate) fn one_group(group: &str, rounds: Rounds) -> Result<Vec<Figure>, String> {
+    let (name, only) = group.split_once('=').map_or((group, None), |(n, o)| (n, Some(o)));
+    match name {
+        "writing" => inproc::writing(rounds, only),
+        "reading" => inproc::reading(rounds),
+        "mkfs" => peers::mkfs(rounds),
+        "peers" => peers::reading(rounds),
+        "scaling" => inproc::scaling(rounds),
+        "mounted" => mounted::whole_work(rounds, Some(0), only),
+        "unpinned" => mounted::whole_work(rounds, None, only),
+        _ => Err(format!("no group {group}; there are {}", GROUPS.join(", "))),
+    }
+}
+
+/// The commit that was measured, with a mark if the tree is not clean.
+pub(crate) fn commit() -> String {
+    proc::output(Command::new("git").args(["describe", "--always", "--dirty"]))
+        .map_or_else(|_| "an unknown commit".into(), |s| s.trim().to_owned())
+}
