@@ -16,6 +16,8 @@ const FALLOC_PUNCH_HOLE: u32 = 0x2;
 const FALLOC_ZERO_RANGE: u32 = 0x10;
 const SEEK_DATA: u32 = 3;
 const SEEK_HOLE: u32 = 4;
+/// Set-user-id and set-group-id.
+const SET_ID: u16 = 0o6000;
 /// Bytes copied between two looks at whether the caller still waits.
 const COPY_PIECE: usize = 1 << 20;
 
@@ -54,6 +56,7 @@ impl Adapter {
         let file = self.file(args.fh)?;
         let flags = wire::WriteFlags::from_bits_retain(args.write_flags);
         let kill = flags.contains(wire::WriteFlags::KILL_SUIDGID);
+        let before = if kill { file.inode().attr().mode } else { 0 };
         let written = match file.write_killing(args.offset, data, kill) {
             Err(Error::NoSpace) => {
                 self.wait_for_space();
@@ -63,6 +66,10 @@ impl Adapter {
             other => other,
         };
         let (size, _) = written.map_err(|e| errno(&e))?;
+        if kill && before & SET_ID != 0 && file.inode().attr().mode != before {
+            // The kernel asks for it, but keeps the mode it knows.
+            self.attributes_changed(req.node());
+        }
         Ok(WriteOut { size: u32::try_from(size).unwrap_or(u32::MAX), padding: 0 })
     }
 

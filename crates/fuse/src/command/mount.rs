@@ -19,7 +19,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use super::{Attach, CommandError, Options, daemon, log};
 use crate::adapter::{Adapter, AdapterOptions, control_remount};
 use crate::mount::{
-    How, LoopDevice, MountRequest, find_mount, mount_as_user, mount_direct, remount, unmount,
+    How, LoopDevice, MountRequest, find_mount, mount_as_user, mount_direct, mounts, remount, unmount,
 };
 use crate::session::{Session, SessionOptions};
 
@@ -51,6 +51,9 @@ pub fn mount(args: &MountArgs) -> Result<(), CommandError> {
     if !dir.is_dir() {
         return Err(CommandError::failure(format!("{}: not a directory", dir.display())));
     }
+    if !args.foreground && mounted_already(&image, &dir)? {
+        return Ok(());
+    }
     if args.foreground || args.server {
         return serve(&image, &dir, &options, args.server);
     }
@@ -59,6 +62,22 @@ pub fn mount(args: &MountArgs) -> Result<(), CommandError> {
     again.push(if list.is_empty() { "defaults".into() } else { list.into() });
     again.extend(["--".into(), image.into(), dir.into()]);
     daemon::start(&again)
+}
+
+/// A block device that is mounted by extant is mounted a second time by showing the same tree there too, as the kernel does
+/// with its own file systems.
+fn mounted_already(image: &Path, dir: &Path) -> Result<bool, CommandError> {
+    let at = |e: &dyn std::fmt::Display| CommandError::failure(format!("{}: {e}", dir.display()));
+    if !std::fs::metadata(image).is_ok_and(|m| m.file_type().is_block_device()) {
+        return Ok(false);
+    }
+    let all = mounts().map_err(|e| at(&e))?;
+    let Some(first) = all.into_iter().find(|m| m.is_ours() && m.source == image && m.root == Path::new("/"))
+    else {
+        return Ok(false);
+    };
+    rustix::mount::mount_bind(&first.target, dir).map_err(|e| at(&e))?;
+    Ok(true)
 }
 
 fn absolute(path: &Path) -> Result<PathBuf, CommandError> {

@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 /// One mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MountEntry {
+    /// What of the file system is shown: `/` unless it is a bind mount of a part.
+    pub root: PathBuf,
     /// Directory.
     pub target: PathBuf,
     /// Type, with the subtype: `fuse.extant`, `fuseblk.extant`.
@@ -43,13 +45,14 @@ pub fn find_mount(target: &Path) -> io::Result<Option<MountEntry>> {
 /// `36 35 98:0 /root /target rw,noatime master:1 - type source superoptions`
 fn parse(line: &[u8]) -> Option<MountEntry> {
     let mut words = line.split(|&b| b == b' ');
-    let target = path(words.nth(4)?);
+    let root = path(words.nth(3)?);
+    let target = path(words.next()?);
     let options = text(words.next()?);
     words.find(|w| *w == b"-")?;
     let kind = text(words.next()?);
     let source = path(words.next()?);
     let super_options = text(words.next()?);
-    Some(MountEntry { target, kind, source, options, super_options })
+    Some(MountEntry { root, target, kind, source, options, super_options })
 }
 
 fn text(word: &[u8]) -> String {
