@@ -444,7 +444,6 @@ impl Filesystem {
     }
 }
 
-#[allow(dead_code, reason = "for the data path, which promises per dirty block")]
 fn unreserve(kind: &Kind, id: u32, bytes: u64) {
     if let Some(entry) = kind.cached(id) {
         let mut state = entry.state.lock_ordered(entry.key);

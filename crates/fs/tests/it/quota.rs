@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use extant::{
     Credentials, Dqblk, Error, Filesystem, FsxAttr, InodeRef, NewInode, QuotaKind, QuotaLimits, SetAttr,
+    WriteFlags,
 };
 use extant_testkit::env::{self, Scratch};
 use extant_testkit::{need, oracle};
@@ -134,6 +135,45 @@ fn space_limits_stop_directories_and_long_links() {
     let more = fs.symlink(&root, b"l", &[b'x'; 100], &user(1000));
     assert!(matches!(more, Err(Error::QuotaExceeded)), "{more:?}");
     fs.symlink(&root, b"short", b"target", &user(1000)).expect("needs no block");
+    fs.unmount().expect("unmount");
+    drop(root);
+    drop(fs);
+    clean(&image);
+}
+
+#[test]
+fn data_is_counted_when_it_is_promised_and_stops_at_the_limit() {
+    need!(env::tools(&["mke2fs", "e2fsck", "debugfs"]));
+    let (_scratch, image) = image();
+    let fs = open_with(&image, "usrquota");
+    let root = open_to_all(&fs);
+    let limits = QuotaLimits { space_hard: 200, space_soft: 100, ..QuotaLimits::default() };
+    fs.set_quota(QuotaKind::User, 1000, limits, &Credentials::root()).expect("limits");
+    let file = fs.mknod(&root, b"f", &NewInode::file(0o644), &user(1000)).expect("file");
+    let mut at = 0;
+    let error = loop {
+        match fs.write_at(&file, at, &[7; 8192], WriteFlags::default(), &user(1000)) {
+            Ok((n, _)) => at += n as u64,
+            Err(error) => break error,
+        }
+        assert!(at <= 200 << 10, "past the limit");
+    };
+    assert!(matches!(error, Error::QuotaExceeded), "{error}");
+    assert_eq!(at, 200 << 10, "to the last block, not yet written back");
+    fs.sync().expect("sync");
+    assert_eq!(usage(&fs, QuotaKind::User, 1000), (200 << 10, 1));
+    let entry = fs.quota(QuotaKind::User, 1000).expect("quota");
+    assert!(entry.btime > 0, "the grace time runs");
+    fs.write_at(&file, 0, &[8; 8192], WriteFlags::default(), &user(1000)).expect("nothing new");
+    let size = SetAttr { size: Some(40 << 10), ..SetAttr::default() };
+    fs.set_attr(&file, &size, &user(1000)).expect("truncate");
+    fs.sync().expect("sync");
+    assert_eq!(usage(&fs, QuotaKind::User, 1000), (40 << 10, 1));
+    assert_eq!(fs.quota(QuotaKind::User, 1000).expect("quota").btime, 0, "it stopped");
+    fs.unlink(&root, b"f", &user(1000)).expect("unlink");
+    drop(file);
+    fs.sync().expect("sync");
+    assert_eq!(usage(&fs, QuotaKind::User, 1000), (0, 0));
     fs.unmount().expect("unmount");
     drop(root);
     drop(fs);

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use extant::{Credentials, Filesystem, NewInode, Setup};
+use extant::{Credentials, Filesystem, NewInode, Setup, WriteFlags};
 use extant_device::{BlockDevice, MemoryDevice};
 use extant_testkit::{env, need, oracle};
 
@@ -31,7 +31,7 @@ fn empty() -> Arc<dyn BlockDevice> {
     Arc::new(device)
 }
 
-fn create(files: u32, dirs: u32) {
+fn create(files: u32, dirs: u32, data: Option<&[u8]>) {
     let device = empty();
     let start = processor_ms();
     let fs = Filesystem::open(device, Setup::default()).expect("mount");
@@ -43,11 +43,20 @@ fn create(files: u32, dirs: u32) {
     let each = files as usize / dirs.len();
     for dir in &dirs {
         for n in 0..each {
-            fs.mknod(dir, format!("file{n:06}").as_bytes(), &NewInode::file(0o644), &cred).expect("file");
+            let name = format!("file{n:06}");
+            let file = fs.mknod(dir, name.as_bytes(), &NewInode::file(0o644), &cred).expect("file");
+            if let Some(data) = data {
+                fs.write_at(&file, 0, data, WriteFlags::default(), &cred).expect("write");
+            }
         }
     }
     fs.sync().expect("sync");
-    println!("create {files} files in {} directories: {} ms", dirs.len(), processor_ms() - start);
+    let bytes = data.map_or(0, <[u8]>::len);
+    println!(
+        "create {files} files of {bytes} bytes in {} directories: {} ms",
+        dirs.len(),
+        processor_ms() - start
+    );
     let start = processor_ms();
     for dir in &dirs {
         for n in 0..each {
@@ -62,10 +71,13 @@ fn create(files: u32, dirs: u32) {
 #[test]
 fn speed_of_many_files() {
     need!(env::tools(&["mke2fs"]));
-    create(1_000, 10);
-    if !cfg!(debug_assertions) {
-        create(10_000, 100);
-        create(10_000, 1);
-        create(40_000, 1);
+    create(1_000, 10, None);
+    if cfg!(debug_assertions) {
+        return;
+    }
+    for data in [None, Some(&[1; 1024][..])] {
+        create(10_000, 100, data);
+        create(10_000, 1, data);
+        create(40_000, 1, data);
     }
 }
