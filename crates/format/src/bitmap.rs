@@ -168,3 +168,6 @@ pub fn pad(map: &mut [u8], used: u32) {
 pub fn is_padded(map: &[u8], used: u32) -> bool {
     find_zero(map, used, bits(map)).is_none()
 }
+
+#[cfg(test)]
+mod tests;

@@ -378,3 +378,6 @@ macro_rules! display_set {
 display_set!(Compat, COMPAT_NAMES, 'C');
 display_set!(Incompat, INCOMPAT_NAMES, 'I');
 display_set!(RoCompat, RO_COMPAT_NAMES, 'R');
+
+#[cfg(test)]
+mod tests;

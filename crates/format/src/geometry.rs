@@ -617,3 +617,6 @@ fn desc_size(sb: &RawSuperblock, features: Features) -> Result<u16, FormatError>
 const fn max_blocks(features: Features) -> u64 {
     if features.incompat.contains(Incompat::BIT64) { 1 << 48 } else { u32::MAX as u64 }
 }
+
+#[cfg(test)]
+mod tests;

@@ -364,3 +364,6 @@ fn bitmap_csum(bitmap: &[u8], bits: u32, geo: &Geometry, csum: &Csum) -> u32 {
 const fn cut_to_desc(sum: u32, desc_size: u16) -> u32 {
     if desc_size >= 0x3c { sum } else { sum & 0xffff }
 }
+
+#[cfg(test)]
+mod tests;

@@ -769,3 +769,6 @@ fn check_combinations(f: Features) -> Result<(), FormatError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;
