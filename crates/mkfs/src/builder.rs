@@ -150,6 +150,13 @@ impl Builder {
         Ok(())
     }
 
+    /// Charges the owner of `inode` for further inodes.
+    pub(crate) fn charge_inodes(&mut self, inode: &Inode, count: u64) {
+        for (map, id) in self.usage.iter_mut().zip([inode.uid, inode.gid, inode.projid]) {
+            map.entry(id).or_default().inodes += count;
+        }
+    }
+
     /// Stores an inode that no quota counts.
     pub(crate) fn put_uncharged(&mut self, ino: Ino, inode: &Inode, attributes: Option<&[u8]>) -> Result<()> {
         let geo = *self.layout.geometry();

@@ -103,7 +103,8 @@ fn fields_out_of_range() {
         | Corrupt::BlockOutside { field, .. } => field,
         other => panic!("{other}"),
     };
-    let cases: &[(&str, fn(&mut RawSuperblock))] = &[
+    type Case = (&'static str, fn(&mut RawSuperblock));
+    let cases: &[Case] = &[
         ("s_rev_level", |r| r.s_rev_level.set(2)),
         ("s_log_block_size", |r| r.s_log_block_size.set(7)),
         ("s_log_block_size", |r| r.s_log_block_size.set(u32::MAX)),

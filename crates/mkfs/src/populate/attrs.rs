@@ -38,6 +38,10 @@ pub(super) struct Placed {
     pub(super) ibody: AttrSet,
     /// The block of the others, 0 for none.
     pub(super) block: u64,
+    /// Sectors of the inodes that hold values: whoever refers to one is charged for all of it.
+    pub(super) held_sectors: u64,
+    /// How many of those inodes.
+    pub(super) held_inodes: u64,
 }
 
 impl AttrPlacer {
@@ -75,6 +79,8 @@ impl AttrPlacer {
             } else if fits(&outside, AreaKind::Block, block_len) {
                 outside.set(index, name, Value::Inline(value)).map_err(broken)?;
             } else {
+                placed.held_sectors += b.sectors((value.len() as u64).div_ceil(block_len as u64));
+                placed.held_inodes += 1;
                 let held = self.hold(b, full, value)?;
                 let small =
                     placed.ibody.area_len(AreaKind::Ibody) + xattr::entry_len(name.len()) <= ibody_len;
@@ -162,7 +168,7 @@ impl AttrPlacer {
         holders.sort_by_key(|(ino, _)| *ino);
         for (ino, mut holder) in holders {
             holder.inode.set_ea_refcount(holder.references);
-            b.put_inode(ino, &holder.inode, None)?;
+            b.put_uncharged(ino, &holder.inode, None)?;
         }
         Ok(())
     }

@@ -132,7 +132,9 @@ impl Copier<'_> {
     fn read(&mut self, piece: &Job, into: &mut [u8]) -> Result<()> {
         let Kind::Regular(content) = &self.tree.nodes[piece.node as usize].kind else { return Ok(()) };
         match &content.place {
-            Place::Archive { offset } => read_archive(self.tree, content, *offset, piece.offset, into),
+            Place::Archive { file, offset } => {
+                read_archive(self.tree, content, *file, *offset, piece.offset, into)
+            }
             Place::Host { dir, name } => {
                 let path = || self.tree.host_path(*dir, name);
                 if self.open.as_ref().is_none_or(|(node, _)| *node != piece.node) {
@@ -165,8 +167,15 @@ fn short(path: PathBuf, e: std::io::Error) -> MkfsError {
 }
 
 /// Reads from the archive; with holes, data ranges follow each other there.
-fn read_archive(tree: &Tree, content: &Content, start: u64, offset: u64, into: &mut [u8]) -> Result<()> {
-    let Some(archive) = &tree.archive else { return Ok(()) };
+fn read_archive(
+    tree: &Tree,
+    content: &Content,
+    file: u8,
+    start: u64,
+    offset: u64,
+    into: &mut [u8],
+) -> Result<()> {
+    let Some(archive) = tree.archives.get(usize::from(file)) else { return Ok(()) };
     let fail = |e| short(PathBuf::from("the archive"), e);
     let Some(ranges) = &content.data else {
         return archive.read_exact_at(into, start + offset).map_err(fail);
@@ -185,15 +194,14 @@ fn read_archive(tree: &Tree, content: &Content, start: u64, offset: u64, into: &
 }
 
 /// All of a small file.
-pub(super) fn whole(tree: &Tree, node: NodeId, content: &Content) -> Result<Vec<u8>> {
+pub(super) fn whole(tree: &Tree, content: &Content) -> Result<Vec<u8>> {
     let mut bytes = vec![0; content.size as usize];
     match &content.place {
-        Place::Archive { offset } => read_archive(tree, content, *offset, 0, &mut bytes)?,
+        Place::Archive { file, offset } => read_archive(tree, content, *file, *offset, 0, &mut bytes)?,
         Place::Host { dir, name } => {
             let path = tree.host_path(*dir, name);
             open_host(&path)?.read_exact_at(&mut bytes, 0).map_err(|e| short(path, e))?;
         }
     }
-    let _ = node;
     Ok(bytes)
 }

@@ -263,7 +263,7 @@ impl Filler<'_> {
             && content.size <= inline::capacity(&placed.ibody, b.ibody_len()) as u64
             && b.ibody_len() > 0
         {
-            let bytes = copy::whole(self.tree, id, content)?;
+            let bytes = copy::whole(self.tree, content)?;
             if inline::write(&bytes, &mut inode.i_block, &mut placed.ibody, b.ibody_len()) {
                 inode.flags |= InodeFlags::INLINE_DATA;
                 return Ok(());
@@ -336,6 +336,8 @@ impl Filler<'_> {
             inode.file_acl = extant_format::Pblk(placed.block);
             inode.blocks += b.sectors_each(1);
         }
+        inode.blocks += placed.held_sectors;
+        b.charge_inodes(&inode, placed.held_inodes);
         let mut area = vec![0; b.ibody_len()];
         placed.ibody.write_ibody(&mut area).map_err(broken)?;
         b.put_inode(ino, &inode, Some(&area))

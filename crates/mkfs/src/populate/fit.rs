@@ -71,7 +71,9 @@ fn raise_inodes(params: &mut Params, tree: &Tree) {
         .flat_map(|n| &n.xattrs)
         .filter(|(_, v)| v.len() > params.block_size as usize / 2)
         .count();
-    let needed = tree.nodes.len() as u64 + held as u64 + 16;
+    // Rounding to multiples of 8 takes up to 7 from every group.
+    let groups = params.blocks / (u64::from(params.block_size) * 8) + 1;
+    let needed = tree.nodes.len() as u64 + held as u64 + 16 + 8 * groups;
     if !params.inodes_fixed && params.inodes < needed {
         params.inodes = needed;
     }

@@ -33,7 +33,8 @@ pub(super) fn read_path(path: &Path, options: &Options, progress: &dyn Progress)
     let seekable = file.seek(SeekFrom::Start(0)).is_ok();
     if seekable && packed == Packing::None {
         let copy = file.try_clone().map_err(|e| source_error(path, e))?;
-        return Reader::new(path, Store::InPlace, options, progress).read(BufReader::new(file), Some(copy));
+        return Reader::new(path, options, progress, Some(copy))
+            .read(BufReader::with_capacity(1 << 16, file));
     }
     let stream: Box<dyn Read> =
         if seekable { Box::new(file) } else { Box::new(io::Cursor::new(magic[..got].to_vec()).chain(file)) };
@@ -96,34 +97,32 @@ fn read_stream<'a>(
         Packing::Zstd => Box::new(zstd::Decoder::new(stream).map_err(|e| source_error(path, e))?),
         Packing::Xz => Box::new(liblzma::read::XzDecoder::new_multi_decoder(stream)),
     };
-    let spool = tempfile::tempfile().map_err(|e| source_error(&std::env::temp_dir(), e))?;
-    let store = Store::Spool { file: io::BufWriter::with_capacity(1 << 20, spool), at: 0 };
-    Reader::new(path, store, options, progress).read(BufReader::with_capacity(1 << 18, stream), None)
+    Reader::new(path, options, progress, None).read(BufReader::with_capacity(1 << 18, stream))
 }
 
-/// Where members' contents are kept.
-enum Store {
-    /// In the archive itself.
-    InPlace,
-    /// In a temporary file.
-    Spool { file: io::BufWriter<File>, at: u64 },
+/// A temporary file that members' contents go to.
+struct Spool {
+    file: io::BufWriter<File>,
+    at: u64,
 }
 
 struct Reader<'a> {
     archive: &'a Path,
     tree: Tree,
-    store: Store,
+    /// The archive, if members can be used where they are.
+    in_place: Option<File>,
+    spool: Option<Spool>,
     attributes: bool,
     progress: &'a dyn Progress,
 }
 
 impl<'a> Reader<'a> {
-    fn new(archive: &'a Path, store: Store, options: &Options, progress: &'a dyn Progress) -> Self {
+    fn new(archive: &'a Path, options: &Options, progress: &'a dyn Progress, in_place: Option<File>) -> Self {
         let attributes = !options.extended.no_copy_xattrs;
-        Self { archive, tree: Tree::new(), store, attributes, progress }
+        Self { archive, tree: Tree::new(), in_place, spool: None, attributes, progress }
     }
 
-    fn read(mut self, from: impl Read, in_place: Option<File>) -> Result<Tree> {
+    fn read(mut self, from: impl Read) -> Result<Tree> {
         let path = self.archive.to_owned();
         let mut archive = tar::Archive::new(from);
         for entry in archive.entries().map_err(|e| source_error(&path, e))? {
@@ -131,14 +130,23 @@ impl<'a> Reader<'a> {
             self.member(entry)?;
             self.progress.advance(1);
         }
-        self.tree.archive = match self.store {
-            Store::InPlace => in_place,
-            Store::Spool { file, .. } => {
-                let file = file.into_inner().map_err(|e| source_error(&path, e.into_error()))?;
-                Some(file)
-            }
-        };
+        self.tree.archives.extend(self.in_place);
+        if let Some(spool) = self.spool {
+            let file = spool.file.into_inner().map_err(|e| source_error(&path, e.into_error()))?;
+            self.tree.archives.push(file);
+        }
         Ok(self.tree)
+    }
+
+    fn spool(&mut self) -> Result<&mut Spool> {
+        if self.spool.is_none() {
+            let file = tempfile::tempfile().map_err(|e| source_error(&std::env::temp_dir(), e))?;
+            self.spool = Some(Spool { file: io::BufWriter::with_capacity(1 << 20, file), at: 0 });
+        }
+        match &mut self.spool {
+            Some(spool) => Ok(spool),
+            None => unreachable!("it was just made"),
+        }
     }
 
     fn member(&mut self, mut entry: Entry<'_, impl Read>) -> Result<()> {
@@ -222,31 +230,29 @@ impl<'a> Reader<'a> {
     ) -> Result<Content> {
         let size = entry.size();
         let sparse = file_type == EntryType::GNUSparse;
-        match &mut self.store {
-            Store::InPlace if !sparse => {
-                let offset = entry.raw_file_position();
-                Ok(Content { size, place: Place::Archive { offset }, data: None })
-            }
-            Store::InPlace => Err(MkfsError::Member {
-                path: path.to_owned(),
-                what:
-                    "a sparse member of an archive that is read in place; give the archive on standard input"
-                        .to_owned(),
-            }),
-            Store::Spool { file, at } => {
-                let offset = *at;
-                if !sparse {
-                    *at += io::copy(entry, file).map_err(|e| source_error(path, e))?;
-                    return Ok(Content { size, place: Place::Archive { offset }, data: None });
-                }
-                if size > MAX_SPARSE {
-                    let what = format!("a sparse member of {size} bytes is too large, at most {MAX_SPARSE}");
-                    return Err(MkfsError::Member { path: path.to_owned(), what });
-                }
-                let data = spool_sparse(entry, file, at).map_err(|e| source_error(path, e))?;
-                Ok(Content { size, place: Place::Archive { offset }, data: Some(data) })
-            }
+        if self.in_place.is_some() && !sparse {
+            let place = Place::Archive { file: 0, offset: entry.raw_file_position() };
+            return Ok(Content { size, place, data: None });
         }
+        if sparse && size > MAX_SPARSE {
+            let what = format!("a sparse member of {size} bytes is too large, at most {MAX_SPARSE}");
+            return Err(MkfsError::Member { path: path.to_owned(), what });
+        }
+        let file = u8::from(self.in_place.is_some());
+        let spool = self.spool()?;
+        let place = Place::Archive { file, offset: spool.at };
+        if sparse {
+            let data =
+                spool_sparse(entry, &mut spool.file, &mut spool.at).map_err(|e| source_error(path, e))?;
+            return Ok(Content { size, place, data: Some(data) });
+        }
+        let copied = io::copy(entry, &mut spool.file).map_err(|e| source_error(path, e))?;
+        spool.at += copied;
+        if copied != size {
+            let what = format!("the archive ends within it, {copied} of {size} bytes");
+            return Err(MkfsError::Member { path: path.to_owned(), what });
+        }
+        Ok(Content { size, place, data: None })
     }
 
     /// Owner, permissions, time and extended attributes of a member.

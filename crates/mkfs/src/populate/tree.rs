@@ -64,8 +64,8 @@ pub(crate) struct Content {
 pub(crate) enum Place {
     /// A file in one of [`Tree::dirs`].
     Host { dir: u32, name: Box<[u8]> },
-    /// Bytes of [`Tree::archive`]; with holes, data ranges follow each other there.
-    Archive { offset: u64 },
+    /// Bytes of one of [`Tree::archives`]; with holes, data ranges follow each other there.
+    Archive { file: u8, offset: u64 },
 }
 
 /// The contents of an image.
@@ -73,7 +73,8 @@ pub(crate) enum Place {
 pub struct Tree {
     pub(crate) nodes: Vec<Node>,
     pub(crate) dirs: Vec<PathBuf>,
-    pub(crate) archive: Option<File>,
+    /// The archive itself, or what was kept of it, or both.
+    pub(crate) archives: Vec<File>,
 }
 
 impl Kind {
@@ -108,7 +109,7 @@ impl Tree {
     pub(crate) fn new() -> Self {
         let meta = Meta { perms: 0o755, uid: 0, gid: 0, mtime: Timestamp::default() };
         let root = Node { meta, kind: Kind::Directory(Vec::new()), names: 1, xattrs: Vec::new() };
-        Self { nodes: vec![root], dirs: Vec::new(), archive: None }
+        Self { nodes: vec![root], dirs: Vec::new(), archives: Vec::new() }
     }
 
     pub(crate) fn add(&mut self, node: Node) -> NodeId {

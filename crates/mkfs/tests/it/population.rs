@@ -248,6 +248,132 @@ fn a_sparse_archive_on_standard_input() {
     assert!(blocks <= 64, "holes stay holes: {blocks} sectors");
 }
 
+fn header(size: u64) -> tar::Header {
+    let mut header = tar::Header::new_gnu();
+    header.set_size(size);
+    header.set_mode(0o644);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(1_500_000_000);
+    header
+}
+
+/// Name, contents, PAX extensions.
+type Member<'a> = (&'a str, &'a [u8], &'a [(&'a str, &'a [u8])]);
+
+/// Writes an archive of files with these names, contents, PAX extensions.
+fn archive(path: &Path, members: &[Member<'_>]) {
+    let mut builder = tar::Builder::new(std::fs::File::create(path).unwrap());
+    for (name, bytes, extensions) in members {
+        builder.append_pax_extensions(extensions.iter().copied()).unwrap();
+        let mut header = header(bytes.len() as u64);
+        builder.append_data(&mut header, name, *bytes).unwrap();
+    }
+    builder.finish().unwrap();
+}
+
+#[test]
+fn attributes_go_where_they_fit() {
+    let Some(debugfs) = tool("debugfs") else { return };
+    let scratch = Scratch::new();
+    let (tar, image) = (scratch.path("tar"), scratch.path("image"));
+    let small: &[u8] = b"small";
+    let (block, huge) = (vec![b'b'; 700], vec![b'h'; 20_000]);
+    let acl: &[u8] = b"user::rw-,user:someone:r--:1234,group::r--,mask::rw-,other::---";
+    archive(
+        &tar,
+        &[
+            ("one", b"1", &[("SCHILY.xattr.user.a", small), ("SCHILY.xattr.user.b", &block)]),
+            ("two", b"2", &[("SCHILY.xattr.user.a", small), ("SCHILY.xattr.user.b", &block)]),
+            ("three", b"3", &[("SCHILY.xattr.user.huge", &huge)]),
+            ("four", b"4", &[("SCHILY.xattr.user.huge", &huge), ("SCHILY.acl.access", acl)]),
+        ],
+    );
+    for way in [
+        "-t ext4 -O ea_inode",
+        "-t ext4 -O ea_inode -b 1024",
+        "-t ext4 -O ea_inode,inline_data -I 512",
+        "-t ext4 -O ea_inode -I 128",
+        "-t ext4 -O ea_inode,quota",
+    ] {
+        let _ = std::fs::remove_file(&image);
+        mkfs(way, &image, &["-d", &tar.to_string_lossy()]).unwrap_or_else(|e| panic!("{way}: {e}"));
+        assert_clean(&image);
+        let value = |path: &str, name: &str| {
+            let file = scratch.path("value");
+            let request = format!("ea_get -f {} {path} {name}", file.display());
+            run(&debugfs, &["-R", &request, &image.to_string_lossy()]);
+            std::fs::read(file).unwrap_or_default()
+        };
+        assert_eq!(value("/one", "user.a"), small, "{way}");
+        assert_eq!(value("/two", "user.b"), block, "{way}");
+        assert_eq!(value("/three", "user.huge"), huge, "{way}");
+        assert_eq!(value("/four", "user.huge"), huge, "{way}");
+        let list = text(&run(&debugfs, &["-R", "ea_list /four", &image.to_string_lossy()]));
+        assert!(list.contains("posix_acl_access"), "{way}: {list}");
+    }
+    std::fs::remove_file(&image).unwrap();
+    let e = mkfs("-t ext4", &image, &["-d", &tar.to_string_lossy()]).unwrap_err();
+    assert!(e.contains("ea_inode") && e.contains("user.huge"), "{e}");
+}
+
+#[test]
+fn hash_trees_of_every_depth() {
+    let Some(debugfs) = tool("debugfs") else { return };
+    let scratch = Scratch::new();
+    let (tar, image) = (scratch.path("tar"), scratch.path("image"));
+    let names: Vec<String> = (0..70_000).map(|n| format!("dir/{n:06}-{}", "long".repeat(48))).collect();
+    let write = |count: usize| {
+        let mut builder = tar::Builder::new(std::io::BufWriter::new(std::fs::File::create(&tar).unwrap()));
+        for name in &names[..count] {
+            builder.append_data(&mut header(0), name, std::io::empty()).unwrap();
+        }
+        builder.finish().unwrap();
+    };
+    // One block, a root of leaves, one level of nodes, two levels (large_dir).
+    for (count, way) in [
+        (3, "-t ext4 -b 1024"),
+        (200, "-t ext4 -b 1024"),
+        (5_000, "-t ext4 -b 1024"),
+        (5_000, "-t ext4 -b 4096 -O ^metadata_csum"),
+        (70_000, "-t ext4 -b 1024 -O large_dir"),
+    ] {
+        write(count);
+        let _ = std::fs::remove_file(&image);
+        mkfs(way, &image, &["-d", &tar.to_string_lossy()]).unwrap_or_else(|e| panic!("{count}: {e}"));
+        assert_clean(&image);
+        for n in [0, count / 2, count - 1] {
+            let request = format!("stat /{}", names[n]);
+            let out = text(&run(&debugfs, &["-R", &request, &image.to_string_lossy()]));
+            assert!(out.contains("Type: regular"), "{count}: {}: {out}", names[n]);
+        }
+    }
+    std::fs::remove_file(&image).unwrap();
+    let e = mkfs("-t ext4 -b 1024", &image, &["-d", &tar.to_string_lossy()]).unwrap_err();
+    assert!(e.contains("large_dir"), "{e}");
+}
+
+#[test]
+fn archives_that_lie_are_refused() {
+    let scratch = Scratch::new();
+    let (tar, image) = (scratch.path("evil.tar"), scratch.path("image"));
+    let error = || mkfs("-t ext4", &image, &["-d", &tar.to_string_lossy()]).unwrap_err();
+    let mut header = header(0);
+    let evil = b"../../outside";
+    header.as_old_mut().name[..evil.len()].copy_from_slice(evil);
+    header.set_cksum();
+    let mut builder = tar::Builder::new(std::fs::File::create(&tar).unwrap());
+    builder.append(&header, std::io::empty()).unwrap();
+    builder.finish().unwrap();
+    assert!(error().contains("'..'"), "{}", error());
+    archive(&tar, &[("file", b"x", &[]), ("file/below", b"y", &[])]);
+    assert!(error().contains("not a directory"), "{}", error());
+    archive(&tar, &[("file", b"some bytes", &[])]);
+    let whole = std::fs::read(&tar).unwrap();
+    std::fs::write(&tar, &whole[..700]).unwrap();
+    assert!(!error().is_empty());
+}
+
 #[test]
 fn owners_are_overridden() {
     let Some(debugfs) = tool("debugfs") else { return };
