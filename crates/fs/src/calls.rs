@@ -180,6 +180,8 @@ impl Filesystem {
             let _ = sb.set_label(label);
         })?;
         let tid = handle.finish()?;
-        self.settle(tid, true)
+        self.settle(tid, true)?;
+        // Programs like blkid read it from the device while it is mounted.
+        Ok(self.journal.checkpoint_all()?)
     }
 }

@@ -60,6 +60,10 @@ impl Filesystem {
     /// The same for changing it.
     pub(crate) fn check_content_change(&self, inode: &Inode) -> Result<()> {
         self.check_content(inode)?;
+        // Also through a file that was open for writing before it became immutable.
+        if inode.flags().contains(InodeFlags::IMMUTABLE) {
+            return Err(Error::NotPermitted);
+        }
         if inode.flags().contains(InodeFlags::JOURNAL_DATA) {
             return Err(Error::NotSupported("writing a file whose data is journalled (flag j)"));
         }
