@@ -150,7 +150,7 @@ pub(crate) fn mkdir(args: &MkdirArgs) -> Outcome {
 }
 
 /// Makes a directory and those above it; what is there already stays.
-fn make_dirs(volume: &Volume, path: &[u8], mode: u32) -> Outcome<InodeRef> {
+pub(crate) fn make_dirs(volume: &Volume, path: &[u8], mode: u32) -> Outcome<InodeRef> {
     let mut at = volume.fs.root().at(b"/")?;
     let mut done = Vec::new();
     for name in path.split(|b| *b == b'/').filter(|n| !n.is_empty() && *n != b".") {

@@ -7,9 +7,9 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use crate::copy::{self, Owned, Sink};
-use crate::edit::{Owner, owner};
+use crate::edit::{Owner, make_dirs, owner};
 use crate::fail::{Failure, OnHost as _, Outcome};
-use crate::image::ReadArgs;
+use crate::image::{ImageArgs, ReadArgs};
 use crate::volume::Volume;
 
 /// Copy files and directories out of an image
@@ -20,6 +20,34 @@ pub(crate) struct GetArgs {
     /// Paths in the image, then the host's target: a new name, or a folder that is there
     #[arg(required = true, num_args = 2..)]
     paths: Vec<OsString>,
+}
+
+/// Copy files and folders into an image
+#[derive(clap::Args, Debug)]
+pub(crate) struct PutArgs {
+    #[command(flatten)]
+    image: ImageArgs,
+    /// The host's files, then the path in the image: a new name, or a directory that is there
+    #[arg(required = true, num_args = 2..)]
+    paths: Vec<OsString>,
+    /// Owner of all that is copied: UID, UID:GID or :GID; as on the host if not given
+    #[arg(long, value_parser = owner)]
+    owner: Option<Owner>,
+}
+
+/// Copy a whole folder or tar archive into an image
+#[derive(clap::Args, Debug)]
+pub(crate) struct ImportArgs {
+    #[command(flatten)]
+    image: ImageArgs,
+    /// A folder, or a tar archive (plain, gzip, zstd or xz); - is an archive on standard input
+    source: PathBuf,
+    /// The directory in the image that it goes into; made if it is missing
+    #[arg(long, default_value = "/")]
+    to: OsString,
+    /// Owner of all that is copied: UID, UID:GID or :GID
+    #[arg(long, value_parser = owner)]
+    owner: Option<Owner>,
 }
 
 /// Copy a directory of an image, or all of it, to a folder or tar archive
@@ -86,6 +114,51 @@ fn last_name(path: &[u8]) -> Vec<u8> {
 fn trimmed(path: &[u8]) -> Vec<u8> {
     let keep = path.iter().rposition(|b| *b != b'/').map_or(0, |at| at + 1);
     path[..keep].to_vec()
+}
+
+/// `extant put`
+pub(crate) fn put(args: &PutArgs) -> Outcome {
+    let volume = Volume::write(&args.image)?;
+    let (target, sources) = args.paths.split_last().ok_or_else(|| Failure::new("put needs two paths"))?;
+    let target = target.as_bytes();
+    let (dir, dir_path, new_name) = match volume.resolve(target) {
+        Ok(dir) if dir.is_dir() => (dir, target.to_vec(), None),
+        _ if sources.len() > 1 || target.ends_with(b"/") => {
+            return Err(
+                Failure::inside(target, &extant::Error::NotDirectory).hint("`extant mkdir -p` makes it")
+            );
+        }
+        _ => {
+            let (dir, name) = volume.parent(target)?;
+            let above = trimmed(target).rsplitn(2, |b| *b == b'/').nth(1).unwrap_or_default().to_vec();
+            (dir, above, Some(name))
+        }
+    };
+    for path in sources {
+        let path = Path::new(path);
+        let name = match (&new_name, path.file_name()) {
+            (Some(name), _) => name.clone(),
+            (None, Some(name)) => name.as_bytes().to_vec(),
+            (None, None) => return Err(Failure::new(format!("{}: this needs a name", path.display()))),
+        };
+        let mut sink = copy::to_volume::VolumeSink::new(&volume, dir.clone(), &dir_path);
+        pour(&mut copy::from_host::HostSource::new(path, &name), &mut sink, args.owner)?;
+    }
+    volume.close()
+}
+
+/// `extant import`
+pub(crate) fn import(args: &ImportArgs) -> Outcome {
+    let mut source: Box<dyn copy::Source> = if args.source.is_dir() {
+        Box::new(copy::from_host::HostSource::new(&args.source, b""))
+    } else {
+        Box::new(copy::from_archive::ArchiveSource::open(&args.source)?)
+    };
+    let volume = Volume::write(&args.image)?;
+    let to = args.to.as_bytes();
+    let dir = make_dirs(&volume, to, 0o755)?;
+    pour(&mut *source, &mut copy::to_volume::VolumeSink::new(&volume, dir, to), args.owner)?;
+    volume.close()
 }
 
 /// `extant export`

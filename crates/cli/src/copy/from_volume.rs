@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
-use extant::InodeRef;
+use extant::{InodeRef, SeekKind};
 use extant_format::Ino;
 use extant_format::inode::FileType;
 
@@ -103,7 +103,14 @@ impl Content for FileContent<'_> {
         if from >= self.size {
             return Ok(None);
         }
-        Ok(Some(from..self.size))
+        let fs = &self.volume.fs;
+        let start = match fs.seek(self.inode, from, SeekKind::Data) {
+            Ok(start) => start,
+            Err(extant::Error::NoSuchAddress) => return Ok(None),
+            Err(err) => return Err(Failure::inside(&self.path, &err)),
+        };
+        let end = fs.seek(self.inode, start, SeekKind::Hole).at(&self.path)?;
+        Ok(Some(start..end.min(self.size)))
     }
 
     fn read(&mut self, offset: u64, buf: &mut [u8]) -> Outcome {

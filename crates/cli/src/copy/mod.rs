@@ -3,13 +3,16 @@
 //!
 //! | | source | sink |
 //! |---|---|---|
-//! | image | [`from_volume`] | |
-//! | folder | | [`to_host`] |
-//! | tar | | [`to_archive`] |
+//! | image | [`from_volume`] | [`to_volume`] |
+//! | folder | [`from_host`] | [`to_host`] |
+//! | tar | [`from_archive`] | [`to_archive`] |
 
+pub(crate) mod from_archive;
+pub(crate) mod from_host;
 pub(crate) mod from_volume;
 pub(crate) mod to_archive;
 pub(crate) mod to_host;
+pub(crate) mod to_volume;
 
 use std::ops::Range;
 

@@ -6,4 +6,5 @@ mod info;
 mod look;
 mod mounted;
 mod run;
+mod transfer;
 mod tree;
