@@ -3,6 +3,7 @@
 mod bench;
 mod ci;
 mod crash;
+mod demo;
 mod fuzz;
 mod packages;
 mod proc;
@@ -18,6 +19,7 @@ use std::process::ExitCode;
 const HELP: &str = "\
 cargo xtask COMMAND
 
+  demo             makes an image, mounts it, works on it, unmounts, checks it
   test [ARGS…]     all tests (ARGS go to cargo test); installs missing system packages
   ci [--quick]     formatting, lints, tidy, documentation, tests; --quick leaves out what is slow
   bench [--long]   the same work on us, the kernel and the others
@@ -50,6 +52,7 @@ fn main() -> ExitCode {
         "suites" => suites::command(rest),
         "shows" => shows::command(rest),
         "fuzz" => fuzz::command(rest),
+        "demo" => demo::command(),
         "ci" => ci::command(rest),
         "tidy" => tidy::command(),
         "help" | "--help" | "-h" => {
