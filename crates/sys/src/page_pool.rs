@@ -79,6 +79,12 @@ impl PagePool {
         into.extend(free.pages.drain(from..).rev().map(|ptr| PageMem { ptr, pool: Arc::clone(&self.0) }));
     }
 
+    /// Pages that can be taken without asking the system for memory.
+    #[must_use]
+    pub fn free_pages(&self) -> usize {
+        self.0.free.lock().unwrap_or_else(PoisonError::into_inner).pages.len()
+    }
+
     /// Bytes that the pool has from the system.
     #[must_use]
     pub fn bytes_held(&self) -> usize {

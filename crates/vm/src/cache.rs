@@ -20,6 +20,14 @@ use crate::wait::WaitTable;
 const RECLAIM_BATCH: usize = 256;
 /// Pages a thread writes of one inode before another one gets its turn: 8 MiB.
 pub(crate) const WRITE_BATCH: usize = 2048;
+/// See [`PageCache::easy_limit`].
+const EASY_BYTES: usize = 64 << 20;
+/// Inodes that are looked at for memory to use again.
+const EASY_VISITS: usize = 64;
+/// Most dirty bytes before the threads write, and before writers write themselves, however large the budget: what is dirty cannot
+/// be used again.
+const BACKGROUND_BYTES: usize = 32 << 20;
+const DIRTY_BYTES: usize = 96 << 20;
 /// How often the writeback threads look for old dirty pages.
 const TICK: Duration = Duration::from_secs(5);
 /// Dirty pages are old after so many ticks.
@@ -277,18 +285,24 @@ impl PageCache {
         self.ring.lock().push_back(owner);
     }
 
+    /// So many pages the cache takes without a second thought. Beyond, memory that was used once is used again before the system
+    /// is asked for more: fresh memory costs more than reading something again from a device that is cached below.
+    fn easy_limit(&self) -> usize {
+        (EASY_BYTES / self.geometry.page_size()).min(self.limit())
+    }
+
     fn limit(&self) -> usize {
         (self.config.budget / self.geometry.page_size()).max(64)
     }
 
     /// Above this many dirty pages the threads write.
     fn background_limit(&self) -> usize {
-        self.limit() / 8
+        (self.limit() / 8).min(BACKGROUND_BYTES / self.geometry.page_size())
     }
 
     /// Above this many dirty pages writers write themselves.
     fn dirty_limit(&self) -> usize {
-        self.limit() / 2
+        (self.limit() / 2).min(DIRTY_BYTES / self.geometry.page_size())
     }
 
     /// Brings the cache back under its limits: before and after an operation, with nothing held.
@@ -305,6 +319,10 @@ impl PageCache {
         if self.pages.load(Ordering::Relaxed) > self.limit() {
             assert_nothing_held(Rank::INODE, "waiting for memory");
             self.make_room()?;
+        } else if self.pages.load(Ordering::Relaxed) > self.easy_limit()
+            && self.pool.free_pages() < RECLAIM_BATCH
+        {
+            self.reclaim_from(2 * RECLAIM_BATCH, EASY_VISITS);
         }
         Ok(())
     }
@@ -413,9 +431,14 @@ impl PageCache {
 
     /// Frees up to `want` pages that are clean and not in use; how many.
     pub fn reclaim(&self, want: usize) -> usize {
-        let mut freed = 0;
         // Each inode gets two visits at most: one clears the marks of use, the next one frees.
-        let mut visits = 2 * self.ring.lock().len() + 1;
+        let visits = 2 * self.ring.lock().len() + 1;
+        self.reclaim_from(want, visits)
+    }
+
+    /// The same, looking at no more than `visits` inodes.
+    fn reclaim_from(&self, want: usize, mut visits: usize) -> usize {
+        let mut freed = 0;
         while freed < want && visits > 0 {
             visits -= 1;
             let Some(weak) = self.ring.lock().pop_front() else { break };

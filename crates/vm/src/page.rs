@@ -123,7 +123,7 @@ impl fmt::Debug for State {
 impl Page {
     /// A page that its maker has locked, with nothing uptodate.
     pub(crate) fn new_locked(index: u32, mem: PageMem) -> Self {
-        Self { index, state: AtomicU64::new(LOCKED | REFERENCED), mem }
+        Self { index, state: AtomicU64::new(LOCKED), mem }
     }
 
     pub(crate) fn state(&self) -> State {

@@ -219,8 +219,11 @@ impl AddressSpace {
             page.mem().copy_from(at, &data[done..done + n]);
             let set = geo.touched(at, at + n);
             debug_assert_eq!(set & !page.state().has_space(), 0, "a dirty block without space: {page:?}");
+            // What is written once in passing is no reason to keep a page.
+            if page.state().has(Kind::Uptodate) & set != 0 {
+                page.touch();
+            }
             page.update(|s: State| s.with(Kind::Uptodate, set).with(Kind::Dirty, set));
-            page.touch();
             done += n;
         }
     }

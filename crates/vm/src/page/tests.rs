@@ -33,7 +33,7 @@ mod word {
     fn only_idle_clean_unused_pages_are_evicted() {
         let waits = WaitTable::new();
         let page = page();
-        assert!(!page.try_lock_for_eviction(), "locked and used");
+        assert!(!page.try_lock_for_eviction(), "locked");
         page.unlock(&waits);
         for kind in [Kind::Dirty, Kind::Delayed, Kind::Claimed, Kind::InFlight] {
             page.update(|s| s.with(kind, 2));
