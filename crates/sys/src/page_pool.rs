@@ -85,6 +85,11 @@ impl PagePool {
         self.0.free.lock().unwrap_or_else(PoisonError::into_inner).pages.len()
     }
 
+    /// Asks the system for one more piece.
+    pub fn grow(&self) {
+        self.0.free.lock().unwrap_or_else(PoisonError::into_inner).grow(self.0.page_size);
+    }
+
     /// Bytes that the pool has from the system.
     #[must_use]
     pub fn bytes_held(&self) -> usize {

@@ -322,7 +322,10 @@ impl PageCache {
         } else if self.pages.load(Ordering::Relaxed) > self.easy_limit()
             && self.pool.free_pages() < RECLAIM_BATCH
         {
-            self.reclaim_from(2 * RECLAIM_BATCH, EASY_VISITS);
+            // If little comes of it, not again before a good many pages were used.
+            if self.reclaim_from(2 * RECLAIM_BATCH, EASY_VISITS) < RECLAIM_BATCH {
+                self.pool.grow();
+            }
         }
         Ok(())
     }

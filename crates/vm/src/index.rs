@@ -133,6 +133,22 @@ impl PageIndex {
         taken
     }
 
+    /// Calls `look` for the pages from `from` on until it says no; the place of that page.
+    pub(crate) fn each_from(&self, from: u32, mut look: impl FnMut(&Arc<Page>) -> bool) -> Option<u32> {
+        for (number, leaf) in self.leaves.range(from / FAN..) {
+            let skip = if *number == from / FAN { from % FAN } else { 0 };
+            let mut rest = leaf.present >> skip << skip;
+            while rest != 0 {
+                let slot = rest.trailing_zeros();
+                rest &= rest - 1;
+                if !leaf.slots[slot as usize].as_ref().is_none_or(&mut look) {
+                    return Some(number * FAN + slot);
+                }
+            }
+        }
+        None
+    }
+
     /// The first place from `from` on that has a page.
     pub(crate) fn next_present(&self, from: u32) -> Option<u32> {
         self.leaves.range(from / FAN..).find_map(|(number, leaf)| {

@@ -250,39 +250,36 @@ impl AddressSpace {
     /// Throws away up to `most` pages that were not used since the hand came by last; how many, and whether the hand has
     /// come round to the inode's start.
     pub(crate) fn reclaim(&self, most: usize) -> (usize, bool) {
-        let mut gone: Vec<Arc<Page>> = Vec::new();
         let Some(mut hand) = self.hand.try_lock() else { return (0, true) };
-        let mut at = *hand;
-        *hand = 0;
+        let from = std::mem::take(&mut *hand);
         drop(hand);
+        let Some(mut index) = self.index.try_write() else { return (0, true) };
+        let mut gone: Vec<Arc<Page>> = Vec::new();
         let mut looked = 0;
-        let wrapped = {
-            let Some(mut index) = self.index.try_write() else { return (0, true) };
-            loop {
-                let Some(next) = index.next_present(at) else { break true };
-                if gone.len() >= most || looked >= 4 * most {
-                    at = next;
-                    break false;
-                }
-                looked += 1;
-                let page = Arc::clone(index.find(next).expect("just found"));
-                if page.try_lock_for_eviction() {
-                    page.detach();
-                    let marked = index.remove(next).is_some_and(|(_, marked)| marked);
-                    self.cache.detached(1);
-                    self.cleaned(usize::from(marked));
-                    // Who waits for its lock finds it gone.
-                    page.unlock(&self.cache.waits);
-                    gone.push(page);
-                }
-                let Some(after) = next.checked_add(1) else { break true };
-                at = after;
+        let stopped = index.each_from(from, |page| {
+            if gone.len() >= most || looked >= 2 * most {
+                return false;
             }
-        };
-        if !wrapped {
+            looked += 1;
+            if page.try_lock_for_eviction() {
+                gone.push(Arc::clone(page));
+            }
+            true
+        });
+        let mut unmarked = 0;
+        for page in &gone {
+            page.detach();
+            unmarked += usize::from(index.remove(page.index).is_some_and(|(_, marked)| marked));
+            // Who waits for its lock finds it gone.
+            page.unlock(&self.cache.waits);
+        }
+        drop(index);
+        self.cache.detached(gone.len());
+        self.cleaned(unmarked);
+        if let Some(at) = stopped {
             *self.hand.lock() = at;
         }
-        (gone.len(), wrapped)
+        (gone.len(), stopped.is_none())
     }
 
     /// Says that the ring no longer has it, if it has no pages.
