@@ -12,7 +12,7 @@ use extant_format::superblock::{SbFlags, SbTime, State};
 use extant_format::{Compat, Features, FormatError, Incompat, RoCompat, Superblock};
 use extant_journal::{BlockCache, Buf, CommitObserver, Journal, JournalOptions, LogPlace, WantedFeatures};
 use extant_map::MapFs;
-use extant_sync::atomic::{AtomicBool, AtomicU8, AtomicU32};
+use extant_sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 use extant_sync::{Mutex, Rank, RwLock, thread};
 use extant_vm::{CacheConfig, PageCache};
 
@@ -80,6 +80,9 @@ pub(crate) struct MountState {
     /// Ends the threads.
     pub(crate) stop: Arc<crate::background::Stop>,
     pub(crate) frozen: Mutex<bool>,
+    pub(crate) mounted_at: Option<Vec<u8>>,
+    /// It has been mounted for writing since it was opened: orphans are processed.
+    pub(crate) begun: AtomicBool,
 }
 
 impl Filesystem {
@@ -95,8 +98,9 @@ impl Filesystem {
         let sb = bootstrap::read_super(&*device, setup.options.sb)?;
         let read_only = setup.options.read_only || device.is_read_only();
         gate(&sb, &setup.options, read_only, device.size())?;
+        let overlaid = read_only && !may_turn_writable(&device, &sb, &setup);
         let counting = Arc::new(Counting::new(device));
-        let target: Arc<dyn BlockDevice> = if read_only {
+        let target: Arc<dyn BlockDevice> = if overlaid {
             Arc::new(Overlay::new(Arc::clone(&counting) as _))
         } else {
             Arc::clone(&counting) as _
@@ -108,30 +112,33 @@ impl Filesystem {
             _ => false,
         };
         let sb = if replayed { bootstrap::read_super(&*target, setup.options.sb)? } else { sb };
-        let fs = build(target, counting, sb, &setup, read_only, log)?;
+        let fs = build(target, counting, sb, &setup, overlaid, log)?;
         fs.root()?;
-        if !read_only {
-            fs.begin(&setup)?;
+        if read_only {
+            fs.set_mode(Mode::ReadOnly);
+        } else {
+            fs.begin()?;
         }
         fs.start_threads(mmp);
         Ok(fs)
     }
 
     /// What a mount for writing does first: orphans, and the superblock's record of the mount.
-    fn begin(&self, setup: &Setup) -> Result<()> {
-        self.mark_mounted(setup)?;
+    pub(crate) fn begin(&self) -> Result<()> {
+        self.mount.begun.store(true, Ordering::Release);
+        self.mark_mounted()?;
         self.quota_open()?;
         self.process_orphans()
     }
 
-    fn mark_mounted(&self, setup: &Setup) -> Result<()> {
+    fn mark_mounted(&self) -> Result<()> {
         let now = self.clock.now().sec.max(0) as u64;
         {
             let mut sb = self.sb.lock();
             let (count, _) = sb.mount_counts();
             sb.set_mnt_count(count.saturating_add(1));
             sb.set_time(SbTime::Mount, now);
-            if let Some(path) = &setup.mounted_at {
+            if let Some(path) = &self.mount.mounted_at {
                 sb.set_last_mounted(path);
             }
         }
@@ -234,6 +241,21 @@ fn backup_of(sb: &Superblock) -> Option<(u64, [u8; 1024])> {
     let mut backup = sb.clone();
     backup.update(|raw| raw.s_block_group_nr.set(group.0 as u16)).ok()?;
     Some((at, backup.encode()))
+}
+
+/// Whether a read-only mount may use the device itself, so that it can turn writable: nothing is to be replayed, and
+/// nothing stands against writing.
+fn may_turn_writable(device: &Arc<dyn BlockDevice>, sb: &Superblock, setup: &Setup) -> bool {
+    let features = sb.features().incompat;
+    if device.is_read_only() || setup.options.noload || features.intersects(Incompat::RECOVER | Incompat::MMP)
+    {
+        return false;
+    }
+    let empty = || {
+        let log = find_log(device, sb, setup).ok()?;
+        log.map_or(Some(true), |log| log.read_superblock().ok().map(|sb| sb.start() == 0))
+    };
+    gate(sb, &setup.options, false, device.size()).is_ok() && empty() == Some(true)
 }
 
 /// Refuses what this program cannot mount, each with a sentence.
@@ -399,6 +421,8 @@ fn build(
         threads: Mutex::new(Rank::LEAF, Vec::new()),
         stop: Arc::default(),
         frozen: Mutex::new(Rank::LEAF, false),
+        mounted_at: setup.mounted_at.clone(),
+        begun: AtomicBool::new(false),
     };
     let budget = usize::try_from(cache_size(&setup.options) / 4 * 3).unwrap_or(usize::MAX);
     let config = CacheConfig { budget, ..CacheConfig::default() };

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use extant_format::superblock::{SbTime, State};
 use extant_format::{Incompat, Pblk, RoCompat};
 
+use extant_sync::atomic::Ordering;
+
 use crate::cred::{Caps, Credentials};
 use crate::error::{Error, Result, errno};
 use crate::filesystem::{Filesystem, Mode};
@@ -135,13 +137,26 @@ impl Filesystem {
         self.quota_remount();
         match (self.mode(), options.read_only) {
             (Mode::ReadWrite, true) => self.to_read_only(),
-            (Mode::ReadOnly, false) => {
-                self.mark_in_use()?;
-                self.set_mode(Mode::ReadWrite);
-                Ok(())
-            }
+            (Mode::ReadOnly, false) => self.to_read_write(),
             _ => Ok(()),
         }
+    }
+
+    fn to_read_write(&self) -> Result<()> {
+        if self.mount.begun.load(Ordering::Acquire) {
+            self.mark_in_use()?;
+            self.set_mode(Mode::ReadWrite);
+            return Ok(());
+        }
+        self.set_mode(Mode::ReadWrite);
+        if let Err(e) = self.begin() {
+            self.set_mode(Mode::ReadOnly);
+            return Err(e);
+        }
+        if let Some(this) = self.this.upgrade() {
+            this.start_threads(None);
+        }
+        Ok(())
     }
 
     fn to_read_only(&self) -> Result<()> {

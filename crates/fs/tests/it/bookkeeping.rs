@@ -73,9 +73,8 @@ fn as_the_kernel_keeps_it() {
         let uuid = "7f7a8d1e-6a4f-4c54-9a57-1f3b1c0d2e5f";
         let mut words: Vec<&str> = args.split_whitespace().collect();
         words.extend(["-U", uuid, "-E", "hash_seed=7f7a8d1e-6a4f-4c54-9a57-1f3b1c0d2e5f,lazy_itable_init=0"]);
-        for image in [&ours, &theirs] {
-            mke2fs_with(image, 64 << 20, &words);
-        }
+        mke2fs_with(&ours, 64 << 20, &words);
+        std::fs::copy(&ours, &theirs).unwrap();
         for _ in 0..2 {
             let mount = KernelMount::rw(&theirs);
             let _ = std::fs::remove_dir_all(mount.path().join("dir0"));

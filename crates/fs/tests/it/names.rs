@@ -129,3 +129,35 @@ fn unmount_with_open_files_that_are_gone() {
         drop((file, nameless));
     }
 }
+
+/// A read-only mount changes nothing, and can turn writable and back.
+#[test]
+fn remount_both_ways() {
+    need!(extant_testkit::env::tools(&["mke2fs", "e2fsck"]));
+    for args in ["-t ext4", "-t ext4 -O orphan_file", "-t ext4 -O ^has_journal"] {
+        let dir = scratch();
+        let image = dir.join("image");
+        mke2fs(&image, 16 << 20, args);
+        let before = std::fs::read(&image).unwrap();
+        let fs = crate::support::open_with(&image, "ro");
+        let cred = Credentials::root();
+        let root = fs.root().unwrap();
+        let new = NewInode::file(0o644);
+        assert!(matches!(fs.mknod(&root, b"a", &new, &cred), Err(extant::Error::ReadOnly)));
+        assert!(before == std::fs::read(&image).unwrap(), "{args}: reading changed the image");
+        let options = |list: &str| extant::MountOptions::parse(list).unwrap();
+        for name in [&b"a"[..], b"b"] {
+            fs.remount(&options("rw")).unwrap();
+            fs.mknod(&root, name, &new, &cred).unwrap();
+            fs.remount(&options("ro")).unwrap();
+            assert!(matches!(fs.mknod(&root, b"c", &new, &cred), Err(extant::Error::ReadOnly)));
+            assert_clean(&image);
+        }
+        drop(root);
+        fs.unmount().unwrap();
+        drop(fs);
+        assert_clean(&image);
+        let fs = open_ro(&image);
+        assert_eq!(names(&fs, &fs.root().unwrap()).len(), 3, "{args}");
+    }
+}
