@@ -38,7 +38,7 @@ pub fn exec(args: &ExecArgs) -> Result<u8, CommandError> {
     let image = args.image.canonicalize();
     let image = image.map_err(|e| CommandError::failure(format!("{}: {e}", args.image.display())))?;
     enter_namespace().map_err(|e| CommandError::system(e.to_string()))?;
-    log::start(options.trace);
+    log::start(if options.trace { tracing::Level::TRACE } else { tracing::Level::WARN });
     let dir = Directory::new()?;
     let fs = mount::open(&image, &options, Some(&dir.0))?;
     let adapter =

@@ -20,9 +20,8 @@ struct Log {
 /// Facility "daemon" of syslog(3).
 const DAEMON: u8 = 3 << 3;
 
-/// Sends messages of this process to standard error; `trace` takes all of them. Only the first call counts.
-pub(super) fn start(trace: bool) {
-    let most = if trace { Level::TRACE } else { Level::INFO };
+/// Sends messages of this process to standard error, from `most` on. Only the first call counts.
+pub(super) fn start(most: Level) {
     let syslog = UnixDatagram::unbound().ok().filter(|s| s.connect("/dev/log").is_ok());
     // A second subscriber is refused; the first one stays.
     let _ = tracing::dispatcher::set_global_default(tracing::Dispatch::new(Log { most, syslog }));

@@ -77,6 +77,9 @@ fn mounted_already(image: &Path, dir: &Path) -> Result<bool, CommandError> {
         return Ok(false);
     };
     rustix::mount::mount_bind(&first.target, dir).map_err(|e| at(&e))?;
+    // A mount of its own: what is mounted below one does not show below the other.
+    let private = rustix::mount::MountPropagationFlags::PRIVATE;
+    rustix::mount::mount_change(dir, private).map_err(|e| at(&e))?;
     Ok(true)
 }
 
@@ -112,7 +115,12 @@ fn remount_at(dir: &Path, options: &Options) -> Result<(), CommandError> {
 
 /// Opens the file system, mounts it, serves it until it is unmounted.
 fn serve(image: &Path, dir: &Path, options: &Options, background: bool) -> Result<(), CommandError> {
-    log::start(options.trace);
+    log::start(match (options.trace, background) {
+        (true, _) => tracing::Level::TRACE,
+        (false, false) => tracing::Level::INFO,
+        // Whoever waits for the mount is told of trouble only.
+        (false, true) => tracing::Level::WARN,
+    });
     if background {
         daemon::leave_terminal();
     }
