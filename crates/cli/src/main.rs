@@ -18,6 +18,7 @@
 mod copy;
 mod edit;
 mod fail;
+mod fsck;
 mod glob;
 mod image;
 mod info;
@@ -49,6 +50,7 @@ struct Cli {
 enum Command {
     Info(info::Args),
     Mkfs(mkfs::Args),
+    Fsck(fsck::Args),
     Mount(mount::MountArgs),
     Umount(mount::UmountArgs),
     Exec(mount::ExecArgs),
@@ -91,6 +93,7 @@ fn run(command: Command) -> Outcome {
     match command {
         Command::Info(args) => info::run(&args),
         Command::Mkfs(args) => mkfs::run(args),
+        Command::Fsck(args) => fsck::run(args),
         Command::Mount(args) => mount::mount(args),
         Command::Umount(args) => mount::umount(args),
         Command::Exec(args) => mount::exec(args),

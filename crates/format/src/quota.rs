@@ -329,7 +329,8 @@ impl QuotaInfo {
     /// Reads block 0 of a file of `kind` that is `file_len` bytes long.
     ///
     /// # Errors
-    /// [`QuotaError::Magic`], [`QuotaError::Version`], [`QuotaError::Blocks`], [`QuotaError::BlockRange`].
+    /// [`QuotaError::Magic`], [`QuotaError::Version`], [`QuotaError::Blocks`]. The lists of free blocks and entries are
+    /// checked as they are used.
     pub fn read(kind: QuotaKind, block: &[u8; BLOCK_LEN], file_len: u64) -> Result<Self, QuotaError> {
         let Ok((raw, _)) = RawInfo::ref_from_prefix(block) else {
             return Err(QuotaError::Blocks { blocks: 0, len: 0 });
@@ -346,20 +347,14 @@ impl QuotaInfo {
         if blocks <= ROOT_BLOCK || blocks > len {
             return Err(QuotaError::Blocks { blocks, len });
         }
-        let info = Self {
+        Ok(Self {
             bgrace: raw.dqi_bgrace.get(),
             igrace: raw.dqi_igrace.get(),
             flags: raw.dqi_flags.get(),
             blocks,
             free_blk: raw.dqi_free_blk.get(),
             free_entry: raw.dqi_free_entry.get(),
-        };
-        for block in [info.free_blk, info.free_entry] {
-            if block >= blocks || block == ROOT_BLOCK {
-                return Err(QuotaError::BlockRange { at: 0, block, blocks });
-            }
-        }
-        Ok(info)
+        })
     }
 
     /// Writes block 0; what is behind the info stays.

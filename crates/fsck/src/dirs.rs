@@ -263,7 +263,7 @@ impl Checker<'_, '_> {
             self.found(place, Kind::DotMissing {});
             return;
         }
-        if record.ino.0 != of.dir.ino || self.is_quota(record.ino.0) {
+        if record.ino.0 != of.dir.ino || self.is_system(record.ino.0) {
             self.found(place, Kind::DotInode { ino: u64::from(record.ino.0) });
         }
         if record.rec_len > 12 {
@@ -306,7 +306,7 @@ impl Checker<'_, '_> {
             b".." => self.found(place, Kind::DotdotDuplicate {}),
             _ => {}
         }
-        let hidden = (ino < self.cx.geo.first_ino().0 && ino != Ino::ROOT.0) || self.is_quota(ino);
+        let hidden = (ino < self.cx.geo.first_ino().0 && ino != Ino::ROOT.0) || self.is_system(ino);
         if ino > self.cx.geo.inodes_count() || hidden {
             self.found(place, Kind::EntryInode { ino: value });
             return;
@@ -348,10 +348,11 @@ impl Checker<'_, '_> {
         }
     }
 
-    /// Whether the superblock calls the inode a quota file.
-    fn is_quota(&self, ino: u32) -> bool {
+    /// Whether the superblock calls the inode a quota or orphan file.
+    fn is_system(&self, ino: u32) -> bool {
         let raw = self.cx.sb.raw();
-        [raw.s_usr_quota_inum.get(), raw.s_grp_quota_inum.get(), raw.s_prj_quota_inum.get()].contains(&ino)
+        let quota = [raw.s_usr_quota_inum.get(), raw.s_grp_quota_inum.get(), raw.s_prj_quota_inum.get()];
+        quota.contains(&ino) || ino == raw.s_orphan_file_inum.get()
     }
 
     /// Whether the inode's group says, whatever the features, that the inode was never used.
@@ -362,10 +363,9 @@ impl Checker<'_, '_> {
         let Some(desc) = self.cx.descs.get(place.group.0 as usize) else {
             return false;
         };
-        // A number that cannot be counts as none.
-        let per = self.cx.geo.inodes_per_group();
-        let used = per.checked_sub(desc.itable_unused).unwrap_or(per);
-        desc.flags.contains(BgFlags::INODE_UNINIT) || place.index >= used
+        // Without regard to overflow, as the oracle has it: a number that cannot be then counts as none.
+        let end = self.cx.geo.ino_of(place.group, 0).0.wrapping_add(self.cx.geo.inodes_per_group());
+        desc.flags.contains(BgFlags::INODE_UNINIT) || ino >= end.wrapping_sub(desc.itable_unused)
     }
 
     /// A directory has one parent.

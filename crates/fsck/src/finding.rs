@@ -137,6 +137,7 @@ kinds! {
     FirstMetaBg { value, max } Note "s_first_meta_bg {value} is beyond {max}";
     ReservedBlocks { value, max } Error "{value} reserved blocks are more than {max}";
     SuperblockField { offset, value } Error "superblock field at byte {offset:#x} has invalid value {value}";
+    ReservedGdtUnused { blocks } Note "{blocks} reserved descriptor blocks without resize_inode";
     ResizeInodeAndMetaBg {} Error "resize_inode and meta_bg exclude each other";
     GdtAndMetadataCsum {} Note "metadata_csum makes uninit_bg superfluous";
     SixtyFourBitNeeded {} Note "extents without 64bit on a large filesystem";
@@ -216,7 +217,7 @@ kinds! {
     EncryptAttributeBad {} Error "the encryption context is corrupt";
     CasefoldWithoutFeature {} Error "the casefold flag is set without the feature";
     CasefoldNotDirectory {} Error "the casefold flag is set on something that is not a directory";
-    VerityBad {} Error "the verity flag is set without the feature or not on a regular file";
+    VerityBad {} Note "the verity flag is set without the feature or not on a regular file";
     IndexNotDirectory {} Error "the index flag is set on something that is not a directory";
     IndexWithoutFeature {} Error "the index flag is set without the dir_index feature";
     SpecialSize { size } Error "a special file has size {size}";

@@ -255,7 +255,8 @@ fn one(
     // Never used: the common case in a fresh table.
     let untouched = bytes[..128].iter().all(|&b| b == 0) && bytes.iter().all(|&b| b == 0);
     if untouched && ino != Ino::ROOT {
-        let bits = if ino < cx.geo.first_ino() { Info::USED } else { 0 };
+        let reserved = ino < cx.geo.first_ino() || special::is_hidden(cx, ino);
+        let bits = if reserved { Info::USED | Info::SYSTEM } else { 0 };
         return Info { bits, ..Info::default() };
     }
     let Some(rec) = Record::new(ino, bytes) else {

@@ -1,5 +1,6 @@
 //! Inodes with a fixed purpose: bad blocks, root, journal, resize, quota, orphan file, reserved ones.
 
+use crate::blocks::{BlockMap, spans};
 use crate::context::{Context, Record};
 use crate::finding::{Kind, Pass, Place};
 use crate::inodes::{self, Info, Scratch, Tally};
@@ -42,11 +43,17 @@ pub(crate) fn inode(
         inodes::reserved(cx, rec, tally, scratch);
         return Some(system);
     }
-    if ino < cx.geo.first_ino() || quotas.contains(&ino.0) && ino.0 == raw.s_prj_quota_inum.get() {
+    if ino < cx.geo.first_ino() || is_hidden(cx, ino) {
         reserved(cx, rec, tally, scratch);
         return Some(system);
     }
     None
+}
+
+/// Whether the superblock names the inode as a project quota or orphan file: those have no fixed numbers.
+pub(crate) fn is_hidden(cx: &Context<'_>, ino: Ino) -> bool {
+    let raw = cx.sb.raw();
+    [raw.s_prj_quota_inum.get(), raw.s_orphan_file_inum.get()].contains(&ino.0)
 }
 
 fn root(cx: &Context<'_>, rec: &Record) {
@@ -79,7 +86,7 @@ fn bad_blocks(cx: &Context<'_>, rec: &Record, scratch: &mut Scratch) {
 }
 
 fn metadata_has(cx: &Context<'_>, pblk: Pblk, len: u32) -> bool {
-    crate::blocks::spans(&cx.geo, pblk, u64::from(len)).any(|s| cx.metadata.test_any(s))
+    spans(&cx.geo, pblk, u64::from(len)).any(|s| cx.metadata.test_any(s))
 }
 
 fn reserved(cx: &Context<'_>, rec: &Record, tally: &mut Tally, scratch: &mut Scratch) {
@@ -125,10 +132,11 @@ fn resize(cx: &Context<'_>, rec: &Record, scratch: &mut Scratch) {
     let block = Pblk(u64::from(rec.word(13)));
     let others = (0..15).any(|n| n != 13 && rec.word(n) != 0);
     let regular = rec.is_reg() && rec.links() == 1;
-    if others || !cx.geo.contains(block) || !regular {
+    if others || !regular {
         add(Kind::ResizeInode {});
-        let mut runs = Vec::new();
-        map::walk(cx, rec, &mut scratch.buffers, true, |piece| inodes::claim(cx, &mut runs, false, piece));
+    }
+    if others || !cx.geo.contains(block) {
+        odd_resize(cx, rec, block, scratch);
         return;
     }
     // The descriptor blocks themselves are metadata; only the double-indirect block is the inode's own.
@@ -184,6 +192,26 @@ fn resize(cx: &Context<'_>, rec: &Record, scratch: &mut Scratch) {
         }
     }
     let should = clusters * (cx.geo.cluster_size() / 512);
+    let blocks = u64::from(rec.raw.i_blocks_lo.get());
+    if blocks != should {
+        cx.found(PASS, Place::Inode(rec.ino.0), Kind::Blocks { blocks, should });
+    }
+}
+
+/// A resize inode that is no list of descriptor blocks: its map is looked at, its blocks are not claimed, since they are
+/// metadata mostly.
+fn odd_resize(cx: &Context<'_>, rec: &Record, block: Pblk, scratch: &mut Scratch) {
+    let entered = BlockMap::new(&cx.geo);
+    let totals = map::walk(cx, rec, &mut scratch.buffers, true, |piece| {
+        if let Piece::Tree(tree) = piece {
+            if tree == block {
+                cx.claim(block, 1);
+            }
+            return spans(&cx.geo, tree, 1).all(|s| entered.claim(s, None).is_none());
+        }
+        true
+    });
+    let should = totals.clusters * (cx.geo.cluster_size() / 512);
     let blocks = u64::from(rec.raw.i_blocks_lo.get());
     if blocks != should {
         cx.found(PASS, Place::Inode(rec.ino.0), Kind::Blocks { blocks, should });

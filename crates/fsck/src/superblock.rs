@@ -12,6 +12,8 @@ use extant_format::{
 };
 
 const PASS: Pass = Pass::Superblock;
+/// The largest descriptor that any tool accepts.
+const MAX_DESC_SIZE: u16 = 1024;
 
 /// Reads superblock and descriptors, from a backup if the primary ones are unusable.
 pub(crate) fn open<'d>(dev: &'d dyn BlockDevice, options: &Options, sink: &'d Sink) -> Option<Context<'d>> {
@@ -51,6 +53,10 @@ pub(crate) fn open<'d>(dev: &'d dyn BlockDevice, options: &Options, sink: &'d Si
         return load(dev, sb, group, sink, options);
     }
     match read_leniently(dev, sink) {
+        Some((_, u32::MAX)) => {
+            add(Kind::SuperblockField { offset: 0x104, value: u64::from(u32::MAX) });
+            None
+        }
         Some((_, 1..)) if find_own_backup(dev, sink).is_some() => {
             let (block, sb) = find_own_backup(dev, sink)?;
             add(Kind::BackupUsed { block });
@@ -106,7 +112,7 @@ fn read_super(dev: &dyn BlockDevice, at: u64, sink: &Sink) -> Option<Superblock>
     let sb = mended(raw, sink, soft)?;
     // Shared blocks are no matter for a checker.
     let unknown = sb.features().ro_compat.unsupported().difference(RoCompat::SHARED_BLOCKS);
-    let compat = sb.features().compat.unsupported();
+    let compat = sb.features().compat.unsupported().difference(Compat::IMAGIC_INODES);
     if !compat.is_empty() {
         let compat = u64::from(compat.bits());
         sink.add(PASS, Place::Filesystem, Kind::FeatureUnknownCompat { compat });
@@ -179,7 +185,9 @@ fn find_backup(dev: &dyn BlockDevice, sink: &Sink) -> Option<(u64, Superblock)> 
 /// With a wrong descriptor size or number of inodes the superblock still opens, but its descriptors make no sense.
 fn only_tables_are_wrong(dev: &dyn BlockDevice) -> bool {
     let raw = read_bytes(dev, 1024).and_then(|b| Superblock::raw_from(&b).ok());
-    let Some(raw) = raw.filter(sizes_agree) else {
+    // Of a size that cannot be the opener says so at once.
+    let fits = |raw: &RawSuperblock| raw.s_desc_size.get() <= MAX_DESC_SIZE && fits_device(dev, raw);
+    let Some(raw) = raw.filter(|raw| sizes_agree(raw) && fits(raw)) else {
         return false;
     };
     if let Err(FormatError::Corrupt { kind: Corrupt::Mismatch { field: "s_inodes_count", .. }, .. }) =
@@ -190,6 +198,12 @@ fn only_tables_are_wrong(dev: &dyn BlockDevice) -> bool {
     let mut mended = raw;
     mended.s_desc_size.set(64);
     Superblock::from_raw(mended).is_ok()
+}
+
+fn fits_device(dev: &dyn BlockDevice, raw: &RawSuperblock) -> bool {
+    let log = raw.s_log_block_size.get().min(6) + 10;
+    let backup = u64::from(raw.s_first_data_block.get()) + u64::from(raw.s_blocks_per_group.get());
+    backup < raw.blocks_count() && raw.blocks_count() <= dev.size() >> log
 }
 
 /// The backup in group 1, where the primary superblock says that group is.
@@ -214,7 +228,8 @@ fn read_leniently(dev: &dyn BlockDevice, sink: &Sink) -> Option<(Superblock, u32
     let sb = mended(raw, sink, |raw, error| match error {
         Corrupt::Range { field: "s_first_meta_bg", value, max, .. } => {
             raw.s_first_meta_bg.set(max as u32);
-            extra.set((value - max).min(256) as u32);
+            let none = value == u64::from(u32::MAX);
+            extra.set(if none { u32::MAX } else { (value - max).min(256) as u32 });
             Some(Kind::FirstMetaBg { value, max })
         }
         error => soft(raw, error),
@@ -396,6 +411,10 @@ fn fields(cx: &Context<'_>) {
     if raw.s_rev_level.get() == 0 && !cx.features.is_empty() {
         add(Kind::FeaturesOnRevision0 {});
     }
+    let desc_size = raw.s_desc_size.get();
+    if desc_size > MAX_DESC_SIZE || (desc_size != 0 && !desc_size.is_power_of_two()) {
+        add(Kind::SuperblockField { offset: 0xfe, value: u64::from(desc_size) });
+    }
     if cx.ro_compat(RoCompat::ORPHAN_PRESENT) && !cx.compat(Compat::ORPHAN_FILE) {
         add(Kind::OrphanPresentWithoutFile {});
     }
@@ -406,7 +425,7 @@ fn fields(cx: &Context<'_>) {
         add(Kind::GdtAndMetadataCsum {});
     }
     if !cx.compat(Compat::RESIZE_INODE) && raw.s_reserved_gdt_blocks.get() != 0 {
-        add(Kind::SuperblockField { offset: 0xce, value: u64::from(raw.s_reserved_gdt_blocks.get()) });
+        add(Kind::ReservedGdtUnused { blocks: u64::from(raw.s_reserved_gdt_blocks.get()) });
     }
     if cx.geo.inodes_per_group() < cx.geo.inodes_per_block() || !cx.geo.inodes_per_group().is_multiple_of(8) {
         add(Kind::SuperblockField { offset: 0x28, value: u64::from(cx.geo.inodes_per_group()) });

@@ -77,7 +77,7 @@ fn entries(cx: &Context<'_>, rec: &Record, area: &Area<'_>, tally: &mut Tally, f
     let place = Place::Inode(rec.ino.0);
     for entry in area.entries() {
         let offset = entry.offset as u64;
-        if entry.index == 0 {
+        if entry.index == 0 && area.kind() == AreaKind::Block {
             cx.found(PASS, place, Kind::XattrName { offset });
         }
         if entry.value_inum.0 != 0 {

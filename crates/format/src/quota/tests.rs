@@ -102,7 +102,10 @@ fn damage_is_told_apart() {
     assert!(matches!(open(QuotaKind::Group, 4, 0), QuotaError::Version(0)));
     assert!(matches!(open(QuotaKind::Group, 20, 1), QuotaError::Blocks { blocks: 1, .. }));
     assert!(matches!(open(QuotaKind::Group, 20, 3), QuotaError::Blocks { blocks: 3, len: 2 }));
-    assert!(matches!(open(QuotaKind::Group, 24, 9), QuotaError::BlockRange { block: 9, .. }));
+    let mut copy = bytes.to_vec();
+    copy[24] = 9;
+    let mut file = QuotaFile::open(Memory(copy), QuotaKind::Group, 2048).unwrap();
+    assert!(matches!(file.set(1, &Dqblk::default()), Err(QuotaError::BlockRange { block: 9, .. })));
     assert_eq!(block_place(5, 4096), (Lblk(1), 1024));
     assert_eq!(block_place(5, 1024), (Lblk(5), 0));
 }
