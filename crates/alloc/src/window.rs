@@ -6,7 +6,7 @@
 //!   after the other, and threads do not meet in one group.
 //!
 //! Window clusters are promised to nobody, so a reservation may find all free clusters in windows; then all windows
-//! are emptied ([`Registry::drain`]). Lock order: a window's lock before a group's, never a group's before a window's,
+//! are emptied ([`WindowState::empty`]). Lock order: a window's lock before a group's, never a group's before a window's,
 //! and never two windows.
 
 use std::collections::BTreeMap;

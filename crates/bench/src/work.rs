@@ -173,7 +173,7 @@ pub(crate) fn on_threads(threads: usize, f: impl Fn(usize) -> Result<()> + Sync)
                 })
             })
             .collect();
-        all.into_iter().map(|h| h.join().map_err(|_| "a thread panicked")?).collect()
+        all.into_iter().try_for_each(|h| h.join().map_err(|_| "a thread panicked")?)
     })
 }
 

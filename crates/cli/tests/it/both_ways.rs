@@ -21,7 +21,7 @@ const COMBINATIONS: &[&str] = &[
     "-t ext4 -b 1024",
     "-t ext4 -I 128",
     "-t ext4 -I 512",
-    "-t ext4 -I 4096",
+    "-t ext4 -b 4096 -I 4096",
     "-t ext2",
     "-t ext2 -b 1024 -I 128",
     "-t ext3",
@@ -205,7 +205,14 @@ fn read_back(image: &Path, to: &Path, model: &mut Model, args: &str) {
         let name = String::from_utf8_lossy(path);
         if !node.target.is_empty() || node.data.size > 0 {
             let found = there.nodes.get(path).unwrap_or_else(|| panic!("{args}: {name} is not in the dump"));
-            assert_eq!(found.data, node.data, "{args}: content of {name}");
+            // Of an inline file debugfs gives out the whole of i_block, whoever made the image: zeros up to 60 bytes.
+            let padded = args.contains("inline_data") && node.data.size < 60 && found.data.size == 60;
+            assert!(
+                padded || found.data.size == node.data.size,
+                "{args}: size of {name}: {}",
+                found.data.size
+            );
+            assert_eq!(found.data.digest, node.data.digest, "{args}: content of {name}");
             assert_eq!(found.target, node.target, "{args}: target of {name}");
         }
     }
