@@ -55,6 +55,7 @@ impl Filesystem {
         }
         let mut threads = self.mount.threads.lock();
         let this = Arc::downgrade(self);
+        self.icache.queue.lock().served = true;
         threads.push(thread::spawn(move || evictor(&this)));
         let (this, stop) = (Arc::downgrade(self), Arc::clone(&self.mount.stop));
         threads.push(thread::spawn(move || periodic(&this, &stop)));
@@ -92,6 +93,9 @@ fn evictor(fs: &Weak<Filesystem>) {
                     break inode;
                 }
                 if queue.stop {
+                    queue.served = false;
+                    drop(queue);
+                    cache.queued.notify_all();
                     return;
                 }
                 cache.queued.wait(&mut queue);

@@ -98,6 +98,9 @@ pub(crate) struct EvictQueue {
     pub(crate) dead: std::collections::VecDeque<Arc<Inode>>,
     /// Evictions that were taken from the queue and are not finished.
     pub(crate) running: usize,
+    /// An evictor empties the queue: only then is there somebody to wait for (a mount that fails before its threads
+    /// start has none, and what it queued stays an orphan).
+    pub(crate) served: bool,
     /// The evictor shall end when the queue is empty.
     pub(crate) stop: bool,
 }
@@ -270,15 +273,15 @@ impl InodeCache {
     /// Waits while too many evictions are queued. Nothing may be held.
     pub(crate) fn throttle(&self) {
         let mut queue = self.queue.lock();
-        while queue.dead.len() > MOST_QUEUED && !queue.stop {
+        while queue.served && queue.dead.len() > MOST_QUEUED && !queue.stop {
             self.queued.wait(&mut queue);
         }
     }
 
-    /// Waits until no eviction is queued or running.
+    /// Waits until no eviction is queued or running; at once where no evictor serves the queue.
     pub(crate) fn wait_evicted(&self) {
         let mut queue = self.queue.lock();
-        while !queue.dead.is_empty() || queue.running > 0 {
+        while queue.served && (!queue.dead.is_empty() || queue.running > 0) {
             self.queued.wait(&mut queue);
         }
     }
