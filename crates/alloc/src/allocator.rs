@@ -3,7 +3,7 @@
 use extant_device::BlockDevice;
 use extant_format::{Csum, Geometry, GroupDesc, GroupNr, Pblk, Superblock, Tid};
 use extant_journal::BlockCache;
-use extant_sync::atomic::{AtomicI64, AtomicU32, AtomicUsize, Ordering};
+use extant_sync::atomic::{AtomicI64, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use extant_sync::{Arc, Mutex, Rank};
 
 use crate::buddy::Buddy;
@@ -77,6 +77,8 @@ pub struct Allocator {
     pub(crate) pending: Mutex<Pending>,
     pub(crate) slots: Box<[Slot]>,
     pub(crate) windows: Registry,
+    /// How often clusters went back into a free map.
+    pub(crate) returned: AtomicU64,
     pub(crate) discard: extant_sync::atomic::AtomicBool,
     pub(crate) stripe: AtomicU32,
     counters: Counters,
@@ -124,6 +126,7 @@ impl Allocator {
             pending: Mutex::new(Rank::RESERVATION, Pending::default()),
             slots: Slot::all(),
             windows: Registry::new(),
+            returned: AtomicU64::new(0),
             discard: extant_sync::atomic::AtomicBool::new(options.discard),
             stripe: AtomicU32::new(options.stripe),
             counters: Counters::new(free, r_clusters as i64, pool as i64),

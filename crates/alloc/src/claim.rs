@@ -11,6 +11,7 @@
 use extant_format::{GroupNr, Ino, Lblk, Pblk};
 use extant_journal::Handle;
 use extant_sync::Arc;
+use extant_sync::atomic::Ordering;
 
 use crate::allocator::Allocator;
 use crate::counters::Reservation;
@@ -230,6 +231,8 @@ impl Allocator {
         let mut state = self.groups[g].lock();
         state.give(taken.start, taken.len);
         self.reindex(g, &mut state);
+        // Under the group's lock, so that nobody takes the clusters before they are counted as returned.
+        self.returned.fetch_add(1, Ordering::SeqCst);
     }
 
     /// Marks a group corrupt if `error` says so, and reports it without the lock.
@@ -316,14 +319,16 @@ impl Allocator {
     /// Takes `want` clusters or fewer out of a free map, near `goal` if it can be.
     ///
     /// No window is locked by the caller: if nothing is found, all windows are emptied, each under its lock, so that
-    /// clusters on their way into a window are waited for.
+    /// clusters on their way into a window are waited for. If any were returned meanwhile, by whomever, the free maps are
+    /// looked at again: they may have gone from a window not yet emptied into one that was.
     fn search(&self, goal: Pblk, want: u32) -> Result<Taken> {
         loop {
+            let returned = self.returned.load(Ordering::SeqCst);
             if let Some(taken) = self.look(goal, want) {
                 return Ok(taken);
             }
-            if !self.empty_windows() {
-                return self.look(goal, want).ok_or_else(|| self.no_space());
+            if !self.empty_windows() && self.returned.load(Ordering::SeqCst) == returned {
+                return Err(self.no_space());
             }
         }
     }

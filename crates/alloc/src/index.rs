@@ -117,5 +117,5 @@ impl OrderIndex {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(feature = "shuttle")))]
 mod tests;

@@ -53,9 +53,9 @@ impl Filesystem {
         if let Err(e) = self.pages.start_threads(1) {
             tracing::warn!("no thread for background writeback: {e}");
         }
+        self.icache.queue.lock().served = true;
         let mut threads = self.mount.threads.lock();
         let this = Arc::downgrade(self);
-        self.icache.queue.lock().served = true;
         threads.push(thread::spawn(move || evictor(&this)));
         let (this, stop) = (Arc::downgrade(self), Arc::clone(&self.mount.stop));
         threads.push(thread::spawn(move || periodic(&this, &stop)));
