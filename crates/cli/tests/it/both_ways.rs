@@ -21,7 +21,7 @@ const COMBINATIONS: &[&str] = &[
     "-t ext4 -b 1024",
     "-t ext4 -I 128",
     "-t ext4 -I 512",
-    "-t ext4 -b 4096 -I 4096",
+    "-t ext4 -b 4096 -I 4096 -N 4096",
     "-t ext2",
     "-t ext2 -b 1024 -I 128",
     "-t ext3",

@@ -1,7 +1,7 @@
 //! `extant mount` and `extant umount` of this build, as a guard.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 
 /// The program under test.
 pub(crate) fn extant() -> Command {
@@ -46,10 +46,16 @@ impl Mounted {
     }
 
     /// Unmounts; when this returns the image is clean.
+    ///
+    /// Another test of this process that is starting a program holds copies of our descriptors between fork and exec, so the
+    /// mount may be busy for that moment; nothing tells when it ends. A bounded number of looks.
     #[track_caller]
     pub(crate) fn unmount(mut self) {
+        const LOOKS: usize = 500;
         self.up = false;
-        let out = extant().arg("umount").arg(&self.dir).output().expect("extant umount");
+        let umount = || extant().arg("umount").arg(&self.dir).output().expect("extant umount");
+        let busy = |out: &Output| String::from_utf8_lossy(&out.stderr).contains("os error 16");
+        let out = std::iter::repeat_with(umount).take(LOOKS).find(|out| !busy(out)).expect("busy for good");
         assert!(
             out.status.success(),
             "extant umount: {}\n{}",
