@@ -3,7 +3,7 @@
 //!
 //! | module | what |
 //! |---|---|
-//! | [`env`] | what this machine has (tools, root, loop devices), scratch folders in memory, `SEED=` |
+//! | [`mod@env`] | what this machine has (tools, root, loop devices), scratch folders in memory, `SEED=` |
 //! | [`oracle`] | `mke2fs`, `e2fsck`, `debugfs`, `dumpe2fs` as functions |
 //! | [`kernel`] | loop devices and kernel mounts that go away with their guard, panics included |
 //! | [`sim`] | a device in memory that records writes and flushes, fails on demand and can be cut off anywhere |
