@@ -5,10 +5,12 @@ use extant_format::inline;
 use extant_format::inode::InodeFlags;
 use extant_format::{Lblk, RoCompat, Tid};
 use extant_journal::Flushed;
+use extant_sync::Arc;
 use extant_sync::atomic::Ordering;
-use extant_vm::{Host, ReadAhead};
+use extant_vm::{Host, PageRefs, ReadAhead};
 
 use crate::cred::{Caps, Credentials};
+use crate::data::FileData;
 use crate::error::{Error, Result};
 use crate::filesystem::{Filesystem, Mode};
 use crate::freeze::Level;
@@ -30,6 +32,13 @@ pub struct WriteFlags {
     /// Whoever writes takes set-user-id and set-group-id away, even with the capability to keep them
     /// (`FUSE_WRITE_KILL_SUIDGID`).
     pub kill_suidgid: bool,
+}
+
+/// Where a file's content is.
+enum Content<'a> {
+    /// In the inode: `None` is answered when it has moved to blocks meanwhile.
+    Inline,
+    Pages(&'a Arc<FileData>),
 }
 
 impl Filesystem {
@@ -95,15 +104,50 @@ impl Filesystem {
         buf: &mut [u8],
         ahead: &mut ReadAhead,
     ) -> Result<usize> {
+        self.read_content(inode, |data| match data {
+            Content::Inline => self.read_inline(inode, offset, buf),
+            Content::Pages(data) => data.pages.read(&**data, offset, buf, ahead).map(Some),
+        })
+    }
+
+    /// The same with references to pages of the cache in place of copies: for who passes content on. Up to `buf.len()` bytes;
+    /// what no page holds (inline content, what is read past the cache) is in `buf`. `refs` is emptied first.
+    ///
+    /// # Errors
+    /// As [`Self::read_at`].
+    pub fn read_refs(
+        &self,
+        inode: &InodeRef,
+        offset: u64,
+        buf: &mut [u8],
+        refs: &mut PageRefs,
+        ahead: &mut ReadAhead,
+    ) -> Result<usize> {
+        refs.clear();
+        self.read_content(inode, |data| match data {
+            Content::Inline => {
+                let done = self.read_inline(inode, offset, buf)?;
+                done.into_iter().for_each(|n| refs.push_buffer(0, n));
+                Ok(done)
+            }
+            Content::Pages(data) => data.pages.read_refs(&**data, offset, buf, refs, ahead).map(Some),
+        })
+    }
+
+    /// What every read does round the reading itself.
+    fn read_content(
+        &self,
+        inode: &InodeRef,
+        mut read: impl FnMut(Content<'_>) -> Result<Option<usize>>,
+    ) -> Result<usize> {
         let done = self.noted(self.check_alive().and_then(|()| {
             self.check_content(inode)?;
             if self.is_inline(inode)
-                && let Some(done) = self.read_inline(inode, offset, buf)?
+                && let Some(done) = read(Content::Inline)?
             {
                 return Ok(done);
             }
-            let data = inode.data(self);
-            data.pages.read(&**data, offset, buf, ahead)
+            Ok(read(Content::Pages(inode.data(self)))?.unwrap_or_default())
         }))?;
         self.touch_atime(inode);
         // A failing device is no reason to refuse a read: what it needs is clean.

@@ -80,7 +80,7 @@ pub use extant_format::inode::device::DeviceNumber;
 pub use extant_format::inode::{FileType, InodeFlags, Timestamp};
 pub use extant_format::quota::{Dqblk, QuotaKind};
 pub use extant_format::{GroupNr, Ino, Lblk, Pblk};
-pub use extant_vm::{ErrCursor, ReadAhead};
+pub use extant_vm::{ErrCursor, PageRefs, ReadAhead};
 pub use fallocate::{FallocateMode, SeekKind};
 pub use filesystem::Filesystem;
 pub use icache::InodeRef;

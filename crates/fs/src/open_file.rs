@@ -1,7 +1,7 @@
 //! An open regular file: what an open adds to an inode.
 
 use extant_sync::{Arc, Mutex, Rank};
-use extant_vm::{ErrCursor, ReadAhead};
+use extant_vm::{ErrCursor, PageRefs, ReadAhead};
 
 use crate::cred::Credentials;
 use crate::data_rw::WriteFlags;
@@ -80,6 +80,21 @@ impl OpenFile {
         }
         let mut ahead = *self.stream.lock();
         let done = self.fs.read_stream(&self.inode, offset, buf, &mut ahead);
+        *self.stream.lock() = ahead;
+        done
+    }
+
+    /// The same without copying: `refs` then holds references to pages of the cache, or to parts of `buf` for what no page
+    /// holds. What is referenced keeps its memory until `refs` is cleared or dropped; a write to the same bytes may show through.
+    ///
+    /// # Errors
+    /// As [`Self::read_at`].
+    pub fn read_refs(&self, offset: u64, buf: &mut [u8], refs: &mut PageRefs) -> Result<usize> {
+        if !self.mode.read {
+            return Err(Error::BadFile);
+        }
+        let mut ahead = *self.stream.lock();
+        let done = self.fs.read_refs(&self.inode, offset, buf, refs, &mut ahead);
         *self.stream.lock() = ahead;
         done
     }

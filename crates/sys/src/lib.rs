@@ -10,7 +10,7 @@ pub mod namespace;
 mod owned_guard;
 mod page_pool;
 
-pub use mem::{MemSlice, preadv, pwritev};
+pub use mem::{MemSlice, preadv, pwritev, writev};
 pub use owned_guard::{Acquire, OwnedGuard};
 pub use page_pool::{PageMem, PagePool};
 

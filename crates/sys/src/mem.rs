@@ -135,10 +135,31 @@ impl fmt::Debug for MemSlice<'_> {
     }
 }
 
+/// What a system call gets for `bufs`: pieces that lie behind each other in memory as one. Only the kernel may look through
+/// the result, to which the border between two allocations is nothing.
+fn joined<'a>(bufs: impl Iterator<Item = MemSlice<'a>>) -> Vec<MemSlice<'a>> {
+    let mut all: Vec<MemSlice<'a>> = Vec::with_capacity(bufs.size_hint().0.min(16));
+    for buf in bufs {
+        match all.last_mut() {
+            Some(last) if last.ptr.wrapping_add(last.len) == buf.ptr => last.len += buf.len,
+            _ => all.push(buf),
+        }
+    }
+    all
+}
+
+/// The same list as std's slices for reading from.
+fn as_io_slices<'s>(bufs: &'s [MemSlice<'_>]) -> &'s [IoSlice<'s>] {
+    // SAFETY:
+    // - `MemSlice` and `IoSlice` are both an iovec (asserted above), so the array has the right layout.
+    // - The slices are only handed to the kernel, which reads the memory; no Rust code looks through them.
+    unsafe { std::slice::from_raw_parts(bufs.as_ptr().cast(), bufs.len()) }
+}
+
 /// preadv(2) into shared memory: bytes read, fewer than asked for at the end of the file, for a signal or with more than
-/// 1024 slices.
+/// 1024 pieces.
 pub fn preadv(fd: impl AsFd, bufs: &[MemSlice<'_>], offset: u64) -> io::Result<usize> {
-    let mut iovecs: Vec<MemSlice<'_>> = bufs.to_vec();
+    let mut iovecs = joined(bufs.iter().copied());
     // SAFETY:
     // - `MemSlice` and `IoSliceMut` are both an iovec (asserted above), so the array has the right layout; it is our own copy.
     // - The slices are only handed to the kernel, which writes the memory; no Rust code looks through them, so the
@@ -148,11 +169,15 @@ pub fn preadv(fd: impl AsFd, bufs: &[MemSlice<'_>], offset: u64) -> io::Result<u
     Ok(rustix::io::retry_on_intr(|| rustix::io::preadv(&fd, slices, offset))?)
 }
 
-/// pwritev(2) from shared memory: bytes written, fewer than asked for in rare cases or with more than 1024 slices.
+/// pwritev(2) from shared memory: bytes written, fewer than asked for in rare cases or with more than 1024 pieces.
 pub fn pwritev(fd: impl AsFd, bufs: &[MemSlice<'_>], offset: u64) -> io::Result<usize> {
-    // SAFETY:
-    // - `MemSlice` and `IoSlice` are both an iovec (asserted above).
-    // - The slices are only handed to the kernel, which reads the memory; no Rust code looks through them.
-    let slices: &[IoSlice<'_>] = unsafe { std::slice::from_raw_parts(bufs.as_ptr().cast(), bufs.len()) };
-    Ok(rustix::io::retry_on_intr(|| rustix::io::pwritev(&fd, slices, offset))?)
+    let iovecs = joined(bufs.iter().copied());
+    Ok(rustix::io::retry_on_intr(|| rustix::io::pwritev(&fd, as_io_slices(&iovecs), offset))?)
+}
+
+/// writev(2) of `head` and then shared memory: for a message with content of a cache behind its header.
+pub fn writev(fd: impl AsFd, head: &[u8], bufs: &[MemSlice<'_>]) -> io::Result<usize> {
+    let head = MemSlice { ptr: head.as_ptr().cast_mut(), len: head.len(), life: PhantomData };
+    let iovecs = joined(std::iter::once(head).chain(bufs.iter().copied()));
+    Ok(rustix::io::retry_on_intr(|| rustix::io::writev(&fd, as_io_slices(&iovecs)))?)
 }

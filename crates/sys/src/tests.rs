@@ -2,7 +2,7 @@
 
 use std::io::{Seek, SeekFrom, Write};
 
-use crate::{MemSlice, preadv, pwritev};
+use crate::{MemSlice, PagePool, preadv, pwritev, writev};
 
 #[test]
 fn copies_go_in_and_out() {
@@ -60,4 +60,20 @@ fn vectored_io_reaches_a_file() {
         )
     );
     assert_eq!(preadv(&file, &[MemSlice::from_mut(&mut a)], 1000).expect("past the end"), 0);
+}
+
+#[test]
+fn a_message_is_a_head_and_pages() {
+    let (read, write) = rustix::pipe::pipe().expect("a pipe");
+    let pool = PagePool::new(4096);
+    // The first two lie behind each other, the last one does not.
+    let pages = [pool.take(), pool.take(), pool.take()];
+    for (page, value) in pages.iter().zip([1, 2, 3]) {
+        page.mem().copy_from(0, &[value; 4096]);
+    }
+    let parts = [pages[0].mem().slice(4090, 6), pages[1].mem().slice(0, 3), pages[2].mem().slice(7, 2)];
+    assert_eq!(writev(&write, b"head", &parts).expect("writev"), 15);
+    let mut got = [0; 20];
+    let n = rustix::io::read(&read, &mut got).expect("read");
+    assert_eq!(&got[..n], b"head\x01\x01\x01\x01\x01\x01\x02\x02\x02\x03\x03");
 }

@@ -38,7 +38,7 @@ pub use cache::{CacheConfig, CacheStats, PageCache};
 pub use errseq::{ErrCursor, ErrSeq};
 pub use host::{Backing, Host, Mapped, Owner, Pending, Placement};
 pub use range::Dropped;
-pub use read::ReadAhead;
+pub use read::{PageRefs, ReadAhead};
 pub use space::{AddressSpace, ExclusiveGuard, Gate, SharedGuard};
 pub use write::WriteOutcome;
 

@@ -35,6 +35,157 @@ impl ReadAhead {
     }
 }
 
+/// Where what is read goes.
+trait Sink {
+    /// Bytes that it still wants.
+    fn wants(&self) -> usize;
+
+    /// Notes `n` bytes of `page` from `at` on, the next ones. Under the lock of the index.
+    fn note(&mut self, page: &Arc<Page>, at: usize, n: usize);
+
+    /// Does with what was noted what could not be done under the lock.
+    fn flush(&mut self);
+
+    /// Memory for the next `n` bytes.
+    fn room(&mut self, n: usize) -> &mut [u8];
+
+    /// Says that the caller has filled the next `n` bytes of [`Self::room`].
+    fn filled(&mut self, n: usize);
+}
+
+/// Copies into a buffer.
+struct Copying<'b> {
+    buf: &'b mut [u8],
+    done: usize,
+    noted: Vec<(Arc<Page>, usize, usize)>,
+    /// Bytes in `noted`.
+    waiting: usize,
+}
+
+impl<'b> Copying<'b> {
+    fn new(buf: &'b mut [u8]) -> Self {
+        Self { buf, done: 0, noted: Vec::new(), waiting: 0 }
+    }
+}
+
+impl Sink for Copying<'_> {
+    fn wants(&self) -> usize {
+        self.buf.len() - self.done - self.waiting
+    }
+
+    fn note(&mut self, page: &Arc<Page>, at: usize, n: usize) {
+        self.noted.push((Arc::clone(page), at, n));
+        self.waiting += n;
+    }
+
+    fn flush(&mut self) {
+        for (page, at, n) in self.noted.drain(..) {
+            page.mem().copy_to(at, &mut self.buf[self.done..self.done + n]);
+            self.done += n;
+        }
+        self.waiting = 0;
+    }
+
+    fn room(&mut self, n: usize) -> &mut [u8] {
+        &mut self.buf[self.done..self.done + n]
+    }
+
+    fn filled(&mut self, n: usize) {
+        self.done += n;
+    }
+}
+
+/// What a read found, in pieces: references to pages of the cache, and parts of the reader's own buffer.
+///
+/// A referenced page keeps its memory until the reference is dropped, whatever happens to the file: it may leave the cache, but
+/// is not used for anything else. A write to the same bytes may show through, as in any read that overlaps a write.
+#[derive(Default)]
+pub struct PageRefs {
+    pieces: Vec<Piece>,
+    bytes: usize,
+}
+
+enum Piece {
+    Page { page: Arc<Page>, at: usize, len: usize },
+    Buffer { at: usize, len: usize },
+}
+
+impl PageRefs {
+    /// Drops all references; the memory of the list stays.
+    pub fn clear(&mut self) {
+        self.pieces.clear();
+        self.bytes = 0;
+    }
+
+    /// Bytes in all pieces.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.bytes
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.bytes == 0
+    }
+
+    /// Pieces.
+    #[must_use]
+    pub fn pieces(&self) -> usize {
+        self.pieces.len()
+    }
+
+    /// The pieces in order, appended to `into`. `buffer` is the one that was read with.
+    pub fn memory<'a>(&'a self, buffer: MemSlice<'a>, into: &mut Vec<MemSlice<'a>>) {
+        into.extend(self.pieces.iter().map(|piece| match piece {
+            Piece::Page { page, at, len } => page.mem().slice(*at, *len),
+            Piece::Buffer { at, len } => buffer.slice(*at, *len),
+        }));
+    }
+
+    /// Notes that the next `len` bytes are in the reader's buffer from `at` on: for content that no page holds.
+    pub fn push_buffer(&mut self, at: usize, len: usize) {
+        self.pieces.push(Piece::Buffer { at, len });
+        self.bytes += len;
+    }
+}
+
+impl std::fmt::Debug for PageRefs {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "PageRefs({} bytes in {} pieces)", self.bytes, self.pieces.len())
+    }
+}
+
+/// Takes references, and a buffer for what is not cached.
+struct Referring<'b> {
+    refs: &'b mut PageRefs,
+    buf: &'b mut [u8],
+    used: usize,
+    end: usize,
+}
+
+impl Sink for Referring<'_> {
+    fn wants(&self) -> usize {
+        self.end - self.refs.bytes
+    }
+
+    fn note(&mut self, page: &Arc<Page>, at: usize, len: usize) {
+        self.refs.pieces.push(Piece::Page { page: Arc::clone(page), at, len });
+        self.refs.bytes += len;
+    }
+
+    fn flush(&mut self) {}
+
+    fn room(&mut self, n: usize) -> &mut [u8] {
+        &mut self.buf[self.used..self.used + n]
+    }
+
+    fn filled(&mut self, n: usize) {
+        self.refs.push_buffer(self.used, n);
+        self.used += n;
+    }
+}
+
 impl AddressSpace {
     /// Reads up to `buf.len()` bytes at `pos`, up to `i_size`; how many. Holes are zeros.
     ///
@@ -50,56 +201,79 @@ impl AddressSpace {
         buf: &mut [u8],
         ahead: &mut ReadAhead,
     ) -> Result<usize, H::Error> {
-        let want = usize::try_from(host.size().saturating_sub(pos)).unwrap_or(usize::MAX).min(buf.len());
-        let mut done = 0;
-        while done < want {
-            let at = pos + done as u64;
-            let cached = self.copy_cached(at, &mut buf[done..want]);
-            done += cached;
-            if done == want {
-                break;
-            }
-            match self.read_missing(host, at + cached as u64, &mut buf[done..want], ahead) {
-                Ok(n) => done += n,
-                Err(_) if done > 0 => break,
-                Err(e) => return Err(e),
-            }
-            ahead.next = pos + done as u64;
-        }
-        ahead.next = pos + done as u64;
-        Ok(done)
+        let want = wanted(host.size(), pos, buf.len());
+        self.read_into(host, pos, &mut Copying::new(&mut buf[..want]), ahead)
     }
 
-    /// Copies what is uptodate from `pos` on without a break; how many bytes. Takes no page lock: a page that is uptodate stays
-    /// readable as long as it is referenced, whatever happens to the file.
-    fn copy_cached(&self, pos: u64, buf: &mut [u8]) -> usize {
+    /// The same without copying: what is cached, or will be, comes as references; what is read past the cache goes to `buf`,
+    /// at most as many bytes as it has in all. `refs` is emptied first.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn read_refs<H: Host>(
+        &self,
+        host: &H,
+        pos: u64,
+        buf: &mut [u8],
+        refs: &mut PageRefs,
+        ahead: &mut ReadAhead,
+    ) -> Result<usize, H::Error> {
+        refs.clear();
+        let end = wanted(host.size(), pos, buf.len());
+        self.read_into(host, pos, &mut Referring { refs, buf, used: 0, end }, ahead)
+    }
+
+    fn read_into<H: Host>(
+        &self,
+        host: &H,
+        pos: u64,
+        sink: &mut impl Sink,
+        ahead: &mut ReadAhead,
+    ) -> Result<usize, H::Error> {
+        let want = sink.wants();
+        let at = |left: usize| pos + (want - left) as u64;
+        let mut result = Ok(());
+        while sink.wants() > 0 && result.is_ok() {
+            self.take_cached(at(sink.wants()), sink);
+            if sink.wants() > 0 {
+                result = self.read_missing(host, at(sink.wants()), sink, ahead);
+            }
+            ahead.next = at(sink.wants());
+        }
+        let done = want - sink.wants();
+        match result {
+            Err(e) if done == 0 => Err(e),
+            _ => Ok(done),
+        }
+    }
+
+    /// Takes what is uptodate from `pos` on without a break. Takes no page lock: a page that is uptodate stays readable as long
+    /// as it is referenced, whatever happens to the file.
+    fn take_cached(&self, pos: u64, sink: &mut impl Sink) {
         let geo = self.cache.geometry();
-        let mut done = 0;
-        let mut pages: Vec<Arc<Page>> = Vec::new();
-        while done < buf.len() {
-            let at = pos + done as u64;
-            let end = pos + buf.len() as u64;
+        let mut at = pos;
+        while sink.wants() > 0 {
+            let end = at + sink.wants() as u64;
             let (Some(first), Some(last)) = (geo.page_of(at), geo.page_of(end - 1)) else { break };
-            pages.clear();
+            let mut found = 0;
             self.index.read().run(first, last, |page| {
                 let start = geo.page_start(page.index);
                 let from = geo.in_page(at.max(start));
                 let to = (end - start).min(geo.page_size() as u64) as usize;
-                let take = pages.len() < RUN && page.is_uptodate(geo.touched(from, to));
+                let take = found < RUN && page.is_uptodate(geo.touched(from, to));
                 if take {
-                    pages.push(Arc::clone(page));
+                    found += 1;
+                    page.touch();
+                    sink.note(page, from, to - from);
                 }
                 take
             });
-            if pages.is_empty() {
+            if found == 0 {
                 break;
             }
-            for page in &pages {
-                page.touch();
-                done += copy_out(page, geo.in_page(pos + done as u64), &mut buf[done..]);
-            }
+            sink.flush();
+            at = end - sink.wants() as u64;
         }
-        done
     }
 
     /// Reads what the fast path did not find at `pos`; at least one byte.
@@ -107,40 +281,44 @@ impl AddressSpace {
         &self,
         host: &H,
         pos: u64,
-        buf: &mut [u8],
+        sink: &mut impl Sink,
         ahead: &mut ReadAhead,
-    ) -> Result<usize, H::Error> {
+    ) -> Result<(), H::Error> {
         let geo = self.cache.geometry();
         let guard = self.shared();
-        let last_byte = pos + buf.len() as u64 - 1;
+        let wants = sink.wants();
+        let last_byte = pos + wants as u64 - 1;
         let (Some(first), Some(last)) = (geo.page_of(pos), geo.page_of(last_byte)) else {
             return Err(std::io::Error::from_raw_os_error(27).into());
         };
         let absent = self.index.read().absent_run(first, last);
         if absent > 0 {
             let bytes = (geo.page_start(first) + u64::from(absent) * geo.page_size() as u64 - pos)
-                .min(buf.len() as u64);
-            let bytes = bytes as usize;
+                .min(wants as u64) as usize;
             if self.leaves_cache_alone(host, pos, bytes) {
-                self.read_direct(host, &guard, pos, &mut buf[..bytes])?;
-                return Ok(bytes);
+                self.read_direct(host, &guard, pos, sink.room(bytes))?;
+                sink.filled(bytes);
+                return Ok(());
             }
         }
-        let fetch = ahead.fetch(pos, buf.len(), self.cache.config().read_ahead) as u64;
+        let fetch = ahead.fetch(pos, wants, self.cache.config().read_ahead) as u64;
         let until = (pos + fetch).min(host.size().max(last_byte + 1)) - 1;
         let until = geo.page_of(until).unwrap_or(u32::MAX).min(first.saturating_add(4095));
-        if fetch > buf.len() as u64 {
+        if fetch > wants as u64 {
             self.advise(host, until, fetch);
         }
         let pages = self.fill(host, &guard, first, until)?;
-        let mut done = 0;
+        let mut at = geo.in_page(pos);
         for page in &pages.pages {
-            if done == buf.len() || !page.is_uptodate(geo.all_blocks()) {
+            if sink.wants() == 0 || !page.is_uptodate(geo.all_blocks()) {
                 break;
             }
-            done += copy_out(page, geo.in_page(pos + done as u64), &mut buf[done..]);
+            let n = (geo.page_size() - at).min(sink.wants());
+            sink.note(page, at, n);
+            at = 0;
         }
-        Ok(done)
+        sink.flush();
+        Ok(())
     }
 
     /// Whether a read of `bytes` absent bytes at `pos` goes straight to the caller: a large one, or of a whole file, that is
@@ -326,10 +504,7 @@ impl AddressSpace {
     }
 }
 
-/// Copies from the page's byte `at` on; how many bytes.
-fn copy_out(page: &Page, at: usize, buf: &mut [u8]) -> usize {
-    let mem = page.mem();
-    let n = (mem.len() - at).min(buf.len());
-    mem.copy_to(at, &mut buf[..n]);
-    n
+/// How many of `len` bytes at `pos` a file of `size` bytes has.
+fn wanted(size: u64, pos: u64, len: usize) -> usize {
+    usize::try_from(size.saturating_sub(pos)).unwrap_or(usize::MAX).min(len)
 }

@@ -1,7 +1,9 @@
 //! File content: the library does what the kernel does, and leaves images that e2fsck and the kernel accept.
 
-use extant::{Credentials, FallocateMode, NewInode, OpenFile, OpenMode, ReadAhead, SeekKind, WriteFlags};
-use extant_device::MemoryDevice;
+use extant::{
+    Credentials, FallocateMode, NewInode, OpenFile, OpenMode, PageRefs, ReadAhead, SeekKind, WriteFlags,
+};
+use extant_device::{MemSlice, MemoryDevice};
 use extant_testkit::env::{kernel_mounts, scratch, seed};
 use extant_testkit::kernel::KernelMount;
 use extant_testkit::oracle::{assert_clean, mke2fs};
@@ -56,6 +58,22 @@ fn new_file(image: &std::path::Path) -> (std::sync::Arc<extant::Filesystem>, Ope
     (fs, file)
 }
 
+/// What a file has at `offset`, read through references to cached pages.
+fn by_reference(file: &OpenFile, offset: u64, len: usize) -> Vec<u8> {
+    let (mut buf, mut refs) = (vec![0xDD; len], PageRefs::default());
+    let n = file.read_refs(offset, &mut buf, &mut refs).unwrap();
+    let mut memory = Vec::new();
+    refs.memory(MemSlice::from_mut(&mut buf), &mut memory);
+    let mut content = vec![0; n];
+    let mut at = 0;
+    for piece in memory {
+        piece.copy_to(0, &mut content[at..at + piece.len()]);
+        at += piece.len();
+    }
+    assert_eq!(at, n);
+    content
+}
+
 #[test]
 fn data_and_holes_are_found() {
     let dir = scratch();
@@ -100,6 +118,7 @@ fn inline_content_moves_out_when_it_outgrows() {
         let mut got = vec![9; want.len() + 5];
         assert_eq!(file.read_at(0, &mut got).unwrap(), want.len());
         assert_eq!(&got[..want.len()], want);
+        assert_eq!(by_reference(file, 0, want.len() + 5), want);
     };
     check(&file, &want);
     file.write_at(3000, &[7; 3000]).unwrap();

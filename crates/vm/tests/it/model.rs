@@ -1,6 +1,7 @@
 //! Random operations against an array, with block sizes from 1 KiB to 64 KiB.
 
-use extant_vm::{CacheConfig, Host, ReadAhead};
+use extant_device::MemSlice;
+use extant_vm::{CacheConfig, Host, PageRefs, ReadAhead};
 
 use crate::sim::{Random, STALE, SimFile, SimFs};
 
@@ -12,6 +13,22 @@ fn check_content(file: &SimFile, model: &[u8], ahead: &mut ReadAhead, what: &str
         let at = (0..n).find(|i| got[*i] != model[*i]).expect("they differ");
         panic!("byte {at} is {:02x}, not {:02x}, after {what}", got[at], model[at]);
     }
+}
+
+/// The same content through references to pages.
+fn read_by_reference(file: &SimFile, at: u64, got: &mut [u8], ahead: &mut ReadAhead) -> usize {
+    let (mut buf, mut refs) = (vec![0xDD; got.len()], PageRefs::default());
+    let n = file.pages.read_refs(file, at, &mut buf, &mut refs, ahead).expect("read");
+    let mut memory = Vec::new();
+    refs.memory(MemSlice::from_mut(&mut buf), &mut memory);
+    assert_eq!((n, memory.len()), (refs.len(), refs.pieces()));
+    let mut done = 0;
+    for piece in memory {
+        piece.copy_to(0, &mut got[done..done + piece.len()]);
+        done += piece.len();
+    }
+    assert_eq!(done, n);
+    n
 }
 
 /// What a crash would leave now shows no other file's bytes, and no block past its end.
@@ -50,7 +67,11 @@ fn run(block_size: u32, blocks: u64, config: CacheConfig, failures: bool, steps:
             }
             5 | 6 => {
                 let mut got = vec![0; len as usize];
-                let n = file.pages.read(&*file, at, &mut got, &mut ahead).expect("read");
+                let n = if random.below(2) == 0 {
+                    file.pages.read(&*file, at, &mut got, &mut ahead).expect("read")
+                } else {
+                    read_by_reference(&file, at, &mut got, &mut ahead)
+                };
                 let want = model.get(at as usize..).unwrap_or_default();
                 assert_eq!(got[..n], want[..want.len().min(len as usize)], "step {step}: read {at} {len}");
                 continue;
@@ -148,4 +169,26 @@ fn reads_that_leave_the_cache_alone() {
 #[test]
 fn failing_writes() {
     all(CacheConfig { direct_read: usize::MAX, ..CacheConfig::default() }, true);
+}
+
+#[test]
+fn referenced_pages_outlive_the_cache() {
+    let fs = SimFs::new(4096, 100, CacheConfig { direct_read: usize::MAX, ..CacheConfig::default() });
+    let file = fs.file(12);
+    file.pages.write(&*file, 0, &[7; 5 * 4096]);
+    let (mut buf, mut refs, mut ahead) = (vec![0; 3 * 4096], PageRefs::default(), ReadAhead::default());
+    assert_eq!(file.pages.read_refs(&*file, 100, &mut buf, &mut refs, &mut ahead).expect("read"), 3 * 4096);
+    file.truncate(0).expect("truncate");
+    // Would get the memory, were it free.
+    let other = fs.file(13);
+    other.pages.write(&*other, 0, &[9; 50 * 4096]);
+    let mut memory = Vec::new();
+    refs.memory(MemSlice::from_mut(&mut buf), &mut memory);
+    for piece in memory {
+        let mut bytes = vec![0; piece.len()];
+        piece.copy_to(0, &mut bytes);
+        assert!(bytes.iter().all(|b| *b == 7), "content of another file");
+    }
+    refs.clear();
+    assert_eq!((refs.len(), refs.pieces()), (0, 0));
 }
