@@ -1,4 +1,4 @@
-//! `cargo xtask fuzz`: images with damaged metadata, everything in them looked at; no panic, no endless walk, no memory
+//! `cargo xtask fuzz`: images with damaged metadata, read and written to, and failing devices; no panic, no endless walk, no memory
 //! beyond the bound. `SEED=` chooses where to begin.
 
 use std::process::Command;

@@ -243,7 +243,10 @@ impl Filesystem {
             mode = without_setid(mode);
         }
         let acl = if (mode ^ old_mode) & 0o777 != 0 { self.acl_after_chmod(inode, mode)? } else { None };
-        let (blocks, credits) = acl.as_ref().map_or((0, 1), |a| self.xattr_needs(a.len()));
+        let (blocks, mut credits) = acl.as_ref().map_or((0, 1), |a| self.xattr_needs(a.len()));
+        if acl.is_some() {
+            credits += 2 * self.values_named(inode)?;
+        }
         if (new_uid, new_gid) != (uid, gid) {
             let [_, _, project] = Self::quota_ids(inode);
             self.quota_admit_transfer(inode, [new_uid, new_gid, project], cred)?;

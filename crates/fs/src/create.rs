@@ -393,7 +393,7 @@ impl Filesystem {
         let cache = std::sync::Arc::downgrade(&self.icache);
         let ids = [raw.uid, raw.gid, raw.projid];
         let mut inode = self.build_inode(ino, kind, raw, place, cache);
-        inode.counted = crate::quota::counted(ids, 0, false);
+        inode.counted = crate::quota::counted(ids, 0, 0);
         self.icache.insert_new(inode)
     }
 

@@ -134,7 +134,7 @@ impl Inode {
                 inode: self.this.get().cloned().unwrap_or_default(),
                 ino: self.ino,
                 rights: AtomicU8::new(0),
-                promise: Mutex::new(Rank::LEAF, Promise::default()),
+                promise: Mutex::new(Rank::PROMISE, Promise::default()),
             })
         })
     }

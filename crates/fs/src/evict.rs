@@ -63,7 +63,7 @@ impl Filesystem {
     pub(crate) fn free_credits(&self, inode: &Inode) -> u32 {
         let depth = self.map.depth(&inode.map_ref(&inode.map.read())).unwrap_or(5);
         // Inode, its bitmap and descriptor, superblock or orphan slot, a neighbour in the orphan list, attribute block.
-        12 + 2 * self.map.remove_credits(inode.map_kind(), depth)
+        12 + 2 * self.map.remove_credits(inode.map_kind(), depth) + 2 * self.values_named(inode).unwrap_or(0)
     }
 
     fn free_inode_in(&self, handle: &mut Handle, inode: &Inode) -> Result<()> {
@@ -72,6 +72,8 @@ impl Filesystem {
         }
         self.xattr_free_all(handle, inode)?;
         self.orphan_del(handle, inode)?;
+        // Before the flag goes by which a value's inode is known not to be counted.
+        let counted = self.is_counted(inode);
         {
             let mut state = inode.state();
             state.size = 0;
@@ -79,8 +81,12 @@ impl Filesystem {
             state.raw.dtime = self.clock.now().sec as u32;
             state.raw.flags.remove(InodeFlags::EA_INODE);
         }
-        self.write_inode(handle, inode)?;
-        self.quota_gone(handle, inode)?;
+        if counted {
+            self.write_inode(handle, inode)?;
+            self.quota_gone(handle, inode)?;
+        } else {
+            self.write_inode_uncounted(handle, inode, &self.cache.read(inode.table.0)?)?;
+        }
         // The number may be loaded again from here on: before it can be allocated.
         self.icache.evicted(inode.ino);
         self.alloc.free_inode(handle, inode.ino, inode.is_dir())?;

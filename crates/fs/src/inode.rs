@@ -59,6 +59,8 @@ pub struct Inode {
     state: Mutex<State>,
     /// What the quota files count for it, rank 82.
     pub(crate) counted: Mutex<crate::quota::Counted>,
+    /// Attribute values that are in inodes of their own. Kept where quota counts them; changed under the xattr lock.
+    pub(crate) ea_values: AtomicU32,
     /// No links: the last reference evicts.
     dead: AtomicBool,
     /// Made without a name (O_TMPFILE): may be linked although it has none.
@@ -236,7 +238,9 @@ impl Filesystem {
         }
         let kind = raw.file_type().ok_or_else(|| Error::bad_inode(ino, "i_mode", raw.mode.into()))?;
         check(ino, kind, &raw, self)?;
-        Ok(self.build_inode(ino, kind, raw, table, cache))
+        let mut inode = self.build_inode(ino, kind, raw, table, cache);
+        self.count_ea_values(&mut inode);
+        Ok(inode)
     }
 
     /// Reads the inode-table blocks around one in a single transfer (`inode_readahead_blks`).
@@ -279,7 +283,8 @@ impl Filesystem {
             no_acl: AtomicBool::new(false),
             block_size: self.geo.block_size(),
             cache,
-            counted: crate::quota::counted([raw.uid, raw.gid, raw.projid], raw.blocks, true),
+            counted: crate::quota::counted([raw.uid, raw.gid, raw.projid], raw.blocks, 1),
+            ea_values: AtomicU32::new(0),
             this: OnceLock::new(),
             data: OnceLock::new(),
             state: Mutex::new(Rank::LEAF, State { size: raw.size, raw, times_dirty: false }),

@@ -90,15 +90,15 @@ pub(crate) struct EntryState {
 pub(crate) struct Counted {
     ids: Ids,
     bytes: u64,
-    /// The inode itself is counted.
-    inode: bool,
+    /// The inode itself, and those that hold its attribute values.
+    inodes: u32,
     /// Bytes promised to its dirty data.
     reserved: u64,
 }
 
 /// The lock over [`Counted`], in each inode.
-pub(crate) fn counted(ids: Ids, sectors: u64, inode: bool) -> Mutex<Counted> {
-    Mutex::new(Rank::QUOTA, Counted { ids, bytes: sectors * 512, inode, reserved: 0 })
+pub(crate) fn counted(ids: Ids, sectors: u64, inodes: u32) -> Mutex<Counted> {
+    Mutex::new(Rank::QUOTA, Counted { ids, bytes: sectors * 512, inodes, reserved: 0 })
 }
 
 impl Quotas {
@@ -167,7 +167,7 @@ impl Filesystem {
     }
 
     /// Whether an inode is counted: not the filesystem's own, not attribute values.
-    fn is_counted(&self, inode: &Inode) -> bool {
+    pub(crate) fn is_counted(&self, inode: &Inode) -> bool {
         let ordinary = inode.ino == Ino::ROOT || inode.ino >= self.geo.first_ino();
         ordinary && !inode.flags().contains(InodeFlags::EA_INODE) && !self.is_system_inode(inode.ino)
     }
@@ -201,12 +201,8 @@ impl Filesystem {
         }
         let ids = Self::quota_ids(inode);
         let bytes = inode.state().raw.blocks * 512;
-        self.quota_change(handle, inode, ids, |was| Counted {
-            ids,
-            bytes,
-            inode: true,
-            reserved: was.reserved,
-        })
+        let inodes = 1 + inode.ea_values.load(Ordering::Relaxed);
+        self.quota_change(handle, inode, ids, |was| Counted { ids, bytes, inodes, reserved: was.reserved })
     }
 
     /// Takes an inode that is being freed out of the counts. Credits as [`Self::quota_settle`].
@@ -215,7 +211,7 @@ impl Filesystem {
             return Ok(());
         }
         let ids = Self::quota_ids(inode);
-        self.quota_change(handle, inode, ids, |was| Counted { bytes: 0, inode: false, ..*was })
+        self.quota_change(handle, inode, ids, |was| Counted { bytes: 0, inodes: 0, ..*was })
     }
 
     fn quota_change(
@@ -319,7 +315,7 @@ impl Filesystem {
             }
             let Some(entry) = kind.cached(ids[i]) else { continue };
             let state = entry.state.lock_ordered(entry.key);
-            self.admit_in(kind, &state, has.bytes + has.reserved, 1)?;
+            self.admit_in(kind, &state, has.bytes + has.reserved, has.inodes.into())?;
         }
         Ok(())
     }
@@ -485,7 +481,7 @@ impl Change {
     fn between(was: &Counted, now: &Counted) -> Self {
         Self {
             bytes: now.bytes as i64 - was.bytes as i64,
-            inodes: i64::from(now.inode) - i64::from(was.inode),
+            inodes: i64::from(now.inodes) - i64::from(was.inodes),
             reserved: now.reserved as i64 - was.reserved as i64,
         }
     }

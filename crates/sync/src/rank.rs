@@ -49,6 +49,8 @@ impl Rank {
     pub const META_MAP: Self = Self(84);
     /// Preallocation window of a file or a thread; never two, never after a group.
     pub const PREALLOC: Self = Self(86);
+    /// What is promised to a file's delayed blocks; before the counters that the promise is made from.
+    pub const PROMISE: Self = Self(88);
     /// Allocation group; one at a time, its bitmaps are read in before.
     pub const GROUP: Self = Self(90);
     /// Reservation counters, after the group.
@@ -93,6 +95,7 @@ impl Rank {
             82 => "quota entries",
             84 => "map of a quota or EA inode",
             86 => "preallocation window",
+            88 => "promise to delayed blocks",
             90 => "allocation group",
             92 => "reservation counters",
             95 => "orphan list",

@@ -179,7 +179,7 @@ const VARIANTS: &[&str] = &[
 ];
 
 /// Healthy images to damage.
-pub struct Bases(Vec<Content>);
+pub struct Bases(Vec<(&'static str, Content)>);
 
 impl Bases {
     /// Makes them with mke2fs, each with a small tree of many kinds of inodes.
@@ -189,16 +189,31 @@ impl Bases {
         let tree = dir.join("tree");
         fill(&tree);
         let image = dir.join("image");
-        let contents = VARIANTS.iter().map(|options| {
+        let contents = VARIANTS.iter().copied().map(|options| {
             let mut args: Vec<&str> = options.split_whitespace().collect();
             let tree = tree.to_string_lossy();
             args.extend(["-d", &tree]);
             extant_testkit::oracle::mke2fs_with(&image, 8 << 20, &args);
             let content = Content::from_file(&image).unwrap_or_else(|err| panic!("{err}"));
             std::fs::remove_file(&image).unwrap_or_else(|err| panic!("{err}"));
-            content
+            (options, content)
         });
         Self(contents.collect())
+    }
+
+    /// One of them.
+    pub(crate) fn pick(&self, rng: &mut Rng) -> Content {
+        rng.pick(&self.0).1.clone()
+    }
+
+    /// One of those that have a journal, and its options.
+    pub(crate) fn pick_journalled(&self, rng: &mut Rng) -> (&'static str, Content) {
+        loop {
+            let (options, content) = rng.pick(&self.0);
+            if !options.contains("ext2") {
+                return (options, content.clone());
+            }
+        }
     }
 }
 
@@ -227,7 +242,7 @@ fn fill(tree: &std::path::Path) {
 #[must_use]
 pub fn trial(bases: &Bases, seed: u64) -> bool {
     let mut rng = Rng::new(seed);
-    let mut content = rng.pick(&bases.0).clone();
+    let mut content = bases.pick(&mut rng);
     damage(&mut content, &mut rng);
     read_everything(extant_testkit::SimDevice::read_only(content)).is_ok()
 }

@@ -1,79 +1,103 @@
-//! The long form of the trials: `extant-trials fuzz SECONDS`. `SEED=` chooses where to begin.
+//! The long form of the trials: `extant-trials fuzz SECONDS`, or `extant-trials one SEED` for a single one. `SEED=` chooses where to begin.
 //!
-//! Damages images, one after the other, and looks at everything in them. A panic, a walk without end and memory beyond
-//! the bound end the program with the seed of the image.
+//! Takes images one after the other: damaged ones that are read, damaged ones that are written to, and healthy ones on a
+//! failing device. A panic in any thread, a trial without end, memory beyond the bound and an image that does not recover end up
+//! in the count, with the seed.
 
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use extant_testkit::env;
-use extant_trials::hostile::{Bases, Limits, trial};
-
-/// One image may take so long; a shared machine is slow at times.
-const PATIENCE: Duration = Duration::from_secs(60);
+use extant_trials::hostile::{Bases, Limits};
+use extant_trials::{assault, hostile, warden};
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let seconds = match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        ["fuzz", seconds] => seconds.parse().ok(),
-        _ => None,
-    };
-    let Some(seconds) = seconds else {
-        eprintln!("usage: extant-trials fuzz SECONDS");
-        return ExitCode::FAILURE;
-    };
-    fuzz(Duration::from_secs(seconds))
-}
-
-fn fuzz(time: Duration) -> ExitCode {
-    if let Err(reason) = env::tools(&["mke2fs", "debugfs"]) {
+    if let Err(reason) = env::tools(&["mke2fs"]) {
         println!("fuzz: skipped: {reason}");
         return ExitCode::SUCCESS;
     }
-    let first = env::seed();
-    let bases = Bases::make();
-    let current = Arc::new(AtomicU64::new(0));
-    watch(Arc::clone(&current));
-    let start = Instant::now();
-    let mut seed = first;
-    let (mut mounted, mut refused, mut panicked) = (0_u64, 0_u64, 0_u64);
-    while start.elapsed() < time {
-        current.store(seed, Ordering::Relaxed);
-        match std::panic::catch_unwind(|| trial(&bases, seed)) {
-            Ok(true) => mounted += 1,
-            Ok(false) => refused += 1,
-            Err(_) => {
-                println!("panic: SEED={seed}");
-                panicked += 1;
-            }
+    warden::install();
+    match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["fuzz", seconds] if seconds.parse::<u64>().is_ok() => {
+            fuzz(Duration::from_secs(seconds.parse().unwrap_or_default()))
         }
-        seed = seed.wrapping_add(1);
-        if let Err(what) = Limits::default().check() {
-            println!("{what}: SEED={seed}");
-            panicked += 1;
-            break;
+        ["one", seed] if seed.parse::<u64>().is_ok() => {
+            let mut count = Count::default();
+            count.run(&Bases::make(), seed.parse().unwrap_or_default());
+            count.verdict()
+        }
+        _ => {
+            eprintln!("usage: extant-trials fuzz SECONDS | one SEED");
+            ExitCode::FAILURE
         }
     }
-    let images = mounted + refused + panicked;
-    println!("fuzz: {images} images, {mounted} mounted, {refused} refused, {panicked} panics or overruns");
-    if panicked == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// Ends the program when one image takes longer than the patience.
-fn watch(current: Arc<AtomicU64>) {
-    std::thread::spawn(move || {
-        let mut last = (u64::MAX, Instant::now());
-        loop {
-            std::thread::sleep(Duration::from_secs(1));
-            let seed = current.load(Ordering::Relaxed);
-            if seed != last.0 {
-                last = (seed, Instant::now());
-            } else if last.1.elapsed() > PATIENCE {
-                println!("fuzz: an image takes longer than {PATIENCE:?}: SEED={seed}");
-                std::process::exit(1);
-            }
+fn fuzz(time: Duration) -> ExitCode {
+    let mut seed = env::seed();
+    let bases = Bases::make();
+    let start = Instant::now();
+    let mut count = Count::default();
+    while start.elapsed() < time {
+        count.run(&bases, seed);
+        if let Err(what) = Limits::default().check() {
+            println!("{what}: SEED={seed}");
+            count.bad += 1;
+            break;
         }
-    });
+        seed = seed.wrapping_add(1);
+    }
+    count.verdict()
+}
+
+#[derive(Default)]
+struct Count {
+    trials: u64,
+    mounted: u64,
+    done: u64,
+    failed: u64,
+    bad: u64,
+}
+
+impl Count {
+    /// The trial that the seed stands for.
+    fn run(&mut self, bases: &Bases, seed: u64) {
+        warden::trying(seed);
+        self.trials += 1;
+        let panics = warden::panics();
+        let ran = std::panic::catch_unwind(|| match seed % 4 {
+            0 => Ok((hostile::trial(bases, seed), 0, 0)),
+            1 | 2 => {
+                let outcome = assault::damaged(bases, seed);
+                Ok((outcome.mounted, outcome.done, outcome.failed))
+            }
+            _ => assault::failing(bases, seed).map(|o| (o.mounted, o.done, o.failed)),
+        });
+        match ran {
+            Ok(Ok((mounted, done, failed))) => {
+                self.mounted += u64::from(mounted);
+                self.done += done;
+                self.failed += failed;
+            }
+            Ok(Err(what)) => {
+                println!("SEED={seed}: {what}");
+                self.bad += 1;
+            }
+            Err(_) => {}
+        }
+        if warden::panics() > panics {
+            println!("panic: SEED={seed}");
+            self.bad += 1;
+        }
+    }
+
+    fn verdict(&self) -> ExitCode {
+        let Self { trials, mounted, done, failed, bad } = self;
+        println!(
+            "fuzz: {trials} trials, {mounted} mounted, {done} operations done, {failed} failed; {bad} panics, overruns or \
+             inconsistent images (bound 0)"
+        );
+        if *bad == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    }
 }

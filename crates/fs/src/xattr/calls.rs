@@ -174,7 +174,14 @@ impl Filesystem {
         value: Option<&[u8]>,
         cred: &Credentials,
     ) -> Result<()> {
-        let (blocks, credits) = self.xattr_needs(value.map_or(0, <[u8]>::len));
+        let (blocks, mut credits) = self.xattr_needs(value.map_or(0, <[u8]>::len));
+        if self.has_ea_inode() {
+            // A block that is shared or freed changes the references of all values that it names.
+            credits += 2 * self.values_named(inode)?;
+            if value.is_some_and(|v| v.len() > self.geo.block_size() as usize) {
+                self.quota_admit(Self::quota_ids(inode), blocks, 1, cred)?;
+            }
+        }
         let mut reservation = self.reserve_if_possible(blocks, cred);
         let mut handle = self.journal.start(credits)?;
         // What cannot fit is found out before the first change, except the allocation of an EA inode.

@@ -5,15 +5,19 @@
 //! already says the same.
 
 use extant_alloc::Reservation;
-use extant_format::Pblk;
+use extant_format::inode::InodeFlags;
 use extant_format::xattr::{self as format, Area, AreaKind, AttrSet, BlockHeader, MAX_REFCOUNT, Value};
+use extant_format::{Pblk, RoCompat};
 use extant_journal::{Buf, Error as JournalError, Handle};
+use extant_sync::atomic::Ordering;
 use extant_sync::{Mutex, Rank};
 use rustc_hash::FxHashMap;
 
 use crate::error::{Error, Result};
 use crate::filesystem::Filesystem;
 use crate::inode::Inode;
+
+use super::value::References;
 
 /// Attribute blocks by the hash of their content, to find one to share. A hint: what it names is checked.
 #[derive(Debug)]
@@ -78,6 +82,17 @@ impl Filesystem {
         (blocks, 12 + (1 + large) * self.block_credits())
     }
 
+    /// How many values of the inode are in inodes of their own.
+    pub(crate) fn values_named(&self, inode: &Inode) -> Result<u32> {
+        if !self.has_ea_inode() {
+            return Ok(0);
+        }
+        let _xattr = inode.xattr.read();
+        let count =
+            |area: Option<&Area<'_>>| area.map_or(0, |a| a.entries().filter(|e| e.value_inum.0 != 0).count());
+        Ok((self.with_ibody(inode, count)? + self.with_block(inode, count)?) as u32)
+    }
+
     /// Sets (`Some`) or removes (`None`) an attribute. The caller holds the inode lock exclusively, and has checked
     /// that the attribute is there or not there as wanted. Writes the inode.
     pub(crate) fn xattr_store(
@@ -92,18 +107,19 @@ impl Filesystem {
         let mut body = self.ibody_attrs(inode)?;
         let mut block = self.with_block(inode, |area| area.map_or_else(AttrSet::new, AttrSet::from_area))?;
         let (body_before, block_before) = (body.clone(), block.clone());
-        let old = [body.remove(index, name), block.remove(index, name)];
+        let mut values = self.references(inode, [&body, &block])?;
+        body.remove(index, name);
+        block.remove(index, name);
         if let Some(value) = value {
             self.place(handle, inode, (index, name), value, (&mut body, &mut block), blocks)?;
         }
+        self.count_values(inode, [&body_before, &block_before], [&body, &block]);
+        values.left(&body_before);
+        values.joined(&body);
         if block != block_before {
-            self.store_block(handle, inode, block, blocks)?;
+            self.store_block(handle, inode, (&block_before, block), &mut values, blocks)?;
         }
-        for old in old.into_iter().flatten() {
-            if let Value::EaInode { ino, .. } = old {
-                self.ea_release(handle, inode, ino)?;
-            }
-        }
+        self.settle_references(handle, values)?;
         inode.state().raw.ctime = self.now();
         if body != body_before {
             self.write_ibody(handle, inode, &body)
@@ -160,24 +176,31 @@ impl Filesystem {
         Err(Error::NoSpace)
     }
 
-    /// Makes `attrs` the content of the inode's attribute block: in place, in a new block, in one that it shares, or in
-    /// none. The caller writes the inode.
+    /// Makes `attrs` the content of the inode's attribute block, which had `before`: in place, in a new block, in one that it
+    /// shares, or in none. The caller writes the inode, and settles the references of `values`: each block has its own, however
+    /// many inodes share it.
     fn store_block(
         &self,
         handle: &mut Handle,
         inode: &Inode,
-        mut attrs: AttrSet,
+        (before, mut attrs): (&AttrSet, AttrSet),
+        values: &mut References,
         blocks: &mut Reservation,
     ) -> Result<()> {
         let old = self.xattr_block(inode)?;
         if attrs.is_empty() {
-            return self.leave_block(handle, inode, old);
+            if self.leave_block(handle, inode, old)? {
+                values.left(before);
+            }
+            return Ok(());
         }
         let mut bytes = vec![0; self.geo.block_size() as usize];
         attrs.write_block(&mut bytes, 1).map_err(|e| self.xattr_error(inode, &e))?;
         let hash = BlockHeader::read(&bytes).map_err(|e| self.xattr_error(inode, &e))?.hash;
         if let Some(shared) = self.join_block(handle, hash, &bytes)? {
-            self.leave_block(handle, inode, old)?;
+            if self.leave_block(handle, inode, old)? {
+                values.left(before);
+            }
             inode.state().raw.file_acl = shared;
             self.block_joined(inode);
             return Ok(());
@@ -186,10 +209,15 @@ impl Filesystem {
             && self.rewrite_own(handle, buf, &bytes)?
         {
             self.remember_block(hash, buf.pblk());
+            values.left(before);
+            values.joined(&attrs);
             return Ok(());
         }
         let buf = self.new_xattr_block(handle, inode, blocks)?;
-        self.leave_block(handle, inode, old)?;
+        if self.leave_block(handle, inode, old)? {
+            values.left(before);
+        }
+        values.joined(&attrs);
         let pblk = buf.pblk();
         if self.csum.has_metadata() {
             format::set_block_checksum(self.csum.seed(), pblk, &mut bytes);
@@ -258,9 +286,10 @@ impl Filesystem {
         }
     }
 
-    /// Takes the inode off its attribute block, which is freed if no other inode has it. The caller writes the inode.
-    pub(super) fn leave_block(&self, handle: &mut Handle, inode: &Inode, old: Option<Buf>) -> Result<()> {
-        let Some(buf) = old else { return Ok(()) };
+    /// Takes the inode off its attribute block, which is freed if no other inode has it; whether it was. The caller writes the
+    /// inode.
+    fn leave_block(&self, handle: &mut Handle, inode: &Inode, old: Option<Buf>) -> Result<bool> {
+        let Some(buf) = old else { return Ok(false) };
         let pblk = buf.pblk();
         let hash = buf.with(|b| BlockHeader::read(b).map(|h| h.hash).unwrap_or(0));
         let last = handle.modify(&buf, |place| {
@@ -285,7 +314,7 @@ impl Filesystem {
             handle.revoke(pblk)?;
             self.alloc.free(handle, pblk, 1)?;
         }
-        Ok(())
+        Ok(last)
     }
 
     fn block_joined(&self, inode: &Inode) {
@@ -299,24 +328,57 @@ impl Filesystem {
         state.raw.blocks = state.raw.blocks.saturating_sub(sectors);
     }
 
+    /// Charges the inode for the values that it has in inodes of their own now and had not before: whole clusters in `i_blocks`,
+    /// and inodes, as e2fsck counts them. Every inode that shares an attribute block is charged in full. The caller writes it.
+    fn count_values(&self, inode: &Inode, before: [&AttrSet; 2], now: [&AttrSet; 2]) {
+        let sum = |sets: [&AttrSet; 2]| {
+            let sizes = sets.into_iter().flat_map(AttrSet::iter).filter_map(|attr| match attr.value {
+                Value::EaInode { size, .. } => Some(u64::from(size)),
+                Value::Inline(_) => None,
+            });
+            sizes.fold((0, 0), |(sectors, count), size| {
+                (sectors + size.next_multiple_of(self.geo.cluster_size()) / 512, count + 1)
+            })
+        };
+        let ((had, count_had), (has, count_has)) = (sum(before), sum(now));
+        let mut state = inode.state();
+        state.raw.blocks = (state.raw.blocks + has).saturating_sub(had);
+        drop(state);
+        let change = |count: u32| Some((count + count_has).saturating_sub(count_had));
+        // Never fails: the closure always has a value.
+        let _ = inode.ea_values.fetch_update(Ordering::Relaxed, Ordering::Relaxed, change);
+    }
+
+    /// Finds out how many values an inode that is being read has in inodes of their own, where quota counts them.
+    pub(crate) fn count_ea_values(&self, inode: &mut Inode) {
+        let quota = self.features.ro_compat.contains(RoCompat::QUOTA);
+        if !quota || !self.has_ea_inode() || inode.flags().contains(InodeFlags::EA_INODE) {
+            return;
+        }
+        let count =
+            |area: Option<&Area<'_>>| area.map_or(0, |a| a.entries().filter(|e| e.value_inum.0 != 0).count());
+        // Damage is reported when an attribute is wanted.
+        let counts = [self.with_ibody(inode, count), self.with_block(inode, count)];
+        let values = counts.into_iter().map(|c| c.unwrap_or(0) as u32).sum();
+        *inode.ea_values.get_mut() = values;
+        let inodes = 1 + values;
+        let sectors = inode.state().raw.blocks;
+        inode.counted = crate::quota::counted(Self::quota_ids(inode), sectors, inodes);
+    }
+
     /// Frees every attribute of an inode that is going away. The caller writes the inode afterwards.
     pub(crate) fn xattr_free_all(&self, handle: &mut Handle, inode: &Inode) -> Result<()> {
         let _xattr = inode.xattr.write();
-        let held = |area: Option<&Area<'_>>| -> Vec<extant_format::Ino> {
-            area.map(|a| a.entries().map(|e| e.value_inum).filter(|i| i.0 != 0).collect()).unwrap_or_default()
-        };
-        let mut values = self.with_ibody(inode, held)?;
-        if let Some(buf) = self.xattr_block(inode)? {
-            let own = buf.with(|b| BlockHeader::read(b).map_or(0, |h| h.refcount)) == 1;
-            if own {
-                values.extend(self.with_block(inode, held)?);
-            }
-            self.leave_block(handle, inode, Some(buf))?;
+        let held = |area: Option<&Area<'_>>| area.map_or_else(AttrSet::new, AttrSet::from_area);
+        let body = self.with_ibody(inode, held)?;
+        let block = self.with_block(inode, held)?;
+        let mut values = self.references(inode, [&body, &block])?;
+        values.left(&body);
+        let old = self.xattr_block(inode)?;
+        if self.leave_block(handle, inode, old)? {
+            values.left(&block);
         }
-        for ino in values {
-            self.ea_release(handle, inode, ino)?;
-        }
-        Ok(())
+        self.settle_references(handle, values)
     }
 
     /// Gives a new inode, which nobody else sees yet, its first attributes, and writes it.
@@ -329,13 +391,17 @@ impl Filesystem {
     ) -> Result<()> {
         let _xattr = inode.xattr.write();
         let mut body = self.ibody_attrs(inode)?;
-        let mut block = AttrSet::new();
+        let (mut block, none) = (AttrSet::new(), AttrSet::new());
         for (index, name, value) in attrs {
             self.place(handle, inode, (*index, name), value, (&mut body, &mut block), blocks)?;
         }
+        self.count_values(inode, [&none, &none], [&body, &block]);
+        let mut values = References::default();
+        values.joined(&body);
         if !block.is_empty() {
-            self.store_block(handle, inode, block, blocks)?;
+            self.store_block(handle, inode, (&none, block), &mut values, blocks)?;
         }
+        self.settle_references(handle, values)?;
         self.write_ibody(handle, inode, &body)
     }
 }

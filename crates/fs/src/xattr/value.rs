@@ -5,7 +5,7 @@
 
 use extant_alloc::Reservation;
 use extant_format::inode::{FileType, Inode as RawInode, InodeFlags};
-use extant_format::xattr::ea_inode_hash;
+use extant_format::xattr::{AttrSet, Value, ea_inode_hash};
 use extant_format::{Ino, Lblk};
 use extant_journal::Handle;
 use extant_map::Run;
@@ -99,22 +99,73 @@ impl Filesystem {
         Ok(inode)
     }
 
-    /// Gives one reference of the value in `ino` back; with the last one the inode is dead, and is evicted once it is dropped.
-    pub(super) fn ea_release(&self, handle: &mut Handle, owner: &Inode, ino: Ino) -> Result<()> {
-        let inode = self.ea_inode(owner, ino)?;
-        let left = {
-            let mut state = inode.state();
-            let left = state.raw.ea_refcount().saturating_sub(1);
-            state.raw.set_ea_refcount(left);
-            if left == 0 {
-                state.raw.links_count = 0;
-            }
-            left
-        };
-        if left == 0 {
-            inode.set_dead(true);
-            self.orphan_add(handle, &inode)?;
+    /// The inodes of the values that these attributes of `owner` name, read before the first change.
+    pub(super) fn references(&self, owner: &Inode, sets: [&AttrSet; 2]) -> Result<References> {
+        let mut values = References::default();
+        for ino in sets.into_iter().flat_map(named) {
+            values.known.push((ino, self.ea_inode(owner, ino)?));
         }
-        self.write_inode(handle, &inode)
+        Ok(values)
     }
+
+    /// Counts what came and went; a value that nobody names any more is dead, and is evicted once it is dropped.
+    pub(super) fn settle_references(&self, handle: &mut Handle, values: References) -> Result<()> {
+        for (ino, change) in values.changes {
+            // A value that was just made has its first reference, and is not known here.
+            let Some((_, inode)) = values.known.iter().find(|(known, _)| *known == ino) else { continue };
+            if change == 0 {
+                continue;
+            }
+            let left = {
+                let mut state = inode.state();
+                let left = state.raw.ea_refcount().saturating_add_signed(change);
+                state.raw.set_ea_refcount(left);
+                if left == 0 {
+                    state.raw.links_count = 0;
+                }
+                left
+            };
+            if left == 0 {
+                inode.set_dead(true);
+                self.orphan_add(handle, inode)?;
+            }
+            self.write_inode(handle, inode)?;
+        }
+        Ok(())
+    }
+}
+
+/// How the references of values change with the attributes of one inode. A reference is held by an inode whose own area
+/// names the value, and by an attribute block that does, however many inodes share it.
+#[derive(Default)]
+pub(super) struct References {
+    known: Vec<(Ino, InodeRef)>,
+    changes: Vec<(Ino, i64)>,
+}
+
+impl References {
+    /// An area with these attributes is gone or was written over.
+    pub(super) fn left(&mut self, attrs: &AttrSet) {
+        named(attrs).for_each(|ino| self.change(ino, -1));
+    }
+
+    /// An area with these attributes was written.
+    pub(super) fn joined(&mut self, attrs: &AttrSet) {
+        named(attrs).for_each(|ino| self.change(ino, 1));
+    }
+
+    fn change(&mut self, ino: Ino, by: i64) {
+        match self.changes.iter_mut().find(|(known, _)| *known == ino) {
+            Some((_, sum)) => *sum += by,
+            None => self.changes.push((ino, by)),
+        }
+    }
+}
+
+/// The inodes that attributes have their values in.
+fn named(attrs: &AttrSet) -> impl Iterator<Item = Ino> + '_ {
+    attrs.iter().filter_map(|attr| match attr.value {
+        Value::EaInode { ino, .. } => Some(ino),
+        Value::Inline(_) => None,
+    })
 }

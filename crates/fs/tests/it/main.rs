@@ -13,3 +13,4 @@ mod reading;
 mod speed;
 mod support;
 mod threads;
+mod values;

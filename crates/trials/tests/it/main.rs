@@ -1,7 +1,9 @@
 //! Short forms of the trials.
 
 use extant_testkit::{Rng, env, need};
+use extant_trials::assault;
 use extant_trials::hostile::{Bases, Limits, read_everything, trial};
+use extant_trials::warden;
 
 /// Damaged images of each run.
 const IMAGES: u64 = 400;
@@ -18,6 +20,32 @@ fn damaged_images_give_errors_only() {
         mounted += u64::from(trial(&bases, seed));
     }
     assert!(mounted > IMAGES / 10, "only {mounted} of {IMAGES} could be looked at: the damage is too coarse");
+    Limits::default().check().unwrap();
+}
+
+#[test]
+fn writing_to_damaged_images_and_failing_devices() {
+    need!(env::tools(&["mke2fs"]));
+    let seed = env::seed();
+    warden::install();
+    let bases = Bases::make();
+    let (mut mounted, mut wrong) = (0, Vec::new());
+    for i in 0..IMAGES {
+        let seed = Rng::new(seed).fork(i).next_u64();
+        println!("SEED={seed}");
+        warden::trying(seed);
+        if i % 2 == 0 {
+            mounted += u64::from(assault::damaged(&bases, seed).mounted);
+        } else if let Err(what) = assault::failing(&bases, seed) {
+            wrong.push(format!("SEED={seed}: {what}"));
+        }
+    }
+    assert_eq!(warden::panics(), 0, "a thread panicked");
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(
+        mounted > IMAGES / 10,
+        "only {mounted} of {IMAGES} could be written to: the damage is too coarse"
+    );
     Limits::default().check().unwrap();
 }
 
