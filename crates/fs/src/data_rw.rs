@@ -343,7 +343,10 @@ impl Filesystem {
             if let Ok(from) = u32::try_from(from) {
                 self.remove_blocks(&mut handle, inode, Lblk(from))?;
             }
-            self.orphan_del(&mut handle, inode)?;
+            // Without a name it was an orphan before, and stays one until it is freed.
+            if !inode.is_dead() {
+                self.orphan_del(&mut handle, inode)?;
+            }
             self.write_inode(&mut handle, inode)
         })();
         self.finish(handle, done, inode)

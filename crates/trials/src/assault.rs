@@ -72,7 +72,8 @@ pub fn damaged(bases: &Bases, seed: u64) -> Outcome {
 }
 
 /// Writes to one of the healthy images, chosen by the seed, while the device fails here and there. Once the device is
-/// well again the image must recover to a consistent filesystem; `Err` says what is wrong with it.
+/// well again the image must recover to a consistent filesystem; `Err` says what is wrong with it. `KEEP=FILE` keeps the image as it
+/// was before the recovery.
 ///
 /// # Errors
 /// The findings of the checker, or why it does not mount any more.
@@ -86,6 +87,9 @@ pub fn failing(bases: &Bases, seed: u64) -> Result<Outcome, String> {
     let operations = 1 + rng.below(150);
     let outcome = assault(Arc::clone(&device) as _, options, operations, &mut rng);
     device.heal();
+    if let Ok(path) = std::env::var("KEEP") {
+        device.content().to_file(path.as_ref()).map_err(|err| format!("{path}: {err}"))?;
+    }
     let recovered = SimDevice::from_content(device.content());
     recovered.set_recording(false);
     match Filesystem::open(Arc::clone(&recovered) as _, Setup::default()) {

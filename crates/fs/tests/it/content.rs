@@ -1,7 +1,10 @@
 //! File content: the library does what the kernel does, and leaves images that e2fsck and the kernel accept.
 
+use std::sync::Arc;
+
 use extant::{
-    Credentials, FallocateMode, NewInode, OpenFile, OpenMode, PageRefs, ReadAhead, SeekKind, WriteFlags,
+    Credentials, FallocateMode, Filesystem, NewInode, OpenFile, OpenMode, PageRefs, ReadAhead, SeekKind,
+    SetAttr, Setup, WriteFlags,
 };
 use extant_device::{MemSlice, MemoryDevice};
 use extant_testkit::env::{kernel_mounts, scratch, seed};
@@ -218,4 +221,39 @@ fn speed_of_writing() {
     fs.sync().unwrap();
     println!("1000 files of 2 kB: {:.0} us each", start.elapsed().as_secs_f64() * 1000.0);
     fs.unmount().unwrap();
+}
+
+#[test]
+fn a_file_without_a_name_that_is_truncated_is_freed_after_a_crash() {
+    need!(extant_testkit::env::tools(&["mke2fs"]));
+    for options in ["-t ext4 -b 1024", "-t ext3", "-t ext4 -O orphan_file", "-t ext4 -O inline_data"] {
+        let dir = scratch();
+        let image = dir.join("image");
+        mke2fs(&image, 32 << 20, options);
+        let device = extant_testkit::SimDevice::from_file(&image);
+        let fs = Filesystem::open(Arc::clone(&device) as _, Setup::default()).unwrap();
+        let (root, admin) = (fs.root().unwrap(), Credentials::root());
+        let named = fs.mknod(&root, b"named", &NewInode::file(0o600), &admin).unwrap();
+        let nameless = fs.tmpfile(&root, 0o600, &admin).unwrap();
+        for inode in [&named, &nameless] {
+            fs.write_at(inode, 0, &[7; 300_000], WriteFlags::default(), &admin).unwrap();
+        }
+        fs.unlink(&root, b"named", &admin).unwrap();
+        for inode in [&named, &nameless] {
+            for size in [100_000, 0] {
+                fs.set_attr(inode, &SetAttr { size: Some(size), ..SetAttr::default() }, &admin).unwrap();
+            }
+        }
+        fs.sync().unwrap();
+        let crashed = extant_testkit::SimDevice::from_content(device.content());
+        let recovered = Filesystem::open(Arc::clone(&crashed) as _, Setup::default()).unwrap();
+        recovered.unmount().unwrap();
+        crashed.content().to_file(&image).unwrap();
+        println!("{options}");
+        assert_clean(&image);
+        drop((named, nameless, root));
+        fs.unmount().unwrap();
+        device.content().to_file(&image).unwrap();
+        assert_clean(&image);
+    }
 }
