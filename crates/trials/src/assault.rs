@@ -9,7 +9,7 @@ use extant::{
     RenameFlags, SeekKind, SetAttr, SetTime, Setup, ShutdownMode, Timestamp, WriteFlags, XattrSet,
 };
 use extant_device::BlockDevice;
-use extant_testkit::sim::{Failpoint, Kind};
+use extant_testkit::sim::{Content, Failpoint, Kind};
 use extant_testkit::{Rng, SimDevice};
 
 use crate::hostile::{Bases, damage};
@@ -52,6 +52,31 @@ pub fn assault(device: Arc<dyn BlockDevice>, options: &str, operations: u64, rng
     outcome.unclean = fs.unmount().is_err();
     drop(known);
     outcome
+}
+
+/// What is on the device after some operations, without an unmount: an image whose journal is to be replayed.
+///
+/// # Panics
+/// When the image does not mount.
+#[must_use]
+pub fn interrupted(content: Content, rng: &mut Rng) -> Content {
+    let device = SimDevice::from_content(content);
+    device.set_recording(false);
+    let fs =
+        Filesystem::open(Arc::clone(&device) as _, Setup::default()).unwrap_or_else(|err| panic!("{err}"));
+    let mut attack =
+        Attack { fs: &fs, cred: Credentials::root(), rng, known: Vec::new(), outcome: Outcome::default() };
+    attack.look_around();
+    for _ in 0..80 {
+        attack.step();
+    }
+    // Some of the changes are committed, whatever became of the rest.
+    let _ = fs.sync();
+    let content = device.content();
+    drop(attack);
+    let _ = fs.shutdown(ShutdownMode::NoFlush, &Credentials::root());
+    let _ = fs.unmount();
+    content
 }
 
 /// Damages one of the images by the seed and writes to it. What comes out of it is looked at by the checker, which has

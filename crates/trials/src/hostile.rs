@@ -182,7 +182,8 @@ const VARIANTS: &[&str] = &[
 pub struct Bases(Vec<(&'static str, Content)>);
 
 impl Bases {
-    /// Makes them with mke2fs, each with a small tree of many kinds of inodes.
+    /// Makes them with mke2fs, each with a small tree of many kinds of inodes; and each that has a journal once more, written to
+    /// and not unmounted.
     #[must_use]
     pub fn make() -> Self {
         let dir = extant_testkit::scratch();
@@ -198,7 +199,13 @@ impl Bases {
             std::fs::remove_file(&image).unwrap_or_else(|err| panic!("{err}"));
             (options, content)
         });
-        Self(contents.collect())
+        let clean: Vec<_> = contents.collect();
+        let journalled = clean.iter().filter(|(options, _)| !options.contains("ext2"));
+        let unclean = journalled.enumerate().map(|(i, (options, content))| {
+            (*options, crate::assault::interrupted(content.clone(), &mut Rng::new(i as u64)))
+        });
+        let unclean: Vec<_> = unclean.collect();
+        Self(clean.into_iter().chain(unclean).collect())
     }
 
     /// One of them.
