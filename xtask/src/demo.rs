@@ -34,6 +34,7 @@ pub(crate) fn command() -> Verdict {
 }
 
 struct Demo {
+    extant: PathBuf,
     dir: PathBuf,
     image: PathBuf,
     mount: PathBuf,
@@ -54,7 +55,14 @@ impl Demo {
         let dir = base.join(format!("extant-demo-{}", std::process::id()));
         let mount = dir.join("mount");
         fs::create_dir_all(&mount).map_err(failed(&mount))?;
-        Ok(Self { image: dir.join("demo.img"), mount, dir, mounted: false, step: 0 })
+        Ok(Self {
+            extant: proc::release("extant")?,
+            image: dir.join("demo.img"),
+            mount,
+            dir,
+            mounted: false,
+            step: 0,
+        })
     }
 
     fn run(&mut self) -> Step {
@@ -87,7 +95,7 @@ impl Demo {
     }
 
     fn extant(&self, args: &[&std::ffi::OsStr]) -> Result<String, String> {
-        run(Command::new("target/release/extant").args(args))
+        run(Command::new(&self.extant).args(args))
     }
 
     fn make(&mut self) -> Step {

@@ -45,3 +45,10 @@ pub(crate) fn find(program: &str) -> Option<PathBuf> {
         .map(|dir| dir.join(program))
         .find(|p| p.is_file())
 }
+
+/// A program of the release build, where cargo puts it.
+pub(crate) fn release(name: &str) -> Result<PathBuf, String> {
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| "target".into(), PathBuf::from);
+    let path = target.join("release").join(name);
+    path.canonicalize().map_err(|err| format!("{}: {err}", path.display()))
+}

@@ -23,11 +23,10 @@ pub(crate) struct Mounted<'a> {
 
 impl Rig {
     pub(crate) fn build() -> Result<Self, String> {
-        if !proc::succeeds(proc::cargo().args(["build", "--release", "--locked", "-q", "-p", "extant-cli"]))?
-        {
-            return Err("the program does not build".into());
-        }
-        let extant = fs::canonicalize("target/release/extant").map_err(|err| err.to_string())?;
+        let extant = match std::env::var_os("EXTANT") {
+            Some(path) => PathBuf::from(path),
+            None => built()?,
+        };
         let base =
             if Path::new("/dev/shm").is_dir() { PathBuf::from("/dev/shm") } else { std::env::temp_dir() };
         let dir = base.join(format!("extant-rig-{}", std::process::id()));
@@ -49,6 +48,14 @@ impl Rig {
         }
         Ok(Mounted { rig: self, image, dir, kernel, up: true })
     }
+}
+
+/// The release build of the program; `EXTANT=` names another one.
+fn built() -> Result<PathBuf, String> {
+    if !proc::succeeds(proc::cargo().args(["build", "--release", "--locked", "-q", "-p", "extant-cli"]))? {
+        return Err("the program does not build".into());
+    }
+    proc::release("extant")
 }
 
 impl Drop for Rig {

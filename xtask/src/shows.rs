@@ -2,6 +2,7 @@
 //! and the verdict. With `--record` each result is added to `docs/measured.md` with the commit.
 
 mod checker;
+mod damage;
 mod images;
 mod manifest;
 mod mounted;

@@ -72,6 +72,8 @@ pub(crate) struct Context<'d> {
     pub(crate) descs: Vec<GroupDesc>,
     /// Groups whose tables lie inside the filesystem; others are not read.
     pub(crate) readable: Vec<bool>,
+    /// By group, inodes that the scan of its table looks at.
+    pub(crate) in_tables: Vec<u32>,
     /// Clusters that anything claims.
     pub(crate) claims: BlockMap,
     /// Clusters claimed more than once.

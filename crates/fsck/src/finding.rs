@@ -127,7 +127,7 @@ kinds! {
     NoFilesystem {} Fatal "no ext2, ext3 or ext4 filesystem is there";
     SuperblockInvalid {} Fatal "the superblock is corrupt and no backup of it is usable";
     BackupUsed { block } Note "the primary superblock or its descriptors are unusable; the backup at block {block} is used";
-    PrimaryRefused {} Error "the primary superblock is corrupt";
+    PrimaryRefused {} Fatal "the primary superblock cannot be right; a backup may be: try -b with the number of its block";
     SuperblockChecksum { stored, computed } Error "superblock checksum {stored:#010x} should be {computed:#010x}";
     FeatureUnknown { incompat } Fatal "unsupported incompatible features {incompat:#x}";
     FeatureUnknownCompat { compat } Fatal "unknown compatible features {compat:#x}";
@@ -181,6 +181,7 @@ kinds! {
     QuotaInodeHidden { ino } Note "quota inode {ino} is set without the quota feature";
     ResizeInode {} Note "the resize inode is not valid";
     BadBlockInMetadata { block } Error "block {block} of the filesystem's own metadata is on the bad-block list";
+    BadBlockReserved { block } Note "block {block}, kept free for descriptors, is on the bad-block list";
     LastBlockUninit {} Note "the last group's block bitmap is uninitialised";
     // Inodes.
     ReadError {} Error "cannot be read";

@@ -7,7 +7,7 @@ use crate::special;
 use crate::xattrs::{self, BlocksSeen};
 use extant_format::inline::IBLOCK_LEN;
 use extant_format::{
-    BgFlags, Compat, FileType, FormatError, GroupNr, Incompat, Ino, InodeFlags, InodeFormat, Pblk, RoCompat,
+    Compat, FileType, FormatError, GroupNr, Incompat, Ino, InodeFlags, InodeFormat, Pblk, RoCompat,
 };
 use rustc_hash::FxHashMap;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -197,19 +197,6 @@ fn merge(cx: &Context<'_>, results: Vec<Scanned>) -> Inodes {
     all
 }
 
-/// Inodes of a group that may be in use by its descriptor.
-fn used_part(cx: &Context<'_>, group: GroupNr) -> u32 {
-    let desc = &cx.descs[group.0 as usize];
-    let per = cx.geo.inodes_per_group();
-    if !cx.features.has_group_desc_csum() {
-        return per;
-    }
-    if desc.flags.contains(BgFlags::INODE_UNINIT) {
-        return 0;
-    }
-    per.checked_sub(desc.itable_unused).unwrap_or(per)
-}
-
 fn scan_group(
     cx: &Context<'_>,
     group: GroupNr,
@@ -217,7 +204,7 @@ fn scan_group(
     scratch: &mut Scratch,
     table: &mut Vec<u8>,
 ) -> Vec<Info> {
-    let used = used_part(cx, group);
+    let used = cx.in_tables[group.0 as usize];
     if used == 0 || !cx.readable[group.0 as usize] {
         return Vec::new();
     }
@@ -467,7 +454,14 @@ fn indirect_limit(cx: &Context<'_>) -> u64 {
     blocks * block
 }
 
-fn size(cx: &Context<'_>, rec: &Record, attrs: &xattrs::Found, totals: &Totals, tally: &mut Tally) {
+/// `i_size` against the map, and whether the file is a large one.
+pub(crate) fn size(
+    cx: &Context<'_>,
+    rec: &Record,
+    attrs: &xattrs::Found,
+    totals: &Totals,
+    tally: &mut Tally,
+) {
     let block = u64::from(cx.geo.block_size());
     let size = rec.size();
     let add = |kind| cx.found(PASS, Place::Inode(rec.ino.0), kind);

@@ -5,6 +5,7 @@ use crate::context::{Context, Record};
 use crate::finding::{Kind, Pass, Place};
 use crate::inodes::{self, Info, Scratch, Tally};
 use crate::map::{self, Piece};
+use crate::xattrs;
 use extant_format::jbd2::{self, SuperblockError};
 use extant_format::orphan_file::{self, OrphanFileError};
 use extant_format::{Compat, Incompat, Ino, InodeFlags, Pblk, RoCompat};
@@ -76,6 +77,11 @@ fn bad_blocks(cx: &Context<'_>, rec: &Record, scratch: &mut Scratch) {
     }
     let mut runs = Vec::new();
     map::walk(cx, rec, &mut scratch.buffers, true, |piece| match piece {
+        Piece::Data { pblk, len: 1, .. } if is_reserved_gdt(cx, pblk) => {
+            let block = pblk.0;
+            cx.found(PASS, Place::Inode(rec.ino.0), Kind::BadBlockReserved { block });
+            true
+        }
         Piece::Data { pblk, len, .. } if metadata_has(cx, pblk, len) => {
             let block = pblk.0;
             cx.found(PASS, Place::Inode(rec.ino.0), Kind::BadBlockInMetadata { block });
@@ -83,6 +89,16 @@ fn bad_blocks(cx: &Context<'_>, rec: &Record, scratch: &mut Scratch) {
         }
         piece => inodes::claim(cx, &mut runs, false, piece),
     });
+}
+
+/// Whether the block is kept free for descriptors to come.
+fn is_reserved_gdt(cx: &Context<'_>, pblk: Pblk) -> bool {
+    let Some((group, _)) = cx.geo.group_of_block(pblk).filter(|(group, _)| cx.geo.has_super(*group)) else {
+        return false;
+    };
+    let base = u64::from(cx.geo.base_meta_blocks(group));
+    let first = cx.geo.group_first_block(group).0 + base - u64::from(cx.geo.reserved_gdt_blocks()).min(base);
+    pblk.0 >= first && pblk.0 < cx.geo.group_first_block(group).0 + base
 }
 
 fn metadata_has(cx: &Context<'_>, pblk: Pblk, len: u32) -> bool {
@@ -116,10 +132,7 @@ fn reserved(cx: &Context<'_>, rec: &Record, tally: &mut Tally, scratch: &mut Scr
         add(Kind::IndexNotDirectory {});
     }
     if rec.ino == Ino::RESIZE && cx.compat(Compat::RESIZE_INODE) {
-        if rec.size() >= 1 << 31 {
-            tally.large_files += 1;
-        }
-        resize(cx, rec, scratch);
+        resize(cx, rec, tally, scratch);
         return;
     }
     inodes::reserved(cx, rec, tally, scratch);
@@ -127,7 +140,7 @@ fn reserved(cx: &Context<'_>, rec: &Record, tally: &mut Tally, scratch: &mut Scr
 
 /// The resize inode's double-indirect block lists, for each reserved descriptor block, the block in group 0; that one
 /// lists its copies in the groups with backups.
-fn resize(cx: &Context<'_>, rec: &Record, scratch: &mut Scratch) {
+fn resize(cx: &Context<'_>, rec: &Record, tally: &mut Tally, scratch: &mut Scratch) {
     let add = |kind| cx.found(Pass::Superblock, Place::Inode(rec.ino.0), kind);
     let block = Pblk(u64::from(rec.word(13)));
     let others = (0..15).any(|n| n != 13 && rec.word(n) != 0);
@@ -135,13 +148,23 @@ fn resize(cx: &Context<'_>, rec: &Record, scratch: &mut Scratch) {
     if others || !regular {
         add(Kind::ResizeInode {});
     }
+    let attrs = xattrs::check(cx, rec, None, tally, &mut scratch.block);
+    if !inodes::has_map(rec) || rec.has(InodeFlags::EXTENTS) {
+        // What the words mean is another thing then; as a list they own nothing.
+        add(Kind::ResizeInode {});
+        let totals = inodes::has_map(rec).then(|| map::walk(cx, rec, &mut scratch.buffers, true, |_| true));
+        let clusters = totals.map_or(0, |t| t.clusters) + u64::from(attrs.block);
+        resize_blocks(cx, rec, clusters);
+        return;
+    }
     if others || !cx.geo.contains(block) {
         odd_resize(cx, rec, block, scratch);
         return;
     }
     // The descriptor blocks themselves are metadata; only the double-indirect block is the inode's own.
     cx.claim(block, 1);
-    let mut clusters = 1;
+    let mut clusters = 1 + u64::from(attrs.block);
+    let mut last = None;
     let reserved = cx.geo.reserved_gdt_blocks();
     let table = cx.geo.desc_block(0).map_or(0, |b| b.0);
     let first = table + u64::from(cx.geo.desc_blocks());
@@ -184,6 +207,7 @@ fn resize(cx: &Context<'_>, rec: &Record, scratch: &mut Scratch) {
         }
         for at in (0..per).filter(|&at| word(&ind, at) != 0) {
             let copy = u64::from(word(&ind, at));
+            last = Some(12 + per + n * per + at);
             if cx.geo.contains(Pblk(copy)) {
                 clusters += 1;
             } else {
@@ -191,6 +215,12 @@ fn resize(cx: &Context<'_>, rec: &Record, scratch: &mut Scratch) {
             }
         }
     }
+    inodes::size(cx, rec, &attrs, &map::Totals { last, last_written: last, ..map::Totals::default() }, tally);
+    resize_blocks(cx, rec, clusters);
+}
+
+/// The resize inode's count of sectors against what its list holds.
+fn resize_blocks(cx: &Context<'_>, rec: &Record, clusters: u64) {
     let should = clusters * (cx.geo.cluster_size() / 512);
     let blocks = u64::from(rec.raw.i_blocks_lo.get());
     if blocks != should {
@@ -211,11 +241,7 @@ fn odd_resize(cx: &Context<'_>, rec: &Record, block: Pblk, scratch: &mut Scratch
         }
         true
     });
-    let should = totals.clusters * (cx.geo.cluster_size() / 512);
-    let blocks = u64::from(rec.raw.i_blocks_lo.get());
-    if blocks != should {
-        cx.found(PASS, Place::Inode(rec.ino.0), Kind::Blocks { blocks, should });
-    }
+    resize_blocks(cx, rec, totals.clusters);
 }
 
 /// What must hold of the special inodes that the superblock names, whether or not they were met.
@@ -279,7 +305,8 @@ fn journal(cx: &Context<'_>) {
     let mapped: u64 = runs.iter().map(|r| u64::from(r.2)).sum();
     let blocks = rec.size() >> cx.geo.log_block_size();
     let mut bytes = vec![0; cx.block_size()];
-    if !cx.read_block(first, &mut bytes) {
+    let short = rec.size() > mapped << cx.geo.log_block_size();
+    if short || !cx.read_block(first, &mut bytes) {
         add(Kind::JournalSuperblock {});
         return;
     }

@@ -39,6 +39,9 @@ pub(crate) fn open<'d>(dev: &'d dyn BlockDevice, options: &Options, sink: &'d Si
         }
         return load(dev, sb, GroupNr(0), sink, options);
     }
+    if primary_is_refused(dev) {
+        add(Kind::PrimaryRefused {});
+    }
     if sink.is_fatal() {
         return None;
     }
@@ -98,6 +101,25 @@ fn has_magic(dev: &dyn BlockDevice) -> bool {
     read_bytes(dev, 1024)
         .and_then(|b| Superblock::raw_from(&b).ok())
         .is_some_and(|raw| Superblock::check_magic(&raw).is_ok())
+}
+
+/// Whether the primary superblock opens, but says what no filesystem can: then e2fsck asks for a backup by name and ends.
+fn primary_is_refused(dev: &dyn BlockDevice) -> bool {
+    let raw = read_bytes(dev, 1024).and_then(|b| Superblock::raw_from(&b).ok());
+    let Some(raw) = raw.filter(|raw| Superblock::check_magic(raw).is_ok()) else {
+        return false;
+    };
+    let summed = raw.features().ro_compat.contains(RoCompat::METADATA_CSUM);
+    if raw.s_rev_level.get() > 1 || summed && raw.s_checksum_type != 1 {
+        return true;
+    }
+    let Err(FormatError::Corrupt { kind: Corrupt::Range { field, value, .. }, .. }) =
+        Superblock::from_raw(raw)
+    else {
+        return false;
+    };
+    // A first block beyond the end is no superblock at all.
+    field == "s_first_ino" || field == "s_first_data_block" && value < raw.blocks_count()
 }
 
 /// A superblock that is right in itself, but for fields that nobody needs to find their way. Unknown features end the
@@ -348,6 +370,7 @@ fn load<'d>(
         return None;
     }
     let mut descs = Vec::with_capacity(geo.groups() as usize);
+    let mut in_tables = Vec::with_capacity(geo.groups() as usize);
     let mut block = vec![0; geo.block_size() as usize];
     let csum = *sb.csum();
     for index in 0..geo.desc_blocks() {
@@ -360,12 +383,23 @@ fn load<'d>(
         for n in 0..geo.desc_per_block().min(geo.groups() - index * geo.desc_per_block()) {
             let group = GroupNr(index * geo.desc_per_block() + n);
             let bytes = &block[(n * u32::from(geo.desc_size())) as usize..];
-            let desc = GroupDesc::decode(group, bytes, geo.desc_size()).ok()?;
-            if let Err(FormatError::Checksum { stored, computed, .. }) =
-                desc.verify_checksum(group, bytes, geo.desc_size(), &csum)
-            {
+            let mut desc = GroupDesc::decode(group, bytes, geo.desc_size()).ok()?;
+            let verdict = desc.verify_checksum(group, bytes, geo.desc_size(), &csum);
+            if let Err(FormatError::Checksum { stored, computed, .. }) = verdict {
                 let (stored, computed) = (u64::from(stored), u64::from(computed));
                 sink.add(PASS, Place::Group(group.0), Kind::DescriptorChecksum { stored, computed });
+            }
+            // What a backup or a bad descriptor says was never initialised may have been since: all of it counts. The
+            // tables' scan is bounded by the primary descriptors as they are.
+            let lazy = sb.features().has_group_desc_csum();
+            let from_backup = kept_in.0 != 0;
+            in_tables.push(match lazy && !from_backup {
+                true => inodes_in_use(&desc, geo.inodes_per_group(), verdict.is_err()),
+                false => geo.inodes_per_group(),
+            });
+            if lazy && (from_backup || verdict.is_err()) {
+                desc.flags.remove(BgFlags::BLOCK_UNINIT.union(BgFlags::INODE_UNINIT));
+                desc.itable_unused = 0;
             }
             descs.push(desc);
         }
@@ -379,6 +413,7 @@ fn load<'d>(
         shared: BlockMap::new(&geo),
         metadata: BlockMap::new(&geo),
         readable: vec![true; descs.len()],
+        in_tables,
         features: sb.features(),
         low_dtime: if tiny_times { 0 } else { raw.s_inodes_count.get() },
         descs,
@@ -390,6 +425,15 @@ fn load<'d>(
         extra_desc_blocks: 0,
         entered: Default::default(),
     })
+}
+
+/// Inodes of a group that may be in use by its descriptor; of a count that cannot be, all, or none if its checksum is wrong
+/// as well.
+fn inodes_in_use(desc: &GroupDesc, per_group: u32, bad: bool) -> u32 {
+    if desc.flags.contains(BgFlags::INODE_UNINIT) {
+        return 0;
+    }
+    per_group.checked_sub(desc.itable_unused).unwrap_or(if bad { 0 } else { per_group })
 }
 
 /// Checks the fields of the superblock and of the descriptors, and claims what metadata itself takes.

@@ -47,7 +47,7 @@ pub(crate) fn workload(
     args: &[&str],
     pin: Option<usize>,
 ) -> Result<Sample, String> {
-    let mut command = place::pinned(pin, &place::release("extant-bench")?);
+    let mut command = place::pinned(pin, &crate::proc::release("extant-bench")?);
     json_line(command.arg(name).arg(target).args(args))
 }
 

@@ -138,14 +138,7 @@ impl Drop for Mounted {
 
 /// The release build of the program.
 pub(crate) fn extant() -> Result<PathBuf, String> {
-    release("extant")
-}
-
-/// A binary of the release build.
-pub(crate) fn release(name: &str) -> Result<PathBuf, String> {
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| "target".into(), PathBuf::from);
-    let path = target.join("release").join(name);
-    path.canonicalize().map_err(|err| format!("{}: {err}", path.display()))
+    proc::release("extant")
 }
 
 /// `program`, on one processor if asked.

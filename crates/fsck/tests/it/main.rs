@@ -3,6 +3,7 @@
 mod base;
 mod corpus;
 mod damage;
+mod fields;
 mod hostile;
 mod report;
 

@@ -1,0 +1,83 @@
+//! Single fields changed through debugfs, which makes checksums right again: the verdict is e2fsck's.
+
+use std::path::Path;
+use std::process::Command;
+
+use crate::{e2fsck_says_clean, e2fsck_text};
+
+fn run(program: &str, args: &[&str]) -> bool {
+    Command::new(program).args(args).output().is_ok_and(|o| o.status.success())
+}
+
+/// mke2fs's options, and requests of which each damages a fresh image.
+const CASES: &[(&str, &[&str])] = &[
+    (
+        // Two groups, so that there is a backup; group 1 was never initialised.
+        "-t ext4 -b 1024",
+        &[
+            "set_super_value inodes_count 1",
+            "set_super_value rev_level 9",
+            "set_super_value first_ino 3",
+            "set_super_value first_ino 4097",
+            "set_super_value desc_size 7",
+            "set_super_value reserved_gdt_blocks 9999",
+            "set_block_group 0 block_bitmap 1",
+            "set_block_group 0 flags 7",
+            "set_block_group 0 itable_unused 60000",
+            "set_block_group 1 itable_unused 19",
+            "set_inode_field <1> block[5] 2",
+            "set_inode_field <1> block[5] 14",
+            "set_inode_field <7> mode 0",
+            "set_inode_field <7> size 1",
+            "set_inode_field <7> size 33566720",
+            "set_inode_field <7> size 33566719",
+            "set_inode_field <7> size 17247252480",
+            "set_inode_field <7> size 17247252481",
+            "set_inode_field <7> flags 0x80000",
+            "set_inode_field <7> flags 0x10000000",
+            "set_inode_field <7> file_acl 5",
+            "set_inode_field <8> size 1048577",
+            "set_inode_field <8> size 99999999",
+        ],
+    ),
+    (
+        "-t ext4 -b 1024 -O ^metadata_csum,uninit_bg",
+        &[
+            "set_super_value first_data_block 0",
+            "set_super_value first_data_block 1033501905",
+            "set_super_value feature_ro_compat 0x47f",
+            "set_block_group 1 flags 7",
+            "set_super_value log_block_size 4",
+        ],
+    ),
+    ("-t ext2 -b 1024", &["set_super_value first_data_block 1033501905", "set_super_value blocks_count 12"]),
+];
+
+#[test]
+fn a_field_set_with_debugfs_is_judged_as_by_e2fsck() {
+    let folder = tempfile::tempdir().unwrap();
+    let (base, image) = (folder.path().join("base"), folder.path().join("image"));
+    let text = |path: &Path| path.to_str().unwrap().to_owned();
+    for (options, requests) in CASES {
+        let mut args = vec!["-q", "-F", "-U", "11111111-2222-3333-4444-555555555555"];
+        args.extend(options.split(' '));
+        let path = text(&base);
+        args.extend([path.as_str(), "16M"]);
+        if !run("mke2fs", &args) || !run("debugfs", &["-w", "-R", "mkdir d", &path]) {
+            eprintln!("skipped: mke2fs or debugfs is not installed");
+            return;
+        }
+        for request in *requests {
+            std::fs::copy(&base, &image).unwrap();
+            assert!(run("debugfs", &["-w", "-R", request, &text(&image)]));
+            let Some(theirs) = e2fsck_says_clean(&image) else { continue };
+            let device = extant_device::OpenOptions::new().open(&image).unwrap();
+            let report = extant_fsck::check(&device, &extant_fsck::Options::default());
+            let ours: Vec<String> = report.findings.iter().map(ToString::to_string).collect();
+            let says = e2fsck_text(&image);
+            assert_eq!(report.is_clean(), theirs, "{options}: {request}: {ours:#?}\n{says}");
+            std::fs::remove_file(&image).unwrap();
+        }
+        std::fs::remove_file(&base).unwrap();
+    }
+}
