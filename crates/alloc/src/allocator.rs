@@ -77,6 +77,8 @@ pub struct Allocator {
     pub(crate) pending: Mutex<Pending>,
     pub(crate) slots: Box<[Slot]>,
     pub(crate) windows: Registry,
+    /// Held while a trim has clusters on the device: whoever finds none of those he was promised waits for them.
+    pub(crate) trimming: Mutex<()>,
     /// How often clusters went back into a free map.
     pub(crate) returned: AtomicU64,
     pub(crate) discard: extant_sync::atomic::AtomicBool,
@@ -126,6 +128,7 @@ impl Allocator {
             pending: Mutex::new(Rank::RESERVATION, Pending::default()),
             slots: Slot::all(),
             windows: Registry::new(),
+            trimming: Mutex::new(Rank::PREALLOC, ()),
             returned: AtomicU64::new(0),
             discard: extant_sync::atomic::AtomicBool::new(options.discard),
             stripe: AtomicU32::new(options.stripe),
@@ -251,6 +254,11 @@ impl Allocator {
         }
         if state.buddy.is_some() {
             return Some(state);
+        }
+        if matches!(buddy, Ok(None)) && !self.is_block_uninit(&state.desc) {
+            // Used for the first time, and its free map dropped again, since it was looked at.
+            drop(state);
+            return self.load(g);
         }
         // The bitmap may have changed since it was read, so it is taken from the buffer again under the lock.
         let built = buddy.and_then(|bitmap| self.build(g, &state, bitmap.as_ref()));

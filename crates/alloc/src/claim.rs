@@ -428,9 +428,10 @@ impl Allocator {
         (stripe - into) % stripe
     }
 
-    /// Gives back all clusters that were taken ahead. Returns whether there were any.
+    /// Gives back all clusters that were taken ahead, and waits for those that are being trimmed. Returns whether there were any.
     fn empty_windows(&self) -> bool {
         let mut any = false;
+        drop(self.trimming.lock());
         for slot in &*self.slots {
             let mut held = slot.0.lock();
             if let Some(old) = held.take().filter(|w| w.len > 0) {

@@ -6,7 +6,7 @@
 //! rest of its flexible group, then to groups at growing distances, then anywhere. Source of the policy: the
 //! kernel's ext4 documentation, "Block and Inode Allocation Policy".
 
-use extant_format::{BgFlags, Corrupt, FormatError, GroupDesc, GroupNr, Ino, Place, bitmap};
+use extant_format::{BgFlags, Corrupt, FormatError, GroupDesc, GroupNr, Ino, Pblk, Place, bitmap};
 use extant_journal::{Buf, Handle, WriteOrder};
 use extant_sync::atomic::Ordering;
 
@@ -42,9 +42,10 @@ struct Limits {
 }
 
 impl Allocator {
-    /// Takes a free inode number and marks it in use, in a handle. The caller writes the inode's record, whole.
+    /// Takes a free inode number and marks it in use, in a handle. The caller writes the inode's record, whole. If the number is
+    /// the only one in use of its block of the inode table, that block is made anew, zeroed.
     ///
-    /// Takes one group's lock after the other. Credits: 2.
+    /// Takes one group's lock after the other. Credits: 2, and 1 for the table block, which the caller changes anyway.
     ///
     /// # Errors
     /// [`AllocError::NoInodes`]; corruption is reported and the search goes on in other groups.
@@ -122,23 +123,6 @@ impl Allocator {
         Ok(map.with(|bytes| bitmap::test(bytes, at.index)))
     }
 
-    /// Whether no other inode of `ino`'s block of the inode table is in use: then the block's content on disk means
-    /// nothing, and it is made anew (zeroed) instead of read.
-    ///
-    /// # Errors
-    /// The bitmap cannot be read or is corrupt; [`AllocError::NotInode`] beyond the last.
-    pub fn inode_block_is_fresh(&self, ino: Ino) -> Result<bool> {
-        let at = self.geo.inode_location(ino).ok_or(AllocError::NotInode { ino })?;
-        let Some(map) = self.inode_bitmap(at.group.0 as usize)? else { return Ok(true) };
-        let per_block = self.geo.inodes_per_block();
-        let first = at.block * per_block;
-        let end = (first + per_block).min(self.geo.inodes_per_group());
-        Ok(map.with(|bytes| {
-            let others = bitmap::count_ones(bytes, first, end) - u32::from(bitmap::test(bytes, at.index));
-            others == 0
-        }))
-    }
-
     /// Free inodes of the filesystem.
     #[must_use]
     pub fn free_inode_count(&self) -> u64 {
@@ -173,6 +157,7 @@ impl Allocator {
             }
             return Ok(None);
         };
+        self.first_of_table_block(handle, &state, &map, index)?;
         let desc = self.desc_with_inode(&state, index, is_dir);
         let desc = handle.modify(&map, |bytes: &mut [u8]| {
             let mut desc = desc;
@@ -189,6 +174,29 @@ impl Allocator {
         self.free_inodes.fetch_sub(1, Ordering::Relaxed);
         self.dirs.fetch_add(i64::from(is_dir), Ordering::Relaxed);
         Ok(Some(self.geo.ino_of(group, index)))
+    }
+
+    /// Makes the table block of the inode at `index` anew (zeroed) if no inode of it is in use: what the disk has there means
+    /// nothing, and may never have been written.
+    ///
+    /// Under the group's lock, before the inode's bit is set: a second inode of the block finds the first one's bit, and must
+    /// then find the block made already, never make or read it itself while the first one's owner is about to make it.
+    fn first_of_table_block(
+        &self,
+        handle: &mut Handle,
+        state: &GroupState,
+        map: &Buf,
+        index: u32,
+    ) -> Result<()> {
+        let per_block = self.geo.inodes_per_block();
+        let block = index / per_block;
+        let first = block * per_block;
+        let end = (first + per_block).min(self.geo.inodes_per_group());
+        if map.with(|bytes| bitmap::count_ones(bytes, first, end)) == 0 {
+            let buf = handle.create(Pblk(state.desc.inode_table.0 + u64::from(block)))?;
+            buf.set_order(WriteOrder::Inode);
+        }
+        Ok(())
     }
 
     /// The descriptor once the inode at `index` is in use.

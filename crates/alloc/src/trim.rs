@@ -24,7 +24,8 @@ pub struct ItableZeroing {
 
 impl Allocator {
     /// Discards free runs of at least `min_len` blocks within `[start, end)` and returns how many blocks that were.
-    /// `stop` is asked between runs. Runs are claimed while the device works on them; nothing else is locked.
+    /// `stop` is asked between runs. Runs are claimed while the device works on them; nothing else is locked but what makes a
+    /// claim wait for their return if it finds nothing else.
     ///
     /// # Errors
     /// The device's (EOPNOTSUPP where it cannot discard).
@@ -64,6 +65,7 @@ impl Allocator {
         }
         let (mut at, mut sum) = (from, 0);
         while at < to && !stop() {
+            let _trimming = self.trimming.lock();
             let Some(Some(run)) = self.with_buddy(g, |state, g| take_run(state, g, at, to, min)) else {
                 break;
             };

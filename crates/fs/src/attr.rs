@@ -8,6 +8,7 @@ use extant_format::{Ino, RoCompat};
 use crate::cred::{Access, Caps, Credentials};
 use crate::error::{Error, Result};
 use crate::filesystem::{Filesystem, Mode};
+use crate::freeze::Level;
 use crate::icache::InodeRef;
 use crate::inode::Inode;
 use crate::time::atime_moves;
@@ -215,6 +216,9 @@ impl Filesystem {
         if change.mode.is_some() && !cred.owns(uid) {
             return Err(Error::NotPermitted);
         }
+        if change.size.is_some() {
+            self.permission(inode, Access::WRITE, cred)?;
+        }
         if exact_times && !cred.owns(uid) {
             return Err(Error::NotPermitted);
         }
@@ -326,13 +330,17 @@ impl Filesystem {
             list.push(ino);
             list.len() >= MOST_DIRTY_TIMES
         };
-        // Inodes with unwritten times stay in the cache, so there must not be too many of them.
-        if many && let Err(e) = self.flush_times() {
+        // Inodes with unwritten times stay in the cache, so there must not be too many of them. A reader of a frozen
+        // filesystem neither writes nor waits.
+        if many
+            && let Some(_pass) = self.gate.try_enter(Level::Internal)
+            && let Err(e) = self.flush_times()
+        {
             tracing::warn!("access times: {e}");
         }
     }
 
-    /// Writes times that changed in memory only.
+    /// Writes times that changed in memory only. The caller is inside the freeze gate, or has closed it.
     pub(crate) fn flush_times(&self) -> Result<()> {
         loop {
             let some: Vec<Ino> = {

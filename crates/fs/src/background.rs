@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use extant_sync::{Condvar, Mutex, Rank, thread};
 
 use crate::filesystem::{Filesystem, Mode};
+use crate::freeze::Level;
 use crate::inode::Inode;
 
 /// How often times that changed in memory only are written.
@@ -115,6 +116,8 @@ fn evictor(fs: &Weak<Filesystem>) {
 fn periodic(fs: &Weak<Filesystem>, stop: &Stop) {
     while !stop.wait(TIMES_INTERVAL) {
         let Some(fs) = fs.upgrade() else { return };
+        // Not while it is frozen; and not by waiting, or an unmount would wait for this thread.
+        let Some(_pass) = fs.gate.try_enter(Level::Internal) else { continue };
         let done = fs.flush_times().and_then(|()| fs.write_record());
         if let Err(e) = done {
             tracing::warn!("periodic work: {e}");

@@ -4,6 +4,7 @@ use std::ops::ControlFlow;
 
 use extant_format::inode::{FileType, I_BLOCK_SIZE, InodeFlags};
 use extant_format::{Lblk, Tid};
+use extant_journal::Flushed;
 use extant_map::Run;
 use extant_sync::atomic::Ordering;
 
@@ -128,11 +129,17 @@ impl Filesystem {
         }
         // What was removed is gone, and its space is free, when sync returns.
         self.icache.wait_evicted();
-        self.journal.commit_all()?;
-        if !self.journal.has_log() {
+        self.commit_and_flush()?;
+        data
+    }
+
+    /// Commits everything; what was written to the device before is durable then, whether or not there was anything to commit
+    /// (content may have been written to blocks that it had).
+    pub(crate) fn commit_and_flush(&self) -> Result<()> {
+        if self.journal.commit_all()? == Flushed::No {
             self.device.flush()?;
         }
-        data
+        Ok(())
     }
 
     /// Makes the attributes of one inode durable; for a directory, its names.

@@ -383,13 +383,9 @@ impl Filesystem {
         if has_tree {
             MapFs::init(MapKind::Extents, &mut raw.i_block, ino);
         }
-        let fresh = self.cache.cached(place.0).is_none() && self.alloc.inode_block_is_fresh(ino)?;
-        if fresh {
-            handle.create(place.0)?;
-        } else {
-            let buf = self.cache.read(place.0)?;
-            handle.modify(&buf, |bytes| bytes[place.1..place.1 + usize::from(size)].fill(0))?;
-        }
+        // The allocator has made the table block anew if this is the only inode of it.
+        let buf = self.cache.read(place.0)?;
+        handle.modify(&buf, |bytes| bytes[place.1..place.1 + usize::from(size)].fill(0))?;
         let cache = std::sync::Arc::downgrade(&self.icache);
         let ids = [raw.uid, raw.gid, raw.projid];
         let mut inode = self.build_inode(ino, kind, raw, place, cache);

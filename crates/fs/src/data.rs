@@ -247,15 +247,17 @@ impl FileData {
     }
 
     /// Tree blocks that mapping `blocks` blocks may need.
-    fn worst(fs: &Filesystem, inode: &Inode, blocks: u64) -> Result<u64> {
-        let depth = fs.depth(inode)?;
-        Ok(fs.map.tree_blocks_worst(inode.map_kind(), depth, blocks))
+    ///
+    /// In two steps: what the map says is looked up before the promise is locked, the number of delayed blocks is what it is
+    /// under the lock. (Writers add to it and writeback takes from it at the same time.)
+    fn worst<'f>(fs: &'f Filesystem, inode: &Inode) -> Result<impl Fn(u64) -> u64 + use<'f>> {
+        let (kind, depth) = (inode.map_kind(), fs.depth(inode)?);
+        Ok(move |blocks| fs.map.tree_blocks_worst(kind, depth, blocks))
     }
 
     /// Takes blocks out of the promise that are published (`paid`: out of it) or dropped.
     fn undelay(&self, fs: &Filesystem, inode: &Inode, lblk: u32, len: u32, published: bool) -> Result<()> {
-        let left = self.promise.lock().blocks.saturating_sub(len.into());
-        let worst = Self::worst(fs, inode, left)?;
+        let worst = Self::worst(fs, inode)?;
         let ratio = fs.geo.cluster_ratio();
         let mut promise = self.promise.lock();
         debug_assert!(promise.blocks >= u64::from(len), "{len} blocks of {} delayed ones", promise.blocks);
@@ -280,19 +282,20 @@ impl FileData {
         if let Some(all) = &mut promise.reservation {
             all.shrink(free, 0);
         }
-        promise.trim(worst);
+        let left = promise.blocks;
+        promise.trim(worst(left));
         Ok(())
     }
 
     /// Promises clusters and tree blocks for delayed blocks.
     fn promise_space(&self, fs: &Arc<Filesystem>, inode: &Inode, lblk: Lblk, len: u32) -> Result<()> {
-        let before = self.promise.lock().blocks;
-        let worst = Self::worst(fs, inode, before + u64::from(len))?;
+        let worst = Self::worst(fs, inode)?;
         let ratio = fs.geo.cluster_ratio();
         let mut promise = self.promise.lock();
         let clusters =
             if ratio == 1 { u64::from(len) } else { Self::new_clusters(&mut promise, lblk.0, len, ratio) };
         let have = promise.reservation.as_ref().map_or(0, Reservation::meta);
+        let worst = worst(promise.blocks + u64::from(len));
         match fs.alloc.reserve(clusters, worst.saturating_sub(have), self.privilege()) {
             Ok(more) => promise.put_back(more),
             Err(e) => {
@@ -450,6 +453,11 @@ impl Host for FileData {
 
     fn map(&self, lblk: Lblk, len: u32) -> Result<Mapped> {
         let (fs, inode) = self.both()?;
+        if fs.is_inline(&inode) {
+            // `i_block` holds content, not a map. Only a reader comes here, who looked before the first content went there; it
+            // stays so until the reader's `invalidate_lock` is released.
+            return Err(Error::WouldBlock);
+        }
         Ok(match fs.map_lookup(&inode, lblk, len)? {
             Run::Hole { len } => Mapped { backing: Backing::Hole, len },
             Run::Mapped { pblk, len, unwritten: false } => Mapped { backing: Backing::Data(pblk), len },

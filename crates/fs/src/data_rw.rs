@@ -142,12 +142,18 @@ impl Filesystem {
     ) -> Result<usize> {
         let done = self.noted(self.check_alive().and_then(|()| {
             self.check_content(inode)?;
-            if self.is_inline(inode)
-                && let Some(done) = read(Content::Inline)?
-            {
-                return Ok(done);
+            loop {
+                if self.is_inline(inode)
+                    && let Some(done) = read(Content::Inline)?
+                {
+                    return Ok(done);
+                }
+                match read(Content::Pages(inode.data(self))) {
+                    // It had no content at the look, and has some in the inode now.
+                    Err(Error::WouldBlock) => {}
+                    done => return Ok(done?.unwrap_or_default()),
+                }
             }
-            Ok(read(Content::Pages(inode.data(self)))?.unwrap_or_default())
         }))?;
         self.touch_atime(inode);
         // A failing device is no reason to refuse a read: what it needs is clean.
@@ -321,6 +327,9 @@ impl Filesystem {
         let run = || {
             let _write = self.begin_write()?;
             let _lock = inode.lock.write();
+            if inode.flags().contains(InodeFlags::APPEND) {
+                return Err(Error::NotPermitted);
+            }
             self.kill_setid(inode, WriteFlags::default(), cred);
             self.set_size(inode, size, cred)?;
             self.touch_written(inode);

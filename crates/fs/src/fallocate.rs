@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use extant_alloc::{ClaimRequest, Privilege};
 use extant_format::Lblk;
+use extant_format::inode::InodeFlags;
 use extant_map::{Content, Extent, MapKind, Placement, Run, Written};
 use extant_vm::Host;
 
@@ -80,6 +81,9 @@ impl Filesystem {
         let _write = self.begin_write()?;
         let _lock = inode.lock.write();
         self.check_content_change(inode)?;
+        if mode != FallocateMode::Allocate && inode.flags().contains(InodeFlags::APPEND) {
+            return Err(Error::NotPermitted);
+        }
         if mode != FallocateMode::PunchHole && range.end > self.max_file_size(inode) {
             return Err(Error::FileTooBig);
         }

@@ -71,6 +71,17 @@ impl Gate {
         }
     }
 
+    /// Enters `level` unless it is closed.
+    pub(crate) fn try_enter(&self, level: Level) -> Option<Pass<'_>> {
+        let held = Held::enter(level.rank(), None);
+        self.inside[level as usize].fetch_add(1, Ordering::SeqCst);
+        if self.closed.load(Ordering::SeqCst) <= level as u8 {
+            return Some(Pass { gate: self, level, _held: held });
+        }
+        self.leave(level);
+        None
+    }
+
     fn leave(&self, level: Level) {
         let before = self.inside[level as usize].fetch_sub(1, Ordering::SeqCst);
         if before == 1 && self.closed.load(Ordering::SeqCst) > 0 {

@@ -77,7 +77,8 @@ impl Drop for InodeRef {
 enum Slot {
     Loading,
     Live(Arc<Inode>),
-    Evicting,
+    /// Being freed; kept for who has to change its record, see [`InodeCache::in_core`].
+    Evicting(Arc<Inode>),
 }
 
 #[derive(Default)]
@@ -143,6 +144,14 @@ impl InodeCache {
         }
     }
 
+    /// The inode in memory, if there is one, being freed or not; no reference is counted.
+    pub(crate) fn in_core(&self, ino: Ino) -> Option<Arc<Inode>> {
+        match self.shard(ino).shard.lock().slots.get(&ino.0) {
+            Some(Slot::Live(inode) | Slot::Evicting(inode)) => Some(Arc::clone(inode)),
+            _ => None,
+        }
+    }
+
     /// The inode `ino`; read by `load` if it is not in the cache (by one of concurrent callers only).
     pub(crate) fn load(
         self: &Arc<Self>,
@@ -158,7 +167,7 @@ impl InodeCache {
                     return Ok(InodeRef::new(inode));
                 }
                 Some(Slot::Loading) => locked.changed.wait(&mut shard),
-                Some(Slot::Evicting) => return Err(Error::Stale),
+                Some(Slot::Evicting(_)) => return Err(Error::Stale),
                 None => break,
             }
         }
@@ -180,7 +189,7 @@ impl InodeCache {
             match shard.slots.get(&ino.0) {
                 // A stale reader of the number; it ends by itself.
                 Some(Slot::Loading) => locked.changed.wait(&mut shard),
-                Some(Slot::Live(_) | Slot::Evicting) => {
+                Some(Slot::Live(_) | Slot::Evicting(_)) => {
                     return Err(Error::corrupt(
                         crate::error::Place::Inode(ino),
                         crate::error::CorruptKind::Allocation("a number in use was allocated again".into()),
@@ -237,7 +246,7 @@ impl InodeCache {
         if !ours || inode.refs.load(Ordering::Acquire) != 0 || !inode.may_evict() {
             return;
         }
-        if let Some(Slot::Live(dead)) = shard.slots.insert(inode.ino.0, Slot::Evicting) {
+        if let Some(Slot::Live(dead)) = shard.slots.insert(inode.ino.0, Slot::Evicting(Arc::clone(inode))) {
             drop(shard);
             self.queue.lock().dead.push_back(dead);
             self.queued.notify_all();
@@ -248,10 +257,14 @@ impl InodeCache {
     pub(crate) fn evicted(&self, ino: Ino) {
         let locked = self.shard(ino);
         let mut shard = locked.shard.lock();
-        if matches!(shard.slots.get(&ino.0), Some(Slot::Evicting)) {
-            shard.slots.remove(&ino.0);
-        }
+        let gone = match shard.slots.get(&ino.0) {
+            Some(Slot::Evicting(_)) => shard.slots.remove(&ino.0),
+            _ => None,
+        };
         locked.changed.notify_all();
+        drop(shard);
+        // Out of the lock: an inode owns caches with locks of their own.
+        drop(gone);
     }
 
     /// Takes out every dead inode, referred to or not: at unmount, when nobody can use it any more.
@@ -260,9 +273,12 @@ impl InodeCache {
         for locked in &self.shards {
             let mut shard = locked.shard.lock();
             for slot in shard.slots.values_mut() {
-                if matches!(slot, Slot::Live(inode) if inode.is_dead() && inode.may_evict())
-                    && let Slot::Live(inode) = std::mem::replace(slot, Slot::Evicting)
+                if let Slot::Live(inode) = slot
+                    && inode.is_dead()
+                    && inode.may_evict()
                 {
+                    let inode = Arc::clone(inode);
+                    *slot = Slot::Evicting(Arc::clone(&inode));
                     taken.push(inode);
                 }
             }

@@ -93,6 +93,9 @@ impl Filesystem {
 
     fn store_inline(&self, inode: &Inode, content: &[u8]) -> Result<()> {
         let mut data = self.inline_read(inode)?;
+        let pages = inode.data(self);
+        // Nobody may look up a block in `i_block` while it changes from a map to content.
+        let _guard = (!self.is_inline(inode)).then(|| pages.pages.exclusive());
         // A file that gets its first content has the flag of the map it does not use.
         inode.state().raw.flags.remove(InodeFlags::EXTENTS);
         let first = content.len().min(IBLOCK_LEN);
@@ -125,6 +128,10 @@ impl Filesystem {
         let kind =
             if self.has_extents() { extant_map::MapKind::Extents } else { extant_map::MapKind::Indirect };
         let credits = 2 + self.map.insert_credits(kind, 0, claims.len().max(1) as u32);
+        let pages = inode.data(self);
+        // From the moment that the inline content is gone until the blocks are mapped, a reader would find a hole, and keep it
+        // in the cache over the content (test `explore::reading_while_inline_content_moves`).
+        let _guard = pages.pages.exclusive();
         let mut handle = self.start_data(inode, credits)?;
         let done = (|| {
             self.inline_drop(&mut handle, inode)?;

@@ -16,7 +16,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use extant_alloc::InodeWindow;
 use extant_format::inode::{FileType, I_BLOCK_SIZE, Inode as RawInode, InodeFlags, Timestamp};
 use extant_format::{Ino, Lblk, Pblk};
-use extant_journal::{Buf, Handle};
+use extant_journal::{Buf, Handle, WriteOrder};
 use extant_map::{ExtentStatus, MapKind, MapMut, MapRef, Run};
 use extant_sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use extant_sync::{Mutex, MutexGuard, Rank, RwLock};
@@ -69,7 +69,8 @@ pub struct Inode {
     evictable: AtomicBool,
     pub(crate) refs: AtomicU64,
     pub(crate) referenced: AtomicBool,
-    /// Transaction that last changed this inode, and that last changed more than its times; 0: none since it was read.
+    /// Transaction that last changed this inode, and that last changed more than its times; one that was durable when it was
+    /// read if there was none since.
     pub(crate) sync_tid: AtomicU32,
     pub(crate) datasync_tid: AtomicU32,
     pub(crate) has_tid: AtomicBool,
@@ -174,10 +175,18 @@ impl Inode {
     }
 
     /// Notes that the transaction `tid` changed this inode; `data`: more than its times.
+    ///
+    /// The number only rises: who finished a handle of an older transaction may come here after who has changed the inode in a
+    /// newer one, and fsync must wait for the newer (test `explore::fsync_waits_for_the_newest_change`).
     pub(crate) fn note_tid(&self, tid: extant_format::Tid, data: bool) {
-        self.sync_tid.store(tid.0, Ordering::Relaxed);
+        let rise = |at: &AtomicU32| {
+            let newer = |old: u32| tid.is_after(extant_format::Tid(old)).then_some(tid.0);
+            // Refused is fine: what is there is as new.
+            let _ = at.fetch_update(Ordering::Relaxed, Ordering::Relaxed, newer);
+        };
+        rise(&self.sync_tid);
         if data {
-            self.datasync_tid.store(tid.0, Ordering::Relaxed);
+            rise(&self.datasync_tid);
         }
         self.has_tid.store(true, Ordering::Release);
     }
@@ -277,8 +286,8 @@ impl Filesystem {
             evictable: AtomicBool::new(!self.dev_read_only),
             refs: AtomicU64::new(0),
             referenced: AtomicBool::new(true),
-            sync_tid: AtomicU32::new(0),
-            datasync_tid: AtomicU32::new(0),
+            sync_tid: AtomicU32::new(self.journal.committed_tid().0),
+            datasync_tid: AtomicU32::new(self.journal.committed_tid().0),
             has_tid: AtomicBool::new(false),
             no_acl: AtomicBool::new(false),
             block_size: self.geo.block_size(),
@@ -305,6 +314,7 @@ impl Filesystem {
 
     /// The same without a look at quota: for a change of the record alone, under locks that come after quota's.
     pub(crate) fn write_inode_uncounted(&self, handle: &mut Handle, inode: &Inode, buf: &Buf) -> Result<()> {
+        buf.set_order(WriteOrder::Inode);
         handle.modify(buf, |bytes| {
             let mut state = inode.state();
             state.times_dirty = false;

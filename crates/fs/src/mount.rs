@@ -200,7 +200,7 @@ impl Filesystem {
         let data = self.write_back_all();
         self.flush_times()?;
         self.icache.wait_evicted();
-        self.journal.commit_all()?;
+        self.commit_and_flush()?;
         data
     }
 
@@ -217,6 +217,8 @@ impl Filesystem {
         let free_inodes = self.alloc.free_inode_count() as u32;
         let kbytes = self.mount.kbytes_before + self.mount.counting.counts().bytes_written / 1024;
         let valid = self.mount.was_valid;
+        // What could not be freed is left to the next mount.
+        let orphans = self.orphans.fill_slots() && self.mount.begun.load(Ordering::Acquire);
         self.store_super(|sb| {
             sb.set_free_blocks(free_blocks);
             sb.set_free_inodes(free_inodes);
@@ -225,7 +227,9 @@ impl Filesystem {
             if unmounted {
                 let mut features = sb.features();
                 features.incompat.remove(Incompat::RECOVER);
-                features.ro_compat.remove(RoCompat::ORPHAN_PRESENT);
+                if !orphans {
+                    features.ro_compat.remove(RoCompat::ORPHAN_PRESENT);
+                }
                 let _ = sb.set_features(features);
                 if valid {
                     sb.set_state(sb.state() | State::VALID);

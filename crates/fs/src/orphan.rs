@@ -63,6 +63,13 @@ fn slot_error(pblk: Pblk, e: &OrphanFileError) -> Error {
     }
 }
 
+impl Orphans {
+    /// Whether the orphan file has an entry.
+    pub(crate) fn fill_slots(&self) -> bool {
+        self.0.lock().records.values().any(|record| matches!(record, Record::Slot { .. }))
+    }
+}
+
 impl Filesystem {
     /// Records `inode` as an orphan; once is enough. Up to three credits (a slot; or superblock and the inode itself). The
     /// caller writes the inode afterwards.
@@ -144,9 +151,8 @@ impl Filesystem {
     /// Makes the orphan `before` lead to `after`, in memory and in its table block.
     fn relink(&self, handle: &mut Handle, before: Ino, after: Ino) -> Result<()> {
         let (block, at) = self.inode_place(before)?;
-        // Its in-core inode is in the cache or on its way to the evictor; what counts after a crash is the table. An
-        // in-core copy that is written later must say the same.
-        if let Some(inode) = self.icache.cached(before) {
+        // Also of one that is being freed: it is written again as its blocks go, maybe in a transaction before the last.
+        if let Some(inode) = self.icache.in_core(before) {
             inode.state().raw.dtime = after.0;
             return self.write_inode_uncounted(handle, &inode, &self.cache.read(block)?);
         }
@@ -272,3 +278,6 @@ impl Filesystem {
         self.finish_truncate(&inode)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -94,18 +94,17 @@ impl Filesystem {
 
     /// The value of an attribute; `None` if there is no such attribute.
     pub(crate) fn xattr_value(&self, inode: &Inode, index: u8, name: &[u8]) -> Result<Option<Vec<u8>>> {
-        let held = {
-            let _xattr = inode.xattr.read();
-            let find = |area: Option<&Area<'_>>| {
-                area.and_then(|a| a.find(index, name)).map(|e| match e.value_inum {
-                    Ino(0) => Held::Here(e.value.to_vec()),
-                    ino => Held::InInode { ino, size: e.value_size },
-                })
-            };
-            match self.with_ibody(inode, find)? {
-                Some(held) => Some(held),
-                None => self.with_block(inode, find)?,
-            }
+        // Held while a value is read from an inode of its own: whoever replaces the attribute frees that.
+        let _xattr = inode.xattr.read();
+        let find = |area: Option<&Area<'_>>| {
+            area.and_then(|a| a.find(index, name)).map(|e| match e.value_inum {
+                Ino(0) => Held::Here(e.value.to_vec()),
+                ino => Held::InInode { ino, size: e.value_size },
+            })
+        };
+        let held = match self.with_ibody(inode, find)? {
+            Some(held) => Some(held),
+            None => self.with_block(inode, find)?,
         };
         match held {
             None => Ok(None),

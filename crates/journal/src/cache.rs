@@ -122,16 +122,18 @@ impl BlockCache {
     /// May wait for the device; ranks below 100 may be held.
     pub fn read(&self, pblk: Pblk) -> Result<Buf> {
         let (buf, mine) = self.lookup_or_insert(pblk)?;
+        // A read that failed leaves the buffer where it is, for the next caller to try again. It must not go: somebody may have
+        // made the block anew meanwhile, and would change a buffer that nobody else finds.
         if mine {
             self.load(&buf);
-        }
-        match buf.wait_loaded() {
-            Ok(()) => Ok(buf),
-            Err(error) => {
-                self.remove(&buf);
-                Err(error)
+            buf.wait_loaded()?;
+        } else if buf.wait_loaded().is_err() {
+            if buf.try_again() {
+                self.load(&buf);
             }
+            buf.wait_loaded()?;
         }
+        Ok(buf)
     }
 
     /// The block `pblk` if it is cached and loaded; never waits for the device.
@@ -278,11 +280,8 @@ impl BlockCache {
         for (buf, data) in run.drain(..).zip(contents) {
             match &outcome {
                 Ok(()) => buf.loaded(Ok(data)),
-                Err(error) => {
-                    // Nobody must find the failure later: a read of this block alone may succeed.
-                    self.remove(&buf);
-                    buf.loaded(Err(error.clone()));
-                }
+                // A read of this block alone may succeed; the next caller tries.
+                Err(error) => buf.loaded(Err(error.clone())),
             }
         }
     }

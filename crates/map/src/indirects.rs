@@ -253,6 +253,10 @@ impl<'a, 'b> Indirects<'a, 'b> {
                 let first = branch.first + i as u64 * size;
                 let child = Branch { level: branch.level - 1, first, pointer: words[i - from] };
                 let part = (lo.max(first), hi.min(first + size));
+                // An indirect block without pointers takes credits too when it goes.
+                if handle.credits_left() < 8 {
+                    return Ok(Some(part.1));
+                }
                 if let Some(left) = self.remove_branch(handle, &child, part, content, delta)? {
                     return Ok(Some(left));
                 }
@@ -283,7 +287,7 @@ impl<'a, 'b> Indirects<'a, 'b> {
         delta: &mut Delta,
     ) -> Result<()> {
         let gone = Extent { lblk: Lblk(lblk), len, pblk: Pblk(u64::from(first)), unwritten: false };
-        delta.data -= self.fs.free_run(handle, self.map, &gone, content)?;
+        delta.data -= self.fs.free_runs(handle, self.map, &[gone], content)?;
         Ok(())
     }
 

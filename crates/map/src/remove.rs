@@ -42,9 +42,7 @@ impl MapFs {
                 self.remove_part(handle, map, &path, at, &last, (start, end), res)?
             };
             delta.add(step.1);
-            for gone in &step.0 {
-                delta.data -= self.free_run(handle, map, gone, content)?;
-            }
+            delta.data -= self.free_runs(handle, map, &step.0, content)?;
             if from <= start {
                 return Ok(Removed { delta, left: None });
             }
@@ -122,41 +120,59 @@ impl MapFs {
         self.alloc.free_credits(u64::from(extent.len)) + 5 * (depth as u32 + 1)
     }
 
-    /// Frees the blocks of a removed run; with bigalloc a cluster goes with its last mapped block. Returns the blocks
-    /// freed, clusters whole.
-    pub(crate) fn free_run(
+    /// Frees the blocks of runs that left the map, the last first; with bigalloc a cluster goes with its last mapped block.
+    /// Returns the blocks freed, clusters whole.
+    pub(crate) fn free_runs(
         &self,
         handle: &mut Handle,
         map: &mut MapMut<'_>,
-        gone: &Extent,
+        gone: &[Extent],
         content: Content,
     ) -> Result<i64> {
-        self.check_data(map.ino, gone.lblk, gone.pblk, gone.len)?;
-        if content == Content::Journalled {
-            for i in 0..u64::from(gone.len) {
-                handle.revoke(extant_format::Pblk(gone.pblk.0 + i))?;
+        let ratio = self.geo.cluster_ratio();
+        if ratio > 1 {
+            // What is looked up below must not find any of them.
+            for run in gone {
+                map.es.changed(run.lblk, run.len, crate::status::Status::Hole);
             }
         }
-        let ratio = self.geo.cluster_ratio();
-        if ratio == 1 {
-            self.alloc.free(handle, gone.pblk, u64::from(gone.len))?;
-            return Ok(i64::from(gone.len));
+        let mut freed = 0;
+        for (at, run) in gone.iter().enumerate() {
+            self.check_data(map.ino, run.lblk, run.pblk, run.len)?;
+            if content == Content::Journalled {
+                for i in 0..u64::from(run.len) {
+                    handle.revoke(extant_format::Pblk(run.pblk.0 + i))?;
+                }
+            }
+            if ratio == 1 {
+                self.alloc.free(handle, run.pblk, u64::from(run.len))?;
+                freed += i64::from(run.len);
+                continue;
+            }
+            let below = gone.get(at + 1).map_or(0, Extent::end);
+            let (from, to) = self.own_clusters(map, run, below)?;
+            if from < to {
+                let run = part(run, from, to);
+                self.alloc.free(handle, run.pblk, u64::from(run.len))?;
+                freed += i64::from((to - 1) / ratio - from / ratio + 1) * i64::from(ratio);
+            }
         }
-        map.es.changed(gone.lblk, gone.len, crate::status::Status::Hole);
-        let (mut from, mut to) = (gone.lblk.0, gone.end());
-        if !from.is_multiple_of(ratio) && self.implied(&map.as_ref(), Lblk(from))?.is_some() {
+        Ok(freed)
+    }
+
+    /// The part of a run, with bigalloc, whose clusters have no other block: none that is mapped, and none of the run below, which
+    /// ends at `below` and is freed next.
+    fn own_clusters(&self, map: &MapMut<'_>, run: &Extent, below: u32) -> Result<(u32, u32)> {
+        let ratio = self.geo.cluster_ratio();
+        let (mut from, mut to) = (run.lblk.0, run.end());
+        let start = from / ratio * ratio;
+        if from > start && (below > start || self.implied(&map.as_ref(), Lblk(from))?.is_some()) {
             from = from.next_multiple_of(ratio).min(to);
         }
         if from < to && !to.is_multiple_of(ratio) && self.implied(&map.as_ref(), Lblk(to - 1))?.is_some() {
             to = (to / ratio * ratio).max(from);
         }
-        if from >= to {
-            return Ok(0);
-        }
-        let run = part(gone, from, to);
-        self.alloc.free(handle, run.pblk, u64::from(run.len))?;
-        let clusters = (to - 1) / ratio - from / ratio + 1;
-        Ok(i64::from(clusters) * i64::from(ratio))
+        Ok((from, to))
     }
 }
 

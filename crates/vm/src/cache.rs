@@ -495,9 +495,13 @@ impl PageCache {
         let threads = std::mem::take(&mut *self.threads.lock());
         self.work.lock().stop = true;
         self.wake.notify_all();
+        let me = thread::current().id();
         for handle in threads {
-            // A panic of the thread has been printed; what it left dirty stays dirty.
-            let _ = handle.join();
+            // The owner's last reference may be dropped by one of the threads themselves, which then ends by itself.
+            if handle.thread().id() != me {
+                // A panic of the thread has been printed; what it left dirty stays dirty.
+                let _ = handle.join();
+            }
         }
         self.work.lock().stop = false;
     }

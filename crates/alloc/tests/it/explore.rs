@@ -198,3 +198,30 @@ fn the_last_blocks_in_somebodys_window() {
     model::check_random(scenario, 1500);
     model::check_pct(scenario, 500, 3);
 }
+
+/// A trim has the last free clusters on the device when somebody claims what he was promised: he waits for them.
+#[test]
+fn claims_beside_a_trim() {
+    need!(env::tools(&["mke2fs"]));
+    image();
+    let scenario = || {
+        let rig = Rig::new();
+        let all = rig.alloc.usable_clusters();
+        let (a, b) = (rig.clone(), rig.clone());
+        together(vec![
+            Box::new(move || {
+                a.alloc.trim(Pblk(0), Pblk(u64::MAX), 1, &|| false).expect("trim");
+            }),
+            Box::new(move || {
+                let mut res = b.alloc.reserve(all, 0, Privilege::Pool).expect("space");
+                let mut mine = Vec::new();
+                while res.data() > 0 {
+                    let request = ClaimRequest::plain(Pblk(0), Lblk(0), res.data() as u32);
+                    mine.push(b.alloc.claim(&request, &mut res).expect("promised"));
+                }
+            }),
+        ]);
+    };
+    model::check_random(scenario, 500);
+    model::check_pct(scenario, 500, 3);
+}

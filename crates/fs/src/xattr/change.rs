@@ -238,7 +238,9 @@ impl Filesystem {
     /// Writes new content over a block that nobody shares; false if somebody does.
     fn rewrite_own(&self, handle: &mut Handle, buf: &Buf, bytes: &[u8]) -> Result<bool> {
         let pblk = buf.pblk();
-        let old_hash = buf.with(|b| BlockHeader::read(b).map(|h| h.hash).unwrap_or(0));
+        let header = buf.with(|b| BlockHeader::read(b).ok());
+        // Without touching a shared block in the handle: what comes next may find no space, which must leave nothing changed.
+        let Some(old_hash) = header.filter(|h| h.refcount == 1).map(|h| h.hash) else { return Ok(false) };
         let written = handle.modify(buf, |place| {
             if BlockHeader::read(place).map_or(0, |h| h.refcount) != 1 {
                 return false;

@@ -8,6 +8,7 @@ mod content;
 mod crash;
 mod hostile;
 mod names;
+mod promises;
 mod quota;
 mod reading;
 mod speed;

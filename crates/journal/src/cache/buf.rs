@@ -134,7 +134,11 @@ impl Buf {
     }
 
     /// When a sync without journal writes this block. [`WriteOrder::Map`] unless set.
+    #[inline]
     pub fn set_order(&self, order: WriteOrder) {
+        if self.order() == order {
+            return;
+        }
         let mask = 0xFF << ORDER_SHIFT;
         let set = |flags: u32| Some((flags & !mask) | (order as u32) << ORDER_SHIFT);
         let _ = self.0.flags.fetch_update(Ordering::Relaxed, Ordering::Relaxed, set);
@@ -173,6 +177,16 @@ impl Buf {
     #[track_caller]
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
         self.0.state.lock()
+    }
+
+    /// Whether the last read failed; the caller then reads again.
+    pub(crate) fn try_again(&self) -> bool {
+        let mut state = self.state();
+        let failed = matches!(state.load, Load::Failed(_));
+        if failed {
+            state.load = Load::Pending;
+        }
+        failed
     }
 
     /// Waits until the content is there.

@@ -2,12 +2,13 @@
 
 use std::sync::{Arc, Mutex};
 
+use extant_device::BlockDevice;
 use extant_format::{Pblk, Tid};
-use extant_journal::{CommitObserver, Error, Flushed, Journal, WriteOrder};
+use extant_journal::{BlockCache, CommitObserver, Error, Flushed, Journal, WriteOrder};
 
 use extant_testkit::sim::{Event, Failpoint, Kind};
 
-use crate::common::{Setup, fill, on_device};
+use crate::common::{BLOCKS, Setup, fill, on_device};
 
 #[test]
 fn what_is_closed_is_in_place() {
@@ -207,4 +208,79 @@ fn without_a_log_blocks_are_written_by_class() {
         .collect();
     assert_eq!(offsets, [3, 2, 1]);
     journal.close().unwrap();
+}
+
+/// A device whose next read runs something else first, and then fails.
+struct Interrupted {
+    base: Arc<extant_testkit::SimDevice>,
+    next: Mutex<Option<Box<dyn FnOnce() + Send>>>,
+}
+
+impl std::fmt::Debug for Interrupted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Interrupted")
+    }
+}
+
+impl BlockDevice for Interrupted {
+    fn size(&self) -> u64 {
+        self.base.size()
+    }
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<()> {
+        let next = self.next.lock().unwrap().take();
+        if let Some(next) = next {
+            next();
+            return Err(std::io::Error::from_raw_os_error(5));
+        }
+        self.base.read_at(offset, buf)
+    }
+    fn write_at(&self, offset: u64, buf: &[u8]) -> std::io::Result<()> {
+        self.base.write_at(offset, buf)
+    }
+    fn flush(&self) -> std::io::Result<()> {
+        self.base.flush()
+    }
+    fn discard(&self, offset: u64, len: u64) -> std::io::Result<()> {
+        self.base.discard(offset, len)
+    }
+    fn write_zeroes(&self, offset: u64, len: u64) -> std::io::Result<()> {
+        self.base.write_zeroes(offset, len)
+    }
+}
+
+/// A read of a free block fails while the block is allocated and made: the failure is the reader's alone.
+#[test]
+fn a_failed_read_does_not_take_a_new_block_away() {
+    let setup = Setup::default();
+    let base = setup.device();
+    let device = Arc::new(Interrupted { base: Arc::clone(&base), next: Mutex::new(None) });
+    let cache = BlockCache::new(Arc::clone(&device) as _, 1024, BLOCKS, 1 << 20);
+    let journal = Journal::open(Arc::clone(&cache), setup.place(&base), setup.options()).unwrap();
+    let maker = Arc::clone(&journal);
+    *device.next.lock().unwrap() = Some(Box::new(move || {
+        std::thread::spawn(move || {
+            let mut handle = maker.start(1).unwrap();
+            let buf = handle.create(Pblk(7)).unwrap();
+            handle.modify(&buf, |bytes| bytes.fill(7)).unwrap();
+            handle.finish().unwrap();
+        })
+        .join()
+        .unwrap();
+    }));
+    cache.prefetch(7..8);
+    assert_eq!(cache.read(Pblk(7)).unwrap().bytes()[0], 7);
+    journal.close().unwrap();
+    assert_eq!(on_device(&base, 1024, 7), 7);
+}
+
+/// A failure to read is not remembered.
+#[test]
+fn a_block_that_could_not_be_read_is_read_again() {
+    let setup = Setup::default();
+    let base = setup.device();
+    let device = Arc::new(Interrupted { base, next: Mutex::new(Some(Box::new(|| {}))) });
+    let cache = BlockCache::new(device as _, 1024, BLOCKS, 1 << 20);
+    assert!(matches!(cache.read(Pblk(7)), Err(Error::Read { .. })));
+    assert!(cache.cached(Pblk(7)).is_none());
+    assert!(cache.read(Pblk(7)).is_ok());
 }
