@@ -313,6 +313,9 @@ impl Filesystem {
         if size > self.max_file_size(inode) {
             return Err(Error::FileTooBig);
         }
+        if size == 0 && inode.size() > 0 && self.options().given.auto_da_alloc {
+            inode.publish_at_close.store(true, Ordering::Release);
+        }
         inode.data(self).set_rights(self, cred);
         if self.is_inline(inode) && self.resize_inline(inode, size, cred)? {
             return Ok(());
@@ -416,6 +419,20 @@ impl Filesystem {
             self.device.flush()?;
         }
         Ok(())
+    }
+
+    /// Writes the file's content to its blocks and publishes them, without waiting for a commit: the commit that makes later
+    /// changes durable makes this content durable too (`auto_da_alloc`). What fails stays dirty, and is reported by fsync.
+    pub(crate) fn publish_data(&self, inode: &Inode) {
+        // While it is frozen nothing is dirty, and a close need not wait for the thaw.
+        let Some(data) = inode.data.get().filter(|data| data.pages.is_dirty()) else { return };
+        if self.mode() != Mode::ReadWrite {
+            return;
+        }
+        let _pass = self.gate.enter(Level::Internal);
+        if let Err(e) = self.noted(data.pages.sync(&**data, 0..u64::MAX)) {
+            tracing::warn!("inode {}: {e}", inode.ino);
+        }
     }
 
     /// The failed writeback that a file opened when `cursor` was taken has not been told of.

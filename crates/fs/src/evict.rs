@@ -17,6 +17,8 @@ impl Filesystem {
     pub(crate) fn evict(&self, inode: &Inode) {
         let _pass = self.gate.enter(Level::Internal);
         if self.is_read_only() {
+            // Nothing can be freed any more, but what the page cache still lists would keep the device open.
+            self.drop_data(inode);
             return;
         }
         if let Err(e) = self.noted(self.free_inode(inode)) {

@@ -65,6 +65,8 @@ pub struct Inode {
     dead: AtomicBool,
     /// Made without a name (O_TMPFILE): may be linked although it has none.
     linkable: AtomicBool,
+    /// Emptied since it was opened: what was written is published at the next close (`auto_da_alloc`).
+    pub(crate) publish_at_close: AtomicBool,
     /// Set where eviction may change the image.
     evictable: AtomicBool,
     pub(crate) refs: AtomicU64,
@@ -283,6 +285,7 @@ impl Filesystem {
             window: InodeWindow::new(),
             dead: AtomicBool::new(raw.links_count == 0),
             linkable: AtomicBool::new(false),
+            publish_at_close: AtomicBool::new(false),
             evictable: AtomicBool::new(!self.dev_read_only),
             refs: AtomicU64::new(0),
             referenced: AtomicBool::new(true),

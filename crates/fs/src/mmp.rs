@@ -127,6 +127,13 @@ impl Mmp {
     }
 }
 
+impl Mmp {
+    /// Gives the filesystem back.
+    pub(crate) fn release(mut self) -> Result<()> {
+        self.write(MmpSeq::Clean)
+    }
+}
+
 fn busy() -> Error {
     Error::Incompatible("another host or process has it open (multiple-mount protection)".into())
 }

@@ -39,6 +39,9 @@ pub struct Setup {
     pub clock: Arc<dyn Clock>,
     /// In-core inodes to keep at most.
     pub inode_capacity: usize,
+    /// Whether a read-only mount recovers the image itself where the device can be written, as the kernel does: the journal is
+    /// replayed onto the device and orphans are processed. Not with `noload`. Otherwise a read-only mount writes nothing.
+    pub recover_on_device: bool,
 }
 
 impl Default for Setup {
@@ -49,6 +52,7 @@ impl Default for Setup {
             mounted_at: None,
             clock: Arc::new(SystemClock),
             inode_capacity: 1 << 16,
+            recover_on_device: false,
         }
     }
 }
@@ -88,9 +92,9 @@ pub(crate) struct MountState {
 impl Filesystem {
     /// Mounts the filesystem on `device`.
     ///
-    /// Read-only, nothing is written to the device: a journal that needs it is replayed into memory. For writing, the journal is
-    /// replayed in place, orphans are processed, and the superblock says that the filesystem is in use until
-    /// [`Filesystem::unmount`].
+    /// Read-only, nothing is written to the device: a journal that needs it is replayed into memory; but see
+    /// [`Setup::recover_on_device`]. For writing, the journal is replayed in place, orphans are processed, and the superblock
+    /// says that the filesystem is in use until [`Filesystem::unmount`].
     ///
     /// # Errors
     /// `Incompatible` for features or options that are not supported; damage; the device's errors.
@@ -98,29 +102,45 @@ impl Filesystem {
         let sb = bootstrap::read_super(&*device, setup.options.sb)?;
         let read_only = setup.options.read_only || device.is_read_only();
         gate(&sb, &setup.options, read_only, device.size())?;
-        let overlaid = read_only && !may_turn_writable(&device, &sb, &setup);
+        let recovers = read_only && recovers_on_device(&device, &sb, &setup);
+        let overlaid = read_only && !recovers && !may_turn_writable(&device, &sb, &setup);
+        let writes = !read_only || recovers;
         let counting = Arc::new(Counting::new(device));
         let target: Arc<dyn BlockDevice> = if overlaid {
             Arc::new(Overlay::new(Arc::clone(&counting) as _))
         } else {
             Arc::clone(&counting) as _
         };
-        let mmp = crate::mmp::Mmp::acquire(&target, &sb, read_only)?;
+        let mmp = crate::mmp::Mmp::acquire(&target, &sb, !writes)?;
         let log = find_log(&target, &sb, &setup)?;
         let replayed = match &log {
-            Some(log) if !setup.options.noload => crate::recovery::recover(&target, &sb, log, read_only)?,
+            Some(log) if !setup.options.noload => crate::recovery::recover(&target, &sb, log, !writes)?,
             _ => false,
         };
         let sb = if replayed { bootstrap::read_super(&*target, setup.options.sb)? } else { sb };
         let fs = build(target, counting, sb, &setup, overlaid, log)?;
         fs.root()?;
-        if read_only {
+        if recovers {
+            fs.recover_to_read_only()?;
+        } else if read_only {
             fs.set_mode(Mode::ReadOnly);
         } else {
             fs.begin()?;
         }
-        fs.start_threads(mmp);
+        match mmp {
+            Some(mmp) if read_only => mmp.release()?,
+            mmp => fs.start_threads(mmp),
+        }
         Ok(fs)
+    }
+
+    /// A read-only mount that recovers the image: orphans are processed as for writing, then the superblock says clean. It does
+    /// not count as a mount; a later one for writing does.
+    fn recover_to_read_only(&self) -> Result<()> {
+        self.mark_in_use()?;
+        self.quota_open()?;
+        self.process_orphans()?;
+        self.to_read_only()
     }
 
     /// What a mount for writing does first: orphans, and the superblock's record of the mount.
@@ -247,12 +267,23 @@ fn backup_of(sb: &Superblock) -> Option<(u64, [u8; 1024])> {
     Some((at, backup.encode()))
 }
 
+/// Whether a read-only mount is asked to recover the image, there is something to recover, and nothing stands against writing.
+fn recovers_on_device(device: &Arc<dyn BlockDevice>, sb: &Superblock, setup: &Setup) -> bool {
+    let features = sb.features();
+    let needed = features.incompat.contains(Incompat::RECOVER)
+        || features.ro_compat.contains(RoCompat::ORPHAN_PRESENT)
+        || sb.last_orphan().0 != 0;
+    setup.recover_on_device
+        && needed
+        && !setup.options.noload
+        && !device.is_read_only()
+        && gate(sb, &setup.options, false, device.size()).is_ok()
+}
+
 /// Whether a read-only mount may use the device itself, so that it can turn writable: nothing is to be replayed, and
 /// nothing stands against writing.
 fn may_turn_writable(device: &Arc<dyn BlockDevice>, sb: &Superblock, setup: &Setup) -> bool {
-    let features = sb.features().incompat;
-    if device.is_read_only() || setup.options.noload || features.intersects(Incompat::RECOVER | Incompat::MMP)
-    {
+    if device.is_read_only() || setup.options.noload || sb.features().incompat.contains(Incompat::RECOVER) {
         return false;
     }
     let empty = || {

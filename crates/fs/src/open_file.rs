@@ -1,5 +1,6 @@
 //! An open regular file: what an open adds to an inode.
 
+use extant_sync::atomic::Ordering;
 use extant_sync::{Arc, Mutex, Rank};
 use extant_vm::{ErrCursor, PageRefs, ReadAhead};
 
@@ -165,5 +166,15 @@ impl OpenFile {
 
     fn may_write(&self) -> Result<()> {
         if self.mode.write { Ok(()) } else { Err(Error::BadFile) }
+    }
+}
+
+impl Drop for OpenFile {
+    /// A file that was emptied and written anew is not empty after a crash that comes later than the commit of the emptying
+    /// (`auto_da_alloc`).
+    fn drop(&mut self) {
+        if self.mode.write && self.inode.publish_at_close.swap(false, Ordering::AcqRel) {
+            self.fs.publish_data(&self.inode);
+        }
     }
 }

@@ -53,6 +53,15 @@ struct Ends<'a> {
     to_name: &'a [u8],
 }
 
+/// How a rename went.
+enum Outcome {
+    /// Done, in this transaction; the inode whose name was replaced.
+    Done(Option<InodeRef>, Tid),
+    /// Nothing is done: this file would replace another with content that is in memory only (`auto_da_alloc`). Its content is
+    /// to be published first, while no directory is locked.
+    Unpublished(InodeRef),
+}
+
 /// What was found at them.
 struct Cast {
     source: InodeRef,
@@ -95,25 +104,30 @@ impl Filesystem {
         }
         self.check_dir(ends.from)?;
         self.check_dir(ends.to)?;
-        self.before_rename(&ends)?;
-        let (victim, tid) = self.with_space(|| {
-            let _write = self.begin_write()?;
-            if ends.from == ends.to {
-                let _dir = ends.from.lock.write_ordered(key::PARENT);
-                return self.rename_locked(ends, &Ancestry::default(), flags, cred);
+        let mut published = false;
+        loop {
+            let outcome = self.with_space(|| {
+                let _write = self.begin_write()?;
+                if ends.from == ends.to {
+                    let _dir = ends.from.lock.write_ordered(key::PARENT);
+                    return self.rename_locked(ends, &Ancestry::default(), flags, published, cred);
+                }
+                let _rename = self.rename_lock.lock();
+                let ancestry = self.ancestry(ends)?;
+                let _dirs = ancestry.lock(ends);
+                self.rename_locked(ends, &ancestry, flags, published, cred)
+            })?;
+            match outcome {
+                Outcome::Done(victim, tid) => {
+                    self.settle(tid, self.is_sync(ends.from) || self.is_sync(ends.to))?;
+                    return Ok(victim);
+                }
+                Outcome::Unpublished(source) => {
+                    self.publish_data(&source);
+                    published = true;
+                }
             }
-            let _rename = self.rename_lock.lock();
-            let ancestry = self.ancestry(ends)?;
-            let _dirs = ancestry.lock(ends);
-            self.rename_locked(ends, &ancestry, flags, cred)
-        })?;
-        self.settle(tid, self.is_sync(ends.from) || self.is_sync(ends.to))?;
-        Ok(victim)
-    }
-
-    /// What must be done before any lock is taken: nothing without a page cache.
-    fn before_rename(&self, _ends: &Ends<'_>) -> Result<()> {
-        Ok(())
+        }
     }
 
     /// The ancestors of both directories, themselves included. Under the rename lock.
@@ -148,8 +162,9 @@ impl Filesystem {
         ends: Ends<'_>,
         ancestry: &Ancestry,
         flags: RenameFlags,
+        published: bool,
         cred: &Credentials,
-    ) -> Result<(Option<InodeRef>, Tid)> {
+    ) -> Result<Outcome> {
         if ends.from.is_dead() || ends.to.is_dead() {
             return Err(Error::NotFound);
         }
@@ -162,12 +177,19 @@ impl Filesystem {
         ancestry.check(&cast, flags)?;
         if cast.target.as_ref().is_some_and(|(target, _)| *target == cast.source) {
             // Two names of one inode: nothing happens, by POSIX.
-            return Ok((None, self.journal.running_tid()));
+            return Ok(Outcome::Done(None, self.journal.running_tid()));
         }
         let children = lock_children(&cast);
         self.may_rename(ends, &cast, flags, cred)?;
         if flags.exchange {
-            return self.exchange(ends, &cast);
+            return self.exchange(ends, &cast).map(|(victim, tid)| Outcome::Done(victim, tid));
+        }
+        if self.replaces_unpublished(&cast) {
+            if !published {
+                return Ok(Outcome::Unpublished(cast.source.clone()));
+            }
+            // What was written since; under the inode lock that is all.
+            self.publish_data(&cast.source);
         }
         let plan = match &cast.target {
             None => Some(self.plan_name(ends.to, ends.to_name)?),
@@ -184,7 +206,12 @@ impl Filesystem {
         self.finish(handle, done, ends.from)?;
         cast.source.note_tid(tid, true);
         drop(children);
-        Ok((cast.target.map(|(inode, _)| inode), tid))
+        Ok(Outcome::Done(cast.target.map(|(inode, _)| inode), tid))
+    }
+
+    /// Whether a file with unwritten content takes another's name, and such content must be on the device before the rename is.
+    fn replaces_unpublished(&self, cast: &Cast) -> bool {
+        cast.target.is_some() && cast.source.has_dirty_data() && self.options().given.auto_da_alloc
     }
 
     fn find_cast(&self, ends: Ends<'_>) -> Result<Cast> {

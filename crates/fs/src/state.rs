@@ -16,7 +16,7 @@ use crate::options::MountOptions;
 /// How a shutdown treats what is not yet on the device (`EXT4_IOC_SHUTDOWN`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ShutdownMode {
-    /// Write everything first.
+    /// Write everything first, and leave the image clean.
     Sync,
     /// Commit the journal, drop dirty data.
     FlushLog,
@@ -148,18 +148,19 @@ impl Filesystem {
             self.set_mode(Mode::ReadWrite);
             return Ok(());
         }
+        let mmp = crate::mmp::Mmp::acquire(&self.device, &self.superblock(), false)?;
         self.set_mode(Mode::ReadWrite);
         if let Err(e) = self.begin() {
             self.set_mode(Mode::ReadOnly);
             return Err(e);
         }
         if let Some(this) = self.this.upgrade() {
-            this.start_threads(None);
+            this.start_threads(mmp);
         }
         Ok(())
     }
 
-    fn to_read_only(&self) -> Result<()> {
+    pub(crate) fn to_read_only(&self) -> Result<()> {
         let done = self.still().and_then(|()| self.write_still());
         if done.is_ok() {
             self.set_mode(Mode::ReadOnly);
@@ -181,12 +182,16 @@ impl Filesystem {
             return Ok(());
         }
         let done = match how {
-            ShutdownMode::Sync => self.write_everything(),
+            ShutdownMode::Sync => self.still().and_then(|()| self.write_still()),
             ShutdownMode::FlushLog => self.journal.commit_all().map(drop).map_err(Error::from),
             ShutdownMode::NoFlush => Ok(()),
         };
         self.set_mode(Mode::Shutdown);
         self.journal.abort(errno::EIO);
+        if how == ShutdownMode::Sync {
+            // Whoever waited at the gates is told.
+            self.gate.open();
+        }
         done
     }
 

@@ -6,6 +6,7 @@
 //! the two numbers are exchanged (inode 1, the list of bad blocks, has no name and is never a node).
 
 mod caller;
+mod coherent;
 mod convert;
 mod data;
 mod ioctl;
@@ -27,6 +28,7 @@ use crate::wire::{AttrOut, EntryOut, InitFlags};
 
 pub use ioctl::{ControlReply, control_remount, control_server};
 
+use coherent::Dropper;
 use nodes::Nodes;
 use open::OpenFiles;
 
@@ -55,6 +57,7 @@ pub struct Adapter {
     files: OpenFiles,
     options: AdapterOptions,
     notifier: OnceLock<Notifier>,
+    dropper: Dropper,
     /// What [`Filesystem::unmount`] said, once it was called.
     ended: extant_sync::Mutex<Option<Result<(), String>>>,
 }
@@ -64,7 +67,15 @@ impl Adapter {
     #[must_use]
     pub fn new(fs: Arc<Filesystem>, options: AdapterOptions) -> Self {
         let ended = extant_sync::Mutex::new(extant_sync::Rank::LEAF, None);
-        Self { fs, nodes: Nodes::new(), files: OpenFiles::new(), options, notifier: OnceLock::new(), ended }
+        Self {
+            fs,
+            nodes: Nodes::new(),
+            files: OpenFiles::new(),
+            options,
+            notifier: OnceLock::new(),
+            dropper: Dropper::new(),
+            ended,
+        }
     }
 
     /// Lets the adapter tell the kernel of changes that it does not see by itself. Only the first call counts.
@@ -99,6 +110,7 @@ impl Adapter {
         if self.ended.lock().is_some() {
             return;
         }
+        self.dropper.end();
         self.files.clear();
         self.nodes.clear();
         let result = self.fs.unmount();

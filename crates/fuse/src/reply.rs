@@ -133,6 +133,39 @@ impl<A: Answer> Drop for Reply<'_, A> {
     }
 }
 
+/// A reply that is given by another thread than the one that read the request.
+#[must_use = "a request must be answered"]
+pub(crate) struct Detached<A: Answer> {
+    channel: Channel,
+    unique: u64,
+    answered: bool,
+    kind: PhantomData<fn(A)>,
+}
+
+impl<A: IntoBytes + Immutable> Reply<'_, A> {
+    /// The reply as a value of its own.
+    pub(crate) fn detach(mut self) -> Detached<A> {
+        self.answered = true;
+        Detached { channel: self.channel.clone(), unique: self.unique, answered: false, kind: PhantomData }
+    }
+}
+
+impl<A: IntoBytes + Immutable> Detached<A> {
+    /// Answers with a body.
+    pub(crate) fn ok(mut self, body: &A) {
+        self.answered = true;
+        Reply::<A>::new(&self.channel, self.unique, 0).ok(body);
+    }
+}
+
+impl<A: Answer> Drop for Detached<A> {
+    fn drop(&mut self) {
+        if !self.answered {
+            Reply::<Empty>::new(&self.channel, self.unique, 0).error(Errno::IO);
+        }
+    }
+}
+
 impl<A: Answer> fmt::Debug for Reply<'_, A> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Reply").field("unique", &self.unique).finish_non_exhaustive()

@@ -11,6 +11,7 @@ mod names;
 mod promises;
 mod quota;
 mod reading;
+mod recover;
 mod speed;
 mod support;
 mod threads;

@@ -4,7 +4,8 @@
 //! checked all access itself (`default_permissions`). What only a file system knows to be privileged, the kernel does not
 //! check: some ioctls, reserved blocks. Then the caller's own entry in /proc is asked.
 
-use std::fs;
+use std::os::unix::fs::FileExt;
+use std::{fs, io};
 
 use extant::{Caps, Credentials};
 
@@ -69,6 +70,13 @@ fn of_process(pid: u32) -> Option<Credentials> {
         }
     }
     Some(cred)
+}
+
+/// The word at `address` in the memory of the caller, which waits for the answer.
+pub(super) fn read_word(req: &Request<'_>, address: u64) -> io::Result<u32> {
+    let mut word = [0; 4];
+    fs::File::open(format!("/proc/{}/mem", req.pid()))?.read_exact_at(&mut word, address)?;
+    Ok(u32::from_ne_bytes(word))
 }
 
 /// Capabilities in a namespace below ours count for nothing here.

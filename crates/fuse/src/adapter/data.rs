@@ -6,6 +6,7 @@ use extant::{Error, FallocateMode, OpenFile, SeekKind, WriteFlags};
 use extant_sync::Arc;
 use rustix::io::Errno;
 
+use super::open::Open;
 use super::{Adapter, caller, errno};
 use crate::reply::{Bytes, Reply};
 use crate::server::Request;
@@ -37,7 +38,7 @@ fn with_buffer<R>(len: usize, f: impl FnOnce(&mut [u8]) -> R) -> R {
 }
 
 impl Adapter {
-    fn file(&self, fh: u64) -> Result<Arc<OpenFile>, Errno> {
+    fn file(&self, fh: u64) -> Result<Arc<Open>, Errno> {
         self.files.find(fh).ok_or(Errno::BADF)
     }
 
@@ -46,14 +47,40 @@ impl Adapter {
             Ok(file) => file,
             Err(errno) => return reply.error(errno),
         };
+        file.note_read(args.flags);
         with_buffer(args.size as usize, |buffer| match file.read_at(args.offset, buffer) {
             Ok(n) => reply.bytes(&buffer[..n]),
             Err(error) => reply.error(errno(&error)),
         });
     }
 
-    pub(super) fn do_write(&self, req: &Request<'_>, args: &WriteIn, data: &[u8]) -> Result<WriteOut, Errno> {
-        let file = self.file(args.fh)?;
+    pub(super) fn answer_write(
+        &self,
+        req: &Request<'_>,
+        args: &WriteIn,
+        data: &[u8],
+        reply: Reply<'_, WriteOut>,
+    ) {
+        let file = match self.file(args.fh) {
+            Ok(file) => file,
+            Err(errno) => return reply.error(errno),
+        };
+        let done = self.do_write(req, &file, args, data);
+        match (done, self.notifier.get()) {
+            (Ok(out), Some(notifier)) if file.may_leave_stale(args.flags) => {
+                self.dropper.answer(notifier, req.node(), args.offset, reply.detach(), out);
+            }
+            (done, _) => reply.answer(done),
+        }
+    }
+
+    fn do_write(
+        &self,
+        req: &Request<'_>,
+        file: &OpenFile,
+        args: &WriteIn,
+        data: &[u8],
+    ) -> Result<WriteOut, Errno> {
         let flags = wire::WriteFlags::from_bits_retain(args.write_flags);
         let kill = flags.contains(wire::WriteFlags::KILL_SUIDGID);
         let before = if kill { file.inode().attr().mode } else { 0 };
@@ -61,7 +88,7 @@ impl Adapter {
             Err(Error::NoSpace) => {
                 self.wait_for_space();
                 // Only now it matters who writes: some may have the last blocks.
-                self.write_privileged(req, &file, args.offset, data, kill)
+                self.write_privileged(req, file, args.offset, data, kill)
             }
             other => other,
         };

@@ -111,6 +111,19 @@ pub fn control_server(root: impl AsFd) -> io::Result<u32> {
     u32::try_from(u64::from_ne_bytes(bytes)).map_err(|_| Errno::RANGE.into())
 }
 
+/// How `EXT4_IOC_SHUTDOWN` is to be done. Its number says that it only returns something, so the kernel does not bring the
+/// flags along: they are read where the caller, which waits, has them.
+fn shutdown_mode(req: &Request<'_>, arg: u64) -> Result<ShutdownMode, Errno> {
+    match caller::read_word(req, arg) {
+        Ok(0) => Ok(ShutdownMode::Sync),
+        Ok(1) => Ok(ShutdownMode::FlushLog),
+        Ok(2) => Ok(ShutdownMode::NoFlush),
+        Ok(_) => Err(Errno::INVAL),
+        // A caller that is not to be seen from here. What is committed first can do no harm to one that asked for less.
+        Err(_) => Ok(ShutdownMode::FlushLog),
+    }
+}
+
 impl Adapter {
     pub(super) fn do_ioctl(&self, req: &Request<'_>, args: &IoctlIn, data: &[u8]) -> Result<Vec<u8>, Errno> {
         let inode = self.inode(req.node())?;
@@ -163,13 +176,10 @@ impl Adapter {
                     .map_err(fail)?;
                 Ok(range.as_bytes().to_vec())
             }
-            // The flags of this one do not reach us (its number says that it only returns something). What is
-            // committed first can do no harm to a caller that asked for less.
-            command::EXT4_SHUTDOWN => self
-                .fs
-                .shutdown(ShutdownMode::FlushLog, &caller::privileged(req))
-                .map_err(fail)
-                .map(|()| Vec::new()),
+            command::EXT4_SHUTDOWN => {
+                let mode = shutdown_mode(req, args.arg)?;
+                self.fs.shutdown(mode, &caller::privileged(req)).map_err(fail).map(|()| Vec::new())
+            }
             SERVER_PID => Ok(u64::from(std::process::id()).to_ne_bytes().to_vec()),
             REMOUNT => {
                 let asked = Control::read_from_bytes(data).map_err(|_| Errno::INVAL)?;

@@ -1,26 +1,71 @@
 //! Open files.
 
 use extant::{AtimePolicy, InodeRef, NewInode, OpenFile, OpenMode, SetAttr, SetTime};
-use extant_sync::{Arc, Mutex, Rank};
+use extant_sync::{Arc, Mutex, Rank, Weak};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
+use super::coherent::{Shared, SharedByInode};
 use super::{Adapter, caller, errno};
 use crate::server::Request;
 use crate::wire::{CreateIn, CreateOut, FopenFlags, OpenIn, OpenInFlags, OpenOut};
 
 const SHARDS: usize = 16;
 
+/// An open file, and what it shares with others of its inode.
+#[derive(Debug)]
+pub(super) struct Open {
+    pub(super) file: OpenFile,
+    /// `None` only while it is closed.
+    shared: Option<Arc<Shared>>,
+    files: Weak<SharedByInode>,
+}
+
+impl Open {
+    /// Notes a READ; `flags` are those of the request.
+    pub(super) fn note_read(&self, flags: u32) {
+        if let Some(shared) = self.shared.as_ref().filter(|_| !is_direct(flags)) {
+            shared.note_buffered();
+        }
+    }
+
+    /// Whether a WRITE with these flags may leave old pages in the kernel's cache.
+    pub(super) fn may_leave_stale(&self, flags: u32) -> bool {
+        is_direct(flags) && self.shared.as_ref().is_some_and(|shared| shared.is_buffered())
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        if let (Some(shared), Some(files)) = (self.shared.take(), self.files.upgrade()) {
+            files.close(self.file.inode().ino().0, shared);
+        }
+    }
+}
+
+impl std::ops::Deref for Open {
+    type Target = OpenFile;
+
+    fn deref(&self) -> &OpenFile {
+        &self.file
+    }
+}
+
+fn is_direct(flags: u32) -> bool {
+    OFlags::from_bits_retain(flags).contains(OFlags::DIRECT)
+}
+
 /// Open files by the handle that the kernel holds: slot and shard.
 #[derive(Debug)]
 pub(super) struct OpenFiles {
     shards: Vec<Mutex<Slots>>,
+    shared: Arc<SharedByInode>,
     next: extant_sync::atomic::AtomicUsize,
 }
 
 #[derive(Debug, Default)]
 struct Slots {
-    files: Vec<Option<Arc<OpenFile>>>,
+    files: Vec<Option<Arc<Open>>>,
     free: Vec<usize>,
 }
 
@@ -29,12 +74,18 @@ impl OpenFiles {
         let shard = || Mutex::new(Rank::LEAF, Slots::default());
         Self {
             shards: std::iter::repeat_with(shard).take(SHARDS).collect(),
+            shared: Arc::new(SharedByInode::new()),
             next: extant_sync::atomic::AtomicUsize::new(0),
         }
     }
 
     /// Keeps a file; its handle is never 0.
-    fn insert(&self, file: OpenFile) -> u64 {
+    fn insert(&self, file: OpenFile, flags: OFlags) -> u64 {
+        let shared = self.shared.open(file.inode().ino().0);
+        if !flags.contains(OFlags::DIRECT) {
+            shared.note_buffered();
+        }
+        let file = Open { file, shared: Some(shared), files: Arc::downgrade(&self.shared) };
         let shard = self.next.fetch_add(1, extant_sync::atomic::Ordering::Relaxed) % SHARDS;
         let mut slots = self.shards[shard].lock();
         let file = Some(Arc::new(file));
@@ -57,7 +108,7 @@ impl OpenFiles {
     }
 
     /// The open file of a handle.
-    pub(super) fn find(&self, fh: u64) -> Option<Arc<OpenFile>> {
+    pub(super) fn find(&self, fh: u64) -> Option<Arc<Open>> {
         let (shard, slot) = Self::place(fh)?;
         self.shards[shard].lock().files.get(slot)?.clone()
     }
@@ -110,12 +161,13 @@ impl Adapter {
     fn opened(&self, req: &Request<'_>, inode: &InodeRef, flags: OFlags) -> Result<OpenOut, Errno> {
         let mode = mode_of(flags);
         let file = OpenFile::new(&self.fs, inode, mode, &caller::checked(req)).map_err(|e| errno(&e))?;
+        let fh = self.files.insert(file, flags);
         let mut flags = FopenFlags::KEEP_CACHE | FopenFlags::NOFLUSH | FopenFlags::PARALLEL_DIRECT_WRITES;
         // What the kernel reads from its own cache changes no access time here; with `strictatime` that would be seen.
         if self.fs.options().given.atime == AtimePolicy::Strictatime {
             flags -= FopenFlags::KEEP_CACHE;
         }
-        Ok(OpenOut { fh: self.files.insert(file), open_flags: flags.bits(), backing_id: 0 })
+        Ok(OpenOut { fh, open_flags: flags.bits(), backing_id: 0 })
     }
 
     pub(super) fn do_open(&self, req: &Request<'_>, args: &OpenIn) -> Result<OpenOut, Errno> {

@@ -178,7 +178,7 @@ impl Server for Adapter {
     }
 
     fn write(&self, req: &Request<'_>, args: &WriteIn, data: &[u8], reply: Reply<'_, WriteOut>) {
-        reply.answer(self.do_write(req, args, data));
+        self.answer_write(req, args, data, reply);
     }
 
     fn release(&self, _: &Request<'_>, args: &ReleaseIn, reply: Reply<'_, Empty>) {

@@ -68,7 +68,7 @@ pub fn mount(args: &MountArgs) -> Result<(), CommandError> {
 /// with its own file systems.
 fn mounted_already(image: &Path, dir: &Path) -> Result<bool, CommandError> {
     let at = |e: &dyn std::fmt::Display| CommandError::failure(format!("{}: {e}", dir.display()));
-    if !std::fs::metadata(image).is_ok_and(|m| m.file_type().is_block_device()) {
+    if !is_block_device(image) {
         return Ok(false);
     }
     let all = mounts().map_err(|e| at(&e))?;
@@ -153,14 +153,19 @@ pub(super) fn open(
 ) -> Result<Arc<Filesystem>, CommandError> {
     let at = |e: &dyn std::fmt::Display| CommandError::failure(format!("{}: {e}", image.display()));
     let mut ext4 = MountOptions::parse(&options.ext4).map_err(|e| CommandError::usage(e.to_string()))?;
-    let device = match open_device(image, !ext4.read_only) {
-        Err(error) if error.errno() == Errno::ROFS.raw_os_error() && !ext4.read_only => {
-            tracing::warn!("{}: WARNING: source write-protected, mounted read-only", image.display());
+    // A block device is opened for writing for a read-only mount too: it is recovered, and may turn writable. An image file that
+    // is mounted read-only stays as it is.
+    let wanted = !ext4.read_only;
+    let recover_on_device = ext4.read_only && !ext4.noload && is_block_device(image);
+    let device = match open_device(image, wanted || recover_on_device) {
+        Err(error) if error.errno() == Errno::ROFS.raw_os_error() => {
             ext4.read_only = true;
             open_device(image, false).map_err(|e| at(&e))?
         }
+        Err(_) if !wanted && recover_on_device => open_device(image, false).map_err(|e| at(&e))?,
         other => other.map_err(|e| at(&e))?,
     };
+    let write_protected = wanted && ext4.read_only;
     refuse_unclean_and_protected(image, &*device, &ext4)?;
     let device: Arc<dyn BlockDevice> = match (options.partition, options.offset) {
         (Some(_), Some(_)) => {
@@ -181,8 +186,16 @@ pub(super) fn open(
         None => None,
     };
     let mounted_at = mounted_at.map(|d| d.as_os_str().as_bytes().to_vec());
-    let setup = Setup { options: ext4, journal_device, mounted_at, ..Setup::default() };
-    Filesystem::open(device, setup).map_err(|e| at(&e))
+    let setup = Setup { options: ext4, journal_device, mounted_at, recover_on_device, ..Setup::default() };
+    let fs = Filesystem::open(device, setup).map_err(|e| at(&e))?;
+    if write_protected {
+        tracing::warn!("{}: WARNING: source write-protected, mounted read-only", image.display());
+    }
+    Ok(fs)
+}
+
+fn is_block_device(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|m| m.file_type().is_block_device())
 }
 
 /// A write-protected block device whose journal needs recovery is not mounted without `noload`, as the kernel does not: who
@@ -193,8 +206,7 @@ fn refuse_unclean_and_protected(
     ext4: &MountOptions,
 ) -> Result<(), CommandError> {
     let protected = |path: &Path| {
-        let is_block = std::fs::metadata(path).is_ok_and(|m| m.file_type().is_block_device());
-        is_block && File::open(path).and_then(extant_sys::blkdev::is_read_only).unwrap_or(false)
+        is_block_device(path) && File::open(path).and_then(extant_sys::blkdev::is_read_only).unwrap_or(false)
     };
     let mut bytes = [0; 1024];
     if ext4.noload || !protected(image) || device.read_at(1024, &mut bytes).is_err() {

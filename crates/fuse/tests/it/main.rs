@@ -1,5 +1,9 @@
 //! Real mounts: the transport with the null server and with servers that misbehave.
 
+#[macro_use]
+extern crate extant_testkit;
+
+mod direct;
 mod ext4;
 mod null;
 mod odd;

@@ -1,0 +1,162 @@
+//! Buffered reads beside direct writes.
+//!
+//! Before a direct write the kernel throws the pages of its range out of its cache; after one for which the caller waits it does
+//! so again. After an asynchronous one (io_submit(2), io_uring) it does not: a buffered read that was served between the two
+//! leaves old content in the cache for good. So the write is answered only after the server had the kernel drop the range.
+//!
+//! A reader must not wait for that: the kernel waits for locked pages, whose READs other readers serve. A thread of its own
+//! does it, started with the first such write. Files that are only read directly, or only by buffers, cost a counter.
+
+use extant_sync::atomic::{AtomicBool, Ordering};
+use extant_sync::{Arc, Condvar, Mutex, Rank, thread};
+use rustc_hash::FxHashMap;
+
+use crate::notify::Notifier;
+use crate::reply::Detached;
+use crate::wire::WriteOut;
+
+const SHARDS: usize = 16;
+
+/// What open files of one inode share.
+#[derive(Debug, Default)]
+pub(super) struct Shared {
+    /// It was open for buffered reading while a file of now was open: the kernel may cache pages.
+    buffered: AtomicBool,
+}
+
+impl Shared {
+    /// A buffered open or read.
+    pub(super) fn note_buffered(&self) {
+        if !self.buffered.load(Ordering::Relaxed) {
+            self.buffered.store(true, Ordering::Release);
+        }
+    }
+
+    /// Whether a direct write must have the kernel's pages dropped.
+    pub(super) fn is_buffered(&self) -> bool {
+        self.buffered.load(Ordering::Acquire)
+    }
+}
+
+/// The state that open files share, by inode number.
+#[derive(Debug)]
+pub(super) struct SharedByInode(Vec<Mutex<FxHashMap<u32, Arc<Shared>>>>);
+
+impl SharedByInode {
+    pub(super) fn new() -> Self {
+        let shard = || Mutex::new(Rank::LEAF, FxHashMap::default());
+        Self(std::iter::repeat_with(shard).take(SHARDS).collect())
+    }
+
+    /// The state of an inode that is being opened.
+    pub(super) fn open(&self, ino: u32) -> Arc<Shared> {
+        Arc::clone(self.0[ino as usize % SHARDS].lock().entry(ino).or_default())
+    }
+
+    /// An open file of the inode has gone, its state is given back.
+    pub(super) fn close(&self, ino: u32, state: Arc<Shared>) {
+        let mut shard = self.0[ino as usize % SHARDS].lock();
+        drop(state);
+        if shard.get(&ino).is_some_and(|left| Arc::strong_count(left) == 1) {
+            shard.remove(&ino);
+        }
+    }
+}
+
+/// A direct write whose answer waits.
+struct Waiting {
+    node: u64,
+    offset: u64,
+    reply: Detached<WriteOut>,
+    out: WriteOut,
+}
+
+#[derive(Default)]
+struct Queue {
+    waiting: Vec<Waiting>,
+    ended: bool,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+/// The thread that has ranges dropped and then answers.
+#[derive(Clone)]
+pub(super) struct Dropper {
+    shared: Arc<(Mutex<Queue>, Condvar)>,
+}
+
+impl std::fmt::Debug for Dropper {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Dropper").finish_non_exhaustive()
+    }
+}
+
+impl Dropper {
+    pub(super) fn new() -> Self {
+        Self { shared: Arc::new((Mutex::new(Rank::LEAF, Queue::default()), Condvar::new())) }
+    }
+
+    /// Answers a write after the kernel has dropped what it cached of its range.
+    pub(super) fn answer(
+        &self,
+        notifier: &Notifier,
+        node: u64,
+        offset: u64,
+        reply: Detached<WriteOut>,
+        out: WriteOut,
+    ) {
+        let (queue, changed) = &*self.shared;
+        let mut held = queue.lock();
+        if held.thread.is_none() && !held.ended {
+            let (shared, notifier) = (Arc::clone(&self.shared), notifier.clone());
+            let run = move || serve(&shared, &notifier);
+            held.thread = thread::Builder::new().name("fuse-drop".into()).spawn(run).ok();
+        }
+        if held.thread.is_none() {
+            drop(held);
+            // No thread: rather an old page than no answer.
+            tracing::warn!(node, "a buffered read may see old content after an asynchronous direct write");
+            reply.ok(&out);
+            return;
+        }
+        held.waiting.push(Waiting { node, offset, reply, out });
+        changed.notify_all();
+    }
+
+    /// Answers what waits and ends the thread.
+    pub(super) fn end(&self) {
+        let (queue, changed) = &*self.shared;
+        let thread = {
+            let mut held = queue.lock();
+            held.ended = true;
+            changed.notify_all();
+            held.thread.take()
+        };
+        if let Some(thread) = thread {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn serve(shared: &(Mutex<Queue>, Condvar), notifier: &Notifier) {
+    let (queue, changed) = shared;
+    loop {
+        let now = {
+            let mut held = queue.lock();
+            while held.waiting.is_empty() && !held.ended {
+                changed.wait(&mut held);
+            }
+            std::mem::take(&mut held.waiting)
+        };
+        if now.is_empty() {
+            return;
+        }
+        for one in now {
+            let range = i64::try_from(one.offset).ok().zip(Some(i64::from(one.out.size)));
+            if let Some((offset, len)) = range {
+                // ENOENT: the kernel does not know the inode any more, and caches nothing of it.
+                let _ = notifier.inval_inode(one.node, offset, len);
+            }
+            one.reply.ok(&one.out);
+        }
+    }
+}
