@@ -81,12 +81,25 @@ fn main() -> ExitCode {
     let done = if args.next().is_some_and(|program| mount::is_helper(&program)) {
         mount::helper(&args.collect::<Vec<_>>())
     } else {
-        run(Cli::parse().command)
+        run(parse().command)
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),
     }
+}
+
+/// The words of the command line. A wrong one ends the program with status 2, or with mount(8)'s status 1 where that is what
+/// callers of `mount` and `umount` look for.
+fn parse() -> Cli {
+    Cli::try_parse().unwrap_or_else(|wrong| {
+        let mounts = std::env::args().nth(1).is_some_and(|command| matches!(&*command, "mount" | "umount"));
+        if mounts && wrong.exit_code() != 0 {
+            let _ = wrong.print();
+            std::process::exit(i32::from(extant_fuse::command::status::USAGE));
+        }
+        wrong.exit()
+    })
 }
 
 fn run(command: Command) -> Outcome {

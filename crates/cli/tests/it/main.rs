@@ -1,9 +1,13 @@
 //! The program on real images.
 
+#[macro_use]
+extern crate extant_testkit;
+
 mod both_ways;
 mod edit;
 mod info;
 mod look;
+mod mount;
 mod mounted;
 mod run;
 mod transfer;

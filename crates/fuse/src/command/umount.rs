@@ -28,7 +28,8 @@ pub fn umount(args: &UmountArgs) -> Result<(), CommandError> {
     let Some(entry) = entry.filter(MountEntry::is_ours) else {
         return Err(at(&"not mounted by extant"));
     };
-    let image = backing_image(&entry.source);
+    // A read-only mount leaves an image as it finds it.
+    let image = if entry.is_read_only() { None } else { backing_image(&entry.source) };
     let server = server_of(&entry.target);
     unmount(&entry.target, args.lazy).map_err(|e| at(&e))?;
     if args.lazy {

@@ -28,6 +28,12 @@ impl MountEntry {
     pub fn is_ours(&self) -> bool {
         matches!(self.kind.as_str(), "fuse.extant" | "fuseblk.extant")
     }
+
+    /// Whether its file system is mounted read-only.
+    #[must_use]
+    pub fn is_read_only(&self) -> bool {
+        self.super_options.split(',').any(|word| word == "ro")
+    }
 }
 
 /// Every mount, in the order they were made.
@@ -95,6 +101,9 @@ mod tests {
         assert_eq!(entry.source.to_str(), Some("/tmp/x.img"));
         assert_eq!((entry.kind.as_str(), entry.options.as_str()), ("fuse.extant", "rw,relatime"));
         assert!(entry.is_ours());
+        assert!(!entry.is_read_only());
+        let line = b"36 35 0:45 / /mnt/a rw,relatime - fuseblk.extant /dev/loop0 ro,user_id=0";
+        assert!(parse(line).unwrap().is_read_only());
         assert_eq!(parse(b""), None);
     }
 }
