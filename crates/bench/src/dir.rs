@@ -3,7 +3,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::target::{Kind, Result, Target, TargetFile};
 
@@ -55,7 +55,9 @@ impl Target for Dir {
     }
 
     fn stat(&self, path: &str) -> Result<u64> {
-        Ok(fs::symlink_metadata(self.root.join(path))?.len())
+        // lstat(2): what the standard library asks for, the time of birth, is not in the reply to a LOOKUP.
+        let size = rustix::fs::lstat(&self.root.join(path))?.st_size;
+        Ok(u64::try_from(size)?)
     }
 
     fn remove_file(&self, path: &str) -> Result<()> {
@@ -76,6 +78,10 @@ impl Target for Dir {
         let root = File::open(&self.root)?;
         root.sync_all()?;
         Ok(rustix::fs::syncfs(&root)?)
+    }
+
+    fn mounted_at(&self) -> Option<&Path> {
+        Some(&self.root)
     }
 
     fn close(self: Box<Self>) -> Result<()> {

@@ -4,12 +4,13 @@
 //! recognises nothing but its arguments, so every target does the same work.
 
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::target::{Result, Target};
 
 mod dir;
 mod image;
+mod rate;
 mod target;
 mod work;
 
@@ -39,6 +40,8 @@ struct Outcome {
     entries: u64,
     bytes: u64,
     syncs: bool,
+    /// What took so long, where it is not the whole workload.
+    timed: Option<Duration>,
 }
 
 fn run(name: &str, t: &dyn Target, args: &Args) -> Result<Outcome> {
@@ -89,6 +92,12 @@ fn run(name: &str, t: &dyn Target, args: &Args) -> Result<Outcome> {
         "random-read" => work::random_read(t, path, args.number("n", 30_000)?)?,
         "random-write" => work::random_write(t, path, args.number("n", 30_000)?)?,
         "append-fsync" => work::append_fsync(t, path, args.number("n", 1_000)?)?,
+        "forget" => rate::forget(t.mounted_at().ok_or("not a mounted filesystem")?)?,
+        _ if name.starts_with("rate-") => {
+            let dir = t.mounted_at().ok_or("rates are of mounted filesystems")?;
+            let files = rate::Files { base: base.to_owned(), dirs, files };
+            out.timed = Some(rate::run(name, dir, args.number("n", 10_000)?, &files)?);
+        }
         _ => return Err(format!("no workload named {name}").into()),
     }
     if out.syncs {
@@ -131,7 +140,7 @@ fn real_main() -> Result<()> {
     let opened = begin.elapsed();
     let start = Instant::now();
     let outcome = run(&name, &*target, &args)?;
-    let (wall, cpu) = (start.elapsed(), processor_seconds());
+    let (wall, cpu) = (outcome.timed.unwrap_or_else(|| start.elapsed()), processor_seconds());
     let device = counts.as_ref().map(image::Counts::json);
     target.close()?;
     let line = serde_json::json!({

@@ -1,6 +1,7 @@
 //! What a workload runs on: a directory of any mounted filesystem, or an image through the library.
 
 use std::error::Error;
+use std::path::Path;
 
 /// Any failure ends a workload; its text is all that is wanted of it.
 pub(crate) type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
@@ -29,6 +30,10 @@ pub(crate) trait Target: Sync {
     fn open(&self, path: &str, create: bool) -> Result<Box<dyn TargetFile + '_>>;
     /// Everything so far is on the device when this returns.
     fn sync(&self) -> Result<()>;
+    /// The directory, where the target is one of a mount.
+    fn mounted_at(&self) -> Option<&Path> {
+        None
+    }
     /// Unmounts, where the target was opened by this program.
     fn close(self: Box<Self>) -> Result<()>;
 }

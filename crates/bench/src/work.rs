@@ -185,6 +185,6 @@ fn dir_name(base: &str, d: usize) -> String {
     join(base, &format!("d{d:04}"))
 }
 
-fn file_name(base: &str, d: usize, f: usize) -> String {
+pub(crate) fn file_name(base: &str, d: usize, f: usize) -> String {
     format!("{}/file-{f:06}", dir_name(base, d))
 }

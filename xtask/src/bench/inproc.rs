@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::Rounds;
 use super::measure::{self, Metric, Sample, Series};
-use super::place::{self, Mounted, Scratch, Server};
+use super::place::{self, How, Mounted, Scratch, Server};
 use super::report::{Bound, Figure, ratio_figure};
 
 /// A workload that writes to a fresh image.
@@ -93,7 +93,7 @@ fn device_counts(ours: &Series) -> Vec<Figure> {
 
 fn on_kernel(image: &Path, workload: &str, args: &[&str]) -> Result<Sample, String> {
     place::make_image(image, "2g")?;
-    let mounted = Mounted::new(Server::Kernel, image, None)?;
+    let mounted = Mounted::new(Server::Kernel, image, How::default())?;
     let sample = measure::workload(workload, &format!("dir:{}", mounted.dir.display()), args, None)?;
     mounted.unmount()?;
     Ok(sample)
@@ -119,12 +119,12 @@ pub(crate) fn reading(rounds: Rounds) -> Result<Vec<Figure>, String> {
     let scratch = Scratch::new()?;
     let image = scratch.join("tree.img");
     place::make_image(&image, "1g")?;
-    let mounted = Mounted::new(Server::Kernel, &image, None)?;
+    let mounted = Mounted::new(Server::Kernel, &image, How::default())?;
     measure::workload("fill", &format!("dir:{}", mounted.dir.display()), &["files=20000", "mib=380"], None)?;
     mounted.unmount()?;
     let (mut ours, mut kernel) = (Series::default(), Series::default());
     for _ in 0..rounds.0 {
-        let mounted = Mounted::new(Server::Kernel, &image, None)?;
+        let mounted = Mounted::new(Server::Kernel, &image, How::default())?;
         kernel.0.push(measure::workload("read-tree", &format!("dir:{}", mounted.dir.display()), &[], None)?);
         mounted.unmount()?;
         ours.0.push(measure::workload("read-tree", &format!("image:{}", image.display()), &["ro=1"], None)?);

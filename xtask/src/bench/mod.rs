@@ -19,18 +19,35 @@ use report::Figure;
 #[derive(Clone, Copy)]
 pub(crate) struct Rounds(pub(crate) usize);
 
-const GROUPS: &[&str] = &["writing", "reading", "scaling", "mkfs", "peers", "mounted", "unpinned"];
+const GROUPS: &[&str] =
+    &["writing", "reading", "scaling", "mkfs", "peers", "mounted", "unpinned", "writeback"];
 
-/// `cargo xtask bench [--long] [GROUP[=CASE]…]`.
+/// `cargo xtask bench [--long|--short] [--no-build] [GROUP[=CASE]…]`.
 pub(crate) fn run(args: &[String]) -> Verdict {
     let long = args.iter().any(|a| a == "--long");
-    let named: Vec<&str> = args.iter().map(String::as_str).filter(|a| *a != "--long").collect();
+    let short = args.iter().any(|a| a == "--short");
+    let named: Vec<&str> = args.iter().map(String::as_str).filter(|a| !a.starts_with("--")).collect();
     let groups: Vec<&str> = if named.is_empty() { GROUPS.to_vec() } else { named };
-    if !proc::succeeds(proc::cargo().args(["build", "--release", "-p", "extant-cli", "-p", "extant-bench"]))?
+    let built = args.iter().any(|a| a == "--no-build");
+    if !built
+        && !proc::succeeds(proc::cargo().args([
+            "build",
+            "--release",
+            "-p",
+            "extant-cli",
+            "-p",
+            "extant-bench",
+        ]))?
     {
         return Ok(false);
     }
-    let rounds = Rounds(if long { 9 } else { 3 });
+    let rounds = Rounds(if long {
+        9
+    } else if short {
+        1
+    } else {
+        3
+    });
     let mut all = Vec::new();
     for group in groups {
         println!("\n{group}");
@@ -54,8 +71,9 @@ pub(crate) fn one_group(group: &str, rounds: Rounds) -> Result<Vec<Figure>, Stri
         "mkfs" => peers::mkfs(rounds),
         "peers" => peers::reading(rounds),
         "scaling" => inproc::scaling(rounds),
-        "mounted" => mounted::whole_work(rounds, Some(0), only),
-        "unpinned" => mounted::whole_work(rounds, None, only),
+        "mounted" => mounted::run(rounds, Some(0), only),
+        "unpinned" => mounted::run(rounds, None, only),
+        "writeback" => mounted::writeback(rounds, Some(0), only),
         _ => Err(format!("no group {group}; there are {}", GROUPS.join(", "))),
     }
 }

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use super::Rounds;
 use super::measure::{self, Metric, Sample, Series};
-use super::place::{self, Mounted, Scratch, Server};
+use super::place::{self, How, Mounted, Scratch, Server};
 use super::report::{Bound, Figure, ratio_figure};
 use crate::proc;
 
@@ -28,7 +28,7 @@ pub(crate) fn reading(rounds: Rounds) -> Result<Vec<Figure>, String> {
     let scratch = Scratch::new()?;
     let image = scratch.join("tree.img");
     place::make_image(&image, "1g")?;
-    let mounted = Mounted::new(Server::Kernel, &image, None)?;
+    let mounted = Mounted::new(Server::Kernel, &image, How::default())?;
     measure::workload("fill", &format!("dir:{}", mounted.dir.display()), &["files=20000", "mib=380"], None)?;
     mounted.unmount()?;
     let path = image.to_str().ok_or("scratch folder is not UTF-8")?;
