@@ -12,8 +12,8 @@ use crate::target::Result;
 use crate::work;
 
 const MIB: usize = 1 << 20;
-/// Size of the file that is read and written, MiB.
-const FILE_MIB: u64 = 128;
+/// Size of the file that is read and written, MiB: less than what starts a writeback or leaves a cache.
+const FILE_MIB: u64 = 16;
 
 /// What `create` made beforehand.
 pub(crate) struct Files {

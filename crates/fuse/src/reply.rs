@@ -6,6 +6,7 @@ use std::marker::PhantomData;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
+use extant_sys::MemSlice;
 use rustix::io::Errno;
 use zerocopy::{Immutable, IntoBytes};
 
@@ -32,6 +33,17 @@ impl Channel {
         let len = u32::try_from(len).map_err(|_| Errno::INVAL)?;
         let header = OutHeader { len, error, unique };
         let written = with_header(header.as_bytes(), body, |all| rustix::io::writev(self.fd(), all))?;
+        debug_assert_eq!(written, len as usize, "the FUSE device takes a message whole or not at all");
+        Ok(())
+    }
+
+    /// Sends a header and what is in `body`, which others may change meanwhile, as one message.
+    fn send_memory(&self, unique: u64, body: &[MemSlice<'_>]) -> Result<(), Errno> {
+        let len = size_of::<OutHeader>() + body.iter().map(MemSlice::len).sum::<usize>();
+        let len = u32::try_from(len).map_err(|_| Errno::INVAL)?;
+        let header = OutHeader { len, error: 0, unique };
+        let written = extant_sys::writev(self.fd(), header.as_bytes(), body)
+            .map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
         debug_assert_eq!(written, len as usize, "the FUSE device takes a message whole or not at all");
         Ok(())
     }
@@ -109,7 +121,12 @@ impl<'a, A: Answer> Reply<'a, A> {
 
     fn send(&mut self, error: i32, body: &[IoSlice<'_>]) {
         self.answered = true;
-        match self.channel.send(self.unique, error, body) {
+        let sent = self.channel.send(self.unique, error, body);
+        self.sent(error, sent);
+    }
+
+    fn sent(&self, error: i32, sent: Result<(), Errno>) {
+        match sent {
             Ok(()) => {}
             // The caller was killed meanwhile, or the mount is gone: nobody waits for this answer.
             Err(Errno::NOENT | Errno::NODEV | Errno::CONNABORTED) => {}
@@ -217,6 +234,13 @@ impl Reply<'_, Bytes> {
     /// Answers with bytes from several places, in one system call and without copying them together.
     pub fn vectored(mut self, data: &[IoSlice<'_>]) {
         self.send(0, data);
+    }
+
+    /// The same from memory that others may change meanwhile: pages of a cache.
+    pub fn memory(mut self, data: &[MemSlice<'_>]) {
+        self.answered = true;
+        let sent = self.channel.send_memory(self.unique, data);
+        self.sent(0, sent);
     }
 
     /// Answers with bytes or an error.

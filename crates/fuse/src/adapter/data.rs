@@ -2,8 +2,9 @@
 
 use std::cell::RefCell;
 
-use extant::{Error, FallocateMode, OpenFile, SeekKind, WriteFlags};
+use extant::{Error, FallocateMode, OpenFile, PageRefs, SeekKind, WriteFlags};
 use extant_sync::Arc;
+use extant_sys::MemSlice;
 use rustix::io::Errno;
 
 use super::open::Open;
@@ -22,18 +23,27 @@ const SET_ID: u16 = 0o6000;
 /// Bytes copied between two looks at whether the caller still waits.
 const COPY_PIECE: usize = 1 << 20;
 
-thread_local! {
-    /// What a reader thread reads into.
-    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+/// Up to so many bytes are read by copying: references to pages cost more.
+const COPIED: usize = 8192;
+
+#[derive(Default)]
+struct Room {
+    buffer: Vec<u8>,
+    refs: PageRefs,
 }
 
-/// Calls `f` with this thread's buffer, `len` bytes of it.
-fn with_buffer<R>(len: usize, f: impl FnOnce(&mut [u8]) -> R) -> R {
-    BUFFER.with_borrow_mut(|buffer| {
-        if buffer.len() < len {
-            buffer.resize(len, 0);
+thread_local! {
+    /// What a reader thread reads into.
+    static ROOM: RefCell<Room> = RefCell::new(Room::default());
+}
+
+/// Calls `f` with this thread's buffer, `len` bytes of it, and its list of pages.
+fn with_room<R>(len: usize, f: impl FnOnce(&mut [u8], &mut PageRefs) -> R) -> R {
+    ROOM.with_borrow_mut(|room| {
+        if room.buffer.len() < len {
+            room.buffer.resize(len, 0);
         }
-        f(&mut buffer[..len])
+        f(&mut room.buffer[..len], &mut room.refs)
     })
 }
 
@@ -48,9 +58,24 @@ impl Adapter {
             Err(errno) => return reply.error(errno),
         };
         file.note_read(args.flags);
-        with_buffer(args.size as usize, |buffer| match file.read_at(args.offset, buffer) {
-            Ok(n) => reply.bytes(&buffer[..n]),
-            Err(error) => reply.error(errno(&error)),
+        let len = args.size as usize;
+        if len <= COPIED {
+            return with_room(len, |buffer, _| match file.read_at(args.offset, buffer) {
+                Ok(n) => reply.bytes(&buffer[..n]),
+                Err(error) => reply.error(errno(&error)),
+            });
+        }
+        with_room(len, |buffer, refs| {
+            match file.read_refs(args.offset, buffer, refs) {
+                Ok(_) => {
+                    let mut pieces = Vec::with_capacity(refs.pieces());
+                    refs.memory(MemSlice::from_mut(buffer), &mut pieces);
+                    reply.memory(&pieces);
+                }
+                Err(error) => reply.error(errno(&error)),
+            }
+            // Pages are not to be kept until this thread's next READ.
+            refs.clear();
         });
     }
 
@@ -165,7 +190,7 @@ impl Adapter {
         let mut copied = 0;
         while copied < args.len {
             let piece = usize::try_from(args.len - copied).unwrap_or(COPY_PIECE).min(COPY_PIECE);
-            let moved = with_buffer(piece, |buffer| {
+            let moved = with_room(piece, |buffer, _| {
                 let read = from.read_at(args.off_in + copied, buffer)?;
                 if read == 0 {
                     return Ok(0);
