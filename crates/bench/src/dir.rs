@@ -56,7 +56,7 @@ impl Target for Dir {
 
     fn stat(&self, path: &str) -> Result<u64> {
         // lstat(2): what the standard library asks for, the time of birth, is not in the reply to a LOOKUP.
-        let size = rustix::fs::lstat(&self.root.join(path))?.st_size;
+        let size = rustix::fs::lstat(self.root.join(path))?.st_size;
         Ok(u64::try_from(size)?)
     }
 

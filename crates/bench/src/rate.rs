@@ -34,7 +34,7 @@ pub(crate) fn run(name: &str, dir: &Path, n: u64, files: &Files) -> Result<Durat
         }),
         "rate-open-close" => {
             let path = dir.join("file");
-            timed(n, |_| Ok(drop(File::open(&path)?)))
+            timed(n, |_| Ok(File::open(&path).map(drop)?))
         }
         "rate-write-4k" => write_4k(dir, n),
         "rate-read-4k" => read_direct(dir, n, 4096),
