@@ -198,6 +198,14 @@ fn check_kind(path: &Path, meta: &Metadata) -> Result<(), OpenError> {
 }
 
 impl FileDevice {
+    /// Lets go of the advisory lock: the caller uses the device no more, others may from now on.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn unlock(&self) -> io::Result<()> {
+        rustix::fs::flock(&self.file, FlockOperation::Unlock).map_err(errno)
+    }
+
     /// Makes (or empties) the image file `path` with `size` bytes of zeros, all sparse, and opens it for writing. A block
     /// device is opened as it is and must be large enough.
     ///

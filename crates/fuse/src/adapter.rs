@@ -49,6 +49,15 @@ impl Default for AdapterOptions {
     }
 }
 
+/// What to do after the unmount.
+struct AtEnd(Box<dyn Fn() + Send + Sync>);
+
+impl std::fmt::Debug for AtEnd {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("AtEnd")
+    }
+}
+
 /// A mounted file system as a FUSE server.
 #[derive(Debug)]
 pub struct Adapter {
@@ -57,6 +66,7 @@ pub struct Adapter {
     files: OpenFiles,
     options: AdapterOptions,
     notifier: OnceLock<Notifier>,
+    at_end: OnceLock<AtEnd>,
     dropper: Dropper,
     /// What [`Filesystem::unmount`] said, once it was called.
     ended: extant_sync::Mutex<Option<Result<(), String>>>,
@@ -73,6 +83,7 @@ impl Adapter {
             files: OpenFiles::new(),
             options,
             notifier: OnceLock::new(),
+            at_end: OnceLock::new(),
             dropper: Dropper::new(),
             ended,
         }
@@ -81,6 +92,11 @@ impl Adapter {
     /// Lets the adapter tell the kernel of changes that it does not see by itself. Only the first call counts.
     pub fn set_notifier(&self, notifier: Notifier) {
         let _ = self.notifier.set(notifier);
+    }
+
+    /// What is to be done once the file system is unmounted, before umount(2) returns where it waits. Only the first call counts.
+    pub fn set_at_end(&self, f: impl Fn() + Send + Sync + 'static) {
+        let _ = self.at_end.set(AtEnd(Box::new(f)));
     }
 
     /// The kernel does not know that an ioctl has changed attributes (ctime). No data is concerned, so this may be said by the
@@ -118,6 +134,9 @@ impl Adapter {
             tracing::error!(%error, "unmount");
         }
         *self.ended.lock() = Some(result.map_err(|e| e.to_string()));
+        if let Some(AtEnd(f)) = self.at_end.get() {
+            f();
+        }
     }
 
     fn inode(&self, node: u64) -> Result<InodeRef, Errno> {

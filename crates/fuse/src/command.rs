@@ -8,6 +8,7 @@ mod helper;
 mod log;
 mod mount;
 mod options;
+mod previous;
 mod umount;
 
 use std::fmt;

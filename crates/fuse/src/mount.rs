@@ -19,6 +19,7 @@ use rustix::mount::{MountFlags, UnmountFlags};
 
 pub use extant_sys::loopdev::LoopDevice;
 pub use namespace::enter_namespace;
+pub(crate) use table::mounts_of;
 pub use table::{MountEntry, find_mount, mounts};
 
 /// What to mount.

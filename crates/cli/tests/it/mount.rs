@@ -326,6 +326,42 @@ fn umount_returns_when_the_image_is_clean() {
     }
 }
 
+/// A mount waits for the server of the previous one, which may still be writing when the tree has let go of it.
+#[test]
+fn a_mount_waits_for_the_end_of_the_previous_one() {
+    need!(may_mount());
+    for options in ["rw", "attach=plain", "attach=loop"] {
+        let (dir, image) = image("-t ext4");
+        let at = dir.join("at");
+        fs::create_dir(&at).unwrap();
+        let file = fs::OpenOptions::new().read(true).write(true).open(&image).unwrap();
+        let device = (options == "rw").then(|| LoopDevice::attach(&file, false).unwrap());
+        let source = device.as_ref().map_or(&*image, LoopDevice::path);
+        for round in 0..10 {
+            good(extant().args(["mount", "-o", options]).args([source, &at]));
+            if round == 9 && device.is_none() {
+                assert_eq!(
+                    run(extant().arg("mount").args([source, &at])).status.code(),
+                    Some(FAILURE),
+                    "busy"
+                );
+            }
+            fs::write(at.join(format!("{round}")), vec![7; 2 << 20]).unwrap();
+            // Returns at once: the server has everything left to write.
+            good(Command::new("umount").args(["-i", "-l"]).arg(&at));
+        }
+        good(extant().args(["mount", "-o", options]).args([source, &at]));
+        good(extant().arg("umount").arg(&at));
+        drop((device, file));
+        assert_clean(&image);
+        let names = good(extant().arg("ls").arg(&image).arg("/")).stdout;
+        assert_eq!(
+            String::from_utf8_lossy(&names).split_ascii_whitespace().filter(|n| n.len() == 1).count(),
+            10
+        );
+    }
+}
+
 /// In a mount namespace of its own, where `/sbin` has our helper and /etc/fstab our lines, mount(8) and umount(8) do it all.
 #[test]
 fn mount_by_fstab() {

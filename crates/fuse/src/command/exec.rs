@@ -40,7 +40,7 @@ pub fn exec(args: &ExecArgs) -> Result<u8, CommandError> {
     enter_namespace().map_err(|e| CommandError::system(e.to_string()))?;
     log::start(if options.trace { tracing::Level::TRACE } else { tracing::Level::WARN });
     let dir = Directory::new()?;
-    let fs = mount::open(&image, &options, Some(&dir.0))?;
+    let fs = mount::open(&image, &options, Some(&dir.0))?.fs;
     let adapter =
         Adapter::new(fs, AdapterOptions { writeback_cache: options.writeback_cache, ..Default::default() });
     let at = |e: &dyn std::fmt::Display| CommandError::failure(format!("{}: {e}", dir.0.display()));

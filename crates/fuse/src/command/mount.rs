@@ -9,13 +9,14 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use extant::{Filesystem, MountOptions, Setup};
-use extant_device::{BlockDevice, OpenError, Window, partition_window};
+use extant_device::{BlockDevice, FileDevice, Live, OpenError, Window, partition_window};
 use extant_format::{Incompat, Superblock};
 use extant_sync::Arc;
 use rustix::io::Errno;
 use rustix::mount::MountFlags;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
+use super::previous::{self, Holder};
 use super::{Attach, CommandError, Options, daemon, log};
 use crate::adapter::{Adapter, AdapterOptions, control_remount};
 use crate::mount::{
@@ -124,9 +125,11 @@ fn serve(image: &Path, dir: &Path, options: &Options, background: bool) -> Resul
     if background {
         daemon::leave_terminal();
     }
-    let fs = open(image, options, Some(dir))?;
+    let Opened { fs, files } = open(image, options, Some(dir))?;
     let adapter =
         Adapter::new(fs, AdapterOptions { writeback_cache: options.writeback_cache, ..Default::default() });
+    // Whoever has waited for umount(2) may have the image, while this process still ends.
+    adapter.set_at_end(move || files.iter().for_each(|file| drop(file.unlock())));
     let done = attach(image, dir, options, &adapter).and_then(|(device, how)| {
         let session =
             SessionOptions { readers: options.readers, pin: options.pin, ..SessionOptions::default() };
@@ -134,6 +137,7 @@ fn serve(image: &Path, dir: &Path, options: &Options, background: bool) -> Resul
             .map_err(|e| CommandError::failure(format!("{}: {e}", dir.display())))?;
         adapter.set_notifier(session.notifier());
         unmount_on_signal(dir.to_owned(), how)?;
+        previous::say_serving();
         if background {
             daemon::tell_ready();
         }
@@ -145,26 +149,36 @@ fn serve(image: &Path, dir: &Path, options: &Options, background: bool) -> Resul
     ended.map_err(|e| CommandError::failure(format!("{}: unmount: {e}", image.display())))
 }
 
+/// A file system, and the devices that it is on.
+pub(super) struct Opened {
+    pub(super) fs: Arc<Filesystem>,
+    files: Vec<Arc<FileDevice>>,
+}
+
 /// Opens device and file system.
 pub(super) fn open(
     image: &Path,
     options: &Options,
     mounted_at: Option<&Path>,
-) -> Result<Arc<Filesystem>, CommandError> {
+) -> Result<Opened, CommandError> {
     let at = |e: &dyn std::fmt::Display| CommandError::failure(format!("{}: {e}", image.display()));
     let mut ext4 = MountOptions::parse(&options.ext4).map_err(|e| CommandError::usage(e.to_string()))?;
     // A block device is opened for writing for a read-only mount too: it is recovered, and may turn writable. An image file that
     // is mounted read-only stays as it is.
     let wanted = !ext4.read_only;
     let recover_on_device = ext4.read_only && !ext4.noload && is_block_device(image);
-    let device = match open_device(image, wanted || recover_on_device) {
+    let file = match open_device(image, wanted || recover_on_device, mounted_at) {
         Err(error) if error.errno() == Errno::ROFS.raw_os_error() => {
             ext4.read_only = true;
-            open_device(image, false).map_err(|e| at(&e))?
+            open_device(image, false, mounted_at).map_err(|e| at(&e))?
         }
-        Err(_) if !wanted && recover_on_device => open_device(image, false).map_err(|e| at(&e))?,
+        Err(OpenError::Io { .. }) if !wanted && recover_on_device => {
+            open_device(image, false, mounted_at).map_err(|e| at(&e))?
+        }
         other => other.map_err(|e| at(&e))?,
     };
+    let mut files = vec![Arc::clone(&file)];
+    let device: Arc<dyn BlockDevice> = file;
     let write_protected = wanted && ext4.read_only;
     refuse_unclean_and_protected(image, &*device, &ext4)?;
     let device: Arc<dyn BlockDevice> = match (options.partition, options.offset) {
@@ -179,19 +193,20 @@ pub(super) fn open(
         }
         (None, None) => device,
     };
-    let journal_device = match &ext4.journal_path {
-        Some(path) => {
-            Some(open_device(path, !ext4.read_only).map_err(|e| CommandError::failure(e.to_string()))?)
-        }
-        None => None,
-    };
+    let mut journal_device: Option<Arc<dyn BlockDevice>> = None;
+    if let Some(path) = &ext4.journal_path {
+        let file = open_device(path, !ext4.read_only, None)
+            .map_err(|e| CommandError::failure(format!("{}: {e}", path.display())))?;
+        files.push(Arc::clone(&file));
+        journal_device = Some(file);
+    }
     let mounted_at = mounted_at.map(|d| d.as_os_str().as_bytes().to_vec());
     let setup = Setup { options: ext4, journal_device, mounted_at, recover_on_device, ..Setup::default() };
     let fs = Filesystem::open(device, setup).map_err(|e| at(&e))?;
     if write_protected {
         tracing::warn!("{}: WARNING: source write-protected, mounted read-only", image.display());
     }
-    Ok(fs)
+    Ok(Opened { fs, files })
 }
 
 fn is_block_device(path: &Path) -> bool {
@@ -222,10 +237,28 @@ fn refuse_unclean_and_protected(
     }
 }
 
-fn open_device(path: &Path, write: bool) -> Result<Arc<dyn BlockDevice>, OpenError> {
+/// Opens a device; one that a previous mount is letting go of, when it has. `dir` is where it will be mounted.
+fn open_device(path: &Path, write: bool, dir: Option<&Path>) -> Result<Arc<FileDevice>, OpenError> {
     // The kernel claims a block device for a `fuseblk` mount itself.
-    let device = extant_device::OpenOptions::new().write(write).claimed_by_mount(true).open(path)?;
-    Ok(Arc::new(device))
+    let open = || extant_device::OpenOptions::new().write(write).claimed_by_mount(true).open(path);
+    let mut done = open();
+    // Each turn waits for the end of another process.
+    while let Err(OpenError::InUse { live, .. }) = &done {
+        match previous::wait_for(path) {
+            Holder::Stays => break,
+            Holder::Ended => done = open(),
+            Holder::Gone => {
+                // Its server has let go; the kernel may not have yet.
+                if let (Live::Claimed, Some(dir)) = (live, dir) {
+                    previous::wait_for_kernel(path, dir);
+                }
+                // What is found now counts.
+                done = open();
+                break;
+            }
+        }
+    }
+    Ok(Arc::new(done?))
 }
 
 /// Mounts `image` on `dir` in the best way there is.

@@ -54,7 +54,7 @@ fn server_of(dir: &Path) -> Option<std::os::fd::OwnedFd> {
     pidfd_open(pid, PidfdFlags::empty()).ok()
 }
 
-fn wait_for_end(server: &std::os::fd::OwnedFd) -> Result<(), Errno> {
+pub(super) fn wait_for_end(server: &std::os::fd::OwnedFd) -> Result<(), Errno> {
     loop {
         match poll(&mut [PollFd::new(server, PollFlags::IN)], None) {
             Ok(_) => return Ok(()),
@@ -65,7 +65,7 @@ fn wait_for_end(server: &std::os::fd::OwnedFd) -> Result<(), Errno> {
 }
 
 /// The image behind a mount's source: itself, or what its loop device is attached to.
-fn backing_image(source: &Path) -> Option<PathBuf> {
+pub(super) fn backing_image(source: &Path) -> Option<PathBuf> {
     let name = source.file_name()?.to_str()?;
     if !(source.starts_with("/dev") && name.starts_with("loop")) {
         return source.is_file().then(|| source.to_owned());

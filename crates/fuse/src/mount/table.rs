@@ -38,7 +38,16 @@ impl MountEntry {
 
 /// Every mount, in the order they were made.
 pub fn mounts() -> io::Result<Vec<MountEntry>> {
-    let text = std::fs::read("/proc/self/mountinfo")?;
+    parse_all("/proc/self/mountinfo")
+}
+
+/// The same, as process `pid` sees them.
+pub(crate) fn mounts_of(pid: i32) -> io::Result<Vec<MountEntry>> {
+    parse_all(&format!("/proc/{pid}/mountinfo"))
+}
+
+fn parse_all(path: &str) -> io::Result<Vec<MountEntry>> {
+    let text = std::fs::read(path)?;
     Ok(text.split(|&b| b == b'\n').filter_map(parse).collect())
 }
 
