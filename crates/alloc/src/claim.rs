@@ -14,7 +14,7 @@ use extant_sync::Arc;
 use extant_sync::atomic::Ordering;
 
 use crate::allocator::Allocator;
-use crate::counters::Reservation;
+use crate::counters::{Privilege, Reservation};
 use crate::error::{AllocError, Result};
 use crate::group::GroupState;
 use crate::window::{InodeWindow, Taken, thread_number};
@@ -197,6 +197,63 @@ impl Allocator {
                 Err(error)
             }
         }
+    }
+
+    /// Claims every cluster of the given range that is free, whatever else is there: one claim for each free run, in
+    /// order. The reserved blocks and the pool may be used.
+    ///
+    /// Takes one group's lock after the other; reads bitmaps before.
+    ///
+    /// # Errors
+    /// [`AllocError::NotData`] for a range that no file may have, [`AllocError::NoSpace`]; a corrupt group.
+    pub fn claim_at(self: &Arc<Self>, pblk: Pblk, len: u64) -> Result<Vec<Claim>> {
+        if !self.is_data_range(pblk, len) {
+            return Err(AllocError::NotData { pblk, len });
+        }
+        let (mut at, end) = (pblk.0, pblk.0 + len);
+        let mut claims = Vec::new();
+        while at < end {
+            let Some((group, bit)) = self.geo.bit_of_block(Pblk(at)) else { break };
+            let group_end = self.geo.group_first_block(group).0 + u64::from(self.geo.blocks_in_group(group));
+            let stop = end.min(group_end);
+            let last = self.geo.bit_of_block(Pblk(stop - 1)).map_or(bit, |(_, b)| b);
+            self.claim_free(group.0 as usize, (bit, last + 1), &mut claims)?;
+            at = stop;
+        }
+        Ok(claims)
+    }
+
+    /// Claims the free runs of a group's clusters `from..to`.
+    fn claim_free(
+        self: &Arc<Self>,
+        g: usize,
+        (from, to): (u32, u32),
+        claims: &mut Vec<Claim>,
+    ) -> Result<()> {
+        let mut purse = self.reserve(u64::from(to - from), 0, Privilege::Pool)?;
+        let mut at = from;
+        while at < to {
+            let taken = self.with_buddy(g, |state, g| {
+                let run = state.buddy.as_ref()?.next_run(at)?;
+                (run.start < to).then(|| take(state, g, run.start, run.end.min(to) - run.start))
+            });
+            let taken = taken.ok_or(AllocError::CorruptGroup { group: self.group_nr(g) })?;
+            let Some(Taken { group, start, len }) = taken else { break };
+            at = start + len;
+            let paid = purse.pay(u64::from(len), true)?;
+            assert_eq!(paid, u64::from(len), "as many clusters are reserved as the range has");
+            claims.push(Claim {
+                alloc: Arc::clone(self),
+                group,
+                start,
+                clusters: len,
+                published: 0,
+                phase: 0,
+                len: len << self.geo.log_cluster_ratio(),
+                data: true,
+            });
+        }
+        Ok(())
     }
 
     /// Publishes the clusters of the claim's first `blocks` blocks: from here on the disk says that they are in use.

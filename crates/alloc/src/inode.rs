@@ -73,6 +73,65 @@ impl Allocator {
         Err(AllocError::NoInodes)
     }
 
+    /// Takes this inode number and marks it in use, in a handle; false if it was in use already. The caller writes the
+    /// inode's record, whole.
+    ///
+    /// Takes the group's lock. Credits: 2.
+    ///
+    /// # Errors
+    /// [`AllocError::NotInode`] for reserved numbers and beyond the last; a corrupt group.
+    pub fn take_inode(&self, handle: &mut Handle, ino: Ino, is_dir: bool) -> Result<bool> {
+        let at = self.geo.inode_location(ino).filter(|_| ino >= self.geo.first_ino());
+        let at = at.ok_or(AllocError::NotInode { ino })?;
+        let g = at.group.0 as usize;
+        let (desc_buf, offset) = self.desc_buf(g)?;
+        let map = self.inode_bitmap(g)?;
+        let mut state = self.groups[g].lock();
+        if state.inodes_corrupt {
+            return Err(AllocError::CorruptGroup { group: at.group });
+        }
+        if map.as_ref().is_some_and(|map| map.with(|bytes| bitmap::test(bytes, at.index))) {
+            return Ok(false);
+        }
+        if state.desc.free_inodes == 0 {
+            return Err(AllocError::CorruptGroup { group: at.group });
+        }
+        let map = match map {
+            Some(map) => map,
+            None => self.first_inode_bitmap(handle, &state)?,
+        };
+        self.first_of_table_block(handle, &state, &map, at.index)?;
+        self.mark_inode(handle, g, &mut state, (&map, at.index), (&desc_buf, offset), is_dir)?;
+        drop(state);
+        self.free_inodes.fetch_sub(1, Ordering::Relaxed);
+        self.dirs.fetch_add(i64::from(is_dir), Ordering::Relaxed);
+        Ok(true)
+    }
+
+    /// Sets an inode's bit, with the descriptor. Under the group's lock. Credits: 2.
+    fn mark_inode(
+        &self,
+        handle: &mut Handle,
+        g: usize,
+        state: &mut GroupState,
+        (map, index): (&Buf, u32),
+        (desc_buf, offset): (&Buf, usize),
+        is_dir: bool,
+    ) -> Result<()> {
+        let desc = self.desc_with_inode(state, index, is_dir);
+        let desc = handle.modify(map, |bytes: &mut [u8]| {
+            let mut desc = desc;
+            bitmap::set(bytes, index);
+            desc.set_inode_bitmap_csum(bytes, &self.geo, &self.csum);
+            desc
+        })?;
+        self.write_desc(handle, self.group_nr(g), state, desc, desc_buf, offset)?;
+        if desc.free_inodes == 0 {
+            self.with_inodes.remove(g);
+        }
+        Ok(())
+    }
+
     /// Frees an inode number in a handle. The caller has cleared the record and dropped the in-core inode's claims.
     ///
     /// Takes the group's lock. Credits: 2.
@@ -158,18 +217,8 @@ impl Allocator {
             return Ok(None);
         };
         self.first_of_table_block(handle, &state, &map, index)?;
-        let desc = self.desc_with_inode(&state, index, is_dir);
-        let desc = handle.modify(&map, |bytes: &mut [u8]| {
-            let mut desc = desc;
-            bitmap::set(bytes, index);
-            desc.set_inode_bitmap_csum(bytes, &self.geo, &self.csum);
-            desc
-        })?;
-        self.write_desc(handle, group, &mut state, desc, &desc_buf, offset)?;
+        self.mark_inode(handle, g, &mut state, (&map, index), (&desc_buf, offset), is_dir)?;
         state.inode_hint = index + 1;
-        if desc.free_inodes == 0 {
-            self.with_inodes.remove(g);
-        }
         drop(state);
         self.free_inodes.fetch_sub(1, Ordering::Relaxed);
         self.dirs.fetch_add(i64::from(is_dir), Ordering::Relaxed);

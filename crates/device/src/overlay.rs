@@ -44,6 +44,38 @@ impl Overlay {
         self.shards.iter().map(bytes).sum()
     }
 
+    /// Blocks of `block_size` bytes (a power of two) whose content differs from the base's, in ascending order, with what
+    /// they hold now. Nobody writes meanwhile.
+    ///
+    /// # Errors
+    /// The base's.
+    pub fn changed_blocks(&self, block_size: usize) -> io::Result<Vec<(u64, Vec<u8>)>> {
+        let mut blocks: Vec<u64> = Vec::new();
+        for shard in &self.shards {
+            for chunk in shard.read().keys() {
+                let first = chunk * CHUNK as u64 / block_size as u64;
+                let more = (CHUNK / block_size).max(1) as u64;
+                blocks.extend(first..first + more);
+            }
+        }
+        blocks.sort_unstable();
+        blocks.dedup();
+        let (mut now, mut before) = (vec![0; block_size], vec![0; block_size]);
+        let mut changed = Vec::new();
+        for block in blocks {
+            let at = block * block_size as u64;
+            if at + block_size as u64 > self.size() {
+                continue;
+            }
+            self.read_at(at, &mut now)?;
+            self.base.read_at(at, &mut before)?;
+            if now != before {
+                changed.push((block, now.clone()));
+            }
+        }
+        Ok(changed)
+    }
+
     /// Writes everything that was changed to the base, and flushes it. Nobody writes meanwhile.
     ///
     /// # Errors

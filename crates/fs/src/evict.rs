@@ -68,7 +68,8 @@ impl Filesystem {
         12 + 2 * self.map.remove_credits(inode.map_kind(), depth) + 2 * self.values_named(inode).unwrap_or(0)
     }
 
-    fn free_inode_in(&self, handle: &mut Handle, inode: &Inode) -> Result<()> {
+    /// The same in a handle that has the credits for all of it.
+    pub(crate) fn free_inode_in(&self, handle: &mut Handle, inode: &Inode) -> Result<()> {
         if self.has_map(inode) {
             self.remove_blocks(handle, inode, Lblk(0))?;
         }

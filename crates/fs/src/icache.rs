@@ -253,6 +253,13 @@ impl InodeCache {
         }
     }
 
+    /// Takes out an inode whose number becomes another one's, while nobody else uses the cache.
+    pub(crate) fn forget(&self, ino: Ino) {
+        let gone = self.shard(ino).shard.lock().slots.remove(&ino.0);
+        // Dropped out of the lock.
+        drop(gone);
+    }
+
     /// The evictor is about to free the number (or gave up): it may be loaded and reused from now on.
     pub(crate) fn evicted(&self, ino: Ino) {
         let locked = self.shard(ino);

@@ -356,7 +356,7 @@ impl Filesystem {
 }
 
 /// Refuses inodes whose fields contradict each other.
-fn check(ino: Ino, kind: FileType, raw: &RawInode, fs: &Filesystem) -> Result<()> {
+pub(crate) fn check(ino: Ino, kind: FileType, raw: &RawInode, fs: &Filesystem) -> Result<()> {
     let flags = raw.flags;
     if raw.file_acl.0 != 0 && !fs.geo.contains(raw.file_acl) {
         return Err(Error::bad_inode(ino, "i_file_acl", raw.file_acl.0));

@@ -16,6 +16,7 @@
 //! | `calls`, `create`, `remove`, `rename`, `attr` | the operations |
 //! | `quota`, `quota_file` | usage by user, group and project, and its limits |
 //! | `xattr`, `inline` | extended attributes; content kept in the inode |
+//! | `migrate` | from extents to indirect blocks and back |
 //! | `data`, `data_rw`, `inline_data`, `fallocate` | file content: its pages and how they reach the disk; reading, writing, sizes; in the inode; ranges |
 //! | `open_file` | an open file |
 //! | `state`, `freeze`, `background`, `time` | freezing, remounting, shutting down; threads; clocks |
@@ -55,6 +56,7 @@ mod icache;
 mod inline;
 mod inline_data;
 mod inode;
+mod migrate;
 mod mmp;
 mod mount;
 mod open_file;

@@ -114,7 +114,9 @@ impl Filesystem {
         let mmp = crate::mmp::Mmp::acquire(&target, &sb, !writes)?;
         let log = find_log(&target, &sb, &setup)?;
         let replayed = match &log {
-            Some(log) if !setup.options.noload => crate::recovery::recover(&target, &sb, log, !writes)?,
+            Some(log) if !setup.options.noload => {
+                crate::recovery::recover(&target, &counting, &sb, &setup, log, !writes)?
+            }
             _ => false,
         };
         let sb = if replayed { bootstrap::read_super(&*target, setup.options.sb)? } else { sb };
@@ -418,7 +420,8 @@ fn dir_layout(sb: &Superblock, features: Features) -> DirLayout {
     }
 }
 
-fn build(
+/// A filesystem over `device`, without threads; nothing is written. `read_only`: without the log, too.
+pub(crate) fn build(
     device: Arc<dyn BlockDevice>,
     counting: Arc<Counting>,
     sb: Superblock,

@@ -165,15 +165,19 @@ impl Filesystem {
         Ok(done?)
     }
 
-    /// Opens the orphan file, and frees or finishes what an earlier mount left.
-    pub(crate) fn process_orphans(&self) -> Result<()> {
+    /// Opens the orphan file, and finds what an earlier mount left: such inodes can be read from now on although they
+    /// have no links.
+    pub(crate) fn find_orphans(&self) -> Result<Vec<Ino>> {
         let mut found = self.listed_orphans()?;
         self.open_orphan_file()?;
         found.extend(self.slot_orphans()?);
-        {
-            let mut state = self.orphans.0.lock();
-            state.pending = found.iter().map(|i| i.0).collect();
-        }
+        self.orphans.0.lock().pending = found.iter().map(|i| i.0).collect();
+        Ok(found)
+    }
+
+    /// Frees or finishes what an earlier mount left.
+    pub(crate) fn process_orphans(&self) -> Result<()> {
+        let found = self.find_orphans()?;
         let count = found.len();
         for ino in found {
             self.process_orphan(ino)?;

@@ -1,30 +1,70 @@
-//! Journal recovery at mount.
+//! Journal recovery at mount: the log, then the fast commits after it.
+//!
+//! Fast commits describe changes of files, not of blocks, so they are applied by a filesystem: one that is opened over an
+//! overlay of the recovered device, for this alone. What it changed is then written to the log as one transaction, and only
+//! after that in place. So a crash finds either the log as it was, with its fast commits, or one more transaction in it; in
+//! neither case half of a replay.
+
+mod blocks;
+mod fast_commit;
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use extant_device::BlockDevice;
-use extant_format::Superblock;
-use extant_journal::{LogPlace, recover as replay};
+use extant_device::{BlockDevice, Counting, Overlay};
+use extant_format::{Pblk, Superblock};
+use extant_journal::{LogPlace, Recovery, recover as replay};
 
-use crate::error::{Error, Result};
+use crate::bootstrap;
+use crate::error::Result;
+use crate::mount::{Setup, build};
 
 /// Replays the journal onto `device` if it needs it; true if it did. For writing, the log is then marked empty.
+///
+/// `counting` is what lies beneath `device`.
 pub(crate) fn recover(
     device: &Arc<dyn BlockDevice>,
+    counting: &Arc<Counting>,
     sb: &Superblock,
+    setup: &Setup,
     log: &LogPlace,
     read_only: bool,
 ) -> Result<bool> {
-    let recovery = replay(log, device, sb.geometry().blocks_count())?;
+    let mut recovery = replay(log, device, sb.geometry().blocks_count())?;
     let needed = recovery.was_needed();
     if !recovery.fast_commits().is_empty() {
-        // Refused as a whole: leaving them out would lose what was synced.
-        return Err(Error::Incompatible(
-            "its journal holds fast commits, which are not supported yet: recover it with e2fsck".into(),
-        ));
+        apply_fast_commits(device, counting, setup, log, &mut recovery, read_only)?;
     }
     if !read_only {
         recovery.finish(device)?;
     }
     Ok(needed)
+}
+
+fn apply_fast_commits(
+    device: &Arc<dyn BlockDevice>,
+    counting: &Arc<Counting>,
+    setup: &Setup,
+    log: &LogPlace,
+    recovery: &mut Recovery,
+    read_only: bool,
+) -> Result<()> {
+    let sb = bootstrap::read_super(&**device, setup.options.sb)?;
+    let block_size = sb.geometry().block_size() as usize;
+    let changes = Arc::new(Overlay::new(Arc::clone(device)));
+    // Opened as for reading: no threads, no log, no record of a mount.
+    let over: Arc<dyn BlockDevice> = Arc::clone(&changes) as _;
+    let fs = build(over, Arc::clone(counting), sb, setup, true, Some(log.clone()))?;
+    fast_commit::replay(&fs, recovery.fast_commits())?;
+    drop(fs);
+    tracing::info!(records = recovery.fast_commits().len(), "fast commits applied");
+    if !read_only {
+        let blocks = changes.changed_blocks(block_size)?;
+        let blocks: Vec<_> = blocks.into_iter().map(|(block, bytes)| (Pblk(block), bytes)).collect();
+        let now = Duration::from_secs(setup.clock.now().sec.max(0) as u64);
+        if !recovery.log_fast_commits(device, &blocks, now)? {
+            tracing::warn!("the log has no room for what the fast commits change: a crash now wants a check");
+        }
+    }
+    Ok(changes.apply()?)
 }

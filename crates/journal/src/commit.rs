@@ -282,7 +282,7 @@ fn take_copies(tid: Tid, joined: &[Buf]) -> Vec<BlockCopy> {
 }
 
 /// A transaction's blocks in log order, without the commit block.
-struct Image<'a> {
+pub(crate) struct Image<'a> {
     format: &'a LogFormat,
     tid: Tid,
     parts: Vec<Part<'a>>,
@@ -295,7 +295,7 @@ struct Part<'a> {
 }
 
 impl<'a> Image<'a> {
-    fn new(format: &'a LogFormat, tid: Tid) -> Self {
+    pub(crate) fn new(format: &'a LogFormat, tid: Tid) -> Self {
         Self { format, tid, parts: Vec::new() }
     }
 
@@ -311,25 +311,30 @@ impl<'a> Image<'a> {
 
     fn add_copies(&mut self, copies: &'a [BlockCopy]) {
         for chunk in copies.chunks(self.format.tags_per_descriptor()) {
-            let mut block = vec![0; self.format.block_size()];
-            let at = self.parts.len();
-            let mut writer = self.format.descriptor(&mut block, self.tid);
-            for copy in chunk {
-                let logged = escape(&copy.data);
-                let checksum = self.format.tag_checksum(self.tid, &logged);
-                writer.push(copy.buf.pblk(), is_escapable(&copy.data), checksum);
-                self.parts.push(Part { block: logged, summed: true });
-            }
-            writer.finish();
-            self.parts.insert(at, Part { block: Cow::Owned(block), summed: true });
+            self.add_described(chunk.iter().map(|copy| (copy.buf.pblk(), &*copy.data)));
         }
     }
 
-    fn blocks(&self) -> Vec<&[u8]> {
+    /// Adds blocks with one descriptor block before them, which has room for all.
+    pub(crate) fn add_described(&mut self, blocks: impl Iterator<Item = (Pblk, &'a [u8])>) {
+        let mut block = vec![0; self.format.block_size()];
+        let at = self.parts.len();
+        let mut writer = self.format.descriptor(&mut block, self.tid);
+        for (pblk, data) in blocks {
+            let logged = escape(data);
+            let checksum = self.format.tag_checksum(self.tid, &logged);
+            writer.push(pblk, is_escapable(data), checksum);
+            self.parts.push(Part { block: logged, summed: true });
+        }
+        writer.finish();
+        self.parts.insert(at, Part { block: Cow::Owned(block), summed: true });
+    }
+
+    pub(crate) fn blocks(&self) -> Vec<&[u8]> {
         self.parts.iter().map(|part| &*part.block).collect()
     }
 
-    fn transaction_crc(&self) -> u32 {
+    pub(crate) fn transaction_crc(&self) -> u32 {
         let summed = self.parts.iter().filter(|part| part.summed);
         summed.fold(!0, |sum, part| LogFormat::transaction_crc(sum, &part.block))
     }

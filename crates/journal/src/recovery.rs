@@ -19,6 +19,7 @@ mod scan;
 
 use std::io::IoSlice;
 use std::sync::Arc;
+use std::time::Duration;
 
 use extant_device::BlockDevice;
 use extant_format::fast_commit::{Operation, Scanner};
@@ -26,11 +27,15 @@ use extant_format::jbd2::Superblock;
 use extant_format::{Pblk, Tid};
 
 use crate::cache::MAX_VECTORS;
+use crate::commit::Image;
 use crate::{Error, LogPlace, Result};
 use collect::Winner;
 use reader::LogReader;
 
 /// What a recovery found and did.
+///
+/// With fast commits: the caller applies [`Recovery::fast_commits`] to the filesystem, hands what that changed to
+/// [`Recovery::log_fast_commits`], writes it in place, and only then calls [`Recovery::finish`].
 #[derive(Debug)]
 pub struct Recovery {
     place: LogPlace,
@@ -40,6 +45,8 @@ pub struct Recovery {
     blocks: u64,
     revoked: u64,
     next: Tid,
+    /// Where `next` would start in the log.
+    head: u32,
     fast_commits: Vec<Operation>,
 }
 
@@ -56,6 +63,7 @@ pub fn recover(place: &LogPlace, device: &Arc<dyn BlockDevice>, fs_blocks: u64) 
         place: place.clone(),
         needed: superblock.start() != 0,
         next: superblock.sequence(),
+        head: superblock.start(),
         superblock,
         transactions: 0,
         blocks: 0,
@@ -105,6 +113,55 @@ impl Recovery {
         &self.fast_commits
     }
 
+    /// Writes what applying [`Self::fast_commits`] changes, `blocks` in ascending order, to the log as one transaction. From
+    /// here on the fast commits are void: a further recovery replays the transaction. The caller then writes the
+    /// blocks in place. False, with nothing written, if the log is too small for them.
+    ///
+    /// Until the transaction is durable the fast commits are valid: all that the log held is in place on `device`, and
+    /// is taken out of it first.
+    ///
+    /// # Errors
+    /// The device's; [`Error::Not64Bit`].
+    pub fn log_fast_commits(
+        &mut self,
+        device: &Arc<dyn BlockDevice>,
+        blocks: &[(Pblk, Vec<u8>)],
+        now: Duration,
+    ) -> Result<bool> {
+        let format = self.superblock.log_format();
+        let (first, end) = (self.superblock.first(), self.superblock.log_end());
+        let room = (end - first) as usize;
+        if blocks.is_empty() {
+            return Ok(true);
+        }
+        if blocks.len() + blocks.len().div_ceil(format.tags_per_descriptor()) + 2 > room {
+            return Ok(false);
+        }
+        if let Some((pblk, _)) = blocks.last().filter(|b| b.0.0 > u64::from(u32::MAX) && !format.is_64bit()) {
+            return Err(Error::Not64Bit(*pblk));
+        }
+        device.flush().map_err(|source| Error::Flush(Arc::new(source)))?;
+        self.superblock.set_tail(self.next, self.head);
+        self.place.write_superblock(&self.superblock)?;
+        self.place.flush()?;
+        let mut image = Image::new(&format, self.next);
+        for part in blocks.chunks(format.tags_per_descriptor()) {
+            image.add_described(part.iter().map(|(pblk, bytes)| (*pblk, &**bytes)));
+        }
+        let logged = image.blocks();
+        let (before_end, wrapped) = logged.split_at(logged.len().min((end - self.head) as usize));
+        self.place.write(self.head, before_end)?;
+        self.place.write(first, wrapped)?;
+        self.place.flush()?;
+        let mut commit = vec![0; format.block_size()];
+        let crc = if format.has_transaction_crc() { image.transaction_crc() } else { 0 };
+        format.write_commit(&mut commit, self.next, (now.as_secs(), now.subsec_nanos()), crc);
+        let at = first + ((self.head - first) as usize + logged.len()) as u32 % (end - first);
+        self.place.write_durably(at, &commit)?;
+        self.next = self.next.next();
+        Ok(true)
+    }
+
     /// Marks the log empty and forgets a recorded errno: the filesystem has taken over both. Flushes the filesystem's `device`
     /// before, and the log after.
     pub fn finish(mut self, device: &Arc<dyn BlockDevice>) -> Result<()> {
@@ -127,6 +184,7 @@ impl Recovery {
         let limits = scan::Limits::new(&self.place, fs_blocks);
         let scanned = scan::scan(&mut reader, &format, &self.superblock, &limits)?;
         self.next = scanned.end;
+        self.head = scanned.head;
         self.transactions = scanned.transactions;
         let collected = collect::collect(&mut reader, &format, &self.superblock, &scanned)?;
         self.revoked = collected.revoked;

@@ -140,6 +140,8 @@ pub enum Content {
     Data,
     /// Directory blocks, long symlinks, quota, xattr values, journalled data: the journal must not bring them back.
     Journalled,
+    /// The caller decides what becomes of the blocks: they leave the map and stay allocated. Tree blocks are freed.
+    Kept,
 }
 
 /// How far a removal came.

@@ -145,7 +145,9 @@ impl MapFs {
                 }
             }
             if ratio == 1 {
-                self.alloc.free(handle, run.pblk, u64::from(run.len))?;
+                if content != Content::Kept {
+                    self.alloc.free(handle, run.pblk, u64::from(run.len))?;
+                }
                 freed += i64::from(run.len);
                 continue;
             }
@@ -153,7 +155,9 @@ impl MapFs {
             let (from, to) = self.own_clusters(map, run, below)?;
             if from < to {
                 let run = part(run, from, to);
-                self.alloc.free(handle, run.pblk, u64::from(run.len))?;
+                if content != Content::Kept {
+                    self.alloc.free(handle, run.pblk, u64::from(run.len))?;
+                }
                 freed += i64::from((to - 1) / ratio - from / ratio + 1) * i64::from(ratio);
             }
         }

@@ -11,6 +11,8 @@ pub(super) struct Scanned {
     /// The first transaction that is not whole.
     pub(super) end: Tid,
     pub(super) transactions: u32,
+    /// Where `end` would start.
+    pub(super) head: u32,
 }
 
 /// Which block numbers the log may name.
@@ -68,7 +70,7 @@ pub(super) fn scan(
     sb: &Superblock,
     limits: &Limits,
 ) -> Result<Scanned> {
-    let mut found = Scanned { end: sb.sequence(), transactions: 0 };
+    let mut found = Scanned { end: sb.sequence(), transactions: 0, head: sb.start() };
     let mut at = sb.start();
     let mut steps = 0;
     let mut last_time = (0, 0);
@@ -97,6 +99,7 @@ pub(super) fn scan(
         found.end = found.end.next();
         found.transactions += 1;
         at = next_at;
+        found.head = at;
     }
     Ok(found)
 }

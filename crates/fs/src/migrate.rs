@@ -1,0 +1,70 @@
+//! From extents to indirect blocks and back (`chattr +e`, `chattr -e`): the same data blocks in the other kind of map.
+
+use extant_alloc::Reservation;
+use extant_format::Lblk;
+use extant_format::inode::InodeFlags;
+use extant_journal::Handle;
+use extant_map::{Content, Extent, LBLK_END, MapFs, MapKind, Run};
+
+use crate::error::{CorruptKind, Error, Place, Result};
+use crate::filesystem::Filesystem;
+use crate::inode::Inode;
+
+impl Filesystem {
+    /// Gives an inode the other kind of map. The data stays where it is; tree blocks come out of `purse`. All within
+    /// `handle`, which has the credits. The caller writes the inode.
+    ///
+    /// # Errors
+    /// `NotSupported` (nothing changed) for unwritten blocks and blocks past the reach of an indirect map.
+    pub(crate) fn change_map_kind(
+        &self,
+        handle: &mut Handle,
+        inode: &Inode,
+        extents: bool,
+        purse: &mut Reservation,
+    ) -> Result<()> {
+        let runs = self.map_runs(inode)?;
+        self.check_indirect(&runs, extents)?;
+        let mut i_block = inode.map.write();
+        let whole = Lblk(0)..Lblk(LBLK_END);
+        let mut map = inode.map_mut(&mut i_block);
+        let removed = self.map.remove(handle, &mut map, whole, Content::Kept, purse)?;
+        if removed.left.is_some() {
+            let words = "it does not fit into one transaction";
+            return Err(Error::corrupt(Place::Inode(inode.ino), CorruptKind::Map(words.into())));
+        }
+        let mut delta = removed.delta.total();
+        inode.state().raw.flags.set(InodeFlags::EXTENTS, extents);
+        MapFs::init(inode.map_kind(), &mut i_block, inode.ino);
+        for run in runs {
+            delta += self.map.insert(handle, &mut inode.map_mut(&mut i_block), run, purse)?.total();
+        }
+        self.map_changed(inode, &i_block, delta);
+        Ok(())
+    }
+
+    /// All mapped runs of an inode.
+    pub(crate) fn map_runs(&self, inode: &Inode) -> Result<Vec<Extent>> {
+        let i_block = inode.map.read();
+        let (mut at, mut runs) = (0, Vec::new());
+        while let Some((lblk, Run::Mapped { pblk, len, unwritten })) =
+            self.map.next_mapped(&inode.map_ref(&i_block), Lblk(at), LBLK_END)?
+        {
+            runs.push(Extent { lblk, len, pblk, unwritten });
+            at = lblk.0.saturating_add(len);
+        }
+        Ok(runs)
+    }
+
+    /// Refuses what an indirect map cannot hold.
+    pub(crate) fn check_indirect(&self, runs: &[Extent], extents: bool) -> Result<()> {
+        let reach = self.map.max_blocks(MapKind::Indirect);
+        let far = |run: &Extent| {
+            u64::from(run.end()) > reach || run.pblk.0 + u64::from(run.len) > u64::from(u32::MAX)
+        };
+        if !extents && runs.iter().any(|run| run.unwritten || far(run)) {
+            return Err(Error::NotSupported("indirect blocks for a file with unwritten or far blocks"));
+        }
+        Ok(())
+    }
+}
