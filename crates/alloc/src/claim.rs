@@ -224,12 +224,7 @@ impl Allocator {
     }
 
     /// Claims the free runs of a group's clusters `from..to`.
-    fn claim_free(
-        self: &Arc<Self>,
-        g: usize,
-        (from, to): (u32, u32),
-        claims: &mut Vec<Claim>,
-    ) -> Result<()> {
+    fn claim_free(self: &Arc<Self>, g: usize, (from, to): (u32, u32), claims: &mut Vec<Claim>) -> Result<()> {
         let mut purse = self.reserve(u64::from(to - from), 0, Privilege::Pool)?;
         let mut at = from;
         while at < to {

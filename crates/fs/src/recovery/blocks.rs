@@ -24,7 +24,8 @@ impl Blocks {
 
     /// Takes a range out.
     pub(super) fn remove(&mut self, range: &Range<u64>) {
-        while let Some((&from, &to)) = self.0.range(..range.end).next_back().filter(|(_, to)| **to > range.start)
+        while let Some((&from, &to)) =
+            self.0.range(..range.end).next_back().filter(|(_, to)| **to > range.start)
         {
             self.0.remove(&from);
             if from < range.start {

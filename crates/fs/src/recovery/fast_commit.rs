@@ -23,8 +23,8 @@ use std::ops::Range;
 
 use extant_alloc::{Claim, Privilege, Reservation};
 use extant_format::fast_commit::{Dentry, Operation};
-use extant_format::inode::{FileType, GOOD_OLD_INODE_SIZE, I_BLOCK_SIZE, Inode as RawInode, InodeFlags};
 use extant_format::inline;
+use extant_format::inode::{FileType, GOOD_OLD_INODE_SIZE, I_BLOCK_SIZE, Inode as RawInode, InodeFlags};
 use extant_format::{Ino, Lblk, Pblk};
 use extant_journal::Handle;
 use extant_map::{Content, Extent, LBLK_END, MapFs, MapKind, MapRef, Run, Written};
@@ -146,7 +146,8 @@ impl<'a> Replay<'a> {
         if let Some(inode) = self.touched.get(&ino.0) {
             return Ok(Some(inode.clone()));
         }
-        let ordinary = ino == Ino::ROOT || (ino >= self.fs.geo.first_ino() && ino.0 <= self.fs.geo.inodes_count());
+        let ordinary =
+            ino == Ino::ROOT || (ino >= self.fs.geo.first_ino() && ino.0 <= self.fs.geo.inodes_count());
         if !ordinary || self.fs.is_system_inode(ino) {
             return Err(bad(ino, "not an ordinary inode"));
         }
@@ -154,7 +155,9 @@ impl<'a> Replay<'a> {
             return Ok(None);
         }
         match self.fs.iget(ino) {
-            Ok(inode) if inode.flags().contains(InodeFlags::EA_INODE) => Err(bad(ino, "an attribute's value")),
+            Ok(inode) if inode.flags().contains(InodeFlags::EA_INODE) => {
+                Err(bad(ino, "an attribute's value"))
+            }
             Ok(inode) => {
                 self.touched.insert(ino.0, inode.clone());
                 Ok(Some(inode))
@@ -218,7 +221,13 @@ impl<'a> Replay<'a> {
         Ok(raw)
     }
 
-    fn update(&mut self, handle: &mut Handle, inode: &InodeRef, mut raw: RawInode, record: &[u8]) -> Result<()> {
+    fn update(
+        &mut self,
+        handle: &mut Handle,
+        inode: &InodeRef,
+        mut raw: RawInode,
+        record: &[u8],
+    ) -> Result<()> {
         let ino = inode.ino;
         let now = inode.state().raw.clone();
         if raw.file_acl != now.file_acl {
@@ -306,7 +315,7 @@ impl<'a> Replay<'a> {
         let (inline, extra) = (raw.has_inline_data() && kind != FileType::Directory, raw.extra_isize);
         let ids = [raw.uid, raw.gid, raw.projid];
         let mut inode = fs.build_inode(ino, kind, raw, place, std::sync::Arc::downgrade(&fs.icache));
-        inode.counted = crate::quota::counted(ids, 0, false);
+        inode.counted = crate::quota::counted(ids, 0, 0);
         if inline {
             self.store_tail(handle, &inode, record, extra)?;
         }
@@ -356,7 +365,8 @@ impl<'a> Replay<'a> {
             }
             None => {
                 let plan = self.fs.plan_name(&dir, &name.name)?;
-                let mut blocks = self.fs.alloc.reserve(plan.blocks().into(), plan.blocks().into(), Privilege::Pool)?;
+                let mut blocks =
+                    self.fs.alloc.reserve(plan.blocks().into(), plan.blocks().into(), Privilege::Pool)?;
                 let child = (inode.ino, inode.kind());
                 self.fs.add_name(handle, &dir, plan, &name.name, child, &mut blocks)?;
             }
@@ -439,7 +449,8 @@ impl<'a> Replay<'a> {
                         let to = if extent.unwritten { Written::No } else { Written::Yes };
                         let mut i_block = inode.map.write();
                         let mut map = inode.map_mut(&mut i_block);
-                        let delta = self.fs.map.convert(handle, &mut map, Lblk(at), len, to, &mut self.purse)?;
+                        let delta =
+                            self.fs.map.convert(handle, &mut map, Lblk(at), len, to, &mut self.purse)?;
                         self.fs.map_changed(&inode, &i_block, delta.total());
                     }
                 }
@@ -613,7 +624,8 @@ fn publish_parts(
 
 /// The whole clusters that a run of blocks touches.
 fn clusters(fs: &Filesystem, pblk: Pblk, len: u32) -> Range<u64> {
-    let start = |block: u64| fs.geo.bit_of_block(Pblk(block)).map_or(block, |(g, bit)| fs.geo.block_of_bit(g, bit).0);
+    let start =
+        |block: u64| fs.geo.bit_of_block(Pblk(block)).map_or(block, |(g, bit)| fs.geo.block_of_bit(g, bit).0);
     let last = start(pblk.0 + u64::from(len) - 1);
     start(pblk.0)..last + u64::from(fs.geo.cluster_ratio())
 }

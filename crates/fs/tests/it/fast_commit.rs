@@ -7,15 +7,13 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-
-
 use extant::{Filesystem, Setup};
 use extant_testkit::env::{Scratch, kernel_mounts, scratch, seed};
 use extant_testkit::kernel::KernelMount;
 use extant_testkit::oracle::{assert_clean, command, e2fsck_with, mke2fs, run};
 use extant_testkit::rng::Rng;
 use extant_testkit::script::{DirExecutor, Executor, Mix, Op, parse, random};
-use extant_testkit::sim::SimDevice;
+use extant_testkit::sim::{Content, SimDevice};
 use extant_testkit::tree::{Kind, Tree};
 
 use crate::support::{open_ro, open_rw, tree_of};
@@ -71,6 +69,12 @@ fn snapshot(dir: &Scratch, args: &str, before: &[Op], script: &[Op]) -> Snapshot
     for op in script {
         let _ = kernel.apply(op);
     }
+    // What is delayed is in no fast commit but that of its own file.
+    let tree = Tree::read(mount.path(), false).unwrap();
+    for (path, _) in tree.nodes.iter().filter(|(_, node)| node.kind == Kind::File) {
+        let path = mount.path().join(std::str::from_utf8(path).unwrap());
+        std::fs::File::open(path).unwrap().sync_all().unwrap();
+    }
     let last = mount.path().join("last");
     let file = std::fs::OpenOptions::new().create(true).append(true).open(&last).unwrap();
     std::io::Write::write_all(&mut &file, b"the end").unwrap();
@@ -108,7 +112,7 @@ fn others(dir: &Scratch, shot: &Snapshot, what: &str) -> usize {
         let copy = dir.join(by);
         std::fs::copy(&shot.image, &copy).unwrap();
         if by == "e2fsck" {
-            e2fsck_with(&copy, &["-f", "-y"]);
+            let _ = e2fsck_with(&copy, &["-f", "-y"]);
         }
         let Ok(mount) = KernelMount::with(&copy, "") else {
             println!("{what}: {by} leaves what the kernel does not mount");
@@ -136,10 +140,19 @@ const SCRIPTS: &[(&str, &str)] = &[
     ("unlink all names", "unlink a\nunlink a2\nfsync b"),
     ("rename", "rename a d/x\nfsync d/x\nrename b c\nfsync c"),
     ("rename over", "rename b a\nfsync a\nrename big d/old"),
-    ("directories", "mkdir n 755\nmkdir n/m 700\ncreate n/m/f 644\nwrite n/m/f 0 100 1\nfsync n/m/f\nrmdir gone"),
+    (
+        "directories",
+        "mkdir n 755\nmkdir n/m 700\ncreate n/m/f 644\nwrite n/m/f 0 100 1\nfsync n/m/f\nrmdir gone",
+    ),
     ("made and removed", "mkdir t 755\ncreate t/f 644\nlink t/f kept\nunlink t/f\nrmdir t\nfsync kept"),
-    ("number used again", "unlink b\ncreate new 644\nwrite new 0 9000 1\nfsync new\nunlink big\nmkdir r 755\ncreate r/f 644\nfsync r/f"),
-    ("preallocate", "fallocate a 0 100000\nfsync a\nwrite a 50000 3000 5\nfsync a\nfallocate b 8192 70000 keep"),
+    (
+        "number used again",
+        "unlink b\ncreate new 644\nwrite new 0 9000 1\nfsync new\nunlink big\nmkdir r 755\ncreate r/f 644\nfsync r/f",
+    ),
+    (
+        "preallocate",
+        "fallocate a 0 100000\nfsync a\nwrite a 50000 3000 5\nfsync a\nfallocate b 8192 70000 keep",
+    ),
     ("punch", "punch a 4096 8192\nfsync a\nzero big 8192 50000\nfsync big\npunch big 100000 200000"),
     ("attributes", "chmod a 600\nchown b 70000 5\nfsync a\nfsync b"),
     ("nodes", "symlink short s\nmknod p fifo\nmknod n 1:3\nappend a 1 1\nfsync a"),
@@ -197,7 +210,6 @@ fn random_changes() {
     assert!(with > 0, "no image had fast commits");
 }
 
-
 /// Every state that a crash during the replay leaves is replayed to the same.
 #[test]
 fn a_crash_during_replay() {
@@ -238,27 +250,29 @@ fn changed_records() {
     let seed = seed();
     println!("seed={seed}");
     let dir = scratch();
-    let every: String = SCRIPTS.iter().map(|(_, script)| format!("{script}\n")).collect();
-    let script: Vec<Op> = ops(&every).into_iter().filter(|op| !matches!(op, Op::Symlink { .. })).collect();
-    let shot = snapshot(&dir, "", &ops(BEFORE), &script);
+    let script: String = SCRIPTS.iter().take(11).map(|(_, script)| format!("{script}\n")).collect();
+    let shot = snapshot(&dir, "", &ops(BEFORE), &ops(&script));
+    assert!(shot.tails > 0, "no fast commits in the image");
     let bytes = std::fs::read(&shot.image).unwrap();
+    let content = Content::from_file(&shot.image).unwrap();
     let area = Area::find(&bytes);
+    let span = area.values[0].start..area.sums.last().expect("a tail").1 + 4;
     assert!(area.values.len() > 20, "only {} records", area.values.len());
     let rng = Rng::new(seed);
     let (mut refused, mut mounted) = (0, 0);
-    for round in 0..300 {
+    for round in 0..120 {
         let mut rng = rng.fork(round);
         let mut changed = bytes.clone();
         for _ in 0..=rng.below(2) {
             let value = rng.pick(&area.values).clone();
             let at = value.start + rng.below((value.end - value.start) as u64) as usize;
-            changed[at] = *rng.pick(&[0, 1, 0x7F, 0x80, 0xFF, rng.next_u64() as u8]);
+            let any = rng.next_u64() as u8;
+            changed[at] = *rng.pick(&[0, 1, 0x7F, 0x80, 0xFF, any]);
         }
         area.sum(&mut changed);
-        let image = dir.join("changed");
-        std::fs::write(&image, &changed).unwrap();
-        let device = SimDevice::from_file(&image);
-        match Filesystem::open(device as _, Setup::default()) {
+        let mut content = content.clone();
+        content.write(span.start as u64, &changed[span.clone()]);
+        match Filesystem::open(SimDevice::from_content(content) as _, Setup::default()) {
             Ok(fs) => {
                 mounted += 1;
                 drop(fs);
@@ -284,31 +298,38 @@ struct Area {
 impl Area {
     fn find(bytes: &[u8]) -> Self {
         let head = [9, 0, 8, 0, 0, 0, 0, 0];
-        let start = (0..bytes.len()).step_by(4096).find(|at| bytes[*at..].starts_with(&head)).expect("a head");
+        let size = 1024 << bytes[1024 + 24];
+        let start =
+            (0..bytes.len()).step_by(size).find(|at| bytes[*at..].starts_with(&head)).expect("a head");
         let mut area = Self { values: Vec::new(), sums: Vec::new() };
-        let (mut at, mut covered) = (start, start);
+        let (mut at, mut covered, mut parts) = (start, start, Vec::new());
         loop {
             let (tag, len) = (bytes[at], usize::from(u16::from_le_bytes([bytes[at + 2], bytes[at + 3]])));
             let value = at + 4..at + 4 + len;
             match tag {
                 1..=6 => area.values.push(value.clone()),
                 8 => {
-                    area.sums.push((vec![covered..at + 8], at + 8));
+                    parts.push(covered..at + 8);
+                    area.sums.push((std::mem::take(&mut parts), at + 8));
                     covered = value.end;
                 }
                 7 | 9 => {}
                 _ => return area,
             }
             at = value.end;
-            if at % 4096 > 4092 {
-                at = at.next_multiple_of(4096);
+            if at % size > size - 4 {
+                // No record begins in the last bytes of a block, and no checksum covers them.
+                parts.push(covered..at);
+                at = at.next_multiple_of(size);
+                covered = at;
             }
         }
     }
 
     fn sum(&self, bytes: &mut [u8]) {
         for (parts, at) in &self.sums {
-            let sum = parts.iter().fold(0, |sum, part| extant_format::csum::crc32c(sum, &bytes[part.clone()]));
+            let sum =
+                parts.iter().fold(0, |sum, part| extant_format::csum::crc32c(sum, &bytes[part.clone()]));
             bytes[*at..*at + 4].copy_from_slice(&sum.to_le_bytes());
         }
     }
