@@ -292,12 +292,8 @@ impl<'a> Replay<'a> {
         fs.alloc.take_inode(handle, ino, kind == FileType::Directory)?;
         let place = fs.inode_place(ino)?;
         let size = usize::from(fs.inode_format.inode_size());
-        if fs.cache.cached(place.0).is_none() && fs.alloc.inode_block_is_fresh(ino)? {
-            handle.create(place.0)?;
-        } else {
-            let buf = fs.cache.read(place.0)?;
-            handle.modify(&buf, |bytes| bytes[place.1..place.1 + size].fill(0))?;
-        }
+        let buf = fs.cache.read(place.0)?;
+        handle.modify(&buf, |bytes| bytes[place.1..place.1 + size].fill(0))?;
         (raw.blocks, raw.dtime) = (0, next_orphan);
         if kind == FileType::Directory {
             (raw.size, raw.links_count) = (0, 2);
