@@ -177,6 +177,11 @@ impl Filesystem {
         let tid = {
             let _lock = inode.lock.write();
             self.may_change(inode, change, cred)?;
+            let chowned = change.uid.is_some() || change.gid.is_some();
+            if inode.is_regular() && (change.size.is_some() || chowned || change.kill_suidgid) {
+                // Granted to the old content, or by the old owner.
+                self.kill_file_caps(inode, cred)?;
+            }
             if let Some(size) = change.size {
                 self.set_size(inode, size, cred)?;
             }

@@ -390,6 +390,8 @@ impl Filesystem {
         let ids = [raw.uid, raw.gid, raw.projid];
         let mut inode = self.build_inode(ino, kind, raw, place, cache);
         inode.counted = crate::quota::counted(ids, 0, 0);
+        // They are never inherited.
+        inode.no_file_caps.store(true, Ordering::Relaxed);
         self.icache.insert_new(inode)
     }
 

@@ -465,6 +465,10 @@ impl Host for FileData {
         })
     }
 
+    fn map_seq(&self) -> u64 {
+        self.inode.upgrade().map_or(0, |inode| inode.es.seq())
+    }
+
     fn reserve(&self, lblk: Lblk, len: u32) -> Result<()> {
         let (fs, inode) = self.both()?;
         let end = u64::from(lblk.0) + u64::from(len);

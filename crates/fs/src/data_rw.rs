@@ -18,7 +18,7 @@ use crate::icache::InodeRef;
 use crate::inode::Inode;
 
 /// Most bytes that are written under one holding of the inode lock: so much may the cache be overdrawn.
-const PIECE: usize = 16 << 20;
+pub(crate) const PIECE: usize = 16 << 20;
 
 /// How to write.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -162,7 +162,7 @@ impl Filesystem {
     }
 
     /// `None` when the content has moved to blocks meanwhile.
-    fn read_inline(&self, inode: &Inode, offset: u64, buf: &mut [u8]) -> Result<Option<usize>> {
+    pub(crate) fn read_inline(&self, inode: &Inode, offset: u64, buf: &mut [u8]) -> Result<Option<usize>> {
         let _xattr = inode.xattr.read();
         if !self.is_inline(inode) {
             return Ok(None);
@@ -216,7 +216,7 @@ impl Filesystem {
     }
 
     /// Writes a piece; when space runs out, once more after what was freed lately can be used.
-    fn write_with_space(
+    pub(crate) fn write_with_space(
         &self,
         inode: &InodeRef,
         at: u64,
@@ -255,7 +255,7 @@ impl Filesystem {
             return Err(Error::FileTooBig);
         }
         let piece = &piece[..piece.len().min((most - at).min(usize::MAX as u64) as usize)];
-        self.kill_setid(inode, flags, cred);
+        self.kill_privs(inode, flags.kill_suidgid, cred)?;
         let data = inode.data(self);
         data.set_rights(self, cred);
         let inline = self.is_inline(inode) || self.may_become_inline(inode, at + piece.len() as u64)?;
@@ -298,13 +298,21 @@ impl Filesystem {
         Ok(())
     }
 
-    /// Takes set-user-id and set-group-id away before content changes (a write by anybody without CAP_FSETID).
-    fn kill_setid(&self, inode: &InodeRef, flags: WriteFlags, cred: &Credentials) {
-        if cred.has(Caps::FSETID) && !flags.kill_suidgid {
-            return;
+    /// Takes away, before content changes, what was granted to the old content: set-user-id and set-group-id (unless the writer
+    /// has CAP_FSETID) and file capabilities. The caller holds the inode lock exclusively, and no handle.
+    pub(crate) fn kill_privs(&self, inode: &InodeRef, kill_suidgid: bool, cred: &Credentials) -> Result<()> {
+        if kill_suidgid || !cred.has(Caps::FSETID) {
+            let mut state = inode.state();
+            state.raw.mode = crate::attr::without_setid(state.raw.mode);
         }
-        let mut state = inode.state();
-        state.raw.mode = crate::attr::without_setid(state.raw.mode);
+        self.kill_file_caps(inode, cred)
+    }
+
+    /// Whether [`Self::kill_privs`] has anything to do. Takes no lock but 70.
+    pub(crate) fn has_privs(&self, inode: &InodeRef, kill_suidgid: bool, cred: &Credentials) -> Result<bool> {
+        let mode = inode.state().raw.mode;
+        let set_id = crate::attr::without_setid(mode) != mode;
+        Ok(set_id && (kill_suidgid || !cred.has(Caps::FSETID)) || self.has_file_caps(inode)?)
     }
 
     /// Sets i_size. The caller holds the inode lock exclusively and writes times afterwards.
@@ -333,7 +341,7 @@ impl Filesystem {
             if inode.flags().contains(InodeFlags::APPEND) {
                 return Err(Error::NotPermitted);
             }
-            self.kill_setid(inode, WriteFlags::default(), cred);
+            self.kill_privs(inode, false, cred)?;
             self.set_size(inode, size, cred)?;
             self.touch_written(inode);
             Ok(())

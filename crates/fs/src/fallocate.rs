@@ -87,6 +87,7 @@ impl Filesystem {
         if mode != FallocateMode::PunchHole && range.end > self.max_file_size(inode) {
             return Err(Error::FileTooBig);
         }
+        self.kill_privs(inode, false, cred)?;
         self.make_blocks(inode, cred)?;
         if mode != FallocateMode::PunchHole && inode.map_kind() == MapKind::Indirect {
             return Err(Error::NotSupported("preallocation in a file without extents"));

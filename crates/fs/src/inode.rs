@@ -78,6 +78,8 @@ pub struct Inode {
     pub(crate) has_tid: AtomicBool,
     /// Looked for ACLs and found none (cleared by whoever stores one).
     pub(crate) no_acl: AtomicBool,
+    /// Looked for file capabilities and found none (cleared by whoever stores an attribute of that namespace).
+    pub(crate) no_file_caps: AtomicBool,
     /// Block size of the filesystem.
     pub(crate) block_size: u32,
     pub(crate) cache: Weak<InodeCache>,
@@ -293,6 +295,7 @@ impl Filesystem {
             datasync_tid: AtomicU32::new(self.journal.committed_tid().0),
             has_tid: AtomicBool::new(false),
             no_acl: AtomicBool::new(false),
+            no_file_caps: AtomicBool::new(false),
             block_size: self.geo.block_size(),
             cache,
             counted: crate::quota::counted([raw.uid, raw.gid, raw.projid], raw.blocks, 1),

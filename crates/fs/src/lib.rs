@@ -47,6 +47,7 @@ mod damage;
 mod data;
 mod data_rw;
 mod dir;
+mod direct;
 mod error;
 mod evict;
 mod fallocate;

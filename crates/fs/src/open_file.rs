@@ -24,6 +24,8 @@ pub struct OpenMode {
     pub data_sync: bool,
     /// Content and attributes are (O_SYNC).
     pub sync: bool,
+    /// Content goes past the page cache (O_DIRECT): offset and length are multiples of [`Filesystem::direct_alignment`].
+    pub direct: bool,
 }
 
 /// An open regular file. Permission was checked by whoever made it; the rights to space are those of the credentials given then.
@@ -79,6 +81,9 @@ impl OpenFile {
         if !self.mode.read {
             return Err(Error::BadFile);
         }
+        if self.mode.direct {
+            return self.fs.read_direct(&self.inode, offset, buf);
+        }
         let mut ahead = *self.stream.lock();
         let done = self.fs.read_stream(&self.inode, offset, buf, &mut ahead);
         *self.stream.lock() = ahead;
@@ -93,6 +98,12 @@ impl OpenFile {
     pub fn read_refs(&self, offset: u64, buf: &mut [u8], refs: &mut PageRefs) -> Result<usize> {
         if !self.mode.read {
             return Err(Error::BadFile);
+        }
+        if self.mode.direct {
+            refs.clear();
+            let n = self.fs.read_direct(&self.inode, offset, buf)?;
+            refs.push_buffer(0, n);
+            return Ok(n);
         }
         let mut ahead = *self.stream.lock();
         let done = self.fs.read_refs(&self.inode, offset, buf, refs, &mut ahead);
@@ -120,6 +131,9 @@ impl OpenFile {
             sync: self.mode.sync,
             kill_suidgid,
         };
+        if self.mode.direct {
+            return self.fs.write_direct(&self.inode, offset, bytes, flags, &self.cred);
+        }
         self.fs.write_at(&self.inode, offset, bytes, flags, &self.cred)
     }
 

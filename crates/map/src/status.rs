@@ -13,14 +13,13 @@
 //!
 //! Locking: a leaf lock inside, shared for lookups. [`ExtentStatus::lookup`] is the whole cost of a cached read.
 
-use std::collections::BTreeMap;
-
 use extant_format::{Lblk, Pblk};
 use extant_sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use extant_sync::{Arc, Rank, RwLock};
+use smallvec::SmallVec;
 
 /// Entries that one inode may cache beside its delayed ranges.
-const LIMIT: usize = 4096;
+const LIMIT: usize = 1024;
 
 /// One past the last logical block that a file can have.
 pub const LBLK_END: u32 = u32::MAX;
@@ -157,7 +156,8 @@ impl std::fmt::Debug for ExtentStatus {
 
 #[derive(Default)]
 struct Tree {
-    entries: BTreeMap<u32, Entry>,
+    /// By first block, ascending. Most files are one run: that takes no memory of its own.
+    entries: SmallVec<[(u32, Entry); 1]>,
     delayed: usize,
 }
 
@@ -189,7 +189,7 @@ impl ExtentStatus {
     #[must_use]
     pub fn status(&self, lblk: Lblk, max: u32) -> Option<(Status, u32)> {
         let tree = self.tree.read();
-        let (&start, entry) = tree.entries.range(..=lblk.0).next_back()?;
+        let (start, entry) = tree.last_before(lblk.0.saturating_add(1))?;
         let into = lblk.0 - start;
         if into >= entry.len {
             return None;
@@ -204,8 +204,8 @@ impl ExtentStatus {
             return (from.0 < end).then_some(from);
         }
         let tree = self.tree.read();
-        let mut later = tree.entries.range(from.0..end.max(from.0));
-        later.find(|(_, e)| e.status == Status::Delayed).map(|(&l, _)| Lblk(l))
+        let mut later = tree.between(from.0, end).iter();
+        later.find(|(_, e)| e.status == Status::Delayed).map(|(l, _)| Lblk(*l))
     }
 
     /// Remembers what a lookup found; the mapping did not change. Under the map lock (shared is enough). Delayed
@@ -293,6 +293,24 @@ impl Drop for ExtentStatus {
 }
 
 impl Tree {
+    /// Where the entry that begins at `start` is, or would be.
+    fn place(&self, start: u32) -> Result<usize, usize> {
+        self.entries.binary_search_by_key(&start, |(s, _)| *s)
+    }
+
+    /// The last entry that begins before `end`.
+    fn last_before(&self, end: u32) -> Option<(u32, Entry)> {
+        let after = self.entries.partition_point(|(s, _)| *s < end);
+        self.entries[..after].last().copied()
+    }
+
+    /// The entries that begin in `[from, end)`.
+    fn between(&self, from: u32, end: u32) -> &[(u32, Entry)] {
+        let first = self.entries.partition_point(|(s, _)| *s < from);
+        let after = self.entries.partition_point(|(s, _)| *s < end);
+        &self.entries[first..after.max(first)]
+    }
+
     /// Makes `[start, start + len)` one entry, merged with equal neighbours.
     fn put(&mut self, start: u32, len: u32, status: Status) {
         let end = start.saturating_add(len);
@@ -301,14 +319,15 @@ impl Tree {
         }
         self.cut(start, end);
         let (mut first, mut status, mut last) = (start, status, end);
-        if let Some((&before, entry)) = self.entries.range(..start).next_back()
+        if let Some((before, entry)) = self.last_before(start)
             && before + entry.len == start
             && entry.status.advance(entry.len) == status
         {
             (first, status) = (before, entry.status);
             self.take(before);
         }
-        if let Some(&after) = self.entries.get(&end)
+        if let Ok(at) = self.place(end)
+            && let after = self.entries[at].1
             && after.status == status.advance(end - first)
         {
             last = end + after.len;
@@ -333,10 +352,10 @@ impl Tree {
         if self.delayed == 0 || start >= end {
             return Vec::new();
         }
-        let from = self.entries.range(..=start).next_back().map_or(start, |(&s, _)| s);
-        let parts = self.entries.range(from..end).filter(|(_, e)| e.status == Status::Delayed);
+        let from = self.last_before(start.saturating_add(1)).map_or(start, |(s, _)| s);
+        let parts = self.between(from, end).iter().filter(|(_, e)| e.status == Status::Delayed);
         parts
-            .map(|(&s, e)| (s.max(start), (s + e.len).min(end)))
+            .map(|(s, e)| (start.max(*s), (s + e.len).min(end)))
             .filter(|(s, e)| s < e)
             .map(|(s, e)| (s, e - s))
             .collect()
@@ -344,8 +363,8 @@ impl Tree {
 
     /// Takes `[start, end)` out; entries across its edges keep their outer parts.
     fn cut(&mut self, start: u32, end: u32) {
-        let from = self.entries.range(..=start).next_back().map_or(start, |(&s, _)| s);
-        while let Some((&at, &entry)) = self.entries.range(from..end).find(|(s, e)| **s + e.len > start) {
+        let from = self.last_before(start.saturating_add(1)).map_or(start, |(s, _)| s);
+        while let Some(&(at, entry)) = self.between(from, end).iter().find(|(s, e)| s + e.len > start) {
             self.take(at);
             if at < start {
                 self.insert(at, Entry { len: start - at, status: entry.status });
@@ -359,17 +378,22 @@ impl Tree {
 
     fn insert(&mut self, at: u32, entry: Entry) {
         self.delayed += usize::from(entry.status == Status::Delayed);
-        self.entries.insert(at, entry);
+        match self.place(at) {
+            Ok(there) => self.entries[there] = (at, entry),
+            Err(there) => self.entries.insert(there, (at, entry)),
+        }
     }
 
     fn take(&mut self, at: u32) {
-        if let Some(entry) = self.entries.remove(&at) {
+        if let Ok(there) = self.place(at) {
+            let (_, entry) = self.entries.remove(there);
             self.delayed -= usize::from(entry.status == Status::Delayed);
         }
     }
 
     fn shrink(&mut self) {
-        self.entries.retain(|_, e| e.status == Status::Delayed);
+        self.entries.retain(|(_, e)| e.status == Status::Delayed);
+        self.entries.shrink_to_fit();
     }
 }
 

@@ -21,13 +21,20 @@ const RECLAIM_BATCH: usize = 256;
 /// Pages a thread writes of one inode before another one gets its turn: 8 MiB.
 pub(crate) const WRITE_BATCH: usize = 2048;
 /// See [`PageCache::easy_limit`].
-const EASY_BYTES: usize = 64 << 20;
+const EASY_BYTES: usize = 16 << 20;
 /// Inodes that are looked at for memory to use again.
 const EASY_VISITS: usize = 64;
-/// Most dirty bytes before the threads write, and before writers write themselves, however large the budget: what is dirty cannot
-/// be used again.
-const BACKGROUND_BYTES: usize = 32 << 20;
-const DIRTY_BYTES: usize = 96 << 20;
+/// Parts of the budget that may be dirty before the threads write, and before writers write themselves.
+///
+/// Smaller than the kernel's tenth and fifth: what is dirty is memory that cannot be used again, and fresh memory costs more than
+/// an early write. Measured with an image in memory, 4 KiB written to 60,000 random places of 512 MiB: limits of 8 and 32 MiB
+/// took 0.24 s of processor time, 32 and 96 MiB 0.31 s, 192 and 384 MiB 0.54 s, and the larger ones saved an eighth of the bytes
+/// written. 256 MiB in sequence: 0.17 s against 0.22 s.
+const BACKGROUND_PART: usize = 64;
+const DIRTY_PART: usize = 16;
+/// A small budget is no reason to write in tiny pieces: at least so much, if that is no more than an eighth, or half, of it.
+const BACKGROUND_LEAST: usize = 4 << 20;
+const DIRTY_LEAST: usize = 16 << 20;
 /// How often the writeback threads look for old dirty pages.
 const TICK: Duration = Duration::from_secs(5);
 /// Dirty pages are old after so many ticks.
@@ -297,12 +304,14 @@ impl PageCache {
 
     /// Above this many dirty pages the threads write.
     fn background_limit(&self) -> usize {
-        (self.limit() / 8).min(BACKGROUND_BYTES / self.geometry.page_size())
+        let least = BACKGROUND_LEAST / self.geometry.page_size();
+        (self.limit() / BACKGROUND_PART).max(least).min(self.limit() / 8)
     }
 
     /// Above this many dirty pages writers write themselves.
     fn dirty_limit(&self) -> usize {
-        (self.limit() / 2).min(DIRTY_BYTES / self.geometry.page_size())
+        let least = DIRTY_LEAST / self.geometry.page_size();
+        (self.limit() / DIRTY_PART).max(least).min(self.limit() / 2)
     }
 
     /// Brings the cache back under its limits: before and after an operation, with nothing held.
@@ -314,7 +323,11 @@ impl PageCache {
     pub fn throttle(&self) -> io::Result<()> {
         if self.dirty.load(Ordering::Relaxed) > self.dirty_limit() {
             assert_nothing_held(Rank::INODE, "waiting for the dirty limit");
-            self.write_down_to(self.dirty_limit())?;
+            let written = self.write_down_to(self.dirty_limit());
+            // A file that cannot be written is no reason to refuse the others, until it takes half of the memory.
+            if self.dirty.load(Ordering::Relaxed) > self.limit() / 2 {
+                written?;
+            }
         }
         if self.pages.load(Ordering::Relaxed) > self.limit() {
             assert_nothing_held(Rank::INODE, "waiting for memory");

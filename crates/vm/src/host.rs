@@ -71,6 +71,9 @@ pub trait Host: Send + Sync + 'static {
     /// The backing of `lblk` and of up to `len` blocks that follow in one run. Takes 80 shared.
     fn map(&self, lblk: Lblk, len: u32) -> Result<Mapped, Self::Error>;
 
+    /// Rises with every change of the mapping. Takes no lock.
+    fn map_seq(&self) -> u64;
+
     /// Reserves space for these blocks, which are holes, exactly, with what their placement may need beside (tree blocks,
     /// quota). Called under page locks; takes 80, 82, 92.
     fn reserve(&self, lblk: Lblk, len: u32) -> Result<(), Self::Error>;

@@ -22,6 +22,7 @@
 //! **Memory and the dirty limit are waited for with nothing held**: [`PageCache::throttle`], before and after operations.
 
 mod cache;
+mod direct;
 mod errseq;
 mod host;
 mod index;

@@ -78,8 +78,9 @@ impl AddressSpace {
     }
 
     /// Takes clean pages that touch `range` out of the cache; whether none is left. For direct I/O, after [`Self::sync`] of the
-    /// range, under exclusive `invalidate_lock`.
-    pub fn invalidate(&self, _guard: &ExclusiveGuard<'_>, range: Range<u64>) -> bool {
+    /// range. Takes the gate and page locks. A fill under way is waited for, so nothing that was read from the device before
+    /// this call stays; later ones are only kept away by whoever holds `invalidate_lock` exclusively.
+    pub fn invalidate(&self, range: Range<u64>) -> bool {
         let geo = self.cache.geometry();
         let _gate = self.gate();
         let mut none_left = true;

@@ -6,7 +6,7 @@ use extant_sync::Arc;
 use extant_sync::atomic::Ordering;
 
 use crate::Host;
-use crate::host::Backing;
+use crate::host::{Backing, Mapped};
 use crate::page::{Blocks, Kind, LockedPages, Page};
 use crate::space::{AddressSpace, SharedGuard, runs_of};
 
@@ -337,7 +337,7 @@ impl AddressSpace {
     ///
     /// No page at the time of the look, under shared `invalidate_lock`: what the map says then is on the device and stays
     /// there; a write that comes meanwhile is concurrent with this read.
-    fn read_direct<H: Host>(
+    pub(crate) fn read_direct<H: Host>(
         &self,
         host: &H,
         _guard: &SharedGuard<'_>,
@@ -425,31 +425,31 @@ impl AddressSpace {
         for (start, len) in needed {
             let mut at = 0;
             while at < len {
+                let seq = host.map_seq();
                 let mapped = host.map(Lblk(start + at), len - at)?;
                 let run = mapped.len.clamp(1, len - at);
-                self.fill_run(host, pages, start + at, run, mapped.backing)?;
+                let parts = self.parts(pages, start + at, run);
+                if let Backing::Data(pblk) = mapped.backing {
+                    self.read_blocks(pblk, &parts)?;
+                }
+                // What was read counts only if the blocks are still there: the map lock was not held over the read.
+                if host.map_seq() != seq
+                    && host.map(Lblk(start + at), run)? != (Mapped { len: run, ..mapped })
+                {
+                    continue;
+                }
+                self.filled(host, &parts, mapped.backing);
                 at += run;
             }
         }
         Ok(())
     }
 
-    /// Fills `len` blocks from `lblk` on, all in `pages`, with one kind of backing.
-    fn fill_run<H: Host>(
-        &self,
-        host: &H,
-        pages: &[Arc<Page>],
-        lblk: u32,
-        len: u32,
-        backing: Backing,
-    ) -> Result<(), H::Error> {
+    /// Says that parts of pages, of one kind of backing, have been read; what is not on the device becomes zero.
+    fn filled<H: Host>(&self, host: &H, parts: &[(&Arc<Page>, usize, usize)], backing: Backing) {
         let geo = self.cache.geometry();
-        let parts = self.parts(pages, lblk, len);
-        if let Backing::Data(pblk) = backing {
-            self.read_blocks(pblk, &parts)?;
-        }
         let size = host.size();
-        for (page, from, to) in parts {
+        for &(page, from, to) in parts {
             let start = geo.page_start(page.index);
             let known = match backing {
                 Backing::Data(_) => {
@@ -470,7 +470,6 @@ impl AddressSpace {
             let set = geo.touched(from, to);
             page.update(|s| s.with(Kind::Uptodate, set).with(known, set));
         }
-        Ok(())
     }
 
     fn read_blocks(&self, pblk: Pblk, parts: &[(&Arc<Page>, usize, usize)]) -> std::io::Result<()> {
@@ -505,6 +504,6 @@ impl AddressSpace {
 }
 
 /// How many of `len` bytes at `pos` a file of `size` bytes has.
-fn wanted(size: u64, pos: u64, len: usize) -> usize {
+pub(crate) fn wanted(size: u64, pos: u64, len: usize) -> usize {
     usize::try_from(size.saturating_sub(pos)).unwrap_or(usize::MAX).min(len)
 }

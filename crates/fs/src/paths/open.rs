@@ -63,6 +63,13 @@ impl OpenOptions {
         self
     }
 
+    /// Past the page cache (O_DIRECT): see [`OpenMode::direct`].
+    #[must_use]
+    pub fn direct(mut self, yes: bool) -> Self {
+        self.mode.direct = yes;
+        self
+    }
+
     /// Cut to nothing.
     #[must_use]
     pub fn truncate(mut self, yes: bool) -> Self {

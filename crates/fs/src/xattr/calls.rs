@@ -6,6 +6,8 @@ use extant_format::xattr::{
     INDEX_TRUSTED, INDEX_USER, MAX_VALUE_LEN, split_name,
 };
 
+use extant_sync::atomic::Ordering;
+
 use crate::cred::{Access, Caps, Credentials};
 use crate::error::{Error, Result};
 use crate::filesystem::Filesystem;
@@ -23,6 +25,9 @@ pub enum XattrSet {
     /// It must exist (`XATTR_REPLACE`).
     Replace,
 }
+
+/// The attribute of [`INDEX_SECURITY`] that holds a file's capabilities (capabilities(7)).
+const FILE_CAPS: &[u8] = b"capability";
 
 /// Longest name, its prefix included (Linux `XATTR_NAME_MAX`).
 const NAME_MAX: usize = 255;
@@ -166,6 +171,30 @@ impl Filesystem {
         Ok(self.xattr_names(inode)?.iter().any(|(i, n)| *i == index && n == name))
     }
 
+    /// Whether the file carries capabilities (`security.capability`).
+    pub(crate) fn has_file_caps(&self, inode: &Inode) -> Result<bool> {
+        if inode.no_file_caps.load(Ordering::Acquire) {
+            return Ok(false);
+        }
+        let there = self.xattr_exists(inode, INDEX_SECURITY, FILE_CAPS)?;
+        if !there {
+            inode.no_file_caps.store(true, Ordering::Release);
+            // Some may have been set since the look, and the setter's note overwritten.
+            if self.xattr_exists(inode, INDEX_SECURITY, FILE_CAPS)? {
+                inode.no_file_caps.store(false, Ordering::Release);
+            }
+        }
+        Ok(there)
+    }
+
+    /// Takes a file's capabilities away. The caller holds the inode lock exclusively.
+    pub(crate) fn kill_file_caps(&self, inode: &Inode, cred: &Credentials) -> Result<()> {
+        if !self.has_file_caps(inode)? {
+            return Ok(());
+        }
+        self.store_xattr(inode, (INDEX_SECURITY, FILE_CAPS), None, cred)
+    }
+
     /// Sets or removes one attribute in a handle of its own. The caller holds the inode lock exclusively.
     pub(crate) fn store_xattr(
         &self,
@@ -186,6 +215,9 @@ impl Filesystem {
         let mut handle = self.journal.start(credits)?;
         // What cannot fit is found out before the first change, except the allocation of an EA inode.
         let done = self.xattr_store(&mut handle, inode, (index, name), value, &mut reservation);
+        if index == INDEX_SECURITY {
+            inode.no_file_caps.store(false, Ordering::Release);
+        }
         self.finish(handle, done, inode)
     }
 
@@ -197,7 +229,7 @@ impl Filesystem {
         match index {
             INDEX_TRUSTED if !cred.has(Caps::SYS_ADMIN) => Err(Error::NotPermitted),
             INDEX_SECURITY => {
-                let needed = if name == b"capability" { Caps::SETFCAP } else { Caps::SYS_ADMIN };
+                let needed = if name == FILE_CAPS { Caps::SETFCAP } else { Caps::SYS_ADMIN };
                 if cred.has(needed) { Ok(()) } else { Err(Error::NotPermitted) }
             }
             INDEX_USER => {

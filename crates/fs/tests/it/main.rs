@@ -6,6 +6,7 @@ extern crate extant_testkit;
 mod bookkeeping;
 mod content;
 mod crash;
+mod direct;
 mod fast_commit;
 mod hostile;
 mod names;

@@ -147,6 +147,8 @@ fn mode_of(flags: OFlags) -> OpenMode {
         append: flags.contains(OFlags::APPEND),
         data_sync: flags.contains(OFlags::DSYNC),
         sync: flags.contains(OFlags::SYNC),
+        // The kernel has its own ways past its cache; ours is coherent with what the library sees.
+        direct: false,
     }
 }
 

@@ -1,5 +1,6 @@
 //! Errors: who is told, what stays dirty, and that nothing grows.
 
+use extant_sync::atomic::Ordering;
 use extant_vm::{CacheConfig, Host, ReadAhead};
 
 use crate::sim::SimFs;
@@ -29,6 +30,43 @@ fn every_open_file_hears_of_a_failed_writeback_once_and_the_data_stays() {
     fs.cache.sync_all().expect("it works again");
     assert!(file.after_crash() == [7; 9000]);
     assert_eq!((file.pages.errors().check(&a), file.pages.errors().check(&b)), (None, None));
+}
+
+#[test]
+fn a_file_that_finds_no_place_says_so_stays_dirty_and_holds_nobody_up() {
+    let config = CacheConfig { budget: 64 << 20, ..CacheConfig::default() };
+    let fs = SimFs::new(4096, 8192, config);
+    let (bad, good) = (fs.file(12), fs.file(13));
+    bad.no_claims.store(true, Ordering::Relaxed);
+    let told = bad.pages.errors().sample();
+    // More than may be dirty, less than half of the memory.
+    assert_eq!(bad.pages.write(&*bad, 0, &vec![7; 5000 * 4096]).written, 5000 * 4096);
+    assert_eq!(fs.cache.sync_all().expect_err("no claims").raw_os_error(), Some(5));
+    assert_eq!((bad.pages.errors().check(&told), bad.pages.errors().check(&told)), (Some(117), None));
+    for n in 0..20_u64 {
+        fs.cache.throttle().expect("this file can be written");
+        assert_eq!(good.pages.write(&*good, n * 100 * 4096, &vec![1; 100 * 4096]).written, 100 * 4096);
+    }
+    assert!(!good.pages.is_dirty() || fs.cache.stats().dirty <= 5100, "{:?}", fs.cache.stats());
+    assert!(bad.pages.is_dirty());
+    bad.no_claims.store(false, Ordering::Relaxed);
+    fs.cache.sync_all().expect("now it has a place");
+    assert!(bad.after_crash() == vec![7; 5000 * 4096]);
+    assert_eq!(fs.cache.stats().dirty, 0);
+}
+
+#[test]
+fn what_was_read_from_a_block_that_moved_meanwhile_is_read_again() {
+    let fs = SimFs::new(4096, 64, CacheConfig { direct_read: usize::MAX, ..CacheConfig::default() });
+    let file = fs.file(12);
+    file.pages.write(&*file, 0, &[7; 5 * 4096]);
+    fs.cache.sync_all().expect("sync");
+    assert!(file.pages.invalidate(0..u64::MAX));
+    *file.moves.lock() = Some(2);
+    let mut got = [0; 5 * 4096];
+    file.pages.read(&*file, 0, &mut got, &mut ReadAhead::default()).expect("read");
+    assert!(got == [7; 5 * 4096], "bytes of a place that the block had left");
+    assert!(file.moves.lock().is_none(), "it has moved");
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use extant_device::{BlockDevice, MemoryDevice};
 use extant_format::{Lblk, Pblk};
-use extant_sync::atomic::{AtomicU64, Ordering};
+use extant_sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use extant_sync::{Arc, Mutex, Rank};
 use extant_vm::{AddressSpace, Backing, CacheConfig, Host, Mapped, PageCache, Placement};
 
@@ -99,6 +99,9 @@ impl SimFs {
             disk_size: AtomicU64::new(0),
             block_size: u64::from(self.block_size),
             map: Mutex::new(Rank::EXTENT_MAP, Map::default()),
+            seq: AtomicU64::new(0),
+            moves: Mutex::new(Rank::LEAF, None),
+            no_claims: AtomicBool::new(false),
             space: self.space.clone(),
             device: self.device.clone(),
         })
@@ -119,6 +122,11 @@ pub(crate) struct SimFile {
     disk_size: AtomicU64,
     block_size: u64,
     map: Mutex<Map>,
+    seq: AtomicU64,
+    /// The next look at this block's place finds it, and then it moves.
+    pub(crate) moves: Mutex<Option<u32>>,
+    /// Claims fail with EIO.
+    pub(crate) no_claims: AtomicBool,
     space: Shared,
     device: Arc<FaultyDevice>,
 }
@@ -184,7 +192,14 @@ impl Host for SimFile {
             Some((p, true)) => Backing::Unwritten(Pblk(p)),
             Some((p, false)) => Backing::Data(Pblk(p)),
         };
+        drop(map);
+        let moving = self.moves.lock().take_if(|m| lblk.0 <= *m && *m < lblk.0 + run);
+        moving.into_iter().for_each(|m| self.move_block(m));
         Ok(Mapped { backing, len: run })
+    }
+
+    fn map_seq(&self) -> u64 {
+        self.seq.load(Ordering::Acquire)
     }
 
     fn reserve(&self, lblk: Lblk, len: u32) -> io::Result<()> {
@@ -210,6 +225,9 @@ impl Host for SimFile {
     }
 
     fn claim(&self, lblk: Lblk, len: u32, delayed: bool) -> io::Result<Placement<SimClaim>> {
+        if self.no_claims.load(Ordering::Relaxed) {
+            return Err(io::Error::from_raw_os_error(117));
+        }
         let map = self.map.lock();
         if !delayed {
             let mapped = {
@@ -259,6 +277,7 @@ impl Host for SimFile {
                 self.space.lock().reserved -= u64::from(claim.len);
             }
             claim.space = None;
+            self.seq.fetch_add(1, Ordering::AcqRel);
         }
         assert!(end <= self.size(), "i_disksize {end} past i_size {}", self.size());
         self.disk_size.fetch_max(end, Ordering::AcqRel);
@@ -323,9 +342,37 @@ impl SimFile {
             {
                 let pblk = space.free.pop_first().expect("some are free");
                 map.blocks.insert(at, (pblk, true));
+                self.seq.fetch_add(1, Ordering::AcqRel);
             }
         }
         Ok(())
+    }
+
+    /// Gives a block another place; the old one turns stale.
+    fn move_block(&self, lblk: u32) {
+        let mut map = self.map.lock();
+        let to = self.space.lock().free.pop_first().expect("a free block");
+        let (from, unwritten) = map.blocks.insert(lblk, (to, false)).expect("a mapped block");
+        assert!(!unwritten);
+        let mut bytes = vec![0; self.block_size as usize];
+        self.device.inner.read_at(from * self.block_size, &mut bytes).expect("inside");
+        self.device.inner.write_at(to * self.block_size, &bytes).expect("inside");
+        self.device.inner.write_at(from * self.block_size, &vec![STALE; bytes.len()]).expect("inside");
+        self.space.lock().free.insert(from);
+        self.seq.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Writes as direct I/O would, by the cheapest way that is open.
+    pub(crate) fn write_direct(&self, pos: u64, data: &[u8]) -> io::Result<usize> {
+        if self.pages.overwrite_past_cache(self, pos, data)? {
+            return Ok(data.len());
+        }
+        let guard = self.pages.exclusive();
+        let outcome = self.pages.write_past_cache(&guard, self, pos, data);
+        match outcome.error {
+            Some(error) if outcome.written == 0 => Err(error),
+            _ => Ok(outcome.written),
+        }
     }
 
     fn settle_old_end(&self) -> io::Result<()> {
@@ -340,6 +387,7 @@ impl SimFile {
             map.blocks.keys().copied().filter(|b| blocks.contains(&u64::from(*b))).collect();
         for at in inside {
             let (pblk, _) = map.blocks.remove(&at).expect("just seen");
+            self.seq.fetch_add(1, Ordering::AcqRel);
             let bytes = vec![STALE; self.block_size as usize];
             self.device.inner.write_at(pblk * self.block_size, &bytes).expect("inside");
             assert!(self.space.lock().free.insert(pblk), "freed twice");
