@@ -3,9 +3,9 @@
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 
-use extant_fuse::SessionOptions;
 use extant_fuse::command::{self, CommandError};
 use extant_fuse::null::{NullOptions, NullServer};
+use extant_fuse::{SessionOptions, Transport};
 
 use crate::fail::{Failure, Outcome};
 
@@ -66,6 +66,9 @@ pub(crate) struct NullArgs {
     /// Pin them to processors
     #[arg(long)]
     pin: bool,
+    /// Let requests come by io_uring
+    #[arg(long)]
+    uring: bool,
     /// Directory to mount on
     dir: PathBuf,
 }
@@ -90,7 +93,9 @@ pub(crate) fn exec(args: ExecArgs) -> Outcome {
 /// Serves in the foreground; prints `ready` once it is mounted.
 pub(crate) fn null(args: &NullArgs) -> Outcome {
     let null = NullOptions { writeback_cache: args.writeback_cache, ttl: args.ttl };
-    let session = SessionOptions { readers: args.readers, pin: args.pin, ..SessionOptions::default() };
+    let transport = if args.uring { Transport::Ring } else { Transport::Device };
+    let session =
+        SessionOptions { readers: args.readers, pin: args.pin, transport, ..SessionOptions::default() };
     NullServer::mount_and_run(null, session, &args.dir, || println!("ready"))
         .map_err(|e| Failure::new(format!("{}: {e}", args.dir.display())))
 }

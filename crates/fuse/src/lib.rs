@@ -5,7 +5,7 @@
 //! |---|---|
 //! | [`wire`] | the protocol's messages |
 //! | [`Server`], [`Reply`] | what a file system implements, and how it answers |
-//! | [`Session`] | the connection: reader threads, interrupts, notifications |
+//! | [`Session`] | the connection: reader threads or ring seats, interrupts, notifications |
 //! | [`mount`] | mounting and unmounting: as root, through fusermount3, in a namespace, on a loop device as a token |
 //! | [`Adapter`] | ext4 behind the transport |
 //! | [`command`] | `mount`, `umount`, `exec`, the helper of mount(8) |
@@ -27,6 +27,7 @@ mod notify;
 pub mod null;
 mod pool;
 mod reply;
+mod ring;
 mod server;
 mod session;
 pub mod wire;
@@ -36,4 +37,4 @@ pub use notify::Notifier;
 pub use reply::{Answer, Bytes, Empty, Ioctl, Reply, XattrValue};
 pub use rustix::io::Errno;
 pub use server::{InitConfig, Offer, Request, Server};
-pub use session::{Session, SessionOptions};
+pub use session::{Session, SessionOptions, Transport};

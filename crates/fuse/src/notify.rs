@@ -5,7 +5,7 @@ use std::io::IoSlice;
 use rustix::io::Errno;
 use zerocopy::{Immutable, IntoBytes};
 
-use crate::reply::Channel;
+use crate::reply::{Channel, Outlet};
 use crate::wire::{NotifyDeleteOut, NotifyInvalEntryOut, NotifyInvalInodeOut, NotifyStoreOut, notify};
 
 /// Sends notifications. Must not be used by the thread that serves a request about the same node: the kernel may

@@ -12,6 +12,20 @@ use zerocopy::{Immutable, IntoBytes};
 
 use crate::wire::{GetxattrOut, IoctlOut, OutHeader};
 
+/// Where the answers to requests go.
+pub(crate) trait Outlet {
+    /// Sends a head and what follows it as one message.
+    fn send(&self, unique: u64, error: i32, body: &[IoSlice<'_>]) -> Result<(), Errno>;
+
+    /// Sends a head and what is in `body`, which others may change meanwhile, as one message.
+    fn send_memory(&self, unique: u64, body: &[MemSlice<'_>]) -> Result<(), Errno>;
+
+    /// What a later answer by another thread can be sent on, if it can.
+    fn channel(&self) -> Option<&Channel> {
+        None
+    }
+}
+
 /// A descriptor of the FUSE device that requests are read from and answered on.
 #[derive(Clone, Debug)]
 pub(crate) struct Channel {
@@ -26,9 +40,14 @@ impl Channel {
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
+}
 
-    /// Sends a header and what follows it as one message.
-    pub(crate) fn send(&self, unique: u64, error: i32, body: &[IoSlice<'_>]) -> Result<(), Errno> {
+impl Outlet for Channel {
+    fn channel(&self) -> Option<&Channel> {
+        Some(self)
+    }
+
+    fn send(&self, unique: u64, error: i32, body: &[IoSlice<'_>]) -> Result<(), Errno> {
         let len = size_of::<OutHeader>() + body.iter().map(|s| s.len()).sum::<usize>();
         let len = u32::try_from(len).map_err(|_| Errno::INVAL)?;
         let header = OutHeader { len, error, unique };
@@ -37,7 +56,6 @@ impl Channel {
         Ok(())
     }
 
-    /// Sends a header and what is in `body`, which others may change meanwhile, as one message.
     fn send_memory(&self, unique: u64, body: &[MemSlice<'_>]) -> Result<(), Errno> {
         let len = size_of::<OutHeader>() + body.iter().map(MemSlice::len).sum::<usize>();
         let len = u32::try_from(len).map_err(|_| Errno::INVAL)?;
@@ -96,7 +114,7 @@ impl<T: IntoBytes + Immutable> Answer for T {}
 /// The one answer a request gets. Dropped unanswered, it answers EIO.
 #[must_use = "a request must be answered"]
 pub struct Reply<'a, A: Answer> {
-    channel: &'a Channel,
+    outlet: &'a dyn Outlet,
     unique: u64,
     /// Bytes the caller has room for, where the request says so.
     room: u32,
@@ -105,8 +123,8 @@ pub struct Reply<'a, A: Answer> {
 }
 
 impl<'a, A: Answer> Reply<'a, A> {
-    pub(crate) fn new(channel: &'a Channel, unique: u64, room: u32) -> Self {
-        Self { channel, unique, room, answered: false, kind: PhantomData }
+    pub(crate) fn new(outlet: &'a dyn Outlet, unique: u64, room: u32) -> Self {
+        Self { outlet, unique, room, answered: false, kind: PhantomData }
     }
 
     /// Answers with an error.
@@ -121,7 +139,7 @@ impl<'a, A: Answer> Reply<'a, A> {
 
     fn send(&mut self, error: i32, body: &[IoSlice<'_>]) {
         self.answered = true;
-        let sent = self.channel.send(self.unique, error, body);
+        let sent = self.outlet.send(self.unique, error, body);
         self.sent(error, sent);
     }
 
@@ -134,7 +152,7 @@ impl<'a, A: Answer> Reply<'a, A> {
                 tracing::error!(unique = self.unique, %errno, "the FUSE device refused a reply");
                 if error == 0 {
                     // A caller must not wait for ever on a reply that could not be sent.
-                    let _ = self.channel.send(self.unique, -Errno::IO.raw_os_error(), &[]);
+                    let _ = self.outlet.send(self.unique, -Errno::IO.raw_os_error(), &[]);
                 }
             }
         }
@@ -160,10 +178,12 @@ pub(crate) struct Detached<A: Answer> {
 }
 
 impl<A: IntoBytes + Immutable> Reply<'_, A> {
-    /// The reply as a value of its own.
-    pub(crate) fn detach(mut self) -> Detached<A> {
+    /// The reply as a value of its own. Itself if the request occupies who serves it until it is answered, so that it must
+    /// not wait.
+    pub(crate) fn detach(mut self) -> Result<Detached<A>, Self> {
+        let Some(channel) = self.outlet.channel().cloned() else { return Err(self) };
         self.answered = true;
-        Detached { channel: self.channel.clone(), unique: self.unique, answered: false, kind: PhantomData }
+        Ok(Detached { channel, unique: self.unique, answered: false, kind: PhantomData })
     }
 }
 
@@ -239,7 +259,7 @@ impl Reply<'_, Bytes> {
     /// The same from memory that others may change meanwhile: pages of a cache.
     pub fn memory(mut self, data: &[MemSlice<'_>]) {
         self.answered = true;
-        let sent = self.channel.send_memory(self.unique, data);
+        let sent = self.outlet.send_memory(self.unique, data);
         self.sent(0, sent);
     }
 

@@ -11,10 +11,11 @@ use rustix::io::Errno;
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::buffer::Buffer;
-use crate::dispatch::{may_block, serve, wants_answer};
+use crate::dispatch::{Body, may_block, serve, wants_answer};
 use crate::notify::Notifier;
 use crate::pool::{MOST_SPARES, Pool, Relief};
-use crate::reply::{Channel, Empty, Reply};
+use crate::reply::{Channel, Empty, Outlet, Reply};
+use crate::ring::{self, Seats};
 use crate::server::{InitConfig, Offer, Request, Server};
 use crate::wire::{InHeader, InitFlags, InitIn, InitOut, InterruptIn, MAJOR, MINOR, opcode};
 
@@ -27,22 +28,35 @@ pub struct SessionOptions {
     pub clone_fd: bool,
     /// Pin each reader to a processor.
     pub pin: bool,
+    /// Which way requests come.
+    pub transport: Transport,
+}
+
+/// Which way requests come.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Transport {
+    /// Read from `/dev/fuse`.
+    #[default]
+    Device,
+    /// By io_uring, from a queue for each processor, where the kernel offers it (Linux 6.14 with the module parameter
+    /// `enable_uring`); else as `Device`.
+    Ring,
 }
 
 impl Default for SessionOptions {
     fn default() -> Self {
-        Self { readers: 0, clone_fd: true, pin: false }
+        Self { readers: 0, clone_fd: true, pin: false, transport: Transport::default() }
     }
 }
 
 /// What one reader serves right now, for INTERRUPT to find it.
 #[derive(Default)]
-struct Slot {
+pub(crate) struct Slot {
     unique: AtomicU64,
     interrupted: AtomicBool,
 }
 
-struct Shared<'s, S: ?Sized> {
+pub(crate) struct Shared<'s, S: ?Sized> {
     server: &'s S,
     channel: Channel,
     options: SessionOptions,
@@ -50,6 +64,8 @@ struct Shared<'s, S: ?Sized> {
     pool: Pool,
     slots: Vec<Slot>,
     next_slot: AtomicU64,
+    /// Slots from here on are those of ring seats.
+    spare_slots: usize,
     destroyed: AtomicBool,
 }
 
@@ -59,6 +75,8 @@ pub struct Session {
     channel: Channel,
     config: InitConfig,
     options: SessionOptions,
+    /// Empty if requests are read from the device.
+    seats: Seats,
 }
 
 impl Session {
@@ -69,8 +87,8 @@ impl Session {
         options: SessionOptions,
     ) -> io::Result<Self> {
         let channel = Channel::new(Arc::new(device));
-        let config = handshake(&channel, server)?;
-        Ok(Self { channel, config, options })
+        let (config, seats) = handshake(&channel, server, options.transport)?;
+        Ok(Self { channel, config, options, seats })
     }
 
     /// Sends notifications on this connection.
@@ -85,11 +103,24 @@ impl Session {
         &self.config
     }
 
+    /// Which way requests come.
+    #[must_use]
+    pub fn transport(&self) -> Transport {
+        if self.seats.is_empty() { Transport::Device } else { Transport::Ring }
+    }
+
     /// Serves requests until the mount is gone; calls [`Server::destroy`] before it returns.
     pub fn run<S: Server + ?Sized>(self, server: &S) -> io::Result<()> {
         let processors = thread::available_parallelism().map_or(1, usize::from);
-        let readers = if self.options.readers == 0 { processors } else { self.options.readers };
-        let slots = readers + MOST_SPARES as usize;
+        let readers = match self.options.readers {
+            // FORGET and INTERRUPT come by the device even so.
+            _ if !self.seats.is_empty() => 1,
+            0 => processors,
+            n => n,
+        };
+        let seats = self.seats;
+        let first_seat = readers + MOST_SPARES as usize;
+        let slots = first_seat + seats.len();
         let shared = Shared {
             server,
             channel: self.channel,
@@ -98,17 +129,23 @@ impl Session {
             pool: Pool::new(),
             slots: std::iter::repeat_with(Slot::default).take(slots).collect(),
             next_slot: AtomicU64::new(readers as u64),
+            spare_slots: first_seat,
             destroyed: AtomicBool::new(false),
         };
         let result = thread::scope(|scope| {
             let shared = &shared;
-            let threads: Vec<_> = (0..readers)
+            let mut threads: Vec<_> = (0..readers)
                 .map(|index| {
                     thread::Builder::new()
                         .name(format!("fuse-{index}"))
                         .spawn_scoped(scope, move || shared.reader(scope, index))
                 })
                 .collect();
+            for (seat, slot) in seats.into_iter().zip(first_seat..) {
+                let name = format!("fuse-ring-{}", seat.processor());
+                let run = move || ring::attend(shared, seat, &shared.slots[slot]);
+                threads.push(thread::Builder::new().name(name).spawn_scoped(scope, run));
+            }
             let mut result = Ok(());
             for thread in threads {
                 let one = match thread {
@@ -210,24 +247,24 @@ impl<S: Server + ?Sized> Shared<'_, S> {
                 if may_block(header) && matches!(self.pool.relieve(), Relief::Start) {
                     self.start_spare(scope);
                 }
-                self.serve(channel, header, body, slot);
+                self.serve(channel, header, Body { fixed: body, rest: None }, slot);
             }
         }
         Ok(true)
     }
 
-    fn serve(&self, channel: &Channel, header: &InHeader, body: &[u8], slot: &Slot) {
+    pub(crate) fn serve(&self, outlet: &dyn Outlet, header: &InHeader, body: Body<'_>, slot: &Slot) {
         slot.interrupted.store(false, Ordering::Relaxed);
         slot.unique.store(header.unique, Ordering::Release);
         let request = Request::new(header, &slot.interrupted);
-        let served = catch_unwind(AssertUnwindSafe(|| serve(self.server, channel, &request, header, body)));
+        let served = catch_unwind(AssertUnwindSafe(|| serve(self.server, outlet, &request, header, body)));
         slot.unique.store(0, Ordering::Release);
         match served {
             Ok(Some(())) => {}
             Ok(None) => {
                 tracing::error!(op = opcode::name(header.opcode), "malformed request");
                 if wants_answer(header.opcode) {
-                    Reply::<Empty>::new(channel, header.unique, 0).error(Errno::INVAL);
+                    Reply::<Empty>::new(outlet, header.unique, 0).error(Errno::INVAL);
                 }
             }
             // The reply was dropped while unwinding, which answered EIO.
@@ -255,7 +292,7 @@ impl<S: Server + ?Sized> Shared<'_, S> {
 
     fn start_spare<'scope, 'env>(&'scope self, scope: &'scope thread::Scope<'scope, 'env>) {
         let slot = self.next_slot.fetch_add(1, Ordering::Relaxed);
-        let Some(index) = usize::try_from(slot).ok().filter(|&i| i < self.slots.len()) else { return };
+        let Some(index) = usize::try_from(slot).ok().filter(|&i| i < self.spare_slots) else { return };
         let started = thread::Builder::new()
             .name(format!("fuse-{index}"))
             .spawn_scoped(scope, move || self.spare(scope, index));
@@ -264,7 +301,7 @@ impl<S: Server + ?Sized> Shared<'_, S> {
         }
     }
 
-    fn destroy(&self) {
+    pub(crate) fn destroy(&self) {
         if !self.destroyed.swap(true, Ordering::AcqRel)
             && catch_unwind(AssertUnwindSafe(|| self.server.destroy())).is_err()
         {
@@ -274,7 +311,11 @@ impl<S: Server + ?Sized> Shared<'_, S> {
 }
 
 /// Reads INIT and answers it.
-fn handshake<S: Server + ?Sized>(channel: &Channel, server: &S) -> io::Result<InitConfig> {
+fn handshake<S: Server + ?Sized>(
+    channel: &Channel,
+    server: &S,
+    transport: Transport,
+) -> io::Result<(InitConfig, Seats)> {
     let mut buffer = Buffer::new(1 << 16);
     let len = loop {
         match rustix::io::read(channel.fd(), buffer.space()) {
@@ -302,6 +343,23 @@ fn handshake<S: Server + ?Sized>(channel: &Channel, server: &S) -> io::Result<In
     let mut config = server.init(&offer);
     config.flags = (config.flags | InitFlags::INIT_EXT) & offered;
     config.max_readahead = config.max_readahead.min(init.max_readahead);
+    // All that can be lacking is got before the kernel is told: from then on it waits for the seats.
+    let seats = match transport {
+        Transport::Ring if offered.contains(InitFlags::OVER_IO_URING) => {
+            ring::seats(channel, config.max_write).unwrap_or_else(|error| {
+                tracing::warn!(%error, "no io_uring: requests are read from /dev/fuse");
+                Seats::new()
+            })
+        }
+        Transport::Ring => {
+            tracing::warn!(
+                "the kernel offers no io_uring (/sys/module/fuse/parameters/enable_uring): requests are read from /dev/fuse"
+            );
+            Seats::new()
+        }
+        Transport::Device => Seats::new(),
+    };
+    config.flags.set(InitFlags::OVER_IO_URING, !seats.is_empty());
     let (flags, flags2) = config.flags.words();
     let out = InitOut {
         major: MAJOR,
@@ -317,7 +375,7 @@ fn handshake<S: Server + ?Sized>(channel: &Channel, server: &S) -> io::Result<In
         ..InitOut::default()
     };
     channel.send(header.unique, 0, &[io::IoSlice::new(out.as_bytes())])?;
-    Ok(config)
+    Ok((config, seats))
 }
 
 /// Pins the calling thread to the `index`th processor it may run on.

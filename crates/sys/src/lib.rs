@@ -4,12 +4,14 @@
 
 pub mod blkdev;
 pub mod fuse;
+mod fuse_ring;
 pub mod loopdev;
 mod mem;
 pub mod namespace;
 mod owned_guard;
 mod page_pool;
 
+pub use fuse_ring::{Delivered, FuseSeat};
 pub use mem::{MemSlice, preadv, pwritev, writev};
 pub use owned_guard::{Acquire, OwnedGuard};
 pub use page_pool::{PageMem, PagePool};

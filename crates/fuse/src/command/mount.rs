@@ -131,8 +131,12 @@ fn serve(image: &Path, dir: &Path, options: &Options, background: bool) -> Resul
     // Whoever has waited for umount(2) may have the image, while this process still ends.
     adapter.set_at_end(move || files.iter().for_each(|file| drop(file.unlock())));
     let done = attach(image, dir, options, &adapter).and_then(|(device, how)| {
-        let session =
-            SessionOptions { readers: options.readers, pin: options.pin, ..SessionOptions::default() };
+        let session = SessionOptions {
+            readers: options.readers,
+            pin: options.pin,
+            transport: options.transport,
+            ..SessionOptions::default()
+        };
         let session = Session::start(device, &adapter, session)
             .map_err(|e| CommandError::failure(format!("{}: {e}", dir.display())))?;
         adapter.set_notifier(session.notifier());

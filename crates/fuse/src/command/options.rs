@@ -5,6 +5,7 @@
 use rustix::mount::MountFlags;
 
 use super::CommandError;
+use crate::session::Transport;
 
 /// On what an image file is mounted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -40,6 +41,8 @@ pub struct Options {
     pub readers: usize,
     /// `pin`: pin them to processors.
     pub pin: bool,
+    /// `transport=dev|uring`: which way requests come.
+    pub transport: Transport,
     /// `trace`: every request to the log.
     pub trace: bool,
     /// `offset=BYTES`: where the file system begins.
@@ -60,6 +63,7 @@ impl Default for Options {
             attach: Attach::Auto,
             readers: 0,
             pin: false,
+            transport: Transport::default(),
             trace: false,
             offset: None,
             partition: None,
@@ -153,6 +157,13 @@ impl Options {
                     "auto" => Attach::Auto,
                     "loop" => Attach::Loop,
                     "plain" => Attach::Plain,
+                    _ => return Err(bad()),
+                };
+            }
+            "transport" => {
+                self.transport = match value {
+                    "dev" => Transport::Device,
+                    "uring" => Transport::Ring,
                     _ => return Err(bad()),
                 };
             }

@@ -5,8 +5,8 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::sync::Arc;
 
-use extant_fuse::SessionOptions;
 use extant_fuse::null::{NullOptions, NullServer};
+use extant_fuse::{SessionOptions, Transport};
 
 use crate::served::{Served, may_mount};
 
@@ -108,20 +108,54 @@ fn every_way_of_reading_requests() {
         return;
     }
     for (readers, clone_fd, pin) in [(1, false, false), (2, true, true), (4, false, true), (3, true, false)] {
-        let mount = Served::with(null(), SessionOptions { readers, clone_fd, pin });
-        std::thread::scope(|scope| {
-            for t in 0..4 {
-                let mount = &mount;
-                scope.spawn(move || {
-                    for i in 0..100 {
-                        let path = mount.join(&format!("{t}-{i}"));
-                        fs::write(&path, path.as_os_str().as_encoded_bytes()).unwrap();
-                        assert_eq!(fs::read(&path).unwrap(), path.as_os_str().as_encoded_bytes());
-                        fs::remove_file(&path).unwrap();
-                    }
-                });
-            }
-        });
+        let mount =
+            Served::with(null(), SessionOptions { readers, clone_fd, pin, ..SessionOptions::default() });
+        many_at_once(&mount);
         mount.finish().unwrap();
     }
+}
+
+/// Four threads that make, write, read and remove files.
+fn many_at_once(mount: &Served) {
+    std::thread::scope(|scope| {
+        for t in 0..4 {
+            scope.spawn(move || {
+                for i in 0..100 {
+                    let path = mount.join(&format!("{t}-{i}"));
+                    fs::write(&path, path.as_os_str().as_encoded_bytes()).unwrap();
+                    assert_eq!(fs::read(&path).unwrap(), path.as_os_str().as_encoded_bytes());
+                    fs::remove_file(&path).unwrap();
+                }
+            });
+        }
+    });
+}
+
+/// Where the kernel has no io_uring for FUSE, the same through the device.
+#[test]
+fn requests_by_io_uring() {
+    if !may_mount("requests_by_io_uring") {
+        return;
+    }
+    let options = SessionOptions { transport: Transport::Ring, ..SessionOptions::default() };
+    let mount = Served::with(null(), options);
+    let parameter = fs::read_to_string("/sys/module/fuse/parameters/enable_uring").unwrap_or_default();
+    if parameter.trim() != "Y" {
+        println!("requests_by_io_uring: the kernel's parameter enable_uring is not set: the device it is");
+        assert_eq!(mount.transport(), Transport::Device);
+    }
+    many_at_once(&mount);
+    // Names and data beside the head, answers with and without data, both sizes of each.
+    let data: Vec<u8> = (0..3_000_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    fs::create_dir(mount.join("dir")).unwrap();
+    fs::write(mount.join("dir/big"), &data).unwrap();
+    rustix::fs::fadvise(File::open(mount.join("dir/big")).unwrap(), 0, None, rustix::fs::Advice::DontNeed)
+        .unwrap();
+    assert!(fs::read(mount.join("dir/big")).unwrap() == data);
+    symlink("dir/big", mount.join("soft")).unwrap();
+    assert_eq!(fs::read_link(mount.join("soft")).unwrap().to_str(), Some("dir/big"));
+    fs::rename(mount.join("dir/big"), mount.join("moved")).unwrap();
+    assert_eq!(fs::read_dir(mount.path()).unwrap().count(), 3);
+    assert!(fs::metadata(mount.join("dir/big")).is_err());
+    mount.finish().unwrap();
 }

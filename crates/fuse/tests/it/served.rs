@@ -6,13 +6,14 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use extant_fuse::mount::{MountRequest, mount_direct, unmount};
-use extant_fuse::{Notifier, Server, Session, SessionOptions};
+use extant_fuse::{Notifier, Server, Session, SessionOptions, Transport};
 use extant_testkit::env;
 
 /// A mount whose server runs in this process.
 pub(crate) struct Served {
     dir: tempfile::TempDir,
     notifier: Notifier,
+    transport: Transport,
     /// Number of the connection in /sys/fs/fuse/connections.
     connection: u32,
     thread: Option<JoinHandle<std::io::Result<()>>>,
@@ -40,10 +41,10 @@ impl Served {
         request.subtype = "extant-test".into();
         let device = mount_direct(&request).unwrap();
         let session = Session::start(device, &*server, options).unwrap();
-        let notifier = session.notifier();
+        let (notifier, transport) = (session.notifier(), session.transport());
         let thread = std::thread::spawn(move || session.run(&*server));
         let connection = rustix::fs::minor(std::fs::metadata(dir.path()).unwrap().dev());
-        Self { dir, notifier, connection, thread: Some(thread) }
+        Self { dir, notifier, transport, connection, thread: Some(thread) }
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -52,6 +53,10 @@ impl Served {
 
     pub(crate) fn join(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
+    }
+
+    pub(crate) fn transport(&self) -> Transport {
+        self.transport
     }
 
     pub(crate) fn notifier(&self) -> &Notifier {

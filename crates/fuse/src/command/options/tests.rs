@@ -39,3 +39,12 @@ fn unknown_words_and_bad_values_are_refused_by_name() {
         assert!(error.reason.contains(word), "{}", error.reason);
     }
 }
+
+#[test]
+fn a_transport_is_one_of_two() {
+    use crate::session::Transport;
+    assert_eq!(Options::parse("").unwrap().transport, Transport::Device);
+    assert_eq!(Options::parse("transport=uring").unwrap().transport, Transport::Ring);
+    assert_eq!(Options::parse("transport=uring,transport=dev").unwrap().transport, Transport::Device);
+    assert!(Options::parse("transport=pigeon").is_err());
+}
