@@ -12,7 +12,7 @@ use extant_testkit::sim::Content;
 /// Data read of one file at most: its size may say anything.
 const READ_LIMIT: u64 = 16 << 20;
 /// Names looked at, at most: directories may hold each other.
-const NAME_LIMIT: u64 = 200_000;
+const NAME_LIMIT: u64 = 20_000;
 
 /// What was seen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
