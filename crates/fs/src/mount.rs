@@ -202,11 +202,16 @@ impl Filesystem {
             tracing::error!("{bytes} bytes of inode {ino} could not be written and are lost");
         }
         self.stop_threads();
-        if mode == Mode::ReadWrite && flushed.is_ok() {
+        if mode == Mode::ReadWrite && !self.journal.is_aborted() {
             self.evict_all_dead();
         }
         let result = match mode {
-            Mode::ReadWrite => flushed.and_then(|()| self.end_clean()),
+            // Lost content is reported, and leaves the filesystem as consistent as ever. An aborted journal is not closed, but
+            // says why.
+            Mode::ReadWrite => {
+                let ended = self.end_clean();
+                flushed.and(ended)
+            }
             Mode::ReadOnly => Ok(()),
             Mode::Shutdown | Mode::Closed => {
                 let _ = self.journal.close();

@@ -12,6 +12,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use extant_device::{BlockDevice, Counting, Overlay};
+use extant_format::geometry::SUPERBLOCK_OFFSET;
+use extant_format::superblock::State;
 use extant_format::{Pblk, Superblock};
 use extant_journal::{LogPlace, Recovery, recover as replay};
 
@@ -32,13 +34,32 @@ pub(crate) fn recover(
 ) -> Result<bool> {
     let mut recovery = replay(log, device, sb.geometry().blocks_count())?;
     let needed = recovery.was_needed();
+    let errno = recovery.recorded_errno();
     if !recovery.fast_commits().is_empty() {
         apply_fast_commits(device, counting, setup, log, &mut recovery, read_only)?;
     }
+    if errno != 0 {
+        tracing::warn!(
+            errno,
+            "the journal says that the last mount ended with an error: the filesystem wants a check"
+        );
+    }
     if !read_only {
+        if errno != 0 {
+            note_error(device, setup)?;
+        }
         recovery.finish(device)?;
     }
-    Ok(needed)
+    Ok(needed || errno != 0)
+}
+
+/// Takes over into the superblock that the journal was aborted: with a device that failed, it was all that could be written.
+fn note_error(device: &Arc<dyn BlockDevice>, setup: &Setup) -> Result<()> {
+    let mut sb = bootstrap::read_super(&**device, setup.options.sb)?;
+    sb.set_state(sb.state() | State::ERROR);
+    let at = setup.options.sb.map_or(SUPERBLOCK_OFFSET, |kib| kib * 1024);
+    device.write_at(at, &sb.encode())?;
+    Ok(device.flush()?)
 }
 
 fn apply_fast_commits(

@@ -9,6 +9,7 @@ use extant_device::{BlockDevice, MemoryDevice, Overlay};
 use extant_testkit::env::{images, scratch, seed, tools};
 use extant_testkit::oracle::mke2fs;
 use extant_testkit::rng::Rng;
+use extant_testkit::sim::{Failpoint, Kind};
 
 use crate::support::open_rw;
 
@@ -218,4 +219,36 @@ fn the_collected_images() {
         }
     }
     assert!(opened > 0, "no image could be opened");
+}
+
+#[test]
+fn an_abort_that_only_the_journal_could_note_asks_for_a_check() {
+    need!(extant_testkit::env::kernel_mounts());
+    let dir = extant_testkit::scratch();
+    let image = dir.join("image");
+    extant_testkit::oracle::mke2fs(&image, 16 << 20, "-t ext4");
+    let device = extant_testkit::SimDevice::from_file(&image);
+    let fs = Filesystem::open(Arc::clone(&device) as _, Setup::default()).unwrap();
+    let (root, admin) = (fs.root().unwrap(), Credentials::root());
+    fs.mknod(&root, b"kept", &NewInode::file(0o644), &admin).unwrap();
+    fs.sync().unwrap();
+    fs.mknod(&root, b"lost", &NewInode::file(0o644), &admin).unwrap();
+    device.fail(Failpoint::nth(Kind::Flush, 0));
+    fs.sync().unwrap_err();
+    drop(root);
+    fs.unmount().unwrap_err();
+    device.heal();
+    let theirs = dir.join("theirs");
+    device.content().to_file(&theirs).unwrap();
+    extant_testkit::kernel::KernelMount::rw(&theirs).unmount();
+    let ours = extant_testkit::SimDevice::from_content(device.content());
+    let fs = Filesystem::open(Arc::clone(&ours) as _, Setup::default()).unwrap();
+    assert!(fs.lookup(&fs.root().unwrap(), b"kept", &admin).is_ok());
+    fs.unmount().unwrap();
+    ours.content().to_file(&image).unwrap();
+    for path in [&theirs, &image] {
+        let header = extant_testkit::oracle::dumpe2fs_header(path);
+        let state = header.iter().find(|(name, _)| name == "Filesystem state").unwrap();
+        assert!(state.1.contains("errors"), "{}: {state:?}", path.display());
+    }
 }
