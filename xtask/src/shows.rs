@@ -5,6 +5,7 @@ mod checker;
 mod damage;
 mod images;
 mod manifest;
+mod million;
 mod mounted;
 
 use std::fmt;
@@ -80,6 +81,11 @@ const CLAIMS: &[Claim] = &[
         name: "sparse-20t",
         about: "an image of 20 TiB: made, mounted, written above 16 TiB",
         run: images::sparse,
+    },
+    Claim {
+        name: "million",
+        about: "1,000,000 files listed, opened and read in bounded memory, in process and on a mount",
+        run: million::walk,
     },
 ];
 

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use crate::target::{Result, Target};
+use crate::work::Visit;
 
 mod dir;
 mod image;
@@ -70,14 +71,15 @@ fn run(name: &str, t: &dyn Target, args: &Args) -> Result<Outcome> {
             work::fill(t, args.size("files", 20_000)?, args.number("mib", 380)? << 20)?;
             out.syncs = true;
         }
-        "walk" => (out.entries, out.bytes) = work::walk_read(t, base, false)?,
-        "read-tree" if threads == 1 => (out.entries, out.bytes) = work::walk_read(t, base, true)?,
+        "walk" => (out.entries, out.bytes) = work::walk(t, base, Visit::Stat)?,
+        "visit" => (out.entries, out.bytes) = work::walk(t, base, Visit::StatAndRead)?,
+        "read-tree" if threads == 1 => (out.entries, out.bytes) = work::walk(t, base, Visit::Read)?,
         "read-tree" => {
             let tops = t.list("")?;
             work::on_threads(threads, |i| {
                 for (name, kind) in tops.iter().skip(i).step_by(threads) {
                     if *kind == target::Kind::Dir && name != "lost+found" {
-                        work::walk_read(t, name, true)?;
+                        work::walk(t, name, Visit::Read)?;
                     }
                 }
                 Ok(())

@@ -64,8 +64,16 @@ pub(crate) fn remove(t: &dyn Target, base: &str, dirs: usize, files: usize) -> R
     Ok(())
 }
 
-/// Walks the tree below `path` and reads every file; answers entries and bytes.
-pub(crate) fn walk_read(t: &dyn Target, path: &str, read: bool) -> Result<(u64, u64)> {
+/// What a walk does with a file that it comes to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Visit {
+    Stat,
+    Read,
+    StatAndRead,
+}
+
+/// Walks the tree below `path`; answers entries and bytes (read, or else those that stat tells).
+pub(crate) fn walk(t: &dyn Target, path: &str, visit: Visit) -> Result<(u64, u64)> {
     let mut buf = vec![0; 256 << 10];
     let mut todo = vec![path.to_owned()];
     let (mut entries, mut bytes) = (0, 0);
@@ -75,8 +83,10 @@ pub(crate) fn walk_read(t: &dyn Target, path: &str, read: bool) -> Result<(u64, 
             entries += 1;
             match kind {
                 Kind::Dir => todo.push(child),
-                Kind::File if read => bytes += t.read(&child, &mut buf)?,
-                Kind::File => bytes += t.stat(&child)?,
+                Kind::File => {
+                    let told = if visit == Visit::Read { 0 } else { t.stat(&child)? };
+                    bytes += if visit == Visit::Stat { told } else { t.read(&child, &mut buf)? };
+                }
                 Kind::Other => {}
             }
         }

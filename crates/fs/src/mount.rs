@@ -37,7 +37,7 @@ pub struct Setup {
     pub mounted_at: Option<Vec<u8>>,
     /// Where times come from.
     pub clock: Arc<dyn Clock>,
-    /// In-core inodes to keep at most.
+    /// In-core inodes to keep at most; fewer with a `cache_size` below 256 MiB.
     pub inode_capacity: usize,
     /// Whether a read-only mount recovers the image itself where the device can be written, as the kernel does: the journal is
     /// replayed onto the device and orphans are processed. Not with `noload`. Otherwise a read-only mount writes nothing.
@@ -51,7 +51,7 @@ impl Default for Setup {
             journal_device: None,
             mounted_at: None,
             clock: Arc::new(SystemClock),
-            inode_capacity: 1 << 16,
+            inode_capacity: 1 << 15,
             recover_on_device: false,
         }
     }
@@ -398,6 +398,14 @@ fn open_journal(
     }
 }
 
+/// Bytes of `cache_size` for each in-core inode that is kept: one takes about a kilobyte, beside the caches.
+const INODE_SHARE: u64 = 8 << 10;
+
+fn inode_capacity(setup: &Setup) -> usize {
+    let share = usize::try_from(cache_size(&setup.options) / INODE_SHARE).unwrap_or(usize::MAX);
+    setup.inode_capacity.min(share)
+}
+
 pub(crate) fn presets(sb: &Superblock) -> Presets {
     let (resuid, resgid) = sb.reserved_owner();
     let (stride, width) = sb.raid();
@@ -490,7 +498,7 @@ pub(crate) fn build(
             .group_numbers()
             .map(|g| alloc.group_desc(g).map_or(extant_format::Pblk(0), |d| d.inode_table))
             .collect(),
-        icache: InodeCache::new(setup.inode_capacity),
+        icache: InodeCache::new(inode_capacity(setup)),
         orphans: Orphans::new(),
         quotas: std::sync::OnceLock::new(),
         shared_blocks: SharedBlocks::new(),

@@ -22,8 +22,8 @@ const RECLAIM_BATCH: usize = 256;
 pub(crate) const WRITE_BATCH: usize = 2048;
 /// See [`PageCache::easy_limit`].
 const EASY_BYTES: usize = 16 << 20;
-/// Inodes that are looked at for memory to use again.
-const EASY_VISITS: usize = 64;
+/// Inodes that are looked at for memory to use again: enough for files of one page each.
+const EASY_VISITS: usize = 1024;
 /// Parts of the budget that may be dirty before the threads write, and before writers write themselves.
 ///
 /// Smaller than the kernel's tenth and fifth: what is dirty is memory that cannot be used again, and fresh memory costs more than
@@ -336,7 +336,9 @@ impl PageCache {
             && self.pool.free_pages() < RECLAIM_BATCH
         {
             // If little comes of it, not again before a good many pages were used.
-            if self.reclaim_from(2 * RECLAIM_BATCH, EASY_VISITS) < RECLAIM_BATCH {
+            // Each inode once: what is dirty there now stays so for a while.
+            let visits = EASY_VISITS.min(self.ring.lock().len());
+            if self.reclaim_from(2 * RECLAIM_BATCH, visits) < RECLAIM_BATCH {
                 self.pool.grow();
             }
         }

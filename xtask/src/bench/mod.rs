@@ -67,10 +67,10 @@ pub(crate) fn one_group(group: &str, rounds: Rounds) -> Result<Vec<Figure>, Stri
     let (name, only) = group.split_once('=').map_or((group, None), |(n, o)| (n, Some(o)));
     match name {
         "writing" => inproc::writing(rounds, only),
-        "reading" => inproc::reading(rounds),
+        "reading" => inproc::reading(rounds, only),
         "mkfs" => peers::mkfs(rounds),
         "peers" => peers::reading(rounds),
-        "scaling" => inproc::scaling(rounds),
+        "scaling" => inproc::scaling(rounds, only),
         "mounted" => mounted::run(rounds, Some(0), only),
         "unpinned" => mounted::run(rounds, None, only),
         "writeback" => mounted::writeback(rounds, Some(0), only),

@@ -72,7 +72,7 @@ fn above_16_tib(mount: &Path) -> Result<(), String> {
 }
 
 /// Peak memory of the process that serves an image, in KiB.
-fn server_memory(image: &Path) -> Result<u64, String> {
+pub(super) fn server_memory(image: &Path) -> Result<u64, String> {
     let name = image.display().to_string();
     for entry in fs::read_dir("/proc").map_err(|err| err.to_string())?.flatten() {
         let Ok(line) = fs::read(entry.path().join("cmdline")) else { continue };
