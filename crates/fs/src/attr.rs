@@ -420,6 +420,12 @@ impl Filesystem {
             self.may_set_project(inode, project)?;
             let [uid, gid, _] = Self::quota_ids(inode);
             self.quota_admit_transfer(inode, [uid, gid, project], cred)?;
+            if (old ^ new).contains(InodeFlags::EXTENTS) {
+                self.migrate(inode, new.contains(InodeFlags::EXTENTS), cred)?;
+            }
+            if (old ^ new).contains(InodeFlags::JOURNAL_DATA) {
+                self.settle_data(inode)?;
+            }
             let mut handle = self.journal.start(1)?;
             {
                 let mut state = inode.state();
@@ -430,10 +436,25 @@ impl Filesystem {
             }
             let tid = handle.tid();
             let done = self.write_inode(&mut handle, inode);
+            if let Some(data) = inode.data.get() {
+                data.set_journalled(self.journals_data(inode));
+            }
             self.finish(handle, done, inode)?;
             tid
         };
         self.settle(tid, self.is_sync(inode))
+    }
+
+    /// Brings everything that a file has dirty or in the log to its place, so that its data may go another way from now on. The
+    /// caller holds the inode lock exclusively.
+    fn settle_data(&self, inode: &Inode) -> Result<()> {
+        if let Some(data) = inode.data.get() {
+            data.pages.sync(&**data, 0..u64::MAX)?;
+        }
+        if self.journals_data(inode) {
+            self.journal.checkpoint_all()?;
+        }
+        Ok(())
     }
 
     fn may_set_flags(
@@ -453,10 +474,10 @@ impl Filesystem {
         {
             return Err(Error::NotPermitted);
         }
-        if changed.contains(InodeFlags::JOURNAL_DATA) {
-            return Err(Error::NotSupported("journalled file data"));
+        if changed.contains(InodeFlags::JOURNAL_DATA) && !cred.has(Caps::SYS_RESOURCE) {
+            return Err(Error::NotPermitted);
         }
-        if changed.contains(InodeFlags::EXTENTS) {
+        if changed.contains(InodeFlags::EXTENTS) && (!self.has_extents() || !inode.is_regular()) {
             return Err(Error::NotSupported("converting between extents and indirect blocks"));
         }
         if changed.contains(InodeFlags::CASEFOLD) {

@@ -5,15 +5,21 @@
 //! blocks that mapping them may need in the worst case. A run of delayed blocks is claimed, written, and published in one
 //! handle with bitmap, map, `i_disksize` and the inode (claim, write, publish).
 //!
+//! Where data goes through the journal (`data=journal`, the flag `j`) it is not written first: the handle that publishes takes the
+//! content too, as blocks of its transaction. A write does so before it returns, so what one handle takes is there after a crash
+//! as a whole or not at all. Reads ask the journal for blocks that it has not written to their places; freed blocks are revoked.
+//!
 //! # Locks
 //! `invalidate_lock` 30, the writeback gate 40 and page locks 50 are the page cache's; publication starts a handle (60), then
 //! takes the block map (80). [`Promise`] is behind a leaf lock.
 
 use extant_alloc::{Claim, ClaimRequest, Privilege, Reservation};
+use extant_device::MemSlice;
+use extant_format::inode::InodeFlags;
 use extant_format::{Ino, Lblk, Pblk};
 use extant_journal::Handle;
-use extant_map::{Extent, MapKind, Placement as Cluster, Run, Written};
-use extant_sync::atomic::{AtomicU8, Ordering};
+use extant_map::{Content, Extent, MapKind, Placement as Cluster, Run, Written};
+use extant_sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use extant_sync::{Arc, Mutex, Rank, Weak};
 use extant_vm::{AddressSpace, Backing, Host, Mapped, Placement, ReadAhead};
 use rustc_hash::FxHashMap;
@@ -23,7 +29,10 @@ use crate::error::{CorruptKind, Error, Place, Result};
 use crate::filesystem::Filesystem;
 use crate::freeze::Level;
 use crate::inode::Inode;
+use crate::options::DataMode;
 
+/// Most blocks of journalled data in one handle.
+const MOST_JOURNALLED: u32 = 1024;
 /// Most claims in one handle.
 const MOST_CLAIMS: u32 = 64;
 /// Rights of a writer: may use the reserved blocks; may exceed its quota.
@@ -40,6 +49,8 @@ pub(crate) struct FileData {
     ino: Ino,
     /// The rights of the present writer, under the inode lock.
     rights: AtomicU8,
+    /// The data goes through the journal; changed under the inode lock, with nothing dirty.
+    journalled: AtomicBool,
     promise: Mutex<Promise>,
 }
 
@@ -134,6 +145,7 @@ impl Inode {
                 inode: self.this.get().cloned().unwrap_or_default(),
                 ino: self.ino,
                 rights: AtomicU8::new(0),
+                journalled: AtomicBool::new(fs.journals_data(self)),
                 promise: Mutex::new(Rank::PROMISE, Promise::default()),
             })
         })
@@ -146,6 +158,15 @@ impl Inode {
 }
 
 impl FileData {
+    /// Whether the data goes through the journal.
+    pub(crate) fn is_journalled(&self) -> bool {
+        self.journalled.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_journalled(&self, on: bool) {
+        self.journalled.store(on, Ordering::Release);
+    }
+
     /// Says with whose rights space is reserved from now on. Under the inode lock.
     pub(crate) fn set_rights(&self, fs: &Filesystem, cred: &Credentials) {
         let reserved = u8::from(fs.privilege(cred) == Privilege::Reserved) * RESERVED_BLOCKS;
@@ -387,7 +408,44 @@ impl FileData {
     }
 }
 
+/// Makes the content of whole blocks, from `pblk` on, part of a handle's transaction. One credit a block.
+fn log_content(handle: &mut Handle, size: usize, pblk: Pblk, parts: &[MemSlice<'_>]) -> Result<()> {
+    let mut at = pblk;
+    for part in parts {
+        for from in (0..part.len()).step_by(size) {
+            let buf = handle.create(at)?;
+            handle.modify(&buf, |bytes| part.copy_to(from, bytes))?;
+            at = Pblk(at.0 + 1);
+        }
+    }
+    Ok(())
+}
+
 impl Filesystem {
+    /// Whether a file's data goes through the journal: by the mount or by its flag.
+    pub(crate) fn journals_data(&self, inode: &Inode) -> bool {
+        let flags = inode.flags();
+        inode.is_regular()
+            && self.journal.has_log()
+            && !flags.contains(InodeFlags::EA_INODE)
+            && (self.data_mode == DataMode::Journal || flags.contains(InodeFlags::JOURNAL_DATA))
+    }
+
+    /// What a file's blocks hold, for their freeing.
+    pub(crate) fn content_of(&self, inode: &Inode) -> Content {
+        let plain = inode.is_regular() && !inode.flags().contains(InodeFlags::EA_INODE);
+        if plain && !self.journals_data(inode) { Content::Data } else { Content::Journalled }
+    }
+
+    /// For a file whose data goes through the journal: puts what is dirty from byte `from` on into the running transaction. The
+    /// caller holds the inode lock exclusively.
+    pub(crate) fn log_data(&self, inode: &Inode, from: u64) -> Result<()> {
+        match inode.data.get() {
+            Some(data) if data.is_journalled() => data.pages.sync(&**data, from..u64::MAX),
+            _ => Ok(()),
+        }
+    }
+
     /// Starts a handle that will write `inode`, with what its quota entries take beside `credits`.
     pub(crate) fn start_data(&self, inode: &Inode, credits: u32) -> Result<Handle> {
         self.quota_prepare(Self::quota_ids(inode))?;
@@ -505,16 +563,39 @@ impl Host for FileData {
         Ok(Placement { pblk: claim.pblk, len: claim.len, claim: Some(claim) })
     }
 
-    fn publish(&self, mut claims: Vec<FileClaim>, end: u64) -> Result<()> {
+    fn publish(&self, claims: Vec<FileClaim>, end: u64) -> Result<()> {
         if claims.is_empty() && end <= self.disk_size() {
             return Ok(());
         }
+        self.publish_data(claims, &[], end)
+    }
+
+    fn journalled(&self) -> Option<u32> {
+        if !self.is_journalled() {
+            return None;
+        }
+        let most = self.fs.upgrade().map_or(1, |fs| fs.journal.max_credits() / 8);
+        Some(most.clamp(1, MOST_JOURNALLED))
+    }
+
+    fn newer(&self, pblk: Pblk) -> Option<std::sync::Arc<[u8]>> {
+        self.fs.upgrade()?.cache.unwritten(pblk)
+    }
+
+    fn publish_data(
+        &self,
+        mut claims: Vec<FileClaim>,
+        content: &[(Pblk, Vec<MemSlice<'_>>)],
+        end: u64,
+    ) -> Result<()> {
         let (fs, inode) = self.both()?;
         if fs.geo.cluster_ratio() > 1 && !Self::is_complete(&fs, &inode, &claims)? {
             // The write of the blocks that brought the cluster failed.
             return Err(std::io::Error::from_raw_os_error(5).into());
         }
-        let mut handle = fs.start_data(&inode, Self::credits(&fs, &inode, &claims)?)?;
+        let size = fs.geo.block_size() as usize;
+        let logged: usize = content.iter().flat_map(|(_, parts)| parts).map(|part| part.len() / size).sum();
+        let mut handle = fs.start_data(&inode, Self::credits(&fs, &inode, &claims)? + logged as u32)?;
         let mut part = self.promise.lock().take(&fs, 0, u64::MAX);
         let fresh =
             claims.iter().filter(|c| !matches!(c.what, What::Convert)).map(|c| u64::from(c.len)).sum();
@@ -527,6 +608,9 @@ impl Host for FileData {
             }
             fs.map_changed(&inode, &i_block, delta);
             drop(i_block);
+            for (pblk, parts) in content {
+                log_content(&mut handle, size, *pblk, parts)?;
+            }
             fs.quota_unreserve(&inode, fresh);
             {
                 let mut state = inode.state();

@@ -73,9 +73,6 @@ impl Filesystem {
         if inode.flags().contains(InodeFlags::IMMUTABLE) {
             return Err(Error::NotPermitted);
         }
-        if inode.flags().contains(InodeFlags::JOURNAL_DATA) {
-            return Err(Error::NotSupported("writing a file whose data is journalled (flag j)"));
-        }
         Ok(())
     }
 
@@ -262,9 +259,11 @@ impl Filesystem {
         if inline && self.write_inline(inode, at, piece, cred)? {
             return Ok((piece.len(), at));
         }
+        let size = inode.size();
         let outcome = data.pages.write(&**data, at, piece);
         if outcome.written > 0 {
             self.touch_written(inode);
+            self.log_data(inode, at.min(size))?;
             return Ok((outcome.written, at));
         }
         Err(outcome.error.unwrap_or(Error::Shutdown))
@@ -329,7 +328,12 @@ impl Filesystem {
             return Ok(());
         }
         let old = inode.size();
-        if size < old { self.shrink(inode, size) } else { self.extend(inode, size) }
+        if size < old {
+            self.shrink(inode, size)?
+        } else {
+            self.extend(inode, size)?
+        }
+        self.log_data(inode, 0)
     }
 
     /// ftruncate(2): the permission to write was checked when the file was opened.

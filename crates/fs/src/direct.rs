@@ -3,7 +3,8 @@
 //! Offset and length are multiples of the device's logical sector; the memory may lie anywhere. Reads, and overwrites of whole
 //! blocks that are written already, hold the inode lock shared; writes that find places, convert unwritten blocks or make the
 //! file longer hold it exclusively and are published before they return. What is not whole blocks, is kept in the inode, or has
-//! privileges to lose that takes more than that goes through the cache and is written and dropped from it at once.
+//! privileges to lose that takes more than that goes through the cache and is written and dropped from it at once; so does all of
+//! a file whose data goes through the journal.
 
 use crate::cred::Credentials;
 use crate::data_rw::{PIECE, WriteFlags};
@@ -44,6 +45,9 @@ impl Filesystem {
             // For what is dirty.
             let _pass = self.gate.enter(Level::Internal);
             let data = inode.data(self);
+            if data.is_journalled() {
+                return data.pages.read(&**data, offset, buf, &mut extant_vm::ReadAhead::default());
+            }
             data.pages.read_past_cache(&**data, offset, buf)
         }))?;
         self.touch_atime(inode);
@@ -128,6 +132,9 @@ impl Filesystem {
             return Ok(false);
         }
         let data = inode.data(self);
+        if data.is_journalled() {
+            return Ok(false);
+        }
         let done = data.pages.overwrite_past_cache(&**data, at, piece)?;
         if done {
             self.touch_written(inode);
@@ -154,7 +161,7 @@ impl Filesystem {
         if !at.is_multiple_of(block) || !end.is_multiple_of(block) || end > self.max_file_size(inode) {
             return Ok(None);
         }
-        if self.is_inline(inode) || self.may_become_inline(inode, end)? {
+        if self.is_inline(inode) || self.journals_data(inode) || self.may_become_inline(inode, end)? {
             return Ok(None);
         }
         self.kill_privs(inode, flags.kill_suidgid, cred)?;

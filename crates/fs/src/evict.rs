@@ -3,7 +3,6 @@
 use extant_format::Lblk;
 use extant_format::inode::{FileType, InodeFlags};
 use extant_journal::Handle;
-use extant_map::Content;
 
 use crate::error::Result;
 use crate::filesystem::Filesystem;
@@ -110,13 +109,7 @@ impl Filesystem {
     /// orphan, or be dropped wholly in this handle. Nothing above rank 60 is held.
     pub(crate) fn remove_blocks(&self, handle: &mut Handle, inode: &Inode, from: Lblk) -> Result<()> {
         inode.window.release();
-        let content = if inode.is_regular()
-            && !inode.flags().intersects(InodeFlags::EA_INODE | InodeFlags::JOURNAL_DATA)
-        {
-            Content::Data
-        } else {
-            Content::Journalled
-        };
+        let content = self.content_of(inode);
         let mut spare = self.alloc.no_reservation(extant_alloc::Privilege::Pool);
         loop {
             let left = {

@@ -5,7 +5,7 @@ use std::ops::Range;
 use extant_alloc::{ClaimRequest, Privilege};
 use extant_format::Lblk;
 use extant_format::inode::InodeFlags;
-use extant_map::{Content, Extent, MapKind, Placement, Run, Written};
+use extant_map::{Extent, MapKind, Placement, Run, Written};
 use extant_vm::Host;
 
 use crate::cred::Credentials;
@@ -96,7 +96,10 @@ impl Filesystem {
         self.touch_written(inode);
         match mode {
             FallocateMode::Allocate => self.preallocate(inode, range.clone(), cred)?,
-            FallocateMode::PunchHole => return self.punch_hole(inode, range),
+            FallocateMode::PunchHole => {
+                self.punch_hole(inode, range)?;
+                return self.log_data(inode, 0);
+            }
             FallocateMode::ZeroRange => self.zero_range(inode, range.clone(), cred)?,
         }
         if !keep_size && range.end > inode.size() {
@@ -105,7 +108,7 @@ impl Filesystem {
             data.pages.truncate(&guard, &**data, range.end)?;
             self.raise_disk_size(inode, range.end)?;
         }
-        Ok(())
+        self.log_data(inode, 0)
     }
 
     /// Gives unwritten blocks to every hole of the range, in as many handles as it takes.
@@ -226,7 +229,8 @@ impl Filesystem {
                     let mut i_block = inode.map.write();
                     let mut map = inode.map_mut(&mut i_block);
                     let span = Lblk(blocks.start)..Lblk(end);
-                    let removed = self.map.remove(&mut handle, &mut map, span, Content::Data, &mut spare)?;
+                    let content = self.content_of(inode);
+                    let removed = self.map.remove(&mut handle, &mut map, span, content, &mut spare)?;
                     self.map_changed(inode, &i_block, removed.delta.total());
                     removed.left
                 };

@@ -19,7 +19,7 @@ use crate::error::{CorruptKind, Error, Place, Result};
 use crate::freeze::{Gate, Level, Pass};
 use crate::icache::{InodeCache, InodeRef};
 use crate::inode::Inode;
-use crate::options::Resolved;
+use crate::options::{DataMode, Resolved};
 use crate::orphan::Orphans;
 use crate::time::Clock;
 use crate::xattr::SharedBlocks;
@@ -61,6 +61,8 @@ pub struct Filesystem {
     /// Clusters that the filesystem's own structures take, for statfs.
     pub(crate) overhead: u64,
     pub(crate) options: RwLock<Arc<Resolved>>,
+    /// `data=`; it does not change while mounted.
+    pub(crate) data_mode: DataMode,
     pub(crate) cache: Arc<BlockCache>,
     /// Content of regular files.
     pub(crate) pages: Arc<PageCache>,

@@ -6,8 +6,10 @@ use extant_format::inode::InodeFlags;
 use extant_journal::Handle;
 use extant_map::{Content, Extent, LBLK_END, MapFs, MapKind, Run};
 
+use crate::cred::Credentials;
 use crate::error::{CorruptKind, Error, Place, Result};
 use crate::filesystem::Filesystem;
+use crate::icache::InodeRef;
 use crate::inode::Inode;
 
 impl Filesystem {
@@ -41,6 +43,47 @@ impl Filesystem {
         }
         self.map_changed(inode, &i_block, delta);
         Ok(())
+    }
+
+    /// The same for a caller (`FS_IOC_SETFLAGS`), in a handle of its own. The inode lock is held exclusively.
+    ///
+    /// # Errors
+    /// `NotSupported` for inline content, and for a map too large for one handle.
+    pub(crate) fn migrate(&self, inode: &InodeRef, extents: bool, cred: &Credentials) -> Result<()> {
+        if self.is_inline(inode) {
+            return Err(Error::NotSupported("a block map for content in the inode"));
+        }
+        let data = inode.data(self);
+        data.set_rights(self, cred);
+        data.pages.sync(&**data, 0..u64::MAX)?;
+        let _guard = data.pages.exclusive();
+        let runs = self.map_runs(inode)?;
+        self.check_indirect(&runs, extents)?;
+        let (old, new) = (self.tree_blocks(!extents, &runs), self.tree_blocks(extents, &runs));
+        // Each block that comes or goes: itself, its bitmap, the descriptor.
+        let blocks = u32::try_from(3 * (old + new)).unwrap_or(u32::MAX);
+        let removal = 2 * self.map.remove_credits(inode.map_kind(), self.depth(inode)?);
+        let credits = blocks.saturating_add(removal + 16);
+        if credits > self.journal.max_credits() / 2 {
+            return Err(Error::NotSupported("converting a map of that size"));
+        }
+        let mut purse = self.alloc.reserve(0, new, self.privilege(cred))?;
+        let mut handle = self.start_data(inode, credits)?;
+        let done = self.change_map_kind(&mut handle, inode, extents, &mut purse);
+        let done = done.and_then(|()| self.write_inode(&mut handle, inode));
+        self.finish(handle, done, inode)
+    }
+
+    /// The most tree blocks that a map of these runs has.
+    fn tree_blocks(&self, extents: bool, runs: &[Extent]) -> u64 {
+        if extents {
+            return self.map.tree_blocks_worst(MapKind::Extents, 0, runs.len() as u64);
+        }
+        let per = self.geo.block_size() / 4;
+        let leaves: u64 = runs.iter().map(|run| u64::from(run.len / per) + 2).sum();
+        let span = runs.last().map_or(0, |run| u64::from(run.end() / per) + 1);
+        let leaves = leaves.min(span);
+        leaves + leaves.div_ceil(per.into()) + 4
     }
 
     /// All mapped runs of an inode.

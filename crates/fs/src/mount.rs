@@ -328,8 +328,11 @@ fn gate(sb: &Superblock, options: &MountOptions, read_only: bool, size: u64) -> 
     if features.ro_compat.intersects(RoCompat::READONLY | RoCompat::SHARED_BLOCKS) {
         return refuse("it is marked read-only: mount it with `ro`".into());
     }
-    if options.data == Some(DataMode::Journal) {
-        return refuse("`data=journal` is not supported for writing".into());
+    if options.data.is_some() && !features.compat.contains(Compat::HAS_JOURNAL) {
+        return refuse("`data=` needs a journal".into());
+    }
+    if options.data == Some(DataMode::Journal) && options.delalloc == Some(true) {
+        return refuse("`data=journal` and `delalloc` exclude each other".into());
     }
     Ok(())
 }
@@ -491,6 +494,7 @@ pub(crate) fn build(
         hash_seed: sb.hash_seed(),
         want_extra_isize: sb.want_extra_isize(),
         overhead: overhead_clusters(&sb, journal_blocks),
+        data_mode: resolved.data,
         options: RwLock::new(Rank::LEAF, Arc::new(resolved)),
         map: MapFs::new(Arc::clone(&cache), Arc::clone(&alloc), &sb),
         status_budget: extant_map::StatusBudget::new(1 << 20),

@@ -175,6 +175,15 @@ impl BlockCache {
         self.load_run(&mut run);
     }
 
+    /// The content of block `pblk` as long as a transaction or checkpoint has yet to write it to its place. `None`: the
+    /// device has it.
+    #[must_use]
+    pub fn unwritten(&self, pblk: Pblk) -> Option<Arc<[u8]>> {
+        let buf = self.find(pblk)?;
+        let state = buf.state();
+        state.is_journalled().then(|| Arc::clone(&state.data))
+    }
+
     /// Drops the cached copies of `len` blocks from `pblk` that no transaction needs: after their place on the device was
     /// written around the cache.
     pub fn invalidate(&self, pblk: Pblk, len: u64) {

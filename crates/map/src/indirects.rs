@@ -12,6 +12,7 @@ use extant_journal::{Buf, Handle};
 
 use crate::error::{MapError, Result};
 use crate::fs::{Content, Delta, MapFs, MapMut, Removed};
+use crate::remove::MOST_REVOKED;
 use crate::status::Run;
 
 /// An indirect map that is being changed.
@@ -223,7 +224,9 @@ impl<'a, 'b> Indirects<'a, 'b> {
             let words: Vec<u32> = (start..end).map(|i| word(self.map.i_block, i as usize)).collect();
             let mut at = end;
             for (run, len) in runs_backwards(&words) {
-                if handle.credits_left() < self.fs.alloc.free_credits(u64::from(len)) {
+                if handle.credits_left() < self.fs.alloc.free_credits(u64::from(len))
+                    || revoked_enough(content, delta)
+                {
                     return Ok(Removed { delta, left: Some(Lblk(at)) });
                 }
                 at = start + run as u32;
@@ -254,7 +257,7 @@ impl<'a, 'b> Indirects<'a, 'b> {
                 let child = Branch { level: branch.level - 1, first, pointer: words[i - from] };
                 let part = (lo.max(first), hi.min(first + size));
                 // An indirect block without pointers takes credits too when it goes.
-                if handle.credits_left() < 8 {
+                if handle.credits_left() < 8 || revoked_enough(content, *delta) {
                     return Ok(Some(part.1));
                 }
                 if let Some(left) = self.remove_branch(handle, &child, part, content, delta)? {
@@ -267,7 +270,9 @@ impl<'a, 'b> Indirects<'a, 'b> {
         let mut at = hi;
         for (run, len) in runs_backwards(&words) {
             // Two for the run's bitmap, and what emptied blocks above may need.
-            if handle.credits_left() < self.fs.alloc.free_credits(u64::from(len)).min(8) + 8 {
+            if handle.credits_left() < self.fs.alloc.free_credits(u64::from(len)).min(8) + 8
+                || revoked_enough(content, *delta)
+            {
                 return Ok(Some(at));
             }
             at = branch.first + (from + run) as u64;
@@ -318,6 +323,11 @@ struct Branch {
     /// The first block that it covers.
     first: u64,
     pointer: u32,
+}
+
+/// Whether a removal of journalled content has to go on in another handle.
+fn revoked_enough(content: Content, delta: Delta) -> bool {
+    content == Content::Journalled && -delta.data >= i64::from(MOST_REVOKED)
 }
 
 impl MapFs {

@@ -10,6 +10,9 @@ use crate::error::{MapError, Result};
 use crate::fs::{Content, Delta, MapFs, MapMut, Removed};
 use crate::tree::Path;
 
+/// Blocks of journalled content that one call frees: each takes a revoke record, and those take room in the log beside the
+/// handle's credits.
+pub(crate) const MOST_REVOKED: u32 = 2048;
 /// Whole extents that one step takes out of a leaf.
 const BATCH: usize = 64;
 
@@ -23,7 +26,8 @@ impl MapFs {
         res: &mut Reservation,
     ) -> Result<Removed> {
         let mut delta = Delta::default();
-        let mut end = end;
+        let (lowest, mut end) = (start, end);
+        let mut limit = None;
         loop {
             let tree = self.tree(map);
             let path = tree.descend(Lblk(end - 1))?;
@@ -35,6 +39,16 @@ impl MapFs {
             if handle.credits_left() < cost {
                 return Ok(Removed { delta, left: Some(Lblk(end)) });
             }
+            let start = match content {
+                Content::Data | Content::Kept => start,
+                Content::Journalled => {
+                    let most = last.end().min(end).saturating_sub(MOST_REVOKED);
+                    start.max(*limit.get_or_insert(most))
+                }
+            };
+            if last.end() <= start {
+                return Ok(Removed { delta, left: Some(Lblk(start)) });
+            }
             let inside = start <= last.lblk.0 && last.end() <= end;
             let (step, from) = if inside {
                 self.remove_whole(handle, map, &path, at, start)?
@@ -44,7 +58,7 @@ impl MapFs {
             delta.add(step.1);
             delta.data -= self.free_runs(handle, map, &step.0, content)?;
             if from <= start {
-                return Ok(Removed { delta, left: None });
+                return Ok(Removed { delta, left: (start > lowest).then_some(Lblk(start)) });
             }
             end = from;
         }

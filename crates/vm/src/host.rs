@@ -91,6 +91,31 @@ pub trait Host: Send + Sync + 'static {
     /// with no page lock. An error means nothing was published.
     fn publish(&self, claims: Vec<Self::Claim>, end: u64) -> Result<(), Self::Error>;
 
+    /// For a file whose data goes through the journal: the most blocks of which one handle takes the data. Then nothing is
+    /// written to the device here: [`Self::publish_data`] gets the data instead. `None`: an ordinary file.
+    fn journalled(&self) -> Option<u32> {
+        None
+    }
+
+    /// As [`Self::publish`], for a file that is [`Self::journalled`]: `data`, the content of whole blocks from a place on,
+    /// becomes part of the same transaction.
+    fn publish_data(
+        &self,
+        claims: Vec<Self::Claim>,
+        data: &[(Pblk, Vec<MemSlice<'_>>)],
+        end: u64,
+    ) -> Result<(), Self::Error> {
+        let _ = data;
+        self.publish(claims, end)
+    }
+
+    /// The content of a block of a [`Self::journalled`] file, if the device may not have it yet. `None`: what is read from the
+    /// device after this call is right.
+    fn newer(&self, pblk: Pblk) -> Option<std::sync::Arc<[u8]>> {
+        let _ = pblk;
+        None
+    }
+
     /// How many claims one [`Self::publish`] may get: as many as fit in one handle.
     fn claims_per_publish(&self) -> usize;
 

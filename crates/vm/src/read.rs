@@ -325,7 +325,7 @@ impl AddressSpace {
     /// not known to come again.
     fn leaves_cache_alone<H: Host>(&self, host: &H, pos: u64, bytes: usize) -> bool {
         let config = self.cache.config();
-        if config.direct_read == usize::MAX {
+        if config.direct_read == usize::MAX || host.journalled().is_some() {
             return false;
         }
         let size = host.size();
@@ -430,7 +430,14 @@ impl AddressSpace {
                 let run = mapped.len.clamp(1, len - at);
                 let parts = self.parts(pages, start + at, run);
                 if let Backing::Data(pblk) = mapped.backing {
+                    // Asked before the device is read: what is in its place by then is not reported any more.
+                    let newer = newer_blocks(host, pblk, run);
                     self.read_blocks(pblk, &parts)?;
+                    for (n, content) in newer {
+                        for (page, from, _) in self.parts(pages, start + at + n, 1) {
+                            page.mem().copy_from(from, &content);
+                        }
+                    }
                 }
                 // What was read counts only if the blocks are still there: the map lock was not held over the read.
                 if host.map_seq() != seq
@@ -506,4 +513,12 @@ impl AddressSpace {
 /// How many of `len` bytes at `pos` a file of `size` bytes has.
 pub(crate) fn wanted(size: u64, pos: u64, len: usize) -> usize {
     usize::try_from(size.saturating_sub(pos)).unwrap_or(usize::MAX).min(len)
+}
+
+/// The blocks of a run that the device may not have yet, by their place in the run.
+fn newer_blocks<H: Host>(host: &H, pblk: Pblk, len: u32) -> Vec<(u32, std::sync::Arc<[u8]>)> {
+    if host.journalled().is_none() {
+        return Vec::new();
+    }
+    (0..len).filter_map(|n| Some((n, host.newer(Pblk(pblk.0 + u64::from(n)))?))).collect()
 }

@@ -57,6 +57,9 @@ struct PendingWrite<'a, H: Host> {
 
 impl<H: Host> Pending for PendingWrite<'_, H> {
     fn runs(&self) -> Vec<(Pblk, u32)> {
+        if self.host.journalled().is_some() {
+            return Vec::new();
+        }
         self.placed.iter().map(|p| (p.pblk, p.len)).collect()
     }
 
@@ -172,7 +175,9 @@ impl AddressSpace {
     ) -> Result<(), H::Error> {
         let mut batch = self.collect(host, taken);
         let mut placed = self.place(host, &mut batch);
-        self.write_placed(&batch.pages, &mut placed, &mut batch.error);
+        if host.journalled().is_none() {
+            self.write_placed(&batch.pages, &mut placed, &mut batch.error);
+        }
         self.complete(host, batch, placed)
     }
 
@@ -257,10 +262,11 @@ impl AddressSpace {
     /// Finds places for everything. What finds none is left out.
     fn place<H: Host>(&self, host: &H, batch: &mut Batch<H::Error>) -> Vec<Placed<H::Claim>> {
         let mut placed = Vec::new();
+        let most = host.journalled().unwrap_or(u32::MAX);
         for (start, len, delayed) in self.runs(&batch.pages) {
             let mut at = start;
             while at < start + len {
-                let rest = start + len - at;
+                let rest = (start + len - at).min(most);
                 match host.claim(Lblk(at), rest, delayed) {
                     Ok(Placement { pblk, len, claim }) => {
                         let len = len.clamp(1, rest);
@@ -399,8 +405,10 @@ impl AddressSpace {
     /// Publishes what was written, as much at a time as a handle takes, and notes it in the pages.
     fn publish<H: Host>(&self, host: &H, batch: &mut Batch<H::Error>, placed: Vec<Placed<H::Claim>>) {
         let most = host.claims_per_publish().max(1);
+        let most_blocks = host.journalled().unwrap_or(u32::MAX);
         let mut claims = Vec::new();
-        let mut done: Vec<(u32, u32)> = Vec::new();
+        let mut done: Vec<(u32, u32, Pblk)> = Vec::new();
+        let mut blocks = 0;
         for run in placed {
             if !run.good {
                 if batch.error.is_none() {
@@ -408,11 +416,16 @@ impl AddressSpace {
                 }
                 continue;
             }
-            claims.extend(run.claim);
-            done.push((run.lblk, run.len));
-            if claims.len() >= most && !self.publish_some(host, batch, &mut claims, &mut done) {
-                return;
+            let full = most_blocks - blocks < run.len || claims.len() >= most;
+            if full && !done.is_empty() {
+                if !self.publish_some(host, batch, &mut claims, &mut done) {
+                    return;
+                }
+                blocks = 0;
             }
+            claims.extend(run.claim);
+            done.push((run.lblk, run.len, run.pblk));
+            blocks = blocks.saturating_add(run.len);
         }
         if !done.is_empty() {
             self.publish_some(host, batch, &mut claims, &mut done);
@@ -425,15 +438,26 @@ impl AddressSpace {
         host: &H,
         batch: &mut Batch<H::Error>,
         claims: &mut Vec<H::Claim>,
-        done: &mut Vec<(u32, u32)>,
+        done: &mut Vec<(u32, u32, Pblk)>,
     ) -> bool {
         let geo = self.cache.geometry();
-        let end = done.last().map_or(0, |(at, n)| geo.block_bytes(*at) + geo.block_bytes(*n));
-        if let Err(error) = host.publish(std::mem::take(claims), end.min(batch.size)) {
+        let end = done.last().map_or(0, |(at, n, _)| geo.block_bytes(*at) + geo.block_bytes(*n));
+        let (claims, end) = (std::mem::take(claims), end.min(batch.size));
+        let outcome = if host.journalled().is_some() {
+            let memory = |(lblk, len, pblk): &(u32, u32, Pblk)| {
+                let mut slices = Vec::new();
+                self.slices(&batch.pages, *lblk, *len, &mut slices);
+                (*pblk, slices)
+            };
+            host.publish_data(claims, &done.iter().map(memory).collect::<Vec<_>>(), end)
+        } else {
+            host.publish(claims, end)
+        };
+        if let Err(error) = outcome {
             batch.error.get_or_insert(error);
             return false;
         }
-        for (lblk, len) in done.drain(..) {
+        for (lblk, len, _) in done.drain(..) {
             let mut slot = batch.pages.partition_point(|p| p.page.index < geo.page_of_block(lblk));
             for at in lblk..lblk + len {
                 if geo.page_of_block(at) != batch.pages[slot].page.index {

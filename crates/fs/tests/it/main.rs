@@ -9,6 +9,7 @@ mod crash;
 mod direct;
 mod fast_commit;
 mod hostile;
+mod journalled;
 mod names;
 mod promises;
 mod quota;
