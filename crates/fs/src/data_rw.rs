@@ -329,9 +329,9 @@ impl Filesystem {
         }
         let old = inode.size();
         if size < old {
-            self.shrink(inode, size)?
+            self.shrink(inode, size)?;
         } else {
-            self.extend(inode, size)?
+            self.extend(inode, size)?;
         }
         self.log_data(inode, 0)
     }
