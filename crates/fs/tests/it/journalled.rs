@@ -230,6 +230,10 @@ fn the_flag_is_set_and_cleared() {
         expected[at..at + bytes.len()].copy_from_slice(&bytes);
         fs.fallocate(&file, FallocateMode::PunchHole, 100_000, 30_000, true, &cred()).unwrap();
         write(&fs, &file, 130_000 + round * 100, &bytes);
+        // Direct I/O is as good as any other.
+        let mut direct = vec![0; 8192];
+        let n = fs.read_direct(&file, 131_072, &mut direct).unwrap();
+        fs.write_direct(&file, 131_072, &direct[..n], WriteFlags::default(), &cred()).unwrap();
         expected[130_000 + at / 10..130_000 + at / 10 + bytes.len()].copy_from_slice(&bytes);
         let found = content(&fs, b"f");
         assert!(found == expected[..found.len()], "round {round}");
