@@ -3,7 +3,7 @@
 //! | part | does |
 //! |---|---|
 //! | `tree` | what goes in: a tree of nodes with owners, times, attributes and where their bytes are |
-//! | `scan`, `tarball` | reading it from a directory, from an archive |
+//! | `scan`, `tarball`, `pax_sparse` | reading it from a directory, from an archive |
 //! | `fit` | how large the filesystem must be |
 //! | `fill` | numbers, blocks, inodes; everything is placed before data moves |
 //! | `dirs`, `attrs` | directory blocks and hash trees; extended attributes |
@@ -14,6 +14,7 @@ mod copy;
 mod dirs;
 mod fill;
 mod fit;
+mod pax_sparse;
 mod scan;
 mod tarball;
 mod tree;

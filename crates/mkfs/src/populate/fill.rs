@@ -10,7 +10,7 @@ use extant_format::{Compat, FileType, Incompat, Ino, Inode, InodeFlags, RoCompat
 use super::attrs::{AttrPlacer, Placed};
 use super::copy::{self, Job};
 use super::dirs::{DirMaker, Entry};
-use super::tree::{Content, Kind, Node, NodeId, Tree};
+use super::tree::{Content, Data, Kind, Node, NodeId, Tree};
 use crate::builder::Builder;
 use crate::error::{Result, invalid};
 use crate::maps::{self, Map, Run};
@@ -349,10 +349,10 @@ fn block_ranges(content: &Content, block_size: u32, ratio: u32) -> Vec<(u32, u32
     let size = u64::from(block_size);
     let cluster = size * u64::from(ratio);
     let last = content.size.div_ceil(size);
-    let whole = [(0, content.size)];
-    let data: &[(u64, u64)] = content.data.as_deref().unwrap_or(&whole);
+    let whole = [Data { offset: 0, len: content.size, before: 0 }];
+    let data: &[Data] = content.data.as_deref().unwrap_or(&whole);
     let mut ranges: Vec<(u32, u32)> = Vec::new();
-    for &(offset, len) in data.iter().filter(|(_, len)| *len > 0) {
+    for &Data { offset, len, .. } in data.iter().filter(|d| d.len > 0) {
         let start = offset / cluster * u64::from(ratio);
         let end = ((offset + len).div_ceil(cluster) * u64::from(ratio)).min(last);
         match ranges.last_mut() {

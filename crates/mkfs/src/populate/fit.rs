@@ -107,7 +107,7 @@ fn needed(params: &Params, layout: &Layout, tree: &Tree) -> u64 {
             Kind::Symlink(target) => u64::from(target.len() >= 60),
             Kind::Regular(content) => match &content.data {
                 None => content.size.div_ceil(size),
-                Some(data) => data.iter().map(|(_, len)| len.div_ceil(size) + 1).sum(),
+                Some(data) => data.iter().map(|d| d.len.div_ceil(size) + 1).sum(),
             },
             Kind::Device(..) | Kind::Other(_) => 0,
         };

@@ -8,7 +8,7 @@ use extant_format::{DeviceNumber, FileType, Timestamp};
 use rustix::fs::{AtFlags, Dir, Mode, OFlags, SeekFrom, Stat};
 use rustix::io::Errno;
 
-use super::tree::{Content, Kind, Links, Meta, Node, NodeId, Place, Tree, source_error};
+use super::tree::{Content, Data, Kind, Links, Meta, Node, NodeId, Place, Tree, add_data, source_error};
 use crate::error::{MkfsError, Result};
 use crate::options::Options;
 use crate::progress::Progress;
@@ -168,7 +168,7 @@ fn content(stat: &Stat, dir: &OwnedFd, dir_index: u32, name: &[u8], path: &Path)
 }
 
 /// Where a sparse file has data, by SEEK_DATA and SEEK_HOLE.
-fn data_ranges(dir: &OwnedFd, name: &[u8], size: u64, path: &Path) -> Result<Vec<(u64, u64)>> {
+fn data_ranges(dir: &OwnedFd, name: &[u8], size: u64, path: &Path) -> Result<Vec<Data>> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let file = rustix::fs::openat(dir, name, flags, Mode::empty()).map_err(|e| source_error(path, e))?;
     let (mut ranges, mut at) = (Vec::new(), 0);
@@ -183,7 +183,7 @@ fn data_ranges(dir: &OwnedFd, name: &[u8], size: u64, path: &Path) -> Result<Vec
         if end <= start {
             break;
         }
-        ranges.push((start, end - start));
+        add_data(&mut ranges, start, end - start);
         at = end;
     }
     Ok(ranges)

@@ -11,7 +11,8 @@ use extant_format::acl::{Acl, AclEntry, Tag};
 use extant_format::{DeviceNumber, FileType, Timestamp};
 use tar::{Entry, EntryType};
 
-use super::tree::{Content, Kind, Meta, Node, NodeId, Place, Tree, source_error};
+use super::pax_sparse::PaxSparse;
+use super::tree::{Content, Data, Kind, Meta, Node, NodeId, Place, Tree, add_data, source_error};
 use crate::error::{MkfsError, Result};
 use crate::options::Options;
 use crate::progress::Progress;
@@ -33,8 +34,10 @@ pub(super) fn read_path(path: &Path, options: &Options, progress: &dyn Progress)
     let seekable = file.seek(SeekFrom::Start(0)).is_ok();
     if seekable && packed == Packing::None {
         let copy = file.try_clone().map_err(|e| source_error(path, e))?;
-        return Reader::new(path, options, progress, Some(copy))
-            .read(BufReader::with_capacity(1 << 16, file));
+        // Contents are not read now: between headers the file is skipped.
+        let mut archive = tar::Archive::new(Skipper(BufReader::with_capacity(1 << 14, file)));
+        let entries = archive.entries_with_seek().map_err(|e| source_error(path, e))?;
+        return Reader::new(path, options, progress, Some(copy)).read(entries);
     }
     let stream: Box<dyn Read> =
         if seekable { Box::new(file) } else { Box::new(io::Cursor::new(magic[..got].to_vec()).chain(file)) };
@@ -97,7 +100,30 @@ fn read_stream<'a>(
         Packing::Zstd => Box::new(zstd::Decoder::new(stream).map_err(|e| source_error(path, e))?),
         Packing::Xz => Box::new(liblzma::read::XzDecoder::new_multi_decoder(stream)),
     };
-    Reader::new(path, options, progress, None).read(BufReader::with_capacity(1 << 18, stream))
+    let mut archive = tar::Archive::new(BufReader::with_capacity(1 << 18, stream));
+    let entries = archive.entries().map_err(|e| source_error(path, e))?;
+    Reader::new(path, options, progress, None).read(entries)
+}
+
+/// A file that is skipped through without throwing away what was read ahead.
+struct Skipper(BufReader<File>);
+
+impl Read for Skipper {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        self.0.read(buf)
+    }
+}
+
+impl io::Seek for Skipper {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        match to {
+            SeekFrom::Current(by) => {
+                self.0.seek_relative(by)?;
+                self.0.stream_position()
+            }
+            to => self.0.seek(to),
+        }
+    }
 }
 
 /// A temporary file that members' contents go to.
@@ -122,11 +148,11 @@ impl<'a> Reader<'a> {
         Self { archive, tree: Tree::new(), in_place, spool: None, attributes, progress }
     }
 
-    fn read(mut self, from: impl Read) -> Result<Tree> {
+    fn read<R: Read>(mut self, entries: tar::Entries<'_, R>) -> Result<Tree> {
         let path = self.archive.to_owned();
-        let mut archive = tar::Archive::new(from);
-        for entry in archive.entries().map_err(|e| source_error(&path, e))? {
+        for entry in entries {
             let entry = entry.map_err(|e| source_error(&path, e))?;
+            self.check_end(&entry)?;
             self.member(entry)?;
             self.progress.advance(1);
         }
@@ -136,6 +162,24 @@ impl<'a> Reader<'a> {
             self.tree.archives.push(file);
         }
         Ok(self.tree)
+    }
+
+    /// A member that is used where it is must be there whole, with what fills its last block.
+    fn check_end(&self, entry: &Entry<'_, impl Read>) -> Result<()> {
+        let Some(archive) = &self.in_place else { return Ok(()) };
+        let len = archive.metadata().map_err(|e| source_error(self.archive, e))?.len();
+        let end = entry.size().checked_next_multiple_of(512);
+        // The size of an old sparse member is that of the file, not of what is stored.
+        let stored = entry.header().entry_type() != EntryType::GNUSparse;
+        let end = end.and_then(|size| entry.raw_file_position().checked_add(size));
+        if stored && end.is_none_or(|end| end > len) {
+            let path = entry.path().map_or_else(|_| self.archive.to_owned(), std::borrow::Cow::into_owned);
+            return Err(MkfsError::Member {
+                path,
+                what: format!("the archive of {len} bytes ends within it"),
+            });
+        }
+        Ok(())
     }
 
     fn spool(&mut self) -> Result<&mut Spool> {
@@ -150,13 +194,16 @@ impl<'a> Reader<'a> {
     }
 
     fn member(&mut self, mut entry: Entry<'_, impl Read>) -> Result<()> {
-        let path = entry.path().map_err(|e| source_error(self.archive, e))?.into_owned();
+        let mut path = entry.path().map_err(|e| source_error(self.archive, e))?.into_owned();
         let file_type = entry.header().entry_type();
         if matches!(file_type, EntryType::XGlobalHeader | EntryType::GNULongName | EntryType::GNULongLink) {
             return Ok(());
         }
+        let Extensions { mut meta, xattrs, sparse } = self.extensions_of(&mut entry, &path)?;
+        if let Some(name) = sparse.as_ref().and_then(PaxSparse::name) {
+            path = name;
+        }
         let names = components(&path)?;
-        let (mut meta, xattrs) = self.attributes_of(&mut entry, &path)?;
         let Some((name, parents)) = names.split_last() else {
             // The root directory itself.
             let root = &mut self.tree.nodes[0];
@@ -177,7 +224,10 @@ impl<'a> Reader<'a> {
             (node.meta, node.xattrs) = (meta, xattrs);
             return Ok(());
         }
-        let kind = self.kind_of(&mut entry, file_type, &path)?;
+        let kind = match sparse {
+            Some(sparse) => Kind::Regular(self.sparse_content(&mut entry, &sparse, &path)?),
+            None => self.kind_of(&mut entry, file_type, &path)?,
+        };
         if matches!(kind, Kind::Symlink(_)) {
             meta.perms = 0o777;
         }
@@ -255,51 +305,70 @@ impl<'a> Reader<'a> {
         Ok(Content { size, place, data: None })
     }
 
-    /// Owner, permissions, time and extended attributes of a member.
-    #[allow(clippy::type_complexity, reason = "names and values")]
-    fn attributes_of(
-        &self,
+    /// The content of a member in one of the sparse formats of PAX headers: its data ranges stand one behind the other.
+    fn sparse_content(
+        &mut self,
         entry: &mut Entry<'_, impl Read>,
+        sparse: &PaxSparse,
         path: &Path,
-    ) -> Result<(Meta, Vec<(Vec<u8>, Vec<u8>)>)> {
+    ) -> Result<Content> {
+        let stored = entry.size();
+        let (map, map_len) = sparse.map(entry, path)?;
+        let (size, data) = sparse.ranges(&map, stored.saturating_sub(map_len), path)?;
+        if self.in_place.is_some() {
+            let place = Place::Archive { file: 0, offset: entry.raw_file_position() + map_len };
+            return Ok(Content { size, place, data: Some(data) });
+        }
+        let spool = self.spool()?;
+        let place = Place::Archive { file: 0, offset: spool.at };
+        let copied = io::copy(entry, &mut spool.file).map_err(|e| source_error(path, e))?;
+        spool.at += copied;
+        if copied + map_len != stored {
+            let what = format!("the archive ends within it, {copied} of {stored} bytes");
+            return Err(MkfsError::Member { path: path.to_owned(), what });
+        }
+        Ok(Content { size, place, data: Some(data) })
+    }
+
+    /// Owner, permissions, time and extended attributes of a member, and whether it is sparse.
+    fn extensions_of(&self, entry: &mut Entry<'_, impl Read>, path: &Path) -> Result<Extensions> {
         let fail = |e| source_error(path, e);
         let header = entry.header();
-        let mut meta = Meta {
+        let meta = Meta {
             perms: (header.mode().map_err(fail)? & 0o7777) as u16,
             uid: header.uid().map_err(fail)? as u32,
             gid: header.gid().map_err(fail)? as u32,
             mtime: Timestamp::from_sec(header.mtime().map_err(fail)? as i64),
         };
-        let mut xattrs = Vec::new();
-        let Some(extensions) = entry.pax_extensions().map_err(fail)? else { return Ok((meta, xattrs)) };
+        let mut found = Extensions { meta, xattrs: Vec::new(), sparse: None };
+        let Some(extensions) = entry.pax_extensions().map_err(fail)? else { return Ok(found) };
         for extension in extensions {
             let extension = extension.map_err(fail)?;
             let (key, value) = (extension.key_bytes(), extension.value_bytes());
+            if let Some(name) = key.strip_prefix(b"GNU.sparse.".as_slice()) {
+                found.sparse.get_or_insert_with(PaxSparse::default).header(name, value, path)?;
+                continue;
+            }
             match key {
-                b"uid" => meta.uid = decimal(value, path)?,
-                b"gid" => meta.gid = decimal(value, path)?,
-                b"mtime" => meta.mtime = seconds(value).unwrap_or(meta.mtime),
-                b"GNU.sparse.major" | b"GNU.sparse.size" => {
-                    let what =
-                        "a sparse member in PAX format is not supported; use tar --format=gnu --sparse";
-                    return Err(MkfsError::Member { path: path.to_owned(), what: what.to_owned() });
-                }
+                b"uid" => found.meta.uid = decimal(value, path)?,
+                b"gid" => found.meta.gid = decimal(value, path)?,
+                b"mtime" => found.meta.mtime = seconds(value).unwrap_or(found.meta.mtime),
                 b"SCHILY.acl.access" if self.attributes => {
-                    xattrs.extend(acl(value).map(|a| (b"system.posix_acl_access".to_vec(), a)));
+                    found.xattrs.extend(acl(value).map(|a| (b"system.posix_acl_access".to_vec(), a)));
                 }
                 b"SCHILY.acl.default" if self.attributes => {
-                    xattrs.extend(acl(value).map(|a| (b"system.posix_acl_default".to_vec(), a)));
+                    found.xattrs.extend(acl(value).map(|a| (b"system.posix_acl_default".to_vec(), a)));
                 }
                 _ => {
                     if let Some(name) = key.strip_prefix(b"SCHILY.xattr.".as_slice())
                         && self.attributes
                     {
-                        xattrs.push((name.to_vec(), value.to_vec()));
+                        found.xattrs.push((name.to_vec(), value.to_vec()));
                     }
                 }
             }
         }
-        Ok((meta, xattrs))
+        Ok(found)
     }
 
     fn lookup(&self, dir: NodeId, name: &[u8]) -> Option<NodeId> {
@@ -366,6 +435,13 @@ impl<'a> Reader<'a> {
         }
         Ok(dir)
     }
+}
+
+/// What the headers of a member say beside its type.
+struct Extensions {
+    meta: Meta,
+    xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    sparse: Option<PaxSparse>,
 }
 
 /// The names of a path below the root; `..` is refused, `.` and `/` are dropped.
@@ -439,8 +515,8 @@ fn spool_sparse(
     entry: &mut impl Read,
     file: &mut io::BufWriter<File>,
     at: &mut u64,
-) -> io::Result<Vec<(u64, u64)>> {
-    let (mut ranges, mut offset): (Vec<(u64, u64)>, u64) = (Vec::new(), 0);
+) -> io::Result<Vec<Data>> {
+    let (mut ranges, mut offset): (Vec<Data>, u64) = (Vec::new(), 0);
     let mut block = [0; HOLE];
     loop {
         let got = read_up_to(entry, &mut block)?;
@@ -450,10 +526,7 @@ fn spool_sparse(
         if block[..got].iter().any(|&b| b != 0) {
             file.write_all(&block[..got])?;
             *at += got as u64;
-            match ranges.last_mut() {
-                Some((start, len)) if *start + *len == offset => *len += got as u64,
-                _ => ranges.push((offset, got as u64)),
-            }
+            add_data(&mut ranges, offset, got as u64);
         }
         offset += got as u64;
     }

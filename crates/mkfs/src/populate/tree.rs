@@ -55,8 +55,30 @@ pub(crate) enum Kind {
 pub(crate) struct Content {
     pub(crate) size: u64,
     pub(crate) place: Place,
-    /// Where there is data, if there are holes: ascending ranges of (offset, length) below `size`.
-    pub(crate) data: Option<Vec<(u64, u64)>>,
+    /// Where there is data, if there are holes: ascending ranges below `size`.
+    pub(crate) data: Option<Vec<Data>>,
+}
+
+/// A range of a file with holes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Data {
+    /// In the file.
+    pub(crate) offset: u64,
+    /// Bytes.
+    pub(crate) len: u64,
+    /// Bytes of data before it: in an archive, data ranges follow each other.
+    pub(crate) before: u64,
+}
+
+/// Adds a range behind the last one, joined to it where they touch.
+pub(crate) fn add_data(ranges: &mut Vec<Data>, offset: u64, len: u64) {
+    match ranges.last_mut() {
+        Some(last) if last.offset + last.len == offset => last.len += len,
+        last => {
+            let before = last.map_or(0, |d| d.before + d.len);
+            ranges.push(Data { offset, len, before });
+        }
+    }
 }
 
 /// Where a file's bytes are.
@@ -188,7 +210,7 @@ impl Tree {
     /// Bytes of all regular files.
     pub(crate) fn data_bytes(&self) -> u64 {
         let size = |n: &Node| match &n.kind {
-            Kind::Regular(c) => c.data.as_ref().map_or(c.size, |d| d.iter().map(|(_, len)| len).sum()),
+            Kind::Regular(c) => c.data.as_ref().map_or(c.size, |d| d.iter().map(|d| d.len).sum()),
             _ => 0,
         };
         self.nodes.iter().map(size).sum()

@@ -248,6 +248,50 @@ fn a_sparse_archive_on_standard_input() {
     assert!(blocks <= 64, "holes stay holes: {blocks} sectors");
 }
 
+#[test]
+fn sparse_members_in_every_format() {
+    let (Some(tar), Some(debugfs)) = (tool("tar"), tool("debugfs")) else { return };
+    let scratch = Scratch::new();
+    let root = scratch.path("tree");
+    std::fs::create_dir(&root).unwrap();
+    let file = std::fs::File::create(root.join("holes")).unwrap();
+    file.set_len(50 << 20).unwrap();
+    for n in 0..300_u64 {
+        let bytes = vec![(n % 250) as u8 + 1; 4096];
+        std::os::unix::fs::FileExt::write_all_at(&file, &bytes, n * 163_840 + (n % 3) * 4096).unwrap();
+    }
+    std::fs::write(root.join("plain"), b"between").unwrap();
+    let only_hole = std::fs::File::create(root.join("only-hole")).unwrap();
+    only_hole.set_len(1 << 20).unwrap();
+    let want = listing(&root);
+    let image = scratch.path("image");
+    for format in [
+        "--format=gnu",
+        "--format=pax --sparse-version=0.0",
+        "--format=pax --sparse-version=0.1",
+        "--format=pax --sparse-version=1.0",
+    ] {
+        for packed in [false, true] {
+            let archive = scratch.path("archive").to_string_lossy().into_owned();
+            let tree = root.to_string_lossy().into_owned();
+            let mut args: Vec<&str> = vec!["-c", "--sparse"];
+            args.extend(format.split(' '));
+            args.extend(packed.then_some("-z"));
+            args.extend(["-f", &archive, "-C", &tree, "."]);
+            let out = run(&tar, &args);
+            assert!(out.status.success(), "{format}: {}", text(&out));
+            let _ = std::fs::remove_file(&image);
+            mkfs("-t ext4", &image, &["-d", &archive]).unwrap_or_else(|e| panic!("{format}: {e}"));
+            assert_clean(&image);
+            let Some(found) = read_back(&image, &scratch.path("back")) else { return };
+            assert_eq!(found, want, "{format}, packed: {packed}");
+            let out = text(&run(&debugfs, &["-R", "stat /holes", &image.to_string_lossy()]));
+            let sectors = out.split("Blockcount:").nth(1).unwrap().split_whitespace().next().unwrap();
+            assert!(sectors.parse::<u64>().unwrap() < 300 * 8 + 64, "{format}: {sectors} sectors");
+        }
+    }
+}
+
 fn header(size: u64) -> tar::Header {
     let mut header = tar::Header::new_gnu();
     header.set_size(size);
