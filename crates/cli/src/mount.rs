@@ -44,6 +44,10 @@ pub(crate) struct ExecArgs {
     /// Mount options, as of `mount`
     #[arg(short, value_name = "OPTIONS")]
     options: Vec<String>,
+    /// Keep the ids and device nodes that the command asks for: chown and mknod work as for root, and the image holds what was
+    /// asked; ids are shown as they are in the image
+    #[arg(long)]
+    fakeroot: bool,
     /// Image file or block device
     image: PathBuf,
     /// The command and its arguments
@@ -83,8 +87,8 @@ pub(crate) fn umount(args: UmountArgs) -> Outcome {
 }
 
 pub(crate) fn exec(args: ExecArgs) -> Outcome {
-    let ExecArgs { options, image, command } = args;
-    match command::exec(&command::ExecArgs { image, options, command }).map_err(failure)? {
+    let ExecArgs { options, fakeroot, image, command } = args;
+    match command::exec(&command::ExecArgs { image, options, fakeroot, command }).map_err(failure)? {
         0 => Ok(()),
         status => Err(Failure::silent(status)),
     }

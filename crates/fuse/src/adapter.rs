@@ -39,13 +39,16 @@ pub struct AdapterOptions {
     pub writeback_cache: bool,
     /// How long names and attributes may be cached. Nobody else changes the image, so it is long.
     pub ttl: Duration,
+    /// The kernel is told that root owns everything, whatever the image says: for a user namespace that has no other ids.
+    pub as_root: bool,
     /// Capabilities not to use, for tests and measurements.
     pub without: InitFlags,
 }
 
 impl Default for AdapterOptions {
     fn default() -> Self {
-        Self { writeback_cache: false, ttl: Duration::from_secs(365 * 86_400), without: InitFlags::empty() }
+        let ttl = Duration::from_secs(365 * 86_400);
+        Self { writeback_cache: false, ttl, as_root: false, without: InitFlags::empty() }
     }
 }
 
@@ -108,6 +111,25 @@ impl Adapter {
         }
     }
 
+    /// Attributes of an inode were changed other than by a request.
+    pub fn changed_outside(&self, inode: &InodeRef) {
+        self.attributes_changed(node_of(inode.ino()));
+    }
+
+    /// A name in a directory was made other than by a request.
+    pub fn name_changed_outside(&self, dir: &InodeRef, name: &[u8]) {
+        if let Some(notifier) = self.notifier.get() {
+            // ENOENT: it does not know the name.
+            let _ = notifier.inval_entry(node_of(dir.ino()), name);
+        }
+        self.changed_outside(dir);
+    }
+
+    /// What the kernel is told of an inode.
+    fn told(&self, attr: &extant::Attr) -> extant::Attr {
+        if self.options.as_root { extant::Attr { uid: 0, gid: 0, ..*attr } } else { *attr }
+    }
+
     /// The file system.
     #[must_use]
     pub fn filesystem(&self) -> &Arc<Filesystem> {
@@ -166,7 +188,7 @@ impl Adapter {
             attr_valid: self.options.ttl.as_secs(),
             entry_valid_nsec: self.options.ttl.subsec_nanos(),
             attr_valid_nsec: self.options.ttl.subsec_nanos(),
-            attr: convert::attr(&attr),
+            attr: convert::attr(&self.told(&attr)),
         }
     }
 
@@ -175,9 +197,14 @@ impl Adapter {
             attr_valid: self.options.ttl.as_secs(),
             attr_valid_nsec: self.options.ttl.subsec_nanos(),
             dummy: 0,
-            attr: convert::attr(attr),
+            attr: convert::attr(&self.told(attr)),
         }
     }
+}
+
+/// A device number as the system calls have it.
+pub(crate) fn device_of(word: u32) -> extant::DeviceNumber {
+    convert::device_of(word)
 }
 
 /// The errno of an error.

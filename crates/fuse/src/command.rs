@@ -4,6 +4,7 @@
 
 mod daemon;
 mod exec;
+mod fakeroot;
 mod helper;
 mod log;
 mod mount;

@@ -10,6 +10,7 @@ mod mem;
 pub mod namespace;
 mod owned_guard;
 mod page_pool;
+pub mod seccomp;
 
 pub use fuse_ring::{Delivered, FuseSeat};
 pub use mem::{MemSlice, preadv, pwritev, writev};

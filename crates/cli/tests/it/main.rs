@@ -5,6 +5,7 @@ extern crate extant_testkit;
 
 mod both_ways;
 mod edit;
+mod exec;
 mod info;
 mod look;
 mod mount;

@@ -111,7 +111,7 @@ impl Server for Adapter {
         reply.answer(inode.map(|i| StatxOut {
             attr_valid: self.options.ttl.as_secs(),
             attr_valid_nsec: self.options.ttl.subsec_nanos(),
-            stat: convert::statx(&i.attr()),
+            stat: convert::statx(&self.told(&i.attr())),
             ..StatxOut::default()
         }));
     }

@@ -5,9 +5,10 @@
 
 use std::ffi::OsString;
 use std::os::unix::process::ExitStatusExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use super::fakeroot::{self, Answerer};
 use super::{CommandError, Options, log, mount};
 use crate::adapter::{Adapter, AdapterOptions};
 use crate::mount::{MountRequest, enter_namespace, mount_direct, unmount};
@@ -20,6 +21,8 @@ pub struct ExecArgs {
     pub image: PathBuf,
     /// `-o`.
     pub options: Vec<String>,
+    /// Ids and device nodes that the namespace does not have go into the image nevertheless.
+    pub fakeroot: bool,
     /// The command and its arguments.
     pub command: Vec<OsString>,
 }
@@ -37,12 +40,15 @@ pub fn exec(args: &ExecArgs) -> Result<u8, CommandError> {
     };
     let image = args.image.canonicalize();
     let image = image.map_err(|e| CommandError::failure(format!("{}: {e}", args.image.display())))?;
+    // Root has all ids, and makes no user namespace.
+    let fakeroot = args.fakeroot && !rustix::process::geteuid().is_root();
     enter_namespace().map_err(|e| CommandError::system(e.to_string()))?;
     log::start(if options.trace { tracing::Level::TRACE } else { tracing::Level::WARN });
     let dir = Directory::new()?;
     let fs = mount::open(&image, &options, Some(&dir.0))?.fs;
+    let writeback_cache = options.writeback_cache;
     let adapter =
-        Adapter::new(fs, AdapterOptions { writeback_cache: options.writeback_cache, ..Default::default() });
+        Adapter::new(fs, AdapterOptions { writeback_cache, as_root: fakeroot, ..Default::default() });
     let at = |e: &dyn std::fmt::Display| CommandError::failure(format!("{}: {e}", dir.0.display()));
     let mut request = MountRequest::new(&image, &dir.0);
     request.flags = options.flags;
@@ -54,7 +60,8 @@ pub fn exec(args: &ExecArgs) -> Result<u8, CommandError> {
         std::thread::scope(|scope| {
             let server = scope.spawn(|| session.run(&adapter));
             // The terminal's signals are for the command; this process must outlive it.
-            let status = ignoring_signals(|| Command::new(program).args(rest).env(ROOT, &dir.0).status());
+            let run = || Command::new(program).args(rest).env(ROOT, &dir.0).status();
+            let status = ignoring_signals(|| if fakeroot { trapped(&adapter, &dir.0, run) } else { run() });
             // What the command has left running may still use it; the mount ends with the last user.
             unmount(&dir.0, false).or_else(|_| unmount(&dir.0, true))?;
             let served = server.join().unwrap_or_else(|_| Err(std::io::Error::other("the server panicked")));
@@ -68,6 +75,32 @@ pub fn exec(args: &ExecArgs) -> Result<u8, CommandError> {
     adapter.ended().unwrap_or(Ok(())).map_err(|e| at(&format!("unmount: {e}")))?;
     let code = status.code().or_else(|| status.signal().map(|s| 128 + s));
     Ok(code.and_then(|c| u8::try_from(c).ok()).unwrap_or(u8::MAX))
+}
+
+/// Runs `run` in a thread whose system calls about ids are answered by another one, and those of all that it starts.
+fn trapped<R: Send>(
+    adapter: &Adapter,
+    dir: &Path,
+    run: impl FnOnce() -> std::io::Result<R> + Send,
+) -> std::io::Result<R> {
+    let answerer = Answerer::new(adapter, dir)?;
+    let (stop, stopper) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    let (give, take) = std::sync::mpsc::channel();
+    std::thread::scope(|scope| {
+        let answering = scope.spawn(move || {
+            if let Ok(listener) = take.recv() {
+                answerer.run(&listener, &stop);
+            }
+        });
+        let running = scope.spawn(move || {
+            give.send(fakeroot::trap()?).map_err(std::io::Error::other)?;
+            run()
+        });
+        let result = running.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        drop(stopper);
+        answering.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        result
+    })
 }
 
 /// Keeps interrupts of the terminal from ending this process while `f` runs.

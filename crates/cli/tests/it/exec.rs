@@ -1,0 +1,103 @@
+//! `extant exec`, as a user without any right.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use extant_testkit::{Scratch, scratch};
+
+/// Runs `extant exec` with these arguments as nobody, with a FUSE device that nobody may open. `None` where that is not to be
+/// had.
+fn as_nobody(scratch: &Path, args: &[&str]) -> Option<Output> {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: not root, so it cannot become nobody");
+        return None;
+    }
+    // A device file of our own, on a mount that only this shell sees.
+    let script = "mkdir -p \"$0/dev\" && mount -t tmpfs none \"$0/dev\" && mknod -m 666 \"$0/dev/fuse\" c 10 229 && \
+        mount --bind \"$0/dev/fuse\" /dev/fuse && exec setpriv --reuid 65534 --regid 65534 --clear-groups \"$@\"";
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", script]).arg(scratch).arg(env!("CARGO_BIN_EXE_extant")).arg("exec");
+    let output = command.args(args).env("TMPDIR", "/tmp").output().ok()?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    if said.contains("namespace")
+        || said.contains("unshare:")
+        || said.contains("/dev/fuse")
+        || said.contains("exec: Permission")
+    {
+        eprintln!("skipped: {said}");
+        return None;
+    }
+    Some(output)
+}
+
+fn image(scratch: &Scratch) -> std::path::PathBuf {
+    use std::os::unix::fs::PermissionsExt as _;
+    let image = scratch.join("image");
+    let made =
+        Command::new(env!("CARGO_BIN_EXE_extant")).args(["mkfs", "-q"]).arg(&image).arg("32m").status();
+    assert!(made.unwrap().success());
+    std::fs::set_permissions(scratch.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
+    std::fs::set_permissions(&image, std::fs::Permissions::from_mode(0o666)).unwrap();
+    image
+}
+
+fn checked(output: &Output) -> String {
+    let out = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{}\n{out}{}", output.status, String::from_utf8_lossy(&output.stderr));
+    out
+}
+
+/// What debugfs says of a file: mode, user, group.
+fn stat(image: &Path, path: &str) -> String {
+    let out = Command::new("debugfs").args(["-R", &format!("stat {path}")]).arg(image).output().unwrap();
+    String::from_utf8_lossy(&out.stdout).into_owned()
+}
+
+#[test]
+fn fakeroot_keeps_ids_and_devices() {
+    let scratch = scratch();
+    let image = image(&scratch);
+    let script = "set -e; cd \"$EXTANT_ROOT\"; mkdir d; echo text >d/file; chmod 4755 d/file; \
+        chown 1234:5678 d/file; chown 10:20 d; ln -s file d/link; chown -h 7:8 d/link; \
+        mknod -m 640 d/disk b 8 1; chgrp 6 d/disk; chmod 600 d/file; echo more >>d/file; \
+        stat -c '%n %u:%g %a %F' d d/file d/link d/disk; cat d/file; \
+        tar -cf t.tar d; tar --numeric-owner -tvf t.tar | cut -d' ' -f1,2; mkdir e; tar -xpf t.tar -C e; \
+        stat -c '%n %u:%g' e/d/file; chown root:root t.tar; stat -c '%u:%g' t.tar / >/dev/null; touch d/.x; test -e d/.x";
+    let args = ["--fakeroot", image.to_str().unwrap(), "--", "sh", "-c", script];
+    let Some(output) = as_nobody(scratch.path(), &args) else { return };
+    let said = checked(&output);
+    for line in [
+        "d 10:20 755 directory",
+        "d/file 1234:5678 600 regular file",
+        "d/link 7:8 777 symbolic link",
+        "d/disk 0:6 640 block special file",
+        "text\nmore",
+        "-rw------- 1234/5678",
+        "e/d/file 1234:5678",
+    ] {
+        assert!(said.contains(line), "{line} is not in:\n{said}");
+    }
+    if Command::new("debugfs").arg("-V").output().is_err() {
+        eprintln!("skipped: debugfs is not installed");
+        return;
+    }
+    let file = stat(&image, "/d/file");
+    assert!(file.contains("User:  1234   Group:  5678"), "{file}");
+    assert!(stat(&image, "/d/disk").contains("Type: block special"));
+    assert!(stat(&image, "/d/disk").contains("08:01"), "{}", stat(&image, "/d/disk"));
+    let clean = Command::new("e2fsck").arg("-fn").arg(&image).output().unwrap();
+    assert!(clean.status.success(), "{}", String::from_utf8_lossy(&clean.stdout));
+}
+
+#[test]
+fn without_it_foreign_ids_are_refused() {
+    let scratch = scratch();
+    let image = image(&scratch);
+    let script =
+        "cd \"$EXTANT_ROOT\" && : >file && ! chown 1234 file 2>/dev/null && stat -c %u:%g file; exit 7";
+    let Some(output) = as_nobody(scratch.path(), &[image.to_str().unwrap(), "--", "sh", "-c", script]) else {
+        return;
+    };
+    assert_eq!(output.status.code(), Some(7), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "0:0\n");
+}
