@@ -7,6 +7,7 @@ mod images;
 mod manifest;
 mod million;
 mod mounted;
+mod others;
 
 use std::fmt;
 use std::io::Write as _;
@@ -47,46 +48,46 @@ pub(crate) struct Claim {
     pub(crate) run: fn(&Rig) -> Result<Shown, String>,
 }
 
+/// Short for one line of the table below.
+const fn claim(name: &'static str, about: &'static str, run: fn(&Rig) -> Result<Shown, String>) -> Claim {
+    Claim { name, about, run }
+}
+
 const CLAIMS: &[Claim] = &[
-    Claim { name: "git", about: "clone and fsck of a large repository on a mount", run: mounted::git },
-    Claim {
-        name: "cargo-build",
-        about: "cargo build of this workspace on a mount",
-        run: mounted::cargo_build,
-    },
-    Claim {
-        name: "untar",
-        about: "untar of 12,000 files on a mount, compared one by one",
-        run: mounted::untar,
-    },
-    Claim { name: "sqlite", about: "SQLite in WAL mode on a mount, integrity check", run: mounted::sqlite },
-    Claim { name: "postgres", about: "PostgreSQL initdb and pgbench on a mount", run: mounted::postgres },
-    Claim { name: "rsync", about: "rsync -aAXH to a mount and back", run: mounted::rsync },
-    Claim {
-        name: "checker-images",
-        about: "our checker says what e2fsck says of EXTANT_IMAGES",
-        run: checker::images,
-    },
-    Claim {
-        name: "checker-fields",
-        about: "the same of 200 images with one damaged field",
-        run: checker::fields,
-    },
-    Claim {
-        name: "mkfs-reproducible",
-        about: "two runs of mkfs -d give the same bytes",
-        run: images::reproducible,
-    },
-    Claim {
-        name: "sparse-20t",
-        about: "an image of 20 TiB: made, mounted, written above 16 TiB",
-        run: images::sparse,
-    },
-    Claim {
-        name: "million",
-        about: "1,000,000 files listed, opened and read in bounded memory, in process and on a mount",
-        run: million::walk,
-    },
+    claim("demo", "cargo xtask demo", others::demo),
+    claim("ci", ".ci/run in at most 45 minutes", others::ci),
+    claim("git", "clone and fsck of a large repository on a mount", mounted::git),
+    claim("cargo-build", "cargo build of this workspace on a mount", mounted::cargo_build),
+    claim("untar", "untar of 12,000 files on a mount, compared one by one", mounted::untar),
+    claim("sqlite", "SQLite in WAL mode on a mount, integrity check", mounted::sqlite),
+    claim("postgres", "PostgreSQL initdb and pgbench on a mount", mounted::postgres),
+    claim("rsync", "rsync -aAXH to a mount and back", mounted::rsync),
+    claim(
+        "both-ways",
+        "written by us, by the kernel, by us, over the feature combinations",
+        others::both_ways,
+    ),
+    claim(
+        "dumpe2fs-fields",
+        "each field of dumpe2fs -h that differs from the kernel's is explained",
+        others::fields,
+    ),
+    claim("pjdfstest", "no failure that the kernel's ext4 does not have", others::pjdfstest),
+    claim("fsx", "fsx, 1,000,000 operations on a mount", others::fsx),
+    claim("ltp-fsx", "ltp/fsx, 1,000,000 operations on a mount", others::ltp_fsx),
+    claim("fsstress", "4 processes, then e2fsck", others::fsstress),
+    claim("checker-images", "our checker says what e2fsck says of EXTANT_IMAGES", checker::images),
+    claim("checker-fields", "the same of 200 images with one damaged field", checker::fields),
+    claim("crash", "every crash state of scripts of one and two operations", others::crash),
+    claim("reading", "20,000 files, 380 MB, read in process against the kernel", others::reading),
+    claim("writing", "files created and written in process against the kernel", others::writing),
+    claim("mounted", "whole work on a mount against the null server and the kernel", others::mounted),
+    claim("unpinned", "the same on all processors: not slower than fuse2fs", others::unpinned),
+    claim("mkfs", "mkfs -d of 20,000 files against mkext4 and mke2fs", others::mkfs),
+    claim("mkfs-reproducible", "two runs of mkfs -d give the same bytes", images::reproducible),
+    claim("scaling", "4 threads against 1", others::scaling),
+    claim("million", "1,000,000 files listed, opened and read within cache_size and 64 MiB", million::walk),
+    claim("sparse-20t", "an image of 20 TiB: made, mounted, written above 16 TiB", images::sparse),
 ];
 
 /// `cargo xtask shows [--record] [NAME…]`; without a name, the list.

@@ -61,6 +61,13 @@ pub(crate) fn command(args: &[String]) -> Verdict {
     Ok(failed == 0 && passed > 0)
 }
 
+/// One suite, for `cargo xtask shows` as well.
+pub(crate) fn one(rig: &Rig, name: &str, long: bool) -> Result<String, String> {
+    let suites = std::env::var_os("SUITES").ok_or("SUITES is not set: the folder of the built suites")?;
+    let suite = SUITES.iter().find(|s| s.name == name).ok_or_else(|| format!("no suite {name}"))?;
+    (suite.run)(&Built { rig, suites: PathBuf::from(suites) }, long)
+}
+
 /// A rig with the folder of the suites.
 struct Built<'a> {
     rig: &'a Rig,

@@ -13,7 +13,7 @@ mod report;
 use std::process::Command;
 
 use crate::proc::{self, Verdict};
-use report::Figure;
+pub(crate) use report::Figure;
 
 /// How often each side runs.
 #[derive(Clone, Copy)]

@@ -38,22 +38,42 @@ pub(crate) fn sparse(rig: &Rig) -> Result<Shown, String> {
     quiet(Command::new(&rig.extant).args(options).arg(&image).arg("20t"))?;
     let made = start.elapsed();
     let start = Instant::now();
-    quiet(Command::new(&rig.extant).arg("mount").arg(&image).arg(&mount))?;
+    // What the caches may hold comes on top of what the mount itself takes.
+    quiet(Command::new(&rig.extant).args(["mount", "-o", "cache_size=32m"]).arg(&image).arg(&mount))?;
     let mounted = start.elapsed();
+    let before = server_memory(&image);
     let work = above_16_tib(&mount);
-    let memory = server_memory(&image);
+    let after = server_memory(&image);
     quiet(Command::new(&rig.extant).arg("umount").arg(&mount))?;
     work?;
+    let start = Instant::now();
     quiet(Command::new(tool("e2fsck")?).arg("-fn").arg(&image))?;
+    let checked = start.elapsed();
+    let highest = highest_block(&image, "/more")?;
     fs::remove_file(&image).map_err(|err| err.to_string())?;
-    let mib = memory? >> 10;
+    let (before, after) = (before? >> 10, after? >> 10);
     let figure = format!(
-        "made in {:.2} s, mounted in {:.2} s, {mib} MiB, written above 16 TiB, e2fsck clean",
+        "made in {:.2} s, mounted in {:.2} s and {before} MiB, at most {after} MiB while 18 TiB were allocated and block \
+         {highest} was written, e2fsck clean in {:.0} s",
         made.as_secs_f64(),
-        mounted.as_secs_f64()
+        mounted.as_secs_f64(),
+        checked.as_secs_f64()
     );
-    let held = mounted.as_secs_f64() < 1.0 && mib <= 128;
-    Ok(Shown::new(figure, "mounted in under 1 s, 128 MiB", held))
+    let held = mounted.as_secs_f64() < 1.0 && after <= 128 && highest >= 1 << 32;
+    Ok(Shown::new(
+        figure,
+        "mounted in under 1 s, at most 128 MiB with cache_size=32m, a block above 2^32",
+        held,
+    ))
+}
+
+/// The last block of a file, from debugfs.
+fn highest_block(image: &Path, path: &str) -> Result<u64, String> {
+    let text = quiet(
+        Command::new(tool("debugfs")?).args(["-R", &format!("bmap {path} {}", (3u64 << 28) - 1)]).arg(image),
+    )?;
+    let number = text.split_whitespace().find_map(|word| word.parse().ok());
+    number.ok_or_else(|| format!("debugfs bmap {path}: {text}"))
 }
 
 /// Directories spread over the groups; some file's blocks lie above 16 TiB.

@@ -1,0 +1,125 @@
+//! Claims that another command checks: tests, suites, the crash lab, benchmarks.
+
+use std::process::Command;
+use std::time::Instant;
+
+use super::Shown;
+use crate::bench::{self, Rounds};
+use crate::proc;
+use crate::rig::{Rig, quiet};
+use crate::suites;
+
+/// Runs this program again with other arguments; the figure is the last line it says.
+fn again(args: &[&str], bound: &str) -> Result<Shown, String> {
+    let exe = std::env::current_exe().map_err(|err| err.to_string())?;
+    Ok(last_line(Command::new(exe).args(args), bound))
+}
+
+fn last_line(command: &mut Command, bound: &str) -> Shown {
+    let (text, held) = match quiet(command) {
+        Ok(text) => (text, true),
+        Err(text) => (text, false),
+    };
+    let line = text.lines().rev().find(|l| !l.trim().is_empty()).unwrap_or("nothing was said");
+    Shown::new(line.trim(), bound, held)
+}
+
+/// Integration tests of a package in a release build.
+fn tests(package: &str, filter: &str, bound: &str) -> Result<Shown, String> {
+    let mut cargo = proc::cargo();
+    cargo.args(["test", "--release", "--locked", "-p", package, "--test", "it", filter]);
+    let (text, held) = match quiet(&mut cargo) {
+        Ok(text) => (text, true),
+        Err(text) => (text, false),
+    };
+    let line = text.lines().rev().find(|l| l.starts_with("test result:"));
+    Ok(Shown::new(line.unwrap_or_else(|| text.lines().last().unwrap_or("nothing was said")), bound, held))
+}
+
+pub(crate) fn demo(_: &Rig) -> Result<Shown, String> {
+    again(&["demo"], "it says that everything held")
+}
+
+pub(crate) fn ci(_: &Rig) -> Result<Shown, String> {
+    let start = Instant::now();
+    let shown = last_line(&mut Command::new(".ci/run"), "");
+    let minutes = start.elapsed().as_secs_f64() / 60.0;
+    let figure = format!("{minutes:.0} minutes; {}", shown.figure);
+    Ok(Shown::new(figure, "succeeds in at most 45 minutes", shown.held && minutes <= 45.0))
+}
+
+pub(crate) fn both_ways(_: &Rig) -> Result<Shown, String> {
+    tests("extant-cli", "both_ways", "equal content and e2fsck clean for at least 25 combinations")
+}
+
+pub(crate) fn fields(_: &Rig) -> Result<Shown, String> {
+    tests("extant", "bookkeeping", "no field differs without a reason")
+}
+
+fn suite(rig: &Rig, name: &str, bound: &str) -> Result<Shown, String> {
+    Ok(match suites::one(rig, name, true) {
+        Ok(what) => Shown::new(what, bound, true),
+        Err(what) => Shown::new(what, bound, false),
+    })
+}
+
+pub(crate) fn pjdfstest(rig: &Rig) -> Result<Shown, String> {
+    suite(rig, "pjdfstest", "none that passes on the kernel's ext4 fails")
+}
+
+pub(crate) fn fsx(rig: &Rig) -> Result<Shown, String> {
+    suite(rig, "fsx", "1,000,000 operations, e2fsck clean")
+}
+
+pub(crate) fn ltp_fsx(rig: &Rig) -> Result<Shown, String> {
+    suite(rig, "ltp-fsx", "1,000,000 operations, e2fsck clean")
+}
+
+pub(crate) fn fsstress(rig: &Rig) -> Result<Shown, String> {
+    suite(rig, "fsstress", "e2fsck clean")
+}
+
+pub(crate) fn crash(_: &Rig) -> Result<Shown, String> {
+    again(&["crash", "--long"], "at least 50,000 states, all consistent and all that was synced there")
+}
+
+/// A group of benchmarks: every bound must hold.
+fn group(name: &str) -> Result<Shown, String> {
+    let build = ["build", "--release", "--locked", "-q", "-p", "extant-cli", "-p", "extant-bench"];
+    if !proc::succeeds(proc::cargo().args(build))? {
+        return Err("the benchmark does not build".into());
+    }
+    let figures = bench::one_group(name, Rounds(5))?;
+    figures.iter().for_each(bench::Figure::print);
+    let bounded: Vec<&bench::Figure> = figures.iter().filter(|f| f.bound.is_some()).collect();
+    let text = |f: &&bench::Figure| {
+        let bound = f.bound.map(|b| b.to_string()).unwrap_or_default();
+        format!("{} {:.2} ({bound}{})", f.name, f.figure, if f.holds() { "" } else { ": NOT held" })
+    };
+    let line: Vec<String> = bounded.iter().map(text).collect();
+    Ok(Shown::new(line.join("; "), "each as written beside it", bounded.iter().all(|f| f.holds())))
+}
+
+pub(crate) fn reading(_: &Rig) -> Result<Shown, String> {
+    group("reading")
+}
+
+pub(crate) fn writing(_: &Rig) -> Result<Shown, String> {
+    group("writing")
+}
+
+pub(crate) fn mounted(_: &Rig) -> Result<Shown, String> {
+    group("mounted")
+}
+
+pub(crate) fn unpinned(_: &Rig) -> Result<Shown, String> {
+    group("unpinned")
+}
+
+pub(crate) fn mkfs(_: &Rig) -> Result<Shown, String> {
+    group("mkfs")
+}
+
+pub(crate) fn scaling(_: &Rig) -> Result<Shown, String> {
+    group("scaling")
+}
