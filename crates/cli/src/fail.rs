@@ -49,10 +49,15 @@ impl Failure {
         ExitCode::from(self.status)
     }
 
-    /// Standard output failed. A closed pipe is an end, not an error to talk about.
+    /// Standard output failed.
     pub(crate) fn output(err: &io::Error) -> Self {
+        Self::writing("standard output", err)
+    }
+
+    /// Writing to `name` failed. A closed pipe is an end, not an error to talk about.
+    pub(crate) fn writing(name: &str, err: &io::Error) -> Self {
         let quiet = err.kind() == io::ErrorKind::BrokenPipe;
-        Self { what: format!("standard output: {err}"), hint: None, quiet, status: 1 }
+        Self { what: format!("{name}: {err}"), hint: None, quiet, status: 1 }
     }
 
     pub(crate) fn host(path: &Path, err: &io::Error) -> Self {
@@ -86,12 +91,23 @@ impl Failure {
     pub(crate) fn mount(image: &Path, err: &extant::Error) -> Self {
         let failure = Self::new(format!("{}: {err}", image.display()));
         match err {
+            extant::Error::Corrupt(damage) if no_magic(&damage.kind) => {
+                Self::new(format!("{}: no ext2, ext3 or ext4 filesystem is there", image.display())).hint(
+                    "a disk with partitions needs --partition NUMBER; if the superblock was overwritten, `extant fsck IMAGE` \
+                     looks for its copies",
+                )
+            }
             extant::Error::Corrupt(_) | extant::Error::Checksum(_) => failure.hint(
                 "`extant fsck IMAGE` shows what is wrong with it; `extant info IMAGE` what it says it is",
             ),
             _ => failure,
         }
     }
+}
+
+/// Whether there is no superblock at all.
+fn no_magic(kind: &extant::CorruptKind) -> bool {
+    matches!(kind, extant::CorruptKind::Layout(what) if what.contains("superblock: magic number"))
 }
 
 impl fmt::Display for Failure {

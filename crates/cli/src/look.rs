@@ -365,7 +365,7 @@ fn stat_text(volume: &Volume, path: &[u8], inode: &InodeRef, out: &mut Out) -> O
         rows.push(("device", format!("{}, {}", attr.rdev.major, attr.rdev.minor)));
     }
     if !attr.flags.is_empty() {
-        rows.push(("flags", format!("{:?}", attr.flags)));
+        rows.push(("flags", crate::show::flags(attr.flags)));
     }
     let names = volume.xattr_names(inode, path)?;
     if !names.is_empty() {

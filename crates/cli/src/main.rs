@@ -92,13 +92,28 @@ fn main() -> ExitCode {
 /// The words of the command line. A wrong one ends the program with status 2, or with mount(8)'s status 1 where that is what
 /// callers of `mount` and `umount` look for.
 fn parse() -> Cli {
-    Cli::try_parse().unwrap_or_else(|wrong| {
+    Cli::try_parse_from(find_as_find(std::env::args_os())).unwrap_or_else(|wrong| {
         let mounts = std::env::args().nth(1).is_some_and(|command| matches!(&*command, "mount" | "umount"));
         if mounts && wrong.exit_code() != 0 {
             let _ = wrong.print();
             std::process::exit(i32::from(extant_fuse::command::status::USAGE));
         }
         wrong.exit()
+    })
+}
+
+/// find(1) takes its tests with one dash; here they may have one or two.
+fn find_as_find(args: impl Iterator<Item = std::ffi::OsString>) -> impl Iterator<Item = std::ffi::OsString> {
+    const TESTS: [&str; 7] = ["-name", "-type", "-min-size", "-max-size", "-uid", "-inode", "-print0"];
+    let mut is_find = false;
+    args.enumerate().map(move |(n, arg)| {
+        is_find |= n == 1 && arg == "find";
+        if is_find && TESTS.iter().any(|test| arg == *test) {
+            let mut double = std::ffi::OsString::from("-");
+            double.push(arg);
+            return double;
+        }
+        arg
     })
 }
 

@@ -13,7 +13,7 @@ use crate::fail::{Failure, Outcome};
 
 /// Make an ext2, ext3 or ext4 filesystem, empty or with the contents of a directory or tar archive
 #[derive(ClapArgs, Debug)]
-#[command(disable_help_flag = true, override_usage = "extant mkfs [OPTIONS as of mke2fs] [-d DIRECTORY|TAR|-] IMAGE [SIZE]", after_help = extant_mkfs::cli::USAGE)]
+#[command(disable_help_flag = true, override_usage = "extant mkfs [OPTIONS as of mke2fs] [-d DIRECTORY|TAR|-] IMAGE [SIZE]", after_help = extant_mkfs::cli::HELP)]
 pub(crate) struct Args {
     /// mke2fs's options, the image, and its size (blocks, or with k, m, g, t)
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, num_args = 0.., value_name = "OPTIONS")]
@@ -22,7 +22,7 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: Args) -> Outcome {
     if args.args.iter().any(|a| a == "--help" || a == "-h") {
-        println!("{}", extant_mkfs::cli::USAGE);
+        println!("{}\n\n{}", extant_mkfs::cli::USAGE, extant_mkfs::cli::HELP.trim_end());
         return Ok(());
     }
     let command = extant_mkfs::cli::parse(args.args).map_err(failure)?;

@@ -126,5 +126,11 @@ fn civil(days: i64) -> (i64, i64, i64) {
     (year, month, day_of_year - (153 * shifted + 2) / 5 + 1)
 }
 
+/// Inode flags by name.
+pub(crate) fn flags(flags: extant_format::InodeFlags) -> String {
+    let names: Vec<String> = flags.iter_names().map(|(name, _)| name.to_lowercase()).collect();
+    names.join(" ")
+}
+
 #[cfg(test)]
 mod tests;

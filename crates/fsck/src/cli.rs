@@ -1,14 +1,16 @@
 //! `extant fsck`: arguments, text, exit status.
 
 use crate::{Options, Report, Severity, check, json};
-use extant_device::OpenOptions;
+use extant_device::{BlockDevice, OpenOptions, Window, partition_window};
 use std::ffi::OsString;
 use std::io::Write;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// What the command does, in the words of `--help`.
 pub const USAGE: &str = "\
-usage: extant fsck [-n] [-f] [--json] [-b SUPERBLOCK] [-B BLOCKSIZE] [--force-read] IMAGE
+usage: extant fsck [-n] [-f] [--json] [-b SUPERBLOCK] [-B BLOCKSIZE] [--offset BYTES | --partition NUMBER]
+           [--force-read] IMAGE
 
 Checks the ext2, ext3 or ext4 filesystem in IMAGE and changes nothing.
 
@@ -17,7 +19,10 @@ Checks the ext2, ext3 or ext4 filesystem in IMAGE and changes nothing.
   -y, -p        refused: this command does not repair
   -b BLOCK      use the superblock in this block
   -B BYTES      the block size that goes with -b
-  --json        print the report as JSON
+  --offset BYTES, --partition NUMBER
+                where in the image the filesystem is (GPT or MBR, counted as Linux does)
+  --json        print the report as JSON: image, clean, exit_status, inodes, inodes_count, blocks, blocks_count, directories,
+                left_out (findings beyond the first 10,000), and findings, each with pass, place, kind, severity, values, text
   --force-read  check although the image is in use
 
 Exit status: 0 clean, 4 errors were found, 8 the check could not be done, 16 wrong arguments.
@@ -28,7 +33,32 @@ struct Request {
     image: PathBuf,
     json: bool,
     force_read: bool,
+    part: Option<Part>,
     options: Options,
+}
+
+/// Where in the image the filesystem is.
+#[derive(Clone, Copy)]
+enum Part {
+    Offset(u64),
+    Number(u32),
+}
+
+impl Part {
+    fn of(self, device: Arc<dyn BlockDevice>) -> Result<Arc<dyn BlockDevice>, String> {
+        match self {
+            Self::Number(number) => partition_window(device, number)
+                .map(|w| Arc::new(w) as Arc<dyn BlockDevice>)
+                .map_err(|e| e.to_string()),
+            Self::Offset(offset) => {
+                let len = device.size().checked_sub(offset).filter(|len| *len > 0);
+                let len = len.ok_or_else(|| format!("it has no byte {offset}"))?;
+                Window::new(device, offset, len)
+                    .map(|w| Arc::new(w) as Arc<dyn BlockDevice>)
+                    .map_err(|e| e.to_string())
+            }
+        }
+    }
 }
 
 /// Runs the command on its arguments (without the program's and the command's name) and returns the exit status.
@@ -45,14 +75,21 @@ pub fn run(args: impl IntoIterator<Item = OsString>, out: &mut dyn Write, err: &
         }
     };
     let image = request.image.display().to_string();
-    let device = match OpenOptions::new().force_read(request.force_read).open(&request.image) {
+    let file = match OpenOptions::new().force_read(request.force_read).open(&request.image) {
+        Ok(file) => Arc::new(file),
+        Err(e) => {
+            let _ = writeln!(err, "extant fsck: {e}");
+            return 8;
+        }
+    };
+    let device = match request.part.map_or(Ok(file.clone() as Arc<dyn BlockDevice>), |part| part.of(file)) {
         Ok(device) => device,
         Err(e) => {
             let _ = writeln!(err, "extant fsck: {image}: {e}");
             return 8;
         }
     };
-    let report = check(&device, &request.options);
+    let report = check(&*device, &request.options);
     let text = if request.json { json::report(&report, &image) + "\n" } else { human(&report, &image) };
     match out.write_all(text.as_bytes()) {
         Ok(()) => report.exit_status(),
@@ -62,7 +99,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>, out: &mut dyn Write, err: &
 
 fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Option<Request>, String> {
     let (mut image, mut json, mut force_read) = (None, false, false);
-    let (mut superblock, mut block_size) = (None, None);
+    let (mut superblock, mut block_size, mut part) = (None, None, None);
     let mut args = args.into_iter();
     let mut plain = false;
     while let Some(arg) = args.next() {
@@ -86,6 +123,11 @@ fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Option<Request>, St
             "--force-read" => force_read = true,
             "-b" => superblock = Some(number("-b")?),
             "-B" => block_size = Some(number("-B")?),
+            "--offset" => part = Some(Part::Offset(number("--offset")?)),
+            "--partition" => {
+                let number = number("--partition")?;
+                part = Some(Part::Number(u32::try_from(number).map_err(|_| "--partition: not a number")?));
+            }
             "-y" | "-p" | "-a" => return Err(format!("{text}: repairing is not supported, only checking")),
             _ if text[1..].chars().all(|c| "nfvtC".contains(c)) => {}
             _ => return Err(format!("unknown option {text}")),
@@ -99,7 +141,7 @@ fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Option<Request>, St
         let size = u32::try_from(size).ok().filter(|_| valid).ok_or("-B: not a block size")?;
         options.superblock = Some((block, size));
     }
-    Ok(Some(Request { image, json, force_read, options }))
+    Ok(Some(Request { image, json, force_read, part, options }))
 }
 
 fn human(report: &Report, image: &str) -> String {

@@ -23,6 +23,41 @@ usage: extant mkfs [-t ext2|ext3|ext4] [-b block-size] [-C cluster-size] [-i byt
     [-M last-mounted-directory] [-e continue|remount-ro|panic] [-r revision] [-o creator-os] [-d directory|tar|-]
     [--owner UID:GID] [--root-owner UID:GID] [-F] [-j] [-K] [-n] [-q] [-S] [-v] IMAGE [SIZE]";
 
+/// What each option does; after [`USAGE`] in `--help`.
+pub const HELP: &str = "\
+Makes an ext2, ext3 or ext4 filesystem in IMAGE, empty or with contents. SIZE is a number of blocks, or has a suffix k, m, g or t;
+without one the image's own size counts, or what the contents need.
+
+  -t TYPE       ext2, ext3 or ext4 (default)
+  -T TYPE,...   how it is used, with defaults from mke2fs.conf: floppy, small, big, huge, news, largefile, largefile4, ...
+  -d SOURCE     contents: a directory, a tar archive (plain, gzip, zstd, xz), or - for one on standard input
+  --owner UID:GID, --root-owner UID:GID
+                owner of everything, of the root directory
+  -b BYTES      block size, 1024 to 65536
+  -C BYTES      cluster size (with -O bigalloc)
+  -g BLOCKS     blocks in a group
+  -G GROUPS     groups in a flexible group
+  -i BYTES      an inode for so many bytes
+  -I BYTES      inode size
+  -N COUNT      inodes
+  -m PERCENT    blocks reserved for root
+  -O FEATURES   features to have, or with ^ not to have, separated by commas
+  -j, -J LIST   a journal: size=MIB, fast_commit_size=KIB, location=BLOCK, device=JOURNAL
+  -E LIST       stride, stripe_width, resize, offset, hash_seed, lazy_itable_init, lazy_journal_init,
+                assume_storage_prezeroed, packed_meta_blocks, no_copy_xattrs, num_backup_sb, root_owner, root_perms, quotatype,
+                orphan_file_size, mmp_update_interval, desc_size, discard, nodiscard, test_fs, revision
+  -L LABEL, -U UUID|clear|random, -M DIRECTORY, -e ERRORS, -o OS, -r REVISION
+                fields of the superblock
+  -F            even over another filesystem
+  -K            do not discard first (as -E nodiscard)
+  -S            superblocks and descriptors only
+  -n            only say what would be made
+  -q, -v        say less, more
+
+With SOURCE_DATE_EPOCH and -U the same contents give the same image to the byte. Options of mke2fs that are not here (-c, -l, -z, -D,
+-E encoding) are refused by name.
+";
+
 /// A parsed command line.
 #[derive(Clone, Debug)]
 #[allow(clippy::struct_excessive_bools, reason = "these are switches on a command line")]

@@ -40,7 +40,7 @@ pub use error::{MkfsError, Result};
 pub use layout::{Layout, Tables};
 pub use options::{Extended, Options, Source};
 pub use params::{Params, now};
-pub use populate::Tree;
+pub use populate::{Data, PaxSparse, Tree, acl_from_text};
 pub use progress::{Progress, Silent};
 pub use run::run;
 pub use size::{Size, parse_bytes, parse_size};

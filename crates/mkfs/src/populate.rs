@@ -21,4 +21,6 @@ mod tree;
 
 pub(crate) use fill::fill;
 pub(crate) use fit::fit;
-pub use tree::Tree;
+pub use pax_sparse::PaxSparse;
+pub use tarball::acl_from_text;
+pub use tree::{Data, Tree};

@@ -1,11 +1,14 @@
 //! A tar archive (plain, gzip, zstd or xz) as source.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, BufReader, Read};
 use std::ops::Range;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::Path;
 
 use extant_format::inode::{FileType, Timestamp};
+use extant_mkfs::{Data, MkfsError, PaxSparse};
 use tar::EntryType;
 
 use super::{Content, Meta, PAX_XATTR, Sink, Source, What, is_safe_name};
@@ -51,11 +54,21 @@ impl Source for ArchiveSource {
         let failed = |err: io::Error| Failure::new(format!("{name}: {err}"));
         let mut count = 0_u64;
         for entry in self.archive.entries().map_err(failed)? {
+            if count == 0 && entry.is_err() {
+                return Err(Failure::new(format!("{name}: not a tar archive (plain, gzip, zstd or xz)")));
+            }
             let mut entry = entry.map_err(failed)?;
             count += 1;
-            let path = relative(&entry.path_bytes(), &name)?;
-            let meta = meta_of(&mut entry).map_err(failed)?;
             let kind = entry.header().entry_type();
+            let sparse = pax_sparse(&mut entry, &name)?;
+            let own = sparse.as_ref().and_then(PaxSparse::name).map(|n| n.into_os_string().into_vec());
+            let path = relative(&own.unwrap_or_else(|| entry.path_bytes().into_owned()), &name)?;
+            let meta = meta_of(&mut entry).map_err(failed)?;
+            if let Some(sparse) = sparse {
+                let mut content = Holes::new(&mut entry, &sparse, &path, &name)?;
+                sink.add(&path, &meta, What::File(&mut content))?;
+                continue;
+            }
             match kind {
                 EntryType::Directory => sink.add(&path, &meta, What::Dir)?,
                 EntryType::Symlink => {
@@ -129,6 +142,8 @@ fn meta_of(entry: &mut tar::Entry<'_, Box<dyn Read>>) -> io::Result<Meta> {
                 b"atime" => atime = pax_time(value),
                 b"uid" => meta.uid = number().unwrap_or(meta.uid),
                 b"gid" => meta.gid = number().unwrap_or(meta.gid),
+                b"SCHILY.acl.access" => meta.xattrs.extend(acl("system.posix_acl_access", value)),
+                b"SCHILY.acl.default" => meta.xattrs.extend(acl("system.posix_acl_default", value)),
                 _ => {
                     if let Some(name) = key.strip_prefix(PAX_XATTR) {
                         meta.xattrs.push((name.to_vec(), value.to_vec()));
@@ -139,6 +154,27 @@ fn meta_of(entry: &mut tar::Entry<'_, Box<dyn Read>>) -> io::Result<Meta> {
     }
     meta.atime = atime.unwrap_or(meta.mtime);
     Ok(meta)
+}
+
+/// An access control list in text as the attribute that it is; none if it cannot be read.
+fn acl(name: &str, text: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
+    Some((name.as_bytes().to_vec(), extant_mkfs::acl_from_text(text)?))
+}
+
+/// What PAX headers say of a member with holes.
+fn pax_sparse(entry: &mut tar::Entry<'_, Box<dyn Read>>, archive: &str) -> Outcome<Option<PaxSparse>> {
+    let failed = |err: &dyn std::fmt::Display| Failure::new(format!("{archive}: {err}"));
+    let path = entry.path().map_err(|err| failed(&err))?.into_owned();
+    let mut sparse: Option<PaxSparse> = None;
+    let Some(records) = entry.pax_extensions().map_err(|err| failed(&err))? else { return Ok(None) };
+    for record in records {
+        let record = record.map_err(|err| failed(&err))?;
+        if let Some(key) = record.key_bytes().strip_prefix(b"GNU.sparse.") {
+            let sparse = sparse.get_or_insert_default();
+            sparse.header(key, record.value_bytes(), &path).map_err(|err| failed(&err))?;
+        }
+    }
+    Ok(sparse)
 }
 
 /// `1234.5` as a time.
@@ -181,6 +217,55 @@ impl Content for Stream<'_, '_> {
 
     fn read(&mut self, offset: u64, buf: &mut [u8]) -> Outcome {
         assert_eq!(offset, self.at, "an archive is read in order");
+        self.at += buf.len() as u64;
+        self.entry.read_exact(buf).map_err(|err| Failure::new(format!("{}: {err}", self.name)))
+    }
+}
+
+/// The content of a member in one of the sparse formats of PAX headers: its data ranges come once, in order.
+struct Holes<'a, 'b> {
+    entry: &'a mut tar::Entry<'b, Box<dyn Read>>,
+    size: u64,
+    ranges: Vec<Data>,
+    /// Bytes of data that were read.
+    at: u64,
+    name: &'a str,
+}
+
+impl<'a, 'b> Holes<'a, 'b> {
+    fn new(
+        entry: &'a mut tar::Entry<'b, Box<dyn Read>>,
+        sparse: &PaxSparse,
+        path: &[u8],
+        name: &'a str,
+    ) -> Outcome<Self> {
+        let failed = |err: MkfsError| Failure::new(format!("{name}: {err}"));
+        let path = Path::new(OsStr::from_bytes(path));
+        let stored = entry.size();
+        let (map, len) = sparse.map(entry, path).map_err(failed)?;
+        let (size, ranges) = sparse.ranges(&map, stored.saturating_sub(len), path).map_err(failed)?;
+        Ok(Self { entry, size, ranges, at: 0, name })
+    }
+}
+
+impl Content for Holes<'_, '_> {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn data(&mut self, from: u64) -> Outcome<Option<Range<u64>>> {
+        let next = self.ranges.partition_point(|d| d.offset + d.len <= from);
+        Ok(self.ranges.get(next).map(|d| d.offset.max(from)..d.offset + d.len))
+    }
+
+    fn zeroes_are_holes(&self) -> bool {
+        false
+    }
+
+    fn read(&mut self, offset: u64, buf: &mut [u8]) -> Outcome {
+        let range = self.ranges[..self.ranges.partition_point(|d| d.offset <= offset)].last();
+        let at = range.map(|d| d.before + (offset - d.offset));
+        assert_eq!(at, Some(self.at), "an archive is read in order");
         self.at += buf.len() as u64;
         self.entry.read_exact(buf).map_err(|err| Failure::new(format!("{}: {err}", self.name)))
     }

@@ -21,7 +21,7 @@ impl<W: Write> ArchiveSink<W> {
     }
 
     fn failed(&self, err: &io::Error) -> Failure {
-        Failure::new(format!("{}: {err}", self.name))
+        Failure::writing(&self.name, err)
     }
 
     /// The PAX records of an item.

@@ -13,3 +13,4 @@ mod mounted;
 mod run;
 mod transfer;
 mod tree;
+mod user;

@@ -19,7 +19,7 @@ const BLOCK: usize = 512;
 
 /// What the headers of a sparse member say.
 #[derive(Debug, Default)]
-pub(super) struct PaxSparse {
+pub struct PaxSparse {
     name: Option<Vec<u8>>,
     size: Option<u64>,
     /// Format 1.0.
@@ -29,8 +29,11 @@ pub(super) struct PaxSparse {
 }
 
 impl PaxSparse {
-    /// Takes a header `GNU.sparse.NAME`.
-    pub(super) fn header(&mut self, name: &[u8], value: &[u8], path: &Path) -> Result<()> {
+    /// Takes a header `GNU.sparse.NAME` of the member `path`.
+    ///
+    /// # Errors
+    /// [`MkfsError::Member`]: not a number, out of order, a format that is not known.
+    pub fn header(&mut self, name: &[u8], value: &[u8], path: &Path) -> Result<()> {
         match name {
             b"name" => self.name = Some(value.to_vec()),
             b"size" | b"realsize" => self.size = Some(number(value, path)?),
@@ -57,13 +60,17 @@ impl PaxSparse {
     }
 
     /// The member's own name; that of its header is made up.
-    pub(super) fn name(&self) -> Option<PathBuf> {
+    #[must_use]
+    pub fn name(&self) -> Option<PathBuf> {
         use std::os::unix::ffi::OsStrExt as _;
         Some(PathBuf::from(std::ffi::OsStr::from_bytes(self.name.as_deref()?)))
     }
 
     /// The map, and how many bytes it takes before the data, which are read.
-    pub(super) fn map(&self, data: &mut impl Read, path: &Path) -> Result<(Vec<u64>, u64)> {
+    ///
+    /// # Errors
+    /// [`MkfsError::Member`], [`MkfsError::Source`].
+    pub fn map(&self, data: &mut impl Read, path: &Path) -> Result<(Vec<u64>, u64)> {
         if !self.map_in_data {
             return Ok((self.map.clone(), 0));
         }
@@ -79,7 +86,10 @@ impl PaxSparse {
     }
 
     /// The size of the file and its data, checked against the bytes that the archive holds.
-    pub(super) fn ranges(&self, map: &[u64], stored: u64, path: &Path) -> Result<(u64, Vec<Data>)> {
+    ///
+    /// # Errors
+    /// [`MkfsError::Member`]: a map that cannot be.
+    pub fn ranges(&self, map: &[u64], stored: u64, path: &Path) -> Result<(u64, Vec<Data>)> {
         let Some(size) = self.size else {
             return refuse(path, "a sparse member without a size");
         };

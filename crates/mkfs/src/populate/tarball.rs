@@ -354,10 +354,14 @@ impl<'a> Reader<'a> {
                 b"gid" => found.meta.gid = decimal(value, path)?,
                 b"mtime" => found.meta.mtime = seconds(value).unwrap_or(found.meta.mtime),
                 b"SCHILY.acl.access" if self.attributes => {
-                    found.xattrs.extend(acl(value).map(|a| (b"system.posix_acl_access".to_vec(), a)));
+                    found
+                        .xattrs
+                        .extend(acl_from_text(value).map(|a| (b"system.posix_acl_access".to_vec(), a)));
                 }
                 b"SCHILY.acl.default" if self.attributes => {
-                    found.xattrs.extend(acl(value).map(|a| (b"system.posix_acl_default".to_vec(), a)));
+                    found
+                        .xattrs
+                        .extend(acl_from_text(value).map(|a| (b"system.posix_acl_default".to_vec(), a)));
                 }
                 _ => {
                     if let Some(name) = key.strip_prefix(b"SCHILY.xattr.".as_slice())
@@ -488,7 +492,8 @@ fn seconds(value: &[u8]) -> Option<Timestamp> {
 
 /// An ACL in the text form of PAX headers (`user::rw-,user:name:r--:1000,…`) as the system's attribute; `None` for
 /// what cannot be read.
-fn acl(value: &[u8]) -> Option<Vec<u8>> {
+#[must_use]
+pub fn acl_from_text(value: &[u8]) -> Option<Vec<u8>> {
     let text = std::str::from_utf8(value).ok()?;
     let mut entries = Vec::new();
     for item in text.split([',', '\n']).map(str::trim).filter(|i| !i.is_empty()) {

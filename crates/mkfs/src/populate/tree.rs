@@ -61,13 +61,13 @@ pub(crate) struct Content {
 
 /// A range of a file with holes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Data {
+pub struct Data {
     /// In the file.
-    pub(crate) offset: u64,
+    pub offset: u64,
     /// Bytes.
-    pub(crate) len: u64,
+    pub len: u64,
     /// Bytes of data before it: in an archive, data ranges follow each other.
-    pub(crate) before: u64,
+    pub before: u64,
 }
 
 /// Adds a range behind the last one, joined to it where they touch.
