@@ -19,6 +19,7 @@ use crate::error::{Error, Result};
 use crate::filesystem::Filesystem;
 use crate::icache::InodeRef;
 use crate::inode::Inode;
+use crate::mutant::without;
 use crate::xattr::NewAttrs;
 
 const S_ISGID: u16 = 0o2000;
@@ -143,8 +144,13 @@ impl Filesystem {
         check_name(name)?;
         let (inode, tid) = self.with_space(|| {
             let _write = self.begin_write()?;
-            let lock = dir.lock.write_ordered(key::PARENT);
+            let mut lock = dir.lock.write_ordered(key::PARENT);
             let plan = self.may_create(dir, name, cred)?;
+            if without!(self, PlanHeld) {
+                drop(lock);
+                extant_sync::thread::yield_now();
+                lock = dir.lock.write_ordered(key::PARENT);
+            }
             if kind == FileType::Directory {
                 self.check_subdir(dir)?;
             }

@@ -458,6 +458,15 @@ impl Filesystem {
         inode.data(self).pages.errors().sample()
     }
 
+    /// What the threads of the page cache do, now: for the schedule tests.
+    ///
+    /// # Errors
+    /// What could not be written.
+    #[cfg(feature = "shuttle")]
+    pub fn write_back(&self) -> Result<()> {
+        self.write_back_all()
+    }
+
     /// Writes the content of all files; what is on the device then is published, not yet committed.
     ///
     /// # Errors

@@ -90,6 +90,9 @@ pub struct Filesystem {
     /// Source of generation numbers.
     pub(crate) next_generation: AtomicU32,
     pub(crate) mount: crate::mount::MountState,
+    /// The guard that a schedule test takes away.
+    #[cfg(feature = "shuttle")]
+    pub(crate) mutant: crate::Mutant,
 }
 
 impl std::fmt::Debug for Filesystem {

@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::filesystem::Filesystem;
 use crate::icache::InodeRef;
 use crate::inode::Inode;
+use crate::mutant::without;
 
 impl Filesystem {
     /// Writes into inline content if it fits; `false` when the file has its content in blocks now, empty room or not. The caller
@@ -131,7 +132,7 @@ impl Filesystem {
         let pages = inode.data(self);
         // From the moment that the inline content is gone until the blocks are mapped, a reader would find a hole, and keep it
         // in the cache over the content (test `explore::reading_while_inline_content_moves`).
-        let _guard = pages.pages.exclusive();
+        let _guard = (!without!(self, InlineMove)).then(|| pages.pages.exclusive());
         let mut handle = self.start_data(inode, credits)?;
         let done = (|| {
             self.inline_drop(&mut handle, inode)?;

@@ -181,7 +181,7 @@ impl Inode {
     /// Notes that the transaction `tid` changed this inode; `data`: more than its times.
     ///
     /// The number only rises: who finished a handle of an older transaction may come here after who has changed the inode in a
-    /// newer one, and fsync must wait for the newer (test `explore::fsync_waits_for_the_newest_change`).
+    /// newer one, and fsync must wait for the newer.
     pub(crate) fn note_tid(&self, tid: extant_format::Tid, data: bool) {
         let rise = |at: &AtomicU32| {
             let newer = |old: u32| tid.is_after(extant_format::Tid(old)).then_some(tid.0);

@@ -60,6 +60,7 @@ mod inode;
 mod migrate;
 mod mmp;
 mod mount;
+mod mutant;
 mod open_file;
 mod options;
 mod orphan;
@@ -89,6 +90,8 @@ pub use filesystem::Filesystem;
 pub use icache::InodeRef;
 pub use inode::Inode;
 pub use mount::Setup;
+#[cfg(feature = "shuttle")]
+pub use mutant::Mutant;
 pub use open_file::{OpenFile, OpenMode};
 pub use options::{
     AtimePolicy, DataMode, MountOptions, OnError, Presets, QuotaOptions, Resolved, WITHOUT_EFFECT,

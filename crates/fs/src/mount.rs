@@ -42,6 +42,9 @@ pub struct Setup {
     /// Whether a read-only mount recovers the image itself where the device can be written, as the kernel does: the journal is
     /// replayed onto the device and orphans are processed. Not with `noload`. Otherwise a read-only mount writes nothing.
     pub recover_on_device: bool,
+    /// The guard that a schedule test takes away.
+    #[cfg(feature = "shuttle")]
+    pub mutant: crate::Mutant,
 }
 
 impl Default for Setup {
@@ -53,6 +56,8 @@ impl Default for Setup {
             clock: Arc::new(SystemClock),
             inode_capacity: 1 << 15,
             recover_on_device: false,
+            #[cfg(feature = "shuttle")]
+            mutant: crate::Mutant::None,
         }
     }
 }
@@ -512,6 +517,8 @@ pub(crate) fn build(
         mode: AtomicU8::new(if read_only { Mode::ReadOnly } else { Mode::ReadWrite } as u8),
         saw_errors: AtomicBool::new(false),
         dirty_times: Mutex::new(Rank::LEAF, Vec::new()),
+        #[cfg(feature = "shuttle")]
+        mutant: setup.mutant,
         next_generation: AtomicU32::new(crate::create::random_seed()),
         mount,
         sb: Mutex::new(Rank::LEAF, sb),

@@ -283,5 +283,5 @@ impl Filesystem {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(feature = "shuttle")))]
 mod tests;

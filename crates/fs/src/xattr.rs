@@ -24,6 +24,7 @@ pub(crate) use change::{NewAttrs, SharedBlocks};
 use crate::error::{CorruptKind, Error, Place, Result};
 use crate::filesystem::Filesystem;
 use crate::inode::Inode;
+use crate::mutant::without;
 
 /// What an entry says about its value.
 enum Held {
@@ -95,7 +96,7 @@ impl Filesystem {
     /// The value of an attribute; `None` if there is no such attribute.
     pub(crate) fn xattr_value(&self, inode: &Inode, index: u8, name: &[u8]) -> Result<Option<Vec<u8>>> {
         // Held while a value is read from an inode of its own: whoever replaces the attribute frees that.
-        let _xattr = inode.xattr.read();
+        let xattr = inode.xattr.read();
         let find = |area: Option<&Area<'_>>| {
             area.and_then(|a| a.find(index, name)).map(|e| match e.value_inum {
                 Ino(0) => Held::Here(e.value.to_vec()),
@@ -106,6 +107,10 @@ impl Filesystem {
             Some(held) => Some(held),
             None => self.with_block(inode, find)?,
         };
+        let _held = (!without!(self, XattrHeld)).then_some(xattr);
+        if without!(self, XattrHeld) {
+            extant_sync::thread::yield_now();
+        }
         match held {
             None => Ok(None),
             Some(Held::Here(value)) => Ok(Some(value)),

@@ -3,19 +3,37 @@
 #[macro_use]
 extern crate extant_testkit;
 
+#[cfg(not(feature = "shuttle"))]
 mod bookkeeping;
+#[cfg(not(feature = "shuttle"))]
 mod content;
+#[cfg(not(feature = "shuttle"))]
 mod crash;
+#[cfg(not(feature = "shuttle"))]
 mod direct;
+#[cfg(feature = "shuttle")]
+mod explore;
+#[cfg(not(feature = "shuttle"))]
 mod fast_commit;
+#[cfg(not(feature = "shuttle"))]
 mod hostile;
+#[cfg(not(feature = "shuttle"))]
 mod journalled;
+#[cfg(not(feature = "shuttle"))]
 mod names;
+#[cfg(not(feature = "shuttle"))]
 mod promises;
+#[cfg(not(feature = "shuttle"))]
 mod quota;
+#[cfg(not(feature = "shuttle"))]
 mod reading;
+#[cfg(not(feature = "shuttle"))]
 mod recover;
+#[cfg(not(feature = "shuttle"))]
 mod speed;
+#[cfg_attr(feature = "shuttle", expect(dead_code, reason = "the explored scenarios use a part of it"))]
 mod support;
+#[cfg(not(feature = "shuttle"))]
 mod threads;
+#[cfg(not(feature = "shuttle"))]
 mod values;

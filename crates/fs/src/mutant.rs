@@ -1,0 +1,35 @@
+//! Guards that the schedule tests take away, one at a time, to see that the tests notice. Only with the feature `shuttle`; otherwise
+//! the question `without!(fs, Guard)` is the constant `false`.
+
+/// A guard of the filesystem that can be taken away.
+#[cfg(feature = "shuttle")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mutant {
+    /// All guards are there.
+    #[default]
+    None,
+    /// Readers look at the block map while inline content moves to blocks.
+    InlineMove,
+    /// A value is read from an inode of its own after the lock over the attributes was given up.
+    XattrHeld,
+    /// A directory is unlocked between the look for a name's place and its entry there.
+    PlanHeld,
+}
+
+/// Whether the guard named is taken away in this run.
+#[cfg(feature = "shuttle")]
+macro_rules! without {
+    ($fs:expr, $mutant:ident) => {
+        $fs.mutant == $crate::mutant::Mutant::$mutant
+    };
+}
+
+/// Whether the guard named is taken away in this run: never, in the product.
+#[cfg(not(feature = "shuttle"))]
+macro_rules! without {
+    ($fs:expr, $mutant:ident) => {
+        false
+    };
+}
+
+pub(crate) use without;

@@ -1,0 +1,536 @@
+//! Schedules of two or three threads on the same few names and files, under the exploring runtime.
+//!
+//! Scripts are drawn from a small pool of operations that overlap in names and inodes. After each schedule: what every
+//! operation answered, and the tree that is left, must be what the model gives for some order of the operations; the image
+//! must be clean by our checker. Then scenarios of single races, each with a mutant: the guard that makes it right is taken away,
+//! and the scenario must notice.
+
+use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+
+use extant::{Credentials, Filesystem, InodeRef, Mutant, NewInode, SetAttr, Setup, WriteFlags, XattrSet};
+use extant_device::{BlockDevice, MemoryDevice};
+use extant_sync::{model, thread};
+use extant_testkit::env::{scratch, seed, tools};
+use extant_testkit::model::Model;
+use extant_testkit::oracle::mke2fs;
+use extant_testkit::rng::Rng;
+use extant_testkit::script::{Executor, Op, parse, text};
+use extant_testkit::tree::Tree;
+use rustix::io::Errno;
+
+use crate::support::{LibExecutor, tree_of};
+
+const SIZE: u64 = 4 << 20;
+/// Calls go deep, in debug builds on large frames.
+const STACK: usize = 1 << 20;
+
+/// What the scripts begin with.
+const BEFORE: &str = "
+    mkdir d 755
+    mkdir d/s 755
+    create a 644
+    write a 0 1500 7
+    create d/b 644
+    write d/b 0 40 3
+";
+
+/// What they are made of: operations, and steps that are none of the model's.
+const POOL: &[&str] = &[
+    "create a 600",
+    "create d/n 644",
+    "unlink a",
+    "unlink d/b",
+    "rename a d/b",
+    "rename d/b a",
+    "rename a d/b exchange",
+    "rename a d/n noreplace",
+    "rename d/s e",
+    "rename d e",
+    "link a d/n",
+    "link d/b c",
+    "rmdir d/s",
+    "mkdir d/s/t 755",
+    "write a 0 100 1",
+    "write a 1000 2100 2",
+    "write d/b 50 200 4",
+    "truncate a 10",
+    "truncate a 5000",
+    "punch a 0 1024",
+    "setxattr a user.x 40 5",
+    "setxattr a user.x 600 6",
+    "chmod a 640",
+    "fsync a",
+    "fdatasync d/b",
+    "sync",
+    "#freeze",
+    "#list d",
+    "#read a",
+    "#hold a",
+];
+
+/// Images as mke2fs makes them, with what the scripts begin with.
+fn image(args: &'static str) -> Vec<u8> {
+    type Images = Vec<(&'static str, Vec<u8>)>;
+    static MADE: OnceLock<Mutex<Images>> = OnceLock::new();
+    let mut made = MADE.get_or_init(Mutex::default).lock().unwrap();
+    if let Some((_, bytes)) = made.iter().find(|(a, _)| *a == args) {
+        return bytes.clone();
+    }
+    let dir = scratch();
+    let path = dir.join("image");
+    mke2fs(&path, SIZE, args);
+    let bytes = Arc::new(Mutex::new(std::fs::read(path).expect("image")));
+    let shared = Arc::clone(&bytes);
+    let fill = move || {
+        let device = Arc::new(MemoryDevice::from_bytes(&shared.lock().unwrap().clone()));
+        let fs = open(&device, Mutant::None);
+        let mut executor = LibExecutor::new(Arc::clone(&fs));
+        for op in parse(BEFORE).unwrap() {
+            executor.apply(&op).unwrap();
+        }
+        drop(executor);
+        fs.unmount().unwrap();
+        drop(fs);
+        *shared.lock().unwrap() = device.to_bytes();
+    };
+    model::check_random_deep(fill, 1, 1, STACK);
+    let bytes = bytes.lock().unwrap().clone();
+    made.push((args, bytes.clone()));
+    bytes
+}
+
+fn open(device: &Arc<MemoryDevice>, mutant: Mutant) -> Arc<Filesystem> {
+    let options = extant::MountOptions { cache_size: Some(4 << 20), ..extant::MountOptions::default() };
+    let setup = Setup { options, mutant, ..Setup::default() };
+    Filesystem::open(Arc::clone(device) as Arc<dyn BlockDevice>, setup).expect("mount")
+}
+
+/// A device for the checker, whose threads are none of the runtime's.
+#[derive(Debug)]
+struct Plain(Vec<u8>);
+
+impl BlockDevice for Plain {
+    fn size(&self) -> u64 {
+        self.0.len() as u64
+    }
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<()> {
+        let at = offset as usize;
+        let bytes = self.0.get(at..at + buf.len()).ok_or(std::io::ErrorKind::UnexpectedEof)?;
+        buf.copy_from_slice(bytes);
+        Ok(())
+    }
+    fn write_at(&self, _: u64, _: &[u8]) -> std::io::Result<()> {
+        Err(std::io::ErrorKind::ReadOnlyFilesystem.into())
+    }
+    fn flush(&self) -> std::io::Result<()> {
+        Ok(())
+    }
+    fn discard(&self, _: u64, _: u64) -> std::io::Result<()> {
+        Err(std::io::ErrorKind::ReadOnlyFilesystem.into())
+    }
+    fn write_zeroes(&self, _: u64, _: u64) -> std::io::Result<()> {
+        Err(std::io::ErrorKind::ReadOnlyFilesystem.into())
+    }
+}
+
+fn assert_clean(device: &MemoryDevice, what: &str) {
+    let report = extant_fsck::check(&Plain(device.to_bytes()), &extant_fsck::Options::default());
+    let errors: Vec<_> = report.errors().map(|e| format!("{e:?}")).collect();
+    assert!(report.is_clean(), "{what}: {errors:#?}");
+}
+
+/// Unmounts, and checks what is left.
+fn close(fs: Arc<Filesystem>, device: &MemoryDevice, what: &str) {
+    fs.unmount().unwrap_or_else(|e| panic!("{what}: unmount: {e}"));
+    drop(fs);
+    assert_clean(device, what);
+}
+
+fn together(tasks: Vec<Box<dyn FnOnce() + Send>>) {
+    let threads: Vec<_> = tasks.into_iter().map(|task| thread::spawn(task)).collect();
+    for t in threads {
+        t.join().expect("no panic inside");
+    }
+}
+
+/// Does one step; what an operation of the model's answered.
+fn step(executor: &mut LibExecutor, words: &str) -> Option<Result<(), Errno>> {
+    let fs = Arc::clone(&executor.fs);
+    let cred = Credentials::root();
+    let find = |path: &str| {
+        path.split('/').try_fold(fs.root()?, |at: InodeRef, name| fs.lookup(&at, name.as_bytes(), &cred))
+    };
+    match words.split_once(' ').unwrap_or((words, "")) {
+        ("#freeze", _) => {
+            fs.freeze(&cred).expect("freeze");
+            fs.thaw(&cred).expect("thaw");
+        }
+        ("#list", path) => {
+            if let Ok(dir) = find(path) {
+                let mut seen = Vec::new();
+                fs.read_dir(&dir, extant::START, &cred, &mut |entry| {
+                    seen.push(entry.name.to_vec());
+                    ControlFlow::Continue(())
+                })
+                .expect("listing");
+                seen.sort();
+                assert!(seen.windows(2).all(|two| two[0] != two[1]), "a name twice: {seen:?}");
+            }
+        }
+        ("#read", path) => {
+            if let Ok(file) = find(path) {
+                fs.read_at(&file, 0, &mut [0; 4096]).expect("read");
+            }
+        }
+        ("#hold", path) => {
+            // In use while it may lose its name: evicted by whoever lets go last.
+            if let Ok(file) = find(path) {
+                fs.write_at(&file, 20, &[9; 30], WriteFlags::default(), &cred).expect("write");
+                fs.read_at(&file, 0, &mut [0; 64]).expect("read");
+            }
+        }
+        _ => {
+            let [op] = &parse(words).expect("the pool's words")[..] else { panic!("one operation") };
+            return Some(executor.apply(op));
+        }
+    }
+    None
+}
+
+/// What the model sees of a step.
+fn of_model(words: &str) -> Option<Op> {
+    if words.starts_with('#') { None } else { parse(words).expect("the pool's words").pop() }
+}
+
+/// All orders of two scripts' steps: `true` for one of the first.
+fn orders(first: usize, second: usize) -> Vec<Vec<bool>> {
+    match (first, second) {
+        (0, n) => vec![vec![false; n]],
+        (n, 0) => vec![vec![true; n]],
+        (a, b) => {
+            let begin = |head: bool, rest: Vec<Vec<bool>>| {
+                rest.into_iter().map(move |tail| [vec![head], tail].concat()).collect::<Vec<_>>()
+            };
+            [begin(true, orders(a - 1, b)), begin(false, orders(a, b - 1))].concat()
+        }
+    }
+}
+
+type Answers = Vec<Result<(), Errno>>;
+
+/// Whether a link failed because its source lost its name, or its target got one, between the two look-ups: it is no operation of
+/// one moment then, and changes nothing.
+fn failed_between(op: &Op, answer: Result<(), Errno>) -> bool {
+    matches!(op, Op::Link { .. }) && matches!(answer, Err(Errno::NOENT | Errno::EXIST))
+}
+
+/// Whether some order of the operations gives these answers and this tree; else what the orders give.
+fn explained(scripts: &[Vec<&'static str>; 2], answers: &[Answers; 2], tree: &Tree) -> Result<(), String> {
+    let ops: Vec<Vec<Op>> = scripts.iter().map(|s| s.iter().filter_map(|w| of_model(w)).collect()).collect();
+    let mut why = String::new();
+    for order in orders(ops[0].len(), ops[1].len()) {
+        let mut model = Model::after(&parse(BEFORE).unwrap());
+        let mut at = [0, 0];
+        let mut same = true;
+        let mut done = Vec::new();
+        for first in order {
+            let who = usize::from(!first);
+            let op = &ops[who][at[who]];
+            let answer = answers[who][at[who]];
+            if !failed_between(op, answer) {
+                same &= model.apply(op) == answer;
+            }
+            done.push(op.clone());
+            at[who] += 1;
+        }
+        let mut expected = model.tree();
+        expected.nodes.values_mut().for_each(|node| node.mtime = None);
+        let differences = expected.differences(tree, 3);
+        if same && differences.is_empty() {
+            return Ok(());
+        }
+        why +=
+            &format!("{}answers {}, {differences:?}\n", text(&done), if same { "agree" } else { "differ" });
+    }
+    Err(why)
+}
+
+/// One schedule of two random scripts.
+fn random_pair(args: &'static str, image: &[u8], seed: u64, number: u64) {
+    let mut rng = Rng::new(seed).fork(number);
+    let mut script = || -> Vec<&'static str> { (0..2).map(|_| *rng.pick(POOL)).collect() };
+    let mut scripts = [script(), script()];
+    if scripts[1].contains(&"#freeze") {
+        // One freezes at a time.
+        scripts[0].retain(|words| *words != "#freeze");
+        let mut seen = false;
+        scripts[1].retain(|words| *words != "#freeze" || !std::mem::replace(&mut seen, true));
+    }
+    // What was written through a reference, and where a path leads whose directory is moved on the way, is not the model's to say.
+    let beyond_model = scripts.iter().flatten().any(|words| ["#hold a", "rename d e"].contains(words));
+    let what = format!("SEED={seed} number {number} {args}: {scripts:?}");
+    let device = Arc::new(MemoryDevice::from_bytes(image));
+    let fs = open(&device, Mutant::None);
+    let answers = Arc::new(Mutex::new([Vec::new(), Vec::new()]));
+    let tasks = (0..2).map(|who: usize| -> Box<dyn FnOnce() + Send> {
+        let (fs, script, answers) = (Arc::clone(&fs), scripts[who].clone(), Arc::clone(&answers));
+        Box::new(move || {
+            let mut executor = LibExecutor::new(fs);
+            for words in script {
+                if let Some(answer) = step(&mut executor, words) {
+                    answers.lock().unwrap()[who].push(answer);
+                }
+            }
+        })
+    });
+    together(tasks.collect());
+    fs.sync().unwrap_or_else(|e| panic!("{what}: sync: {e}"));
+    let mut tree = tree_of(&fs);
+    tree.nodes.values_mut().for_each(|node| node.mtime = None);
+    let answers = answers.lock().unwrap().clone();
+    if !beyond_model && let Err(why) = explained(&scripts, &answers, &tree) {
+        panic!("{what}\n{answers:?}\nno order of the operations explains it:\n{why}");
+    }
+    close(fs, &device, &what);
+}
+
+fn random_pairs(args: &'static str, times: usize) {
+    let seed = seed();
+    println!("seed={seed}");
+    let image = image(args);
+    let number = Arc::new(AtomicU64::new(0));
+    let scenario = move || random_pair(args, &image, seed, number.fetch_add(1, Ordering::Relaxed));
+    model::check_random_deep(scenario.clone(), seed, times, STACK);
+    model::check_pct_deep(scenario, seed, times, 3, STACK);
+}
+
+#[test]
+fn pairs_of_scripts() {
+    need!(tools(&["mke2fs"]));
+    random_pairs("-t ext4 -b 1024 -I 256 -N 64 -J size=1 -O ^resize_inode,orphan_file", 150);
+}
+
+#[test]
+fn pairs_of_scripts_inline_without_orphan_file() {
+    need!(tools(&["mke2fs"]));
+    random_pairs(
+        "-t ext4 -b 1024 -I 256 -N 64 -J size=1 -O ^resize_inode,inline_data,ea_inode,^orphan_file",
+        150,
+    );
+}
+
+#[test]
+fn pairs_of_scripts_without_journal() {
+    need!(tools(&["mke2fs"]));
+    random_pairs("-t ext2 -b 1024 -I 128 -N 64 -O ^resize_inode", 100);
+}
+
+/// Runs a scenario; as a mutant, until it is caught.
+fn explore(scenario: fn(&[u8], Mutant), args: &'static str, mutant: Mutant, times: usize) {
+    need!(tools(&["mke2fs"]));
+    let seed = seed();
+    println!("seed={seed}");
+    let image = image(args);
+    let run = move || scenario(&image, mutant);
+    if mutant == Mutant::None {
+        model::check_random_deep(run.clone(), seed, times, STACK);
+        model::check_pct_deep(run, seed, times, 3, STACK);
+        return;
+    }
+    let caught = std::panic::catch_unwind(|| {
+        model::check_pct_deep(run.clone(), seed, 20 * times, 3, STACK);
+        model::check_random_deep(run, seed, 20 * times, STACK);
+    });
+    assert!(caught.is_err(), "nothing noticed that {mutant:?} was missing");
+}
+
+fn find(fs: &Filesystem, path: &str) -> InodeRef {
+    let cred = Credentials::root();
+    path.split('/').fold(fs.root().unwrap(), |at, name| fs.lookup(&at, name.as_bytes(), &cred).unwrap())
+}
+
+const INLINE: &str =
+    "-t ext4 -b 1024 -I 256 -N 64 -J size=1 -O ^resize_inode,inline_data,ea_inode,^orphan_file";
+
+/// The content of a file leaves the inode while it is read: whoever reads finds it, before, meanwhile and afterwards.
+fn inline_moves(image: &[u8], mutant: Mutant) {
+    let device = Arc::new(MemoryDevice::from_bytes(image));
+    let fs = open(&device, mutant);
+    let (file, cred) = (find(&fs, "d/b"), Credentials::root());
+    let mut before = [0; 40];
+    assert_eq!(fs.read_at(&file, 0, &mut before).unwrap(), 40);
+    let (a, b) = ((Arc::clone(&fs), file.clone()), (Arc::clone(&fs), file.clone()));
+    together(vec![
+        Box::new(move || {
+            let (fs, file) = a;
+            fs.write_at(&file, 300, &[1; 500], WriteFlags::default(), &cred).unwrap();
+        }),
+        Box::new(move || {
+            let (fs, file) = b;
+            let mut now = [0; 40];
+            assert_eq!(fs.read_at(&file, 0, &mut now).unwrap(), 40);
+            assert_eq!(now, before, "while it moves");
+        }),
+    ]);
+    let mut after = [0; 40];
+    fs.read_at(&file, 0, &mut after).unwrap();
+    assert_eq!(after, before, "the cache keeps something else");
+    drop(file);
+    close(fs, &device, "inline content that moves");
+}
+
+#[test]
+fn reading_while_inline_content_moves() {
+    explore(inline_moves, INLINE, Mutant::None, 150);
+}
+
+#[test]
+fn mutant_readers_beside_the_move() {
+    explore(inline_moves, INLINE, Mutant::InlineMove, 150);
+}
+
+/// A large value is replaced while it is read: the old one or the new one comes, never damage.
+fn value_replaced(image: &[u8], mutant: Mutant) {
+    let device = Arc::new(MemoryDevice::from_bytes(image));
+    let fs = open(&device, mutant);
+    let (file, cred) = (find(&fs, "a"), Credentials::root());
+    let name: &[u8] = b"user.large";
+    fs.set_xattr(&file, name, &[1; 3000], XattrSet::Any, &cred).unwrap();
+    let (a, b) = ((Arc::clone(&fs), file.clone(), cred.clone()), (Arc::clone(&fs), file.clone(), cred));
+    together(vec![
+        Box::new(move || {
+            let (fs, file, cred) = a;
+            fs.set_xattr(&file, name, &[2; 2500], XattrSet::Replace, &cred).unwrap();
+        }),
+        Box::new(move || {
+            let (fs, file, cred) = b;
+            let value = fs.get_xattr(&file, name, &cred).unwrap();
+            assert!(value == [1; 3000] || value == [2; 2500], "{} bytes", value.len());
+        }),
+    ]);
+    drop(file);
+    close(fs, &device, "a value that is replaced");
+}
+
+#[test]
+fn reading_a_large_value_while_it_is_replaced() {
+    explore(value_replaced, INLINE, Mutant::None, 150);
+}
+
+#[test]
+fn mutant_values_read_without_the_lock() {
+    explore(value_replaced, INLINE, Mutant::XattrHeld, 150);
+}
+
+const PLAIN: &str = "-t ext4 -b 1024 -I 256 -N 64 -J size=1 -O ^resize_inode,orphan_file";
+
+/// An inode's attributes are changed, others commit, and its content is written in the background. What fsync says afterwards
+/// is on the device.
+fn synced(image: &[u8], mutant: Mutant) {
+    let device = Arc::new(MemoryDevice::from_bytes(image));
+    let fs = open(&device, mutant);
+    let (file, other) = (find(&fs, "d/b"), find(&fs, "a"));
+    fs.write_at(&file, 1024, &[8; 1024], WriteFlags::default(), &Credentials::root()).unwrap();
+    let change = SetAttr { mode: Some(0o600), ..SetAttr::default() };
+    let (a, b, c) = ((Arc::clone(&fs), file.clone()), Arc::clone(&fs), (Arc::clone(&fs), other));
+    together(vec![
+        Box::new(move || {
+            a.0.set_attr(&a.1, &change, &Credentials::root()).unwrap();
+        }),
+        Box::new(move || b.write_back().unwrap()),
+        Box::new(move || {
+            c.0.set_attr(&c.1, &change, &Credentials::root()).unwrap();
+            c.0.sync_inode(&c.1, false).unwrap();
+        }),
+    ]);
+    fs.fsync(&file, false).unwrap();
+    let now = Arc::new(MemoryDevice::from_bytes(&device.to_bytes()));
+    let crashed = Filesystem::open(now as Arc<dyn BlockDevice>, Setup::read_only()).unwrap();
+    let mut bytes = [0; 1024];
+    let got = crashed.read_at(&find(&crashed, "d/b"), 1024, &mut bytes).unwrap();
+    assert!(got == 1024 && bytes == [8; 1024], "fsync returned, and {got} bytes are there");
+    crashed.unmount().unwrap();
+    drop(file);
+    close(fs, &device, "what was synced");
+}
+
+#[test]
+fn fsync_waits_for_the_newest_change() {
+    explore(synced, PLAIN, Mutant::None, 150);
+}
+
+/// Two threads make the same name: one of them does.
+fn same_name(image: &[u8], mutant: Mutant) {
+    let device = Arc::new(MemoryDevice::from_bytes(image));
+    let fs = open(&device, mutant);
+    let made = Arc::new(AtomicU64::new(0));
+    let tasks = [0o600, 0o640].map(|mode| -> Box<dyn FnOnce() + Send> {
+        let (fs, dir, made) = (Arc::clone(&fs), find(&fs, "d"), Arc::clone(&made));
+        Box::new(move || {
+            let new = fs.mknod(&dir, b"new", &NewInode::file(mode), &Credentials::root());
+            made.fetch_add(u64::from(new.is_ok()), Ordering::Relaxed);
+        })
+    });
+    together(tasks.into());
+    assert_eq!(made.load(Ordering::Relaxed), 1);
+    close(fs, &device, "one name");
+}
+
+#[test]
+fn one_name_is_made_once() {
+    explore(same_name, PLAIN, Mutant::None, 100);
+}
+
+#[test]
+fn mutant_unlocked_before_the_name_is_entered() {
+    explore(same_name, PLAIN, Mutant::PlanHeld, 100);
+}
+
+/// The first two inodes of a block of the inode table come at the same time, in different directories.
+fn fresh_table_block(image: &[u8], mutant: Mutant) {
+    let device = Arc::new(MemoryDevice::from_bytes(image));
+    let fs = open(&device, mutant);
+    let tasks = ["d", "d/s"].map(|dir| -> Box<dyn FnOnce() + Send> {
+        let (fs, dir) = (Arc::clone(&fs), find(&fs, dir));
+        Box::new(move || {
+            for name in [b"x", b"y", b"z"] {
+                fs.mknod(&dir, name, &NewInode::file(0o644), &Credentials::root()).unwrap();
+            }
+        })
+    });
+    together(tasks.into());
+    close(fs, &device, "inodes of one table block");
+}
+
+#[test]
+fn creation_in_one_table_block() {
+    explore(fresh_table_block, PLAIN, Mutant::None, 150);
+}
+
+/// Two files lose their names and are freed while others come and the list of orphans changes.
+fn removal(image: &[u8], mutant: Mutant) {
+    let device = Arc::new(MemoryDevice::from_bytes(image));
+    let fs = open(&device, mutant);
+    let (a, b) = (Arc::clone(&fs), Arc::clone(&fs));
+    together(vec![
+        Box::new(move || {
+            let cred = Credentials::root();
+            a.unlink(&a.root().unwrap(), b"a", &cred).unwrap();
+            a.mknod(&a.root().unwrap(), b"a", &NewInode::file(0o644), &cred).unwrap();
+        }),
+        Box::new(move || {
+            let (dir, cred) = (find(&b, "d"), Credentials::root());
+            let gone = b.unlink(&dir, b"b", &cred).unwrap();
+            b.write_at(&gone, 0, &[3; 3000], WriteFlags::default(), &cred).unwrap();
+            b.set_attr(&gone, &SetAttr { size: Some(100), ..SetAttr::default() }, &cred).unwrap();
+        }),
+    ]);
+    close(fs, &device, "removal");
+}
+
+#[test]
+fn removing_and_freeing() {
+    explore(removal, INLINE, Mutant::None, 150);
+}
