@@ -128,7 +128,7 @@ pub(crate) fn command(args: &[String]) -> Verdict {
 const RECORD: &str = "docs/measured.md";
 
 /// Adds a row to the table of results.
-fn add_to_record(name: &str, shown: &Shown) -> Result<(), String> {
+pub(crate) fn add_to_record(name: &str, shown: &Shown) -> Result<(), String> {
     let commit = proc::output(Command::new("git").args(["rev-parse", "--short", "HEAD"]))?;
     let day = proc::output(Command::new("date").args(["-u", "+%Y-%m-%d"]))?;
     let one_line = |text: &str| text.lines().next().unwrap_or_default().replace('|', "/");

@@ -1,8 +1,10 @@
 //! `cargo xtask suites`: the field's own test suites against a mount of ours, with the kernel's ext4 as the measure.
 //!
 //! The suites are built outside of the project, in a folder given by `SUITES`:
-//! `pjd/bin/pjdfstest`, `pjd/bin/fsx`, `xfstests/ltp/{fsx,fsstress}`. Each runs on a fresh image in memory; afterwards
+//! `pjd/bin/pjdfstest`, `pjd/bin/fsx`, `xfstests/{check,ltp/fsx,ltp/fsstress}`. Each runs on a fresh image in memory; afterwards
 //! the image must be clean for e2fsck. What fails on the kernel's ext4 too is the environment's.
+
+mod xfstests;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -12,6 +14,7 @@ use std::time::Instant;
 
 use crate::proc::Verdict;
 use crate::rig::{Rig, quiet};
+use crate::shows::{self, Shown};
 
 /// A suite: its name, the program that it needs, and what runs it.
 struct Suite {
@@ -25,12 +28,14 @@ const SUITES: &[Suite] = &[
     Suite { name: "fsx", program: "pjd/bin/fsx", run: fsx },
     Suite { name: "ltp-fsx", program: "xfstests/ltp/fsx", run: ltp_fsx },
     Suite { name: "fsstress", program: "xfstests/ltp/fsstress", run: fsstress },
+    Suite { name: "xfstests", program: "xfstests/check", run: xfstests::xfstests },
 ];
 
-/// `cargo xtask suites [--long] [NAME…]`.
+/// `cargo xtask suites [--long] [--record] [NAME…]`; `--record` adds each result to `docs/measured.md`.
 pub(crate) fn command(args: &[String]) -> Verdict {
     let long = args.iter().any(|a| a == "--long");
-    let wanted: Vec<&String> = args.iter().filter(|a| *a != "--long").collect();
+    let record = args.iter().any(|a| a == "--record");
+    let wanted: Vec<&String> = args.iter().filter(|a| !a.starts_with("--")).collect();
     if let Some(unknown) = wanted.iter().find(|w| !SUITES.iter().any(|s| s.name == **w)) {
         let names: Vec<&str> = SUITES.iter().map(|s| s.name).collect();
         return Err(format!("no suite {unknown}; there are {}", names.join(", ")));
@@ -46,7 +51,13 @@ pub(crate) fn command(args: &[String]) -> Verdict {
             continue;
         }
         let start = Instant::now();
-        match (suite.run)(&rig, long) {
+        let done = (suite.run)(&rig, long);
+        if record {
+            let (Ok(figure) | Err(figure)) = &done;
+            let name = format!("suites {}{}", if long { "--long " } else { "" }, suite.name);
+            shows::add_to_record(&name, &Shown::new(figure, "nothing fails that need not", done.is_ok()))?;
+        }
+        match done {
             Ok(what) => {
                 passed += 1;
                 println!("{}: held: {what} ({} s)", suite.name, start.elapsed().as_secs());

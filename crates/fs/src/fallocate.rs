@@ -3,14 +3,15 @@
 use std::ops::Range;
 
 use extant_alloc::{ClaimRequest, Privilege};
-use extant_format::Lblk;
 use extant_format::inode::InodeFlags;
+use extant_format::{Lblk, Pblk};
 use extant_map::{Extent, MapKind, Placement, Run, Written};
 use extant_vm::Host;
 
 use crate::cred::Credentials;
 use crate::error::{Error, Result};
 use crate::filesystem::Filesystem;
+use crate::freeze::Level;
 use crate::icache::InodeRef;
 use crate::inode::Inode;
 
@@ -302,6 +303,27 @@ impl Filesystem {
                     self.next_data(inode, offset, size)?.map(|r| r.start).ok_or(Error::NoSuchAddress)
                 }
                 SeekKind::Hole => self.next_hole(inode, offset, size),
+            }
+        }))
+    }
+
+    /// The block of the device that holds block `lblk` of a regular file, as FIBMAP and swapon(2) ask for it: content in memory is
+    /// written first. `None` for a hole, an unwritten block, and content in the inode.
+    ///
+    /// # Errors
+    /// `IsDirectory`, `Invalid`; the device's; damage.
+    pub fn device_block(&self, inode: &InodeRef, lblk: u64) -> Result<Option<Pblk>> {
+        self.noted(self.check_alive().and_then(|()| {
+            self.check_content(inode)?;
+            let _lock = inode.lock.read();
+            if let Some(data) = inode.data.get().filter(|data| data.pages.is_dirty()) {
+                let _pass = self.gate.enter(Level::Internal);
+                data.pages.sync(&**data, 0..u64::MAX)?;
+            }
+            let lblk = u32::try_from(lblk).ok().filter(|_| !self.is_inline(inode));
+            match lblk.map(|lblk| self.map_lookup(inode, Lblk(lblk), 1)).transpose()? {
+                Some(Run::Mapped { pblk, unwritten: false, .. }) => Ok(Some(pblk)),
+                _ => Ok(None),
             }
         }))
     }

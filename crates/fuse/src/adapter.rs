@@ -41,6 +41,9 @@ pub struct AdapterOptions {
     pub ttl: Duration,
     /// The kernel is told that root owns everything, whatever the image says: for a user namespace that has no other ids.
     pub as_root: bool,
+    /// Byte of the mount's block device where the file system begins, if it is that device's: blocks of files can then be named
+    /// by their place on it (FIBMAP, swap files).
+    pub device_offset: Option<u64>,
     /// Capabilities not to use, for tests and measurements.
     pub without: InitFlags,
 }
@@ -48,7 +51,8 @@ pub struct AdapterOptions {
 impl Default for AdapterOptions {
     fn default() -> Self {
         let ttl = Duration::from_secs(365 * 86_400);
-        Self { writeback_cache: false, ttl, as_root: false, without: InitFlags::empty() }
+        let without = InitFlags::empty();
+        Self { writeback_cache: false, ttl, as_root: false, device_offset: None, without }
     }
 }
 

@@ -175,6 +175,7 @@ pub(crate) fn may_block(header: &InHeader) -> bool {
             | opcode::COPY_FILE_RANGE
             | opcode::COPY_FILE_RANGE_64
             | opcode::IOCTL
+            | opcode::BMAP
     )
 }
 

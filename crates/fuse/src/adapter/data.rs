@@ -11,7 +11,7 @@ use super::open::Open;
 use super::{Adapter, caller, errno};
 use crate::reply::{Bytes, Reply};
 use crate::server::Request;
-use crate::wire::{self, CopyFileRangeIn, FallocateIn, LseekIn, ReadIn, WriteIn, WriteOut};
+use crate::wire::{self, BmapIn, BmapOut, CopyFileRangeIn, FallocateIn, LseekIn, ReadIn, WriteIn, WriteOut};
 
 const FALLOC_KEEP_SIZE: u32 = 0x1;
 const FALLOC_PUNCH_HOLE: u32 = 0x2;
@@ -183,6 +183,31 @@ impl Adapter {
             _ => return Err(Errno::INVAL),
         };
         self.file(args.fh)?.seek(args.offset, kind).map_err(|e| errno(&e))
+    }
+
+    /// The block of the mount's device, in units of `args.blocksize` bytes. The kernel reads and writes swap files there.
+    pub(super) fn do_bmap(&self, req: &Request<'_>, args: &BmapIn) -> Result<BmapOut, Errno> {
+        let offset = self.options.device_offset.ok_or(Errno::NOSYS)?;
+        let inode = self.inode(req.node())?;
+        let (unit, block) = (u64::from(args.blocksize), u64::from(self.fs.geometry().block_size()));
+        let at = args.block.checked_mul(unit).filter(|_| unit > 0).ok_or(Errno::INVAL)?;
+        let place = |at: u64| -> Result<Option<u64>, Errno> {
+            let Some(pblk) = self.fs.device_block(&inode, at / block).map_err(|e| errno(&e))? else {
+                return Ok(None);
+            };
+            let byte = pblk.0.checked_mul(block).and_then(|b| b.checked_add(offset + at % block));
+            byte.map(Some).ok_or(Errno::RANGE)
+        };
+        let Some(first) = place(at)?.filter(|byte| byte.is_multiple_of(unit)) else {
+            return Ok(BmapOut { block: 0 });
+        };
+        // The kernel's block may be larger than ours: then it is one only if its parts lie side by side.
+        for part in (block..unit).step_by(usize::try_from(block).unwrap_or(usize::MAX)) {
+            if at.checked_add(part).map(place).transpose()?.flatten() != Some(first + part) {
+                return Ok(BmapOut { block: 0 });
+            }
+        }
+        Ok(BmapOut { block: first / unit })
     }
 
     /// Copies piece by piece; what is copied when something fails, or when the caller is interrupted, counts.

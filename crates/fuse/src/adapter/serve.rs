@@ -7,9 +7,10 @@ use super::{Adapter, caller, convert, errno, node_of};
 use crate::reply::{Bytes, Empty, Ioctl, Reply, XattrValue};
 use crate::server::{InitConfig, Offer, Request, Server};
 use crate::wire::{
-    AttrOut, CopyFileRangeIn, CreateIn, CreateOut, EntryOut, FallocateIn, FsyncFlags, FsyncIn, GetattrFlags,
-    GetattrIn, InitFlags, IoctlIn, Kstatfs, LinkIn, LseekIn, LseekOut, MkdirIn, MknodIn, OpenIn, OpenOut,
-    ReadIn, ReleaseIn, SetattrIn, SetxattrFlags, SetxattrIn, StatfsOut, StatxIn, StatxOut, WriteIn, WriteOut,
+    AttrOut, BmapIn, BmapOut, CopyFileRangeIn, CreateIn, CreateOut, EntryOut, FallocateIn, FsyncFlags,
+    FsyncIn, GetattrFlags, GetattrIn, InitFlags, IoctlIn, Kstatfs, LinkIn, LseekIn, LseekOut, MkdirIn,
+    MknodIn, OpenIn, OpenOut, ReadIn, ReleaseIn, SetattrIn, SetxattrFlags, SetxattrIn, StatfsOut, StatxIn,
+    StatxOut, WriteIn, WriteOut,
 };
 
 const XATTR_CREATE: u32 = 1;
@@ -261,6 +262,10 @@ impl Server for Adapter {
             Ok(out) => reply.bytes(out.bytes()),
             Err(errno) => reply.error(errno),
         }
+    }
+
+    fn bmap(&self, req: &Request<'_>, args: &BmapIn, reply: Reply<'_, BmapOut>) {
+        reply.answer(self.do_bmap(req, args));
     }
 
     fn ioctl(&self, req: &Request<'_>, args: &IoctlIn, data: &[u8], reply: Reply<'_, Ioctl>) {

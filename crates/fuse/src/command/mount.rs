@@ -125,9 +125,13 @@ fn serve(image: &Path, dir: &Path, options: &Options, background: bool) -> Resul
     if background {
         daemon::leave_terminal();
     }
-    let Opened { fs, files } = open(image, options, Some(dir))?;
-    let adapter =
-        Adapter::new(fs, AdapterOptions { writeback_cache: options.writeback_cache, ..Default::default() });
+    let Opened { fs, files, offset } = open(image, options, Some(dir))?;
+    let adapter = AdapterOptions {
+        writeback_cache: options.writeback_cache,
+        device_offset: Some(offset),
+        ..AdapterOptions::default()
+    };
+    let adapter = Adapter::new(fs, adapter);
     // Whoever has waited for umount(2) may have the image, while this process still ends.
     adapter.set_at_end(move || files.iter().for_each(|file| drop(file.unlock())));
     let done = attach(image, dir, options, &adapter).and_then(|(device, how)| {
@@ -157,6 +161,8 @@ fn serve(image: &Path, dir: &Path, options: &Options, background: bool) -> Resul
 pub(super) struct Opened {
     pub(super) fs: Arc<Filesystem>,
     files: Vec<Arc<FileDevice>>,
+    /// Where it begins on the first of them, in bytes.
+    offset: u64,
 }
 
 /// Opens device and file system.
@@ -185,15 +191,21 @@ pub(super) fn open(
     let device: Arc<dyn BlockDevice> = file;
     let write_protected = wanted && ext4.read_only;
     refuse_unclean_and_protected(image, &*device, &ext4)?;
+    let mut offset = 0;
     let device: Arc<dyn BlockDevice> = match (options.partition, options.offset) {
         (Some(_), Some(_)) => {
             return Err(CommandError::usage("`offset=` and `partition=` exclude each other"));
         }
-        (Some(number), None) => Arc::new(partition_window(device, number).map_err(|e| at(&e))?),
-        (None, Some(offset)) => {
-            let len = device.size().checked_sub(offset).filter(|len| *len > 0);
-            let len = len.ok_or_else(|| at(&format!("it has no byte {offset}")))?;
-            Arc::new(Window::new(device, offset, len).map_err(|e| at(&e))?)
+        (Some(number), None) => {
+            let window = partition_window(device, number).map_err(|e| at(&e))?;
+            offset = window.start();
+            Arc::new(window)
+        }
+        (None, Some(start)) => {
+            let len = device.size().checked_sub(start).filter(|len| *len > 0);
+            let len = len.ok_or_else(|| at(&format!("it has no byte {start}")))?;
+            offset = start;
+            Arc::new(Window::new(device, start, len).map_err(|e| at(&e))?)
         }
         (None, None) => device,
     };
@@ -210,7 +222,7 @@ pub(super) fn open(
     if write_protected {
         tracing::warn!("{}: WARNING: source write-protected, mounted read-only", image.display());
     }
-    Ok(Opened { fs, files })
+    Ok(Opened { fs, files, offset })
 }
 
 fn is_block_device(path: &Path) -> bool {
