@@ -434,30 +434,25 @@ fn a_plain_user() {
 #[test]
 fn a_swap_file() {
     need!(may_mount(), env::tools(&["mkswap", "swapon", "swapoff"]));
-    for (mkfs, options) in [("-t ext4 -b 4096", "attach=loop")] {
-        let (_dir, image) = image(mkfs);
-        let mount = Mounted::new(&image, options);
-        let path = mount.path().join("swap");
-        fs::write(&path, vec![0; 8 << 20]).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
-        good(Command::new("mkswap").arg(&path));
-        let holes = File::create(mount.path().join("holes")).unwrap();
-        holes.set_len(8 << 20).unwrap();
-        good(Command::new("mkswap").arg(mount.path().join("holes")));
-        assert!(
-            !run(Command::new("swapon").arg(mount.path().join("holes"))).status.success(),
-            "{mkfs}: it has holes"
-        );
-        drop(holes);
-        good(Command::new("swapon").arg(&path));
-        let busy = fs::OpenOptions::new().write(true).open(&path).and_then(|f| f.write_all_at(b"x", 0));
-        let removed = fs::remove_file(&path);
-        good(Command::new("swapoff").arg(&path));
-        assert_eq!(busy.unwrap_err().raw_os_error(), Some(26), "{mkfs}: ETXTBSY");
-        assert_eq!(removed.unwrap_err().raw_os_error(), Some(1), "{mkfs}: EPERM");
-        mount.unmount();
-        assert_clean(&image);
-    }
+    let (_dir, image) = image("-t ext4 -b 4096");
+    let mount = Mounted::new(&image, "attach=loop");
+    let path = mount.path().join("swap");
+    fs::write(&path, vec![0; 8 << 20]).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    good(Command::new("mkswap").arg(&path));
+    let holes = File::create(mount.path().join("holes")).unwrap();
+    holes.set_len(8 << 20).unwrap();
+    good(Command::new("mkswap").arg(mount.path().join("holes")));
+    assert!(!run(Command::new("swapon").arg(mount.path().join("holes"))).status.success(), "it has holes");
+    drop(holes);
+    good(Command::new("swapon").arg(&path));
+    let busy = fs::OpenOptions::new().write(true).open(&path).and_then(|f| f.write_all_at(b"x", 0));
+    let removed = fs::remove_file(&path);
+    good(Command::new("swapoff").arg(&path));
+    assert_eq!(busy.unwrap_err().raw_os_error(), Some(26), "ETXTBSY");
+    assert_eq!(removed.unwrap_err().raw_os_error(), Some(1), "EPERM");
+    mount.unmount();
+    assert_clean(&image);
 }
 
 /// What goes wrong after the mount is said to syslog, and stays in the superblock for `extant info`.
