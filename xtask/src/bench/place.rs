@@ -103,13 +103,13 @@ impl Mounted {
                 c
             }
             Server::Fuse2fs => {
-                let mut c = pinned(how.pin, &proc::find("fuse2fs").ok_or("fuse2fs is not installed")?);
+                let mut c = apart(how.pin, &proc::find("fuse2fs").ok_or("fuse2fs is not installed")?);
                 // In the foreground: umount(8) does not wait for it, and the image must not be opened again before it ends.
                 c.arg("-f").arg(image).arg(&dir).args(["-o", "allow_other,default_permissions"]);
                 c
             }
             Server::Null => {
-                let mut c = pinned(how.pin, &extant()?);
+                let mut c = apart(how.pin, &extant()?);
                 c.arg("null-server").args(for_null.split_whitespace()).arg(&dir);
                 c
             }
@@ -205,6 +205,15 @@ fn start_silent(command: &mut Command, dir: &Path) -> Result<Child, String> {
 /// The release build of the program.
 pub(crate) fn extant() -> Result<PathBuf, String> {
     proc::release("extant")
+}
+
+/// A server in a session of its own, as one that goes to the background is: the scheduler shares a processor out between
+/// sessions, and a server in its client's would be handed it sooner.
+fn apart(pin: Option<usize>, program: &Path) -> Command {
+    let inner = pinned(pin, program);
+    let mut c = Command::new("setsid");
+    c.arg(inner.get_program()).args(inner.get_args());
+    c
 }
 
 /// `program`, on one processor if asked: then ahead of everything else there (`SCHED_FIFO`), so that a machine's other work
