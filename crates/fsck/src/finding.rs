@@ -181,7 +181,7 @@ kinds! {
     QuotaInodeHidden { ino } Note "quota inode {ino} is set without the quota feature";
     ResizeInode {} Note "the resize inode is not valid";
     BadBlockInMetadata { block } Error "block {block} of the filesystem's own metadata is on the bad-block list";
-    BadBlockReserved { block } Note "block {block}, kept free for descriptors, is on the bad-block list";
+    BadBlockReserved { block } Note "block {block}, which can be done without, is on the bad-block list";
     LastBlockUninit {} Note "the last group's block bitmap is uninitialised";
     // Inodes.
     ReadError {} Error "cannot be read";

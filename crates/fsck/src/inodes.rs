@@ -568,7 +568,9 @@ fn symlink_is_valid(
     if rec.has(InodeFlags::INLINE_DATA) {
         let second = attrs.inline.as_deref().unwrap_or_default();
         let target: Vec<u8> = rec.raw.i_block.iter().chain(second).copied().collect();
-        return size > 0 && target.iter().position(|&b| b == 0).unwrap_or(target.len()) as u64 == size;
+        // All of the inline data, or up to its first zero.
+        let end = target.iter().position(|&b| b == 0).unwrap_or(target.len());
+        return size > 0 && (size == target.len() as u64 || size == end as u64);
     }
     if size == 0 || size > u64::from(cx.geo.block_size()) {
         return false;

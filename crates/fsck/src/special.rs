@@ -77,7 +77,7 @@ fn bad_blocks(cx: &Context<'_>, rec: &Record, scratch: &mut Scratch) {
     }
     let mut runs = Vec::new();
     map::walk(cx, rec, &mut scratch.buffers, true, |piece| match piece {
-        Piece::Data { pblk, len: 1, .. } if is_reserved_gdt(cx, pblk) => {
+        Piece::Data { pblk, len: 1, .. } if may_be_bad(cx, pblk) => {
             let block = pblk.0;
             cx.found(PASS, Place::Inode(rec.ino.0), Kind::BadBlockReserved { block });
             true
@@ -89,6 +89,22 @@ fn bad_blocks(cx: &Context<'_>, rec: &Record, scratch: &mut Scratch) {
         }
         piece => inodes::claim(cx, &mut runs, false, piece),
     });
+}
+
+/// Whether the filesystem can do without the block: copies of superblock and descriptors, what is kept free for descriptors,
+/// inodes that were never used.
+fn may_be_bad(cx: &Context<'_>, pblk: Pblk) -> bool {
+    let own = cx.geo.group_of_block(pblk).map(|(group, _)| group).filter(|group| group.0 != 0);
+    let copy = own.is_some_and(|group| {
+        let first = cx.geo.group_first_block(group).0;
+        pblk.0 < first + u64::from(cx.geo.base_meta_blocks(group)) && !cx.geo.has_meta_bg()
+    });
+    let unused = cx.descs.iter().zip(&cx.in_tables).any(|(desc, used)| {
+        let end = desc.inode_table.0.saturating_add(u64::from(cx.geo.itable_blocks()));
+        let first = desc.inode_table.0.saturating_add(u64::from(used.div_ceil(cx.geo.inodes_per_block())));
+        (first..end).contains(&pblk.0)
+    });
+    copy || unused || is_reserved_gdt(cx, pblk)
 }
 
 /// Whether the block is kept free for descriptors to come.
@@ -130,6 +146,15 @@ fn reserved(cx: &Context<'_>, rec: &Record, tally: &mut Tally, scratch: &mut Scr
     }
     if rec.has(InodeFlags::INDEX) && !rec.is_dir() {
         add(Kind::IndexNotDirectory {});
+    }
+    if rec.ino == Ino::RESIZE && !cx.compat(Compat::RESIZE_INODE) && cx.geo.reserved_gdt_blocks() != 0 {
+        // A list that no feature calls for any more: its own block is still taken.
+        add(Kind::ResizeInode {});
+        let block = Pblk(u64::from(rec.word(13)));
+        if cx.geo.contains(block) {
+            cx.claim(block, 1);
+        }
+        return;
     }
     if rec.ino == Ino::RESIZE && cx.compat(Compat::RESIZE_INODE) {
         resize(cx, rec, tally, scratch);
@@ -382,10 +407,13 @@ fn orphan_list(cx: &Context<'_>) {
 fn orphan_blocks(cx: &Context<'_>) {
     let raw = cx.sb.raw();
     let add = |kind| cx.found(Pass::Superblock, Place::Filesystem, kind);
+    let ino = raw.s_orphan_file_inum.get();
     if !cx.compat(Compat::ORPHAN_FILE) {
+        if record(cx, ino).is_some_and(|r| r.links() != 0) {
+            add(Kind::OrphanFileInode { ino: u64::from(ino) });
+        }
         return;
     }
-    let ino = raw.s_orphan_file_inum.get();
     let Some(rec) = record(cx, ino).filter(|r| r.is_reg() && r.links() != 0) else {
         add(Kind::OrphanFileInode { ino: u64::from(ino) });
         return;

@@ -333,8 +333,15 @@ fn descriptors_look_sane(dev: &dyn BlockDevice, sb: &Superblock, kept_in: GroupN
             let Ok(desc) = GroupDesc::decode(GroupNr(group), bytes, geo.desc_size()) else {
                 return false;
             };
-            let table = geo.contains_range(desc.inode_table, u64::from(geo.itable_blocks()));
-            if !(table && geo.contains(desc.block_bitmap) && geo.contains(desc.inode_bitmap)) {
+            let table = u64::from(geo.itable_blocks());
+            let own = [(desc.block_bitmap, 1), (desc.inode_bitmap, 1), (desc.inode_table, table)];
+            let first = geo.group_first_block(GroupNr(group)).0;
+            let last = first + u64::from(geo.blocks_in_group(GroupNr(group)));
+            // Without flexible groups they lie in the group itself.
+            let inside = |block: Pblk, len: u64| block.0 >= first && block.0.saturating_add(len) <= last;
+            let sane =
+                |block, len| geo.contains_range(block, len) && (geo.has_flex_bg() || inside(block, len));
+            if !own.into_iter().all(|(block, len)| sane(block, len)) {
                 return false;
             }
             let group = GroupNr(group);

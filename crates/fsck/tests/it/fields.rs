@@ -27,6 +27,10 @@ const CASES: &[(&str, &[&str])] = &[
             "set_block_group 1 itable_unused 19",
             "set_inode_field <1> block[5] 2",
             "set_inode_field <1> block[5] 14",
+            "set_inode_field <1> block[5] 130",
+            "set_inode_field <1> block[5] 8193",
+            "set_inode_field <1> block[5] 8194",
+            "set_inode_field <1> block[5] 600",
             "set_inode_field <7> mode 0",
             "set_inode_field <7> size 1",
             "set_inode_field <7> size 33566720",
@@ -51,6 +55,13 @@ const CASES: &[(&str, &[&str])] = &[
         ],
     ),
     ("-t ext2 -b 1024", &["set_super_value first_data_block 1033501905", "set_super_value blocks_count 12"]),
+    ("-t ext2 -b 4096", &["set_super_value orphan_file_inum 7", "set_super_value orphan_file_inum 5"]),
+    ("-t ext3 -b 1024", &["set_block_group 1 inode_bitmap 8192", "set_block_group 1 inode_table 100"]),
+    ("-t ext4 -b 1024 -O ^metadata_csum,^dir_index", &["set_super_value feature_compat 15"]),
+    (
+        "-t ext4 -b 1024 -O ^metadata_csum",
+        &["set_inode_field <1> block[5] 600", "set_inode_field <1> block[5] 134"],
+    ),
 ];
 
 #[test]
