@@ -46,6 +46,7 @@ fn kernels(files: u32, writes: &[Write]) -> usize {
     let image = scratch.join("image");
     oracle::mke2fs(&image, SIZE, ARGS);
     let mount = KernelMount::rw(&image);
+    let holding = oracle::files_on_a_mount();
     let open: Vec<std::fs::File> = (0..files)
         .map(|n| std::fs::File::create(mount.path().join(format!("f{n}"))).expect("file"))
         .collect();
@@ -54,7 +55,7 @@ fn kernels(files: u32, writes: &[Write]) -> usize {
         open[w.n].write_all_at(&bytes, u64::from(w.lblk) * 4096).expect("write");
         open[w.n].sync_all().expect("fsync");
     }
-    drop(open);
+    drop((open, holding));
     mount.unmount();
     (0..files).map(|n| pieces(&listed(&image, n))).sum()
 }

@@ -204,8 +204,11 @@ impl Rig {
         )
     }
 
-    /// Makes a range a hole, with as many handles as it takes.
+    /// Makes a range a hole, with as many handles as it takes; from even blocks on with nothing in the status cache.
     pub(crate) fn punch(&self, file: &mut File, lblk: u32, end: u32) {
+        if lblk.is_multiple_of(2) {
+            file.es.shrink();
+        }
         let depth = self.map.depth(&file.map_ref()).expect("depth");
         let worst = self.map.tree_blocks_worst(file.kind(), depth, 2);
         let mut res = self.alloc.reserve(0, worst, Privilege::Pool).unwrap_or_else(|_| self.no_reservation());
