@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::mount::{MountFlags, UnmountFlags};
 
-use crate::oracle::{command, run, run_ok};
+use crate::oracle::{command, files_on_a_mount, run, run_ok};
 
 /// A loop device on an image file. Detached when dropped.
 #[derive(Debug)]
@@ -14,7 +14,7 @@ pub struct Loop {
     image: PathBuf,
 }
 
-/// Looks at a device or mount that is on its way out, some seconds' worth.
+/// Looks at a device that is on its way out, some seconds' worth.
 const LOOKS: u64 = 200_000;
 
 impl Loop {
@@ -135,6 +135,7 @@ impl KernelMount {
     /// # Panics
     /// If it fails.
     pub fn sync(&self) {
+        let _open = files_on_a_mount();
         let dir = std::fs::File::open(self.path()).expect("mount point");
         rustix::fs::syncfs(&dir).expect("syncfs");
     }
@@ -145,16 +146,8 @@ impl KernelMount {
     }
 
     fn unmount_now(&mut self) -> Result<(), rustix::io::Errno> {
-        let mut tries = 0_u64;
-        while self.mounted {
-            match rustix::mount::unmount(self.dir.path(), UnmountFlags::empty()) {
-                Ok(()) => self.mounted = false,
-                // A program that another thread is just starting holds our open files until it has started.
-                Err(rustix::io::Errno::BUSY) if tries < LOOKS => tries += 1,
-                Err(err) => return Err(err),
-            }
-            std::thread::yield_now();
-        }
+        rustix::mount::unmount(self.dir.path(), UnmountFlags::empty())?;
+        self.mounted = false;
         Ok(())
     }
 }

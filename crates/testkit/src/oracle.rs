@@ -4,7 +4,8 @@
 use std::fmt;
 use std::io::Write as _;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
 use crate::env;
 
@@ -43,12 +44,42 @@ pub fn command(program: &str) -> Command {
     command
 }
 
+/// Shared by who has files open on a mount, exclusive while a program is being started: a child gets copies of all our open
+/// files at fork, gives them up at some time during exec (after the parent is told that it has begun), and a copy of a file
+/// on a mount keeps that mount busy. So no child is made while another thread has such a file open.
+static FILES: RwLock<()> = RwLock::new(());
+
+/// Held over the time in which a test has files open on a mount that it will unmount. [`DirExecutor`](crate::script::DirExecutor)
+/// and [`Tree::read`](crate::tree::Tree::read) do it themselves; who holds it starts no program and takes it not a second time.
+#[must_use]
+pub fn files_on_a_mount() -> RwLockReadGuard<'static, ()> {
+    FILES.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Starts a program while no thread has files open on a mount (see [`files_on_a_mount`]). A test program that mounts starts
+/// all its programs through here.
+///
+/// # Errors
+/// Those of [`Command::spawn`].
+pub fn start(command: &mut Command) -> std::io::Result<Child> {
+    let _alone = FILES.write().unwrap_or_else(PoisonError::into_inner);
+    command.spawn()
+}
+
+/// [`Command::output`] through [`start`].
+///
+/// # Errors
+/// Those of [`Command::output`].
+pub fn output(command: &mut Command) -> std::io::Result<Output> {
+    start(command.stdout(Stdio::piped()).stderr(Stdio::piped()))?.wait_with_output()
+}
+
 /// Runs a command to its end.
 ///
 /// # Panics
 /// If it cannot be started.
 pub fn run(command: &mut Command) -> Outcome {
-    command.output().unwrap_or_else(|err| panic!("{command:?}: {err}")).into()
+    output(command).unwrap_or_else(|err| panic!("{command:?}: {err}")).into()
 }
 
 /// Runs a command that must succeed; gives its output.
@@ -124,7 +155,7 @@ fn debugfs_run(image: &Path, requests: &[&str], options: &[&str]) -> String {
     let mut command = command("debugfs");
     command.args(options).arg("-f").arg("-").arg(image);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().unwrap_or_else(|err| panic!("{command:?}: {err}"));
+    let mut child = start(&mut command).unwrap_or_else(|err| panic!("{command:?}: {err}"));
     let mut input = child.stdin.take().expect("a pipe was asked for");
     let script = requests.join("\n") + "\n";
     let feeder = std::thread::spawn(move || input.write_all(script.as_bytes()));
@@ -137,12 +168,9 @@ fn debugfs_run(image: &Path, requests: &[&str], options: &[&str]) -> String {
 /// A file's content by debugfs.
 #[must_use]
 pub fn debugfs_cat(image: &Path, path: &str) -> Vec<u8> {
-    let output = command("debugfs")
-        .args(["-R", &format!("cat \"{path}\"")])
-        .arg(image)
-        .output()
-        .unwrap_or_else(|err| panic!("debugfs: {err}"));
-    output.stdout
+    let mut debugfs = command("debugfs");
+    debugfs.args(["-R", &format!("cat \"{path}\"")]).arg(image);
+    output(&mut debugfs).unwrap_or_else(|err| panic!("debugfs: {err}")).stdout
 }
 
 /// `dumpe2fs -h`: the superblock's fields as pairs of name and value, in order.
@@ -174,6 +202,7 @@ pub fn unxz(from: &Path, to: &Path) {
     let out = std::fs::File::create(to).expect("file to unpack to");
     let mut command = command("xz");
     command.args(["-dc", "--"]).arg(from).stdout(out);
-    let status = command.status().unwrap_or_else(|err| panic!("{command:?}: {err}"));
+    let mut child = start(&mut command).unwrap_or_else(|err| panic!("{command:?}: {err}"));
+    let status = child.wait().unwrap_or_else(|err| panic!("{command:?}: {err}"));
     assert!(status.success(), "{command:?}: {status}");
 }

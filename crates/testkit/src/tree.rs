@@ -172,6 +172,7 @@ impl Tree {
     /// Reads the tree under a folder (of any mounted filesystem). `lost+found` of the root is left out. With `layout`
     /// the data ranges of files are kept too, for a comparison of sparse layout.
     pub fn read(root: &Path, layout: bool) -> io::Result<Self> {
+        let _open = crate::oracle::files_on_a_mount();
         let mut reader = Reader { nodes: BTreeMap::new(), first: BTreeMap::new(), layout };
         reader.visit(root, Vec::new())?;
         Ok(Self { nodes: reader.nodes }.with_links())

@@ -6,7 +6,6 @@
 
 use std::path::Path;
 
-use extant_testkit::env::seed_or;
 use extant_testkit::kernel::KernelMount;
 use extant_testkit::model::Model;
 use extant_testkit::script::{DirExecutor, Executor, Mix, Op, parse, random, run_all};
@@ -117,6 +116,17 @@ fn script(args: &str, ops: Vec<Op>) -> Vec<Op> {
     if has_extents(args) { ops } else { without_fallocate(ops) }
 }
 
+/// Linux 6.18 loses data on its own where blocks are smaller than a page: a write to a still inline file into the last block of
+/// a page that is not its first one, then a read of the file from its start before anything was written back: the read fills
+/// the page with zeros, which are written to the device later (docs/format-notes.md has the commands). So what the kernel
+/// wrote is written back before it is read.
+fn for_the_kernel(args: &str, mut ops: Vec<Op>) -> Vec<Op> {
+    if args.contains("inline_data") {
+        ops.push(Op::Sync);
+    }
+    ops
+}
+
 /// Runs `ops` on `root` and on the model, compares everything.
 #[track_caller]
 fn step(what: &str, root: &Path, model: &mut Model, ops: &[Op]) {
@@ -150,7 +160,8 @@ fn both_ways(args: &str, rng: &mut Rng) {
 
     let kernel = KernelMount::rw(&image);
     equal(&format!("kernel after extant, {args}"), kernel.path(), &mut model);
-    step(&format!("kernel, {args}"), kernel.path(), &mut model, &script(args, random(rng, 200, &mix())));
+    let theirs = for_the_kernel(args, script(args, random(rng, 200, &mix())));
+    step(&format!("kernel, {args}"), kernel.path(), &mut model, &theirs);
     kernel.unmount();
     oracle::assert_clean(&image);
 
@@ -168,7 +179,7 @@ fn both_ways(args: &str, rng: &mut Rng) {
 fn the_kernel_and_extant_take_turns_on_one_image() {
     need!(env::kernel_mounts());
     need!(env::fuse());
-    let seed = seed_or(1);
+    let seed = env::seed();
     // `COMBINATION=text` runs only those whose arguments contain the text.
     let only = std::env::var("COMBINATION").unwrap_or_default();
     for args in COMBINATIONS.iter().filter(|args| args.contains(only.as_str())) {
@@ -181,7 +192,7 @@ fn the_kernel_and_extant_take_turns_on_one_image() {
 fn images_that_the_kernel_does_not_mount_are_read_back_by_debugfs() {
     need!(env::tools(&["mke2fs", "e2fsck", "debugfs"]));
     need!(env::fuse());
-    let seed = seed_or(1);
+    let seed = env::seed();
     for args in NOT_FOR_THE_KERNEL {
         println!("{args}");
         let dir = scratch();

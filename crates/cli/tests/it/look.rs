@@ -152,7 +152,10 @@ fn an_unclean_image_is_read_through_its_journal_and_left_alone() {
     let (image, copy) = (dir.join("image"), dir.join("copy"));
     oracle::mke2fs(&image, 32 << 20, "-t ext4");
     let mount = KernelMount::rw(&image);
-    std::fs::write(mount.path().join("in-the-journal"), "content").unwrap();
+    {
+        let _open = oracle::files_on_a_mount();
+        std::fs::write(mount.path().join("in-the-journal"), "content").unwrap();
+    }
     mount.sync();
     std::fs::copy(&image, &copy).unwrap();
     mount.unmount();
@@ -172,7 +175,10 @@ fn names_that_are_not_text_survive() {
     oracle::mke2fs(&image, 16 << 20, "-t ext4");
     let mount = KernelMount::rw(&image);
     let name = std::ffi::OsStr::from_bytes(b"odd-\xff-name");
-    std::fs::write(mount.path().join(name), "odd").unwrap();
+    {
+        let _open = oracle::files_on_a_mount();
+        std::fs::write(mount.path().join(name), "odd").unwrap();
+    }
     mount.unmount();
     assert!(ok(&[&"ls", &image]).text().contains("odd-\\xff-name"));
     assert_eq!(ok(&[&"cat", &image, &name]).text(), "odd");

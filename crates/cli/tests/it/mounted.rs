@@ -1,7 +1,9 @@
 //! `extant mount` and `extant umount` of this build, as a guard.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
+
+use extant_testkit::oracle;
 
 /// The program under test.
 pub(crate) fn extant() -> Command {
@@ -30,7 +32,7 @@ impl Mounted {
         if !options.is_empty() {
             command.args(["-o", options]);
         }
-        let out = command.arg(image).arg(&dir).output().expect("extant mount");
+        let out = oracle::output(command.arg(image).arg(&dir)).expect("extant mount");
         assert!(
             out.status.success(),
             "extant mount -o '{options}' {}: {}\n{}",
@@ -47,21 +49,17 @@ impl Mounted {
 
     /// Unmounts; when this returns the image is clean.
     ///
-    /// Another test of this process that is starting a program holds copies of our descriptors between fork and exec, so the
-    /// mount may be busy for that moment; nothing tells when it ends. A bounded number of looks.
+    /// No program was started while files were open on it ([`oracle::files_on_a_mount`]), so nobody holds copies of them.
     #[track_caller]
     pub(crate) fn unmount(mut self) {
-        const LOOKS: usize = 500;
-        self.up = false;
-        let umount = || extant().arg("umount").arg(&self.dir).output().expect("extant umount");
-        let busy = |out: &Output| String::from_utf8_lossy(&out.stderr).contains("os error 16");
-        let out = std::iter::repeat_with(umount).take(LOOKS).find(|out| !busy(out)).expect("busy for good");
+        let out = oracle::output(extant().arg("umount").arg(&self.dir)).expect("extant umount");
         assert!(
             out.status.success(),
             "extant umount: {}\n{}",
             out.status,
             String::from_utf8_lossy(&out.stderr)
         );
+        self.up = false;
     }
 }
 
@@ -69,9 +67,9 @@ impl Drop for Mounted {
     fn drop(&mut self) {
         if self.up {
             // The test is failing already; what matters is that nothing stays mounted.
-            let done = extant().arg("umount").arg(&self.dir).status();
-            if !done.is_ok_and(|s| s.success()) {
-                let _ = Command::new("umount").arg("-l").arg(&self.dir).status();
+            let done = oracle::output(extant().arg("umount").arg(&self.dir));
+            if !done.is_ok_and(|out| out.status.success()) {
+                let _ = oracle::output(Command::new("umount").arg("-l").arg(&self.dir));
             }
         }
     }

@@ -27,7 +27,7 @@ impl Ran {
 pub(crate) fn extant(args: &[&dyn AsRef<OsStr>]) -> Ran {
     let mut command = Command::new(env!("CARGO_BIN_EXE_extant"));
     command.args(args.iter().map(AsRef::as_ref)).stdin(Stdio::null());
-    let output = command.output().expect("extant starts");
+    let output = extant_testkit::oracle::output(&mut command).expect("extant starts");
     Ran {
         status: output.status.code().unwrap_or(-1),
         out: output.stdout,

@@ -28,6 +28,7 @@ impl Sample {
 }
 
 fn fill(top: &Path) {
+    let _open = oracle::files_on_a_mount();
     fs::create_dir_all(top.join("etc/deep/er")).unwrap();
     fs::write(top.join("etc/hostname"), "sample\n").unwrap();
     fs::write(top.join("etc/deep/er/file"), vec![b'x'; 100_000]).unwrap();

@@ -8,7 +8,7 @@ use extant::{Credentials, Filesystem, NewInode, Setup};
 use extant_device::OpenOptions;
 use extant_testkit::env::{kernel_mounts, scratch};
 use extant_testkit::kernel::KernelMount;
-use extant_testkit::oracle::{assert_clean, command, mke2fs_with, run_ok};
+use extant_testkit::oracle::{assert_clean, command, files_on_a_mount, mke2fs_with, run_ok};
 
 /// `dumpe2fs -h` by field.
 fn header(image: &Path) -> BTreeMap<String, String> {
@@ -77,10 +77,12 @@ fn as_the_kernel_keeps_it() {
         std::fs::copy(&ours, &theirs).unwrap();
         for _ in 0..2 {
             let mount = KernelMount::rw(&theirs);
+            let open = files_on_a_mount();
             let _ = std::fs::remove_dir_all(mount.path().join("dir0"));
             if !mount.path().join("dir1").exists() {
                 work_by_kernel(mount.path());
             }
+            drop(open);
             mount.unmount();
             let device = OpenOptions::new().write(true).open(&ours).unwrap();
             let setup = Setup { mounted_at: Some(b"/somewhere".to_vec()), ..Setup::default() };

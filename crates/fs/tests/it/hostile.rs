@@ -196,9 +196,7 @@ fn the_collected_images() {
     for path in paths {
         println!("{}", path.display());
         let image = dir.join("image");
-        let file = std::fs::File::create(&image).unwrap();
-        let status = std::process::Command::new("xz").args(["-dc"]).arg(&path).stdout(file).status().unwrap();
-        assert!(status.success(), "{}", path.display());
+        extant_testkit::oracle::unxz(&path, &image);
         let device = extant_device::OpenOptions::new().open(&image).unwrap();
         let base: Arc<dyn BlockDevice> = Arc::new(device);
         match Filesystem::open(Arc::clone(&base), Setup::read_only()) {

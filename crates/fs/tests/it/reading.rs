@@ -11,6 +11,7 @@ use crate::support::{COMBINATIONS, open_ro, tree_of};
 
 /// Things that scripts do not make: many names, deep paths, long links, ACLs, large attributes.
 fn decorate(root: &std::path::Path) {
+    let _open = extant_testkit::oracle::files_on_a_mount();
     let many = root.join("many");
     std::fs::create_dir(&many).unwrap();
     for n in 0..3000 {

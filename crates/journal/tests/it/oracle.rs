@@ -48,18 +48,24 @@ fn dirty(scratch: &Scratch, mkfs: &str, options: &str) -> std::path::PathBuf {
     let mount = KernelMount::with(&image, options).unwrap();
     let at = |name: &str| mount.path().join(name);
     for dir in 0..20 {
+        let open = oracle::files_on_a_mount();
         std::fs::create_dir(at(&format!("d{dir}"))).unwrap();
         for n in 0..30 {
             std::fs::write(at(&format!("d{dir}/f{n}")), vec![dir as u8; n * 100]).unwrap();
         }
+        drop(open);
         if dir % 5 == 4 {
             mount.sync();
         }
     }
     for dir in 3..9 {
+        let open = oracle::files_on_a_mount();
         std::fs::remove_dir_all(at(&format!("d{dir}"))).unwrap();
+        drop(open);
         mount.sync();
+        let open = oracle::files_on_a_mount();
         std::fs::write(at(&format!("again{dir}")), vec![7; 300_000]).unwrap();
+        drop(open);
         mount.sync();
     }
     let copy = scratch.join("dirty.img");
@@ -255,9 +261,12 @@ fn the_kernels_fast_commits_are_read() {
     oracle::mke2fs(&image, SIZE, "-t ext4 -b 4096 -O fast_commit");
     let mount = KernelMount::with(&image, "noinit_itable").unwrap();
     let at = |name: &str| mount.path().join(name);
+    let open = oracle::files_on_a_mount();
     std::fs::create_dir(at("d")).unwrap();
     std::fs::write(at("old"), "old").unwrap();
+    drop(open);
     mount.sync();
+    let open = oracle::files_on_a_mount();
     let sync = |name: &str| std::fs::File::open(at(name)).unwrap().sync_all().unwrap();
     std::fs::write(at("d/a"), vec![1; 10_000]).unwrap();
     sync("d/a");
@@ -266,6 +275,7 @@ fn the_kernels_fast_commits_are_read() {
     std::fs::remove_file(at("old")).unwrap();
     std::fs::File::options().write(true).open(at("d/a")).unwrap().set_len(4096).unwrap();
     sync("d/a");
+    drop(open);
     let copy = scratch.join("dirty.img");
     std::fs::copy(&image, &copy).unwrap();
     mount.unmount();

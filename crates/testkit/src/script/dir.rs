@@ -59,6 +59,7 @@ impl Executor for DirExecutor {
     }
 
     fn apply(&mut self, op: &Op) -> Result<(), Errno> {
+        let _open = crate::oracle::files_on_a_mount();
         let io = |result: std::io::Result<()>| result.map_err(|err| errno(&err));
         match op {
             Op::Mkdir { path, mode } => {
