@@ -45,6 +45,9 @@ pub struct Setup {
     /// The guard that a schedule test takes away.
     #[cfg(feature = "shuttle")]
     pub mutant: crate::Mutant,
+    /// Where the generations of new inodes start; `None`: anywhere. With this and a clock that stands still the same work
+    /// gives the same image.
+    pub generation: Option<u32>,
 }
 
 impl Default for Setup {
@@ -58,6 +61,7 @@ impl Default for Setup {
             recover_on_device: false,
             #[cfg(feature = "shuttle")]
             mutant: crate::Mutant::None,
+            generation: None,
         }
     }
 }
@@ -379,11 +383,22 @@ fn memory_bytes() -> u64 {
     kib.map_or(1 << 30, |k| k.saturating_mul(1024))
 }
 
+/// The mount's clock, as the journal reads it.
+#[derive(Debug)]
+struct JournalClock(Arc<dyn Clock>);
+
+impl extant_journal::Clock for JournalClock {
+    fn now(&self) -> Duration {
+        let now = self.0.now();
+        Duration::new(now.sec.max(0).unsigned_abs(), now.nsec)
+    }
+}
+
 fn open_journal(
     cache: &Arc<BlockCache>,
     sb: &Superblock,
     log: Option<LogPlace>,
-    resolved: &Resolved,
+    (resolved, clock): (&Resolved, &Arc<dyn Clock>),
     read_only: bool,
 ) -> Result<Arc<Journal>> {
     let features = sb.features();
@@ -394,6 +409,7 @@ fn open_journal(
         }),
         commit_interval: Some(Duration::from_secs(u64::from(resolved.commit_secs))),
         barrier: resolved.barrier,
+        clock: Arc::new(JournalClock(Arc::clone(clock))),
         ..JournalOptions::default()
     };
     match log {
@@ -466,7 +482,7 @@ pub(crate) fn build(
     let here: Arc<OnceLock<Weak<Filesystem>>> = Arc::default();
     alloc_options.on_error = Some(damage_sink(&here));
     let alloc = Allocator::open(Arc::clone(&cache), Arc::clone(&device), &sb, alloc_options)?;
-    let journal = open_journal(&cache, &sb, log, &resolved, read_only)?;
+    let journal = open_journal(&cache, &sb, log, (&resolved, &setup.clock), read_only)?;
     let observer: std::sync::Weak<dyn CommitObserver> =
         Arc::downgrade(&(Arc::clone(&alloc) as Arc<dyn CommitObserver>));
     journal.add_observer(observer);
@@ -519,7 +535,7 @@ pub(crate) fn build(
         dirty_times: Mutex::new(Rank::LEAF, Vec::new()),
         #[cfg(feature = "shuttle")]
         mutant: setup.mutant,
-        next_generation: AtomicU32::new(crate::create::random_seed()),
+        next_generation: AtomicU32::new(setup.generation.unwrap_or_else(crate::create::random_seed)),
         mount,
         sb: Mutex::new(Rank::LEAF, sb),
         sb_buf,
