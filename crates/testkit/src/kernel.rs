@@ -17,6 +17,23 @@ pub struct Loop {
 /// Looks at a device that is on its way out, some seconds' worth.
 const LOOKS: u64 = 200_000;
 
+/// Waits until no loop device is attached to the image: one that detaches itself when its mount ends does so a moment later if
+/// somebody else has it open (a search for a free one, say), and there is nothing to wait on but the state itself.
+///
+/// # Panics
+/// If it stays attached.
+pub fn wait_until_detached(image: &Path) {
+    let image = std::fs::canonicalize(image).expect("the image is there");
+    let attached = || {
+        let devices = std::fs::read_dir("/sys/block").expect("/sys/block").flatten();
+        let backing =
+            devices.filter_map(|d| std::fs::read_to_string(d.path().join("loop/backing_file")).ok());
+        backing.into_iter().any(|text| Path::new(text.trim_end()) == image)
+    };
+    let looks = std::iter::repeat_with(attached).take(LOOKS as usize).inspect(|_| std::thread::yield_now());
+    assert!(looks.into_iter().any(|attached| !attached), "{} stays attached", image.display());
+}
+
 impl Loop {
     /// Attaches the image to a free loop device.
     ///

@@ -51,7 +51,6 @@ static FILES: RwLock<()> = RwLock::new(());
 
 /// Held over the time in which a test has files open on a mount that it will unmount. [`DirExecutor`](crate::script::DirExecutor)
 /// and [`Tree::read`](crate::tree::Tree::read) do it themselves; who holds it starts no program and takes it not a second time.
-#[must_use]
 pub fn files_on_a_mount() -> RwLockReadGuard<'static, ()> {
     FILES.read().unwrap_or_else(PoisonError::into_inner)
 }

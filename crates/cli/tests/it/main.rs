@@ -7,6 +7,7 @@ mod both_ways;
 mod edit;
 mod exec;
 mod info;
+mod killed;
 mod look;
 mod mount;
 mod mounted;

@@ -25,14 +25,22 @@ impl Mounted {
     /// If the program refuses.
     #[track_caller]
     pub(crate) fn new(image: &Path, options: &str) -> Self {
-        let dir = image.with_extension("mnt");
-        std::fs::create_dir_all(&dir).expect("folder to mount on");
+        Self::of(image, &image.with_extension("mnt"), options)
+    }
+
+    /// Mounts `image` on `dir`, which is made.
+    ///
+    /// # Panics
+    /// If the program refuses.
+    #[track_caller]
+    pub(crate) fn of(image: &Path, dir: &Path, options: &str) -> Self {
+        std::fs::create_dir_all(dir).expect("folder to mount on");
         let mut command = extant();
         command.arg("mount");
         if !options.is_empty() {
             command.args(["-o", options]);
         }
-        let out = oracle::output(command.arg(image).arg(&dir)).expect("extant mount");
+        let out = oracle::output(command.arg(image).arg(dir)).expect("extant mount");
         assert!(
             out.status.success(),
             "extant mount -o '{options}' {}: {}\n{}",
@@ -40,11 +48,16 @@ impl Mounted {
             out.status,
             String::from_utf8_lossy(&out.stderr)
         );
-        Self { dir, up: true }
+        Self { dir: dir.to_owned(), up: true }
     }
 
     pub(crate) fn path(&self) -> &Path {
         &self.dir
+    }
+
+    /// Somebody else has taken it away.
+    pub(crate) fn gone(mut self) {
+        self.up = false;
     }
 
     /// Unmounts; when this returns the image is clean.

@@ -1,0 +1,166 @@
+//! What survives when the server is killed: for each kind of mount, the promises of docs/mount.md.
+
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use extant_testkit::kernel::{Loop, wait_until_detached};
+use extant_testkit::{Scratch, env, need, oracle, scratch};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::mount::UnmountFlags;
+use rustix::process::{Pid, PidfdFlags, Signal};
+
+use crate::mounted::{Mounted, extant};
+use crate::run::ok;
+
+/// A user of no importance.
+const NOBODY: u32 = 65_534;
+
+/// What is done on the mount: two fsyncs (a file; a directory after a rename), syncfs(2), and a write that nothing follows. sync(2)
+/// is syncfs(2) of every filesystem of the machine, of which a test must not depend: the kernel asks a server the same for both.
+const WORK: &str = "set -e; cd \"$1\"
+    head -c 10000 /dev/zero | tr '\\0' k >kept; sync kept; sync .
+    echo old >old; sync old; mv old new; sync .
+    echo synced >synced; mkdir dir; echo inner >dir/inner; ln kept dir/link; sync -f .
+    echo unsynced >unsynced";
+
+fn image(dir: &Scratch) -> PathBuf {
+    let image = dir.join("image");
+    oracle::mke2fs(&image, 16 << 20, &format!("-t ext4 -E root_owner={NOBODY}:{NOBODY}"));
+    image
+}
+
+fn run(command: &mut Command) {
+    let out = oracle::output(command).expect("a program starts");
+    assert!(out.status.success(), "{command:?}: {}", String::from_utf8_lossy(&out.stderr));
+}
+
+/// Does the work on `dir`, kills the server that serves it, and takes the dead mount away.
+fn work_and_kill(dir: &Path, mut shell: Command) {
+    let server = server_of(dir);
+    run(shell.args(["-c", WORK, "sh"]).arg(dir));
+    kill(server);
+    rustix::mount::unmount(dir, UnmountFlags::empty()).expect("unmount");
+}
+
+/// The process that serves `dir`: the one that was started with it.
+fn server_of(dir: &Path) -> Pid {
+    let serves = |pid: &i32| {
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let words: Vec<&[u8]> = line.split(|b| *b == 0).collect();
+        words.contains(&&b"--server"[..]) && words.contains(&dir.as_os_str().as_encoded_bytes())
+    };
+    let entries = std::fs::read_dir("/proc").expect("/proc").flatten();
+    let mut pids = entries.filter_map(|e| e.file_name().to_str()?.parse().ok());
+    pids.find(serves).and_then(Pid::from_raw).expect("the server runs")
+}
+
+/// SIGKILL; back when the process is gone.
+fn kill(pid: Pid) {
+    let fd: OwnedFd = rustix::process::pidfd_open(pid, PidfdFlags::empty()).expect("pidfd");
+    rustix::process::pidfd_send_signal(&fd, Signal::KILL).expect("kill");
+    poll(&mut [PollFd::new(&fd, PollFlags::IN)], None).expect("poll");
+}
+
+/// The image wants a replay and nothing else, and what was promised is there.
+fn check(image: &Path, by_sync: bool) {
+    let replayed = oracle::replay_journal(image);
+    assert!(replayed.status <= 1, "{replayed}");
+    oracle::assert_clean(image);
+    let names = ok(&[&"ls", &image, &"/"]).text();
+    let has = |name: &str| names.split_whitespace().any(|n| n == name);
+    let content = |path: &str| ok(&[&"cat", &image, &path]).out;
+    assert_eq!(content("/kept"), vec![b'k'; 10_000], "fsync of a file");
+    assert!(has("new") && !has("old"), "fsync of a directory after a rename: {names}");
+    assert_eq!(content("/new"), b"old\n");
+    if by_sync {
+        assert_eq!(content("/synced"), b"synced\n", "sync(2)");
+        assert_eq!(content("/dir/inner"), b"inner\n");
+        assert_eq!(content("/dir/link").len(), 10_000);
+    }
+}
+
+fn sh() -> Command {
+    oracle::command("sh")
+}
+
+#[test]
+fn on_a_block_device_fsync_and_sync_survive() {
+    need!(env::kernel_mounts(), env::fuse());
+    let dir = scratch();
+    let image = image(&dir);
+    let device = Loop::attach(&image, false);
+    let mounted = Mounted::of(device.device(), &dir.join("mnt"), "");
+    work_and_kill(mounted.path(), sh());
+    mounted.gone();
+    drop(device);
+    check(&image, true);
+}
+
+#[test]
+fn on_an_image_file_fsync_and_sync_survive() {
+    need!(env::kernel_mounts(), env::fuse());
+    let dir = scratch();
+    let image = image(&dir);
+    let mounted = Mounted::new(&image, "attach=loop");
+    work_and_kill(mounted.path(), sh());
+    mounted.gone();
+    wait_until_detached(&image);
+    check(&image, true);
+}
+
+/// The kernel keeps sync(2) to itself here.
+#[test]
+fn on_a_plain_mount_fsync_survives() {
+    need!(env::root(), env::fuse());
+    let dir = scratch();
+    let image = image(&dir);
+    let mounted = Mounted::new(&image, "attach=plain");
+    work_and_kill(mounted.path(), sh());
+    mounted.gone();
+    check(&image, false);
+}
+
+/// As on a plain mount.
+#[test]
+fn on_a_users_mount_fsync_survives() {
+    need!(env::root(), env::fuse(), env::tools(&["setpriv", "fusermount3"]));
+    let mode = |path: &Path| std::fs::metadata(path).map_or(0, |m| m.mode());
+    let program = env::tool("fusermount3").expect("asked for");
+    need!(if mode(&program) & 0o4000 != 0 { Ok(()) } else { Err("fusermount3 is not set-user-id") });
+    need!(if mode(Path::new("/dev/fuse")) & 0o6 == 6 {
+        Ok(())
+    } else {
+        Err("/dev/fuse is not for everybody")
+    });
+    let dir = scratch();
+    let image = image(&dir);
+    let mnt = dir.join("mnt");
+    std::fs::create_dir(&mnt).expect("folder");
+    for path in [dir.path(), &image, &mnt] {
+        std::os::unix::fs::chown(path, Some(NOBODY), Some(NOBODY)).expect("chown");
+    }
+    let as_nobody = |program: &std::ffi::OsStr| {
+        let mut command = oracle::command("setpriv");
+        command.args([format!("--reuid={NOBODY}"), format!("--regid={NOBODY}"), "--clear-groups".into()]);
+        command.arg(program);
+        command
+    };
+    run(as_nobody(extant().get_program()).arg("mount").arg(&image).arg(&mnt));
+    work_and_kill(&mnt, as_nobody("sh".as_ref()));
+    check(&image, false);
+}
+
+/// The command kills the program that serves it.
+#[test]
+fn under_exec_fsync_survives() {
+    need!(env::root(), env::fuse());
+    let dir = scratch();
+    let image = image(&dir);
+    let work = WORK.replace("$1", "$EXTANT_ROOT") + "; kill -9 $PPID";
+    let out = oracle::output(extant().arg("exec").arg(&image).args(["--", "sh", "-c", &work]))
+        .expect("extant exec");
+    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&out.status), Some(9), "{out:?}");
+    check(&image, false);
+}
