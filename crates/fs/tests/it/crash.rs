@@ -256,7 +256,7 @@ struct Short {
 }
 
 /// For filesystems that share most code with the first.
-const FEW: Short = Short { one: 16, two: 3, three: 3 };
+const FEW: Short = Short { one: 8, two: 2, three: 2 };
 
 fn run(what: &str, mkfs: &str, size: u64, options: &'static str, short: &Short) {
     need!(env::kernel_mounts(), env::tools(&["e2fsck", "debugfs", "dumpe2fs"]));
@@ -279,7 +279,7 @@ fn run(what: &str, mkfs: &str, size: u64, options: &'static str, short: &Short) 
 
 #[test]
 fn crashes_with_small_blocks() {
-    let short = Short { one: 40, two: 4, three: 4 };
+    let short = Short { one: 30, two: 4, three: 4 };
     run("1 KiB blocks", "-t ext4 -b 1024 -J size=1", 10 << 20, "commit=300", &short);
 }
 
@@ -321,7 +321,7 @@ fn crashes_without_a_journal() {
     let synced = |script: &Vec<Op>| script.last() == Some(&Op::Sync);
     let all: Vec<Vec<Op>> = scripts(1, seed, 0).into_iter().filter(synced).collect();
     let long = std::env::var("EXTANT_CRASH").is_ok_and(|form| form == "long");
-    let some = if long { all } else { sample(all, 6, seed) };
+    let some = if long { all } else { sample(all, 3, seed) };
     for script in part(some) {
         let Some(device) = lab.record(&script) else {
             lab.refused += 1;
