@@ -24,6 +24,14 @@ pub struct FileDevice {
     live: Option<Live>,
 }
 
+impl Drop for FileDevice {
+    /// Lets go of the advisory lock itself: a child between fork and exec has a copy of the file, and closing only ours would leave
+    /// the lock with that one.
+    fn drop(&mut self) {
+        let _closed_anyway = self.unlock();
+    }
+}
+
 /// How to open a [`FileDevice`].
 #[derive(Debug, Clone, Copy, Default)]
 pub struct OpenOptions {

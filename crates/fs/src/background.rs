@@ -7,7 +7,7 @@ use extant_sync::{Condvar, Mutex, Rank, thread};
 
 use crate::filesystem::{Filesystem, Mode};
 use crate::freeze::Level;
-use crate::inode::Inode;
+use crate::icache::InodeCache;
 
 /// How often times that changed in memory only are written.
 const TIMES_INTERVAL: Duration = Duration::from_secs(30);
@@ -56,8 +56,8 @@ impl Filesystem {
         }
         self.icache.queue.lock().served = true;
         let mut threads = self.mount.threads.lock();
-        let this = Arc::downgrade(self);
-        threads.push(thread::spawn(move || evictor(&this)));
+        let (this, cache) = (Arc::downgrade(self), Arc::clone(&self.icache));
+        threads.push(thread::spawn(move || evictor(&this, &cache)));
         let (this, stop) = (Arc::downgrade(self), Arc::clone(&self.mount.stop));
         threads.push(thread::spawn(move || periodic(&this, &stop)));
         if let Some(mmp) = mmp {
@@ -82,35 +82,23 @@ impl Filesystem {
     }
 }
 
-/// Frees dead inodes that nobody refers to.
-fn evictor(fs: &Weak<Filesystem>) {
-    let Some(cache) = fs.upgrade().map(|fs| Arc::clone(&fs.icache)) else { return };
+/// Frees dead inodes that nobody refers to. Once the filesystem is being dropped it leaves them to who drops it.
+fn evictor(fs: &Weak<Filesystem>, cache: &InodeCache) {
     loop {
-        let inode: Arc<Inode> = {
+        {
             let mut queue = cache.queue.lock();
-            loop {
-                if let Some(inode) = queue.dead.pop_front() {
-                    queue.running += 1;
-                    break inode;
-                }
-                if queue.stop {
-                    queue.served = false;
-                    drop(queue);
-                    cache.queued.notify_all();
-                    return;
-                }
+            while queue.dead.is_empty() && !queue.stop {
                 cache.queued.wait(&mut queue);
             }
-        };
-        if let Some(fs) = fs.upgrade() {
-            fs.evict(&inode);
         }
-        let ino = inode.ino;
-        drop(inode);
-        cache.evicted(ino);
-        cache.queue.lock().running -= 1;
-        cache.queued.notify_all();
+        // Not with the queue's lock held: this may become the last reference.
+        let Some(fs) = fs.upgrade() else { break };
+        if !fs.evict_next() && cache.queue.lock().stop {
+            break;
+        }
     }
+    cache.queue.lock().served = false;
+    cache.queued.notify_all();
 }
 
 fn periodic(fs: &Weak<Filesystem>, stop: &Stop) {

@@ -25,6 +25,18 @@ impl Filesystem {
         }
     }
 
+    /// Frees the next dead inode of the queue; false if there is none.
+    pub(crate) fn evict_next(&self) -> bool {
+        let cache = &self.icache;
+        let Some(inode) = cache.begin_eviction() else { return false };
+        self.evict(&inode);
+        let ino = inode.ino;
+        drop(inode);
+        cache.evicted(ino);
+        cache.end_eviction();
+        true
+    }
+
     /// The same for an orphan found at mount, before the threads run.
     pub(crate) fn evict_orphan(&self, inode: InodeRef) {
         drop(inode);

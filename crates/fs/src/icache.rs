@@ -301,6 +301,20 @@ impl InodeCache {
         }
     }
 
+    /// Takes the next dead inode from the queue, for [`Self::end_eviction`] when it is freed.
+    pub(crate) fn begin_eviction(&self) -> Option<Arc<Inode>> {
+        let mut queue = self.queue.lock();
+        let inode = queue.dead.pop_front()?;
+        queue.running += 1;
+        Some(inode)
+    }
+
+    /// One eviction has ended.
+    pub(crate) fn end_eviction(&self) {
+        self.queue.lock().running -= 1;
+        self.queued.notify_all();
+    }
+
     /// Waits until no eviction is queued or running; at once where no evictor serves the queue.
     pub(crate) fn wait_evicted(&self) {
         let mut queue = self.queue.lock();

@@ -206,6 +206,8 @@ impl Filesystem {
         if mode == Mode::Closed {
             return Ok(());
         }
+        // Not left to the evictor: it can do nothing any more for a filesystem that is being dropped.
+        while mode == Mode::ReadWrite && self.evict_next() {}
         let flushed = if mode == Mode::ReadWrite { self.write_everything() } else { Ok(()) };
         for (ino, bytes) in self.drop_unwritten() {
             tracing::error!("{bytes} bytes of inode {ino} could not be written and are lost");

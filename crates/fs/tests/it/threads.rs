@@ -90,3 +90,38 @@ fn creation_in_separate_directories() {
     fs.unmount().unwrap();
     assert_clean(&image);
 }
+
+/// Whether the evictor still comes to it or not. It may hold the last reference: then the device tells when all is over.
+#[test]
+fn what_was_unlinked_is_freed_when_the_filesystem_is_dropped() {
+    need!(tools(&["mke2fs", "e2fsck"]));
+    let dir = scratch();
+    let image = dir.join("image");
+    mke2fs(&image, 16 << 20, "-t ext4 -b 1024");
+    let device = extant_testkit::SimDevice::from_file(&image);
+    device.set_recording(false);
+    let run = |ops: &[Op]| {
+        let fs = extant::Filesystem::open(Arc::clone(&device) as _, extant::Setup::default()).unwrap();
+        let mut executor = LibExecutor::new(fs);
+        ops.iter().for_each(|op| executor.apply(op).unwrap());
+        drop(executor);
+        while Arc::strong_count(&device) > 1 {
+            std::thread::yield_now();
+        }
+    };
+    for n in 0..40 {
+        let path = format!("f{n}");
+        run(&[
+            Op::Create { path: path.clone(), mode: 0o644 },
+            Op::Append { path: path.clone(), len: 5000, seed: n },
+            Op::Fsync { path: path.clone() },
+            Op::Unlink { path },
+        ]);
+    }
+    device.content().to_file(&image).unwrap();
+    assert_clean(&image);
+    let header = extant_testkit::oracle::dumpe2fs_header(&image);
+    let field = |name: &str| header.iter().find(|(n, _)| n == name).map(|(_, v)| v.parse::<u64>().unwrap());
+    assert_eq!(field("Free inodes").unwrap() + 11, field("Inode count").unwrap());
+    assert_eq!(field("First orphan inode"), None);
+}
