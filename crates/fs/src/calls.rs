@@ -119,7 +119,8 @@ impl Filesystem {
     /// What could not be written.
     pub fn sync(&self) -> Result<()> {
         if self.mode() != Mode::ReadWrite {
-            return self.check_alive();
+            self.check_alive()?;
+            return self.check_not_aborted();
         }
         let data = self.write_back_all();
         {
@@ -131,6 +132,11 @@ impl Filesystem {
         self.icache.wait_evicted();
         self.commit_and_flush()?;
         data
+    }
+
+    /// Refuses to say that anything became durable when damage made the filesystem read-only under it.
+    pub(crate) fn check_not_aborted(&self) -> Result<()> {
+        if self.journal.is_aborted() { Err(Error::ReadOnly) } else { Ok(()) }
     }
 
     /// Commits everything; what was written to the device before is durable then, whether or not there was anything to commit
@@ -148,7 +154,8 @@ impl Filesystem {
     /// What could not be written.
     pub fn sync_inode(&self, inode: &InodeRef, datasync: bool) -> Result<()> {
         if self.mode() != Mode::ReadWrite {
-            return self.check_alive();
+            self.check_alive()?;
+            return self.check_not_aborted();
         }
         if !datasync && inode.state().times_dirty {
             let mut handle = self.journal.start(1)?;

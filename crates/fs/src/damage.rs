@@ -2,7 +2,11 @@
 //!
 //! It may be reached with any lock held, so it only sets flags and wakes: the record in the superblock is made in
 //! memory here and written by the next change of the superblock, or at unmount.
+//!
+//! With `errors=remount-ro` the journal is aborted, as in the kernel: what is not committed may rest on the damage. What
+//! was durable stays so, fsync of anything else answers `ReadOnly`, and unmount reports the abort.
 
+use extant_format::geometry::SUPERBLOCK_OFFSET;
 use extant_format::superblock::{ErrorRecord, State};
 use extant_sync::atomic::Ordering;
 
@@ -21,7 +25,10 @@ impl Filesystem {
         self.record(error);
         match self.options().errors {
             OnError::Continue => {}
-            OnError::RemountReadOnly => self.set_mode(Mode::ReadOnly),
+            OnError::RemountReadOnly => {
+                self.set_mode(Mode::ReadOnly);
+                self.journal.abort(error.errno());
+            }
             OnError::Panic => {
                 self.set_mode(Mode::Shutdown);
                 self.journal.abort(error.errno());
@@ -49,6 +56,17 @@ impl Filesystem {
         sb.record_error(&record);
         let state = sb.state() | State::ERROR;
         sb.set_state(state);
+    }
+
+    /// Writes the record of damage onto the device, beside an aborted journal: into the superblock as it is there, for the one in
+    /// memory has changes that never became durable. If a recovery takes it back, the journal's own errno is left.
+    pub(crate) fn leave_record(&self) -> crate::error::Result<()> {
+        let sb = self.options().given.sb;
+        let mut there = crate::bootstrap::read_super(&*self.device, sb)?;
+        there.take_errors_of(&self.sb.lock());
+        let at = sb.map_or(SUPERBLOCK_OFFSET, |kib| kib * 1024);
+        self.device.write_at(at, &there.encode())?;
+        Ok(self.device.flush()?)
     }
 
     /// Writes the record of damage found since it was last written, in a handle of its own.

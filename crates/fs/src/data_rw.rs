@@ -404,11 +404,11 @@ impl Filesystem {
     /// writeback: an open file does ([`Self::write_error`]).
     ///
     /// # Errors
-    /// The device's; `Shutdown`.
+    /// The device's; `ReadOnly` when damage made the filesystem so, `Shutdown`.
     pub fn fsync(&self, inode: &InodeRef, data_only: bool) -> Result<()> {
         self.check_alive()?;
         if self.mode() == Mode::ReadOnly {
-            return Ok(());
+            return self.check_not_aborted();
         }
         let pass = self.gate.enter(Level::Internal);
         let data = inode.data.get().cloned();

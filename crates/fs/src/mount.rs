@@ -223,6 +223,11 @@ impl Filesystem {
                 let ended = self.end_clean();
                 flushed.and(ended)
             }
+            // Damage made it read-only.
+            Mode::ReadOnly if self.journal.is_aborted() => {
+                let left = self.leave_record();
+                self.journal.close().map_err(Error::from).and(left)
+            }
             Mode::ReadOnly => Ok(()),
             Mode::Shutdown | Mode::Closed => {
                 let _ = self.journal.close();

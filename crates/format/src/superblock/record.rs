@@ -131,4 +131,24 @@ impl Superblock {
         self.raw.s_error_count.set(self.error_count().saturating_add(1));
         self.set_state(self.state() | State::ERROR);
     }
+
+    /// Takes over the errors that another copy of the superblock has on record, and the error state.
+    pub fn take_errors_of(&mut self, other: &Self) {
+        for which in [SbTime::FirstError, SbTime::LastError] {
+            self.set_time(which, other.time(which));
+        }
+        let (to, from) = (&mut self.raw, &other.raw);
+        to.s_error_count = from.s_error_count;
+        to.s_first_error_ino = from.s_first_error_ino;
+        to.s_first_error_block = from.s_first_error_block;
+        to.s_first_error_func = from.s_first_error_func;
+        to.s_first_error_line = from.s_first_error_line;
+        to.s_first_error_errcode = from.s_first_error_errcode;
+        to.s_last_error_ino = from.s_last_error_ino;
+        to.s_last_error_block = from.s_last_error_block;
+        to.s_last_error_func = from.s_last_error_func;
+        to.s_last_error_line = from.s_last_error_line;
+        to.s_last_error_errcode = from.s_last_error_errcode;
+        self.set_state(self.state() | State::ERROR);
+    }
 }

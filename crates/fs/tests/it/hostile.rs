@@ -250,3 +250,43 @@ fn an_abort_that_only_the_journal_could_note_asks_for_a_check() {
         assert!(state.1.contains("errors"), "{}: {state:?}", path.display());
     }
 }
+
+#[test]
+fn damage_that_makes_it_read_only_is_recorded_and_nothing_is_said_to_be_durable() {
+    need!(tools(&["mke2fs", "e2fsck", "debugfs", "dumpe2fs"]));
+    let dir = extant_testkit::scratch();
+    let image = dir.join("image");
+    mke2fs(&image, 16 << 20, "-t ext4");
+    extant_testkit::oracle::debugfs_write(&image, &["mkdir /bad"]);
+    let blocks = extant_testkit::oracle::debugfs(&image, &["blocks /bad"]);
+    let block: u64 = blocks.split_whitespace().find_map(|word| word.parse().ok()).expect("a block");
+    let mut content = extant_testkit::sim::Content::from_file(&image).unwrap();
+    content.write(block * 1024, &[0xff; 16]);
+    let device = extant_testkit::SimDevice::from_content(content);
+    let setup = Setup::with_options("errors=remount-ro").unwrap();
+    let fs = Filesystem::open(Arc::clone(&device) as _, setup).unwrap();
+    let (root, admin) = (fs.root().unwrap(), Credentials::root());
+    let kept = fs.mknod(&root, b"kept", &NewInode::file(0o644), &admin).unwrap();
+    fs.write_at(&kept, 0, b"kept", extant::WriteFlags::default(), &admin).unwrap();
+    fs.fsync(&kept, false).unwrap();
+    let lost = fs.mknod(&root, b"lost", &NewInode::file(0o644), &admin).unwrap();
+    fs.write_at(&lost, 0, b"lost", extant::WriteFlags::default(), &admin).unwrap();
+    let bad = fs.lookup(&root, b"bad", &admin).unwrap();
+    assert!(fs.lookup(&bad, b"x", &admin).is_err_and(|e| e.errno() != 2));
+    assert!(matches!(fs.mknod(&root, b"more", &NewInode::file(0o644), &admin), Err(Error::ReadOnly)));
+    assert!(matches!(fs.fsync(&lost, false), Err(Error::ReadOnly)));
+    assert!(matches!(fs.sync(), Err(Error::ReadOnly)));
+    let mut read = [0; 4];
+    assert_eq!(fs.read_at(&kept, 0, &mut read).unwrap(), 4);
+    drop((kept, lost, bad, root));
+    fs.unmount().unwrap_err();
+    device.content().to_file(&image).unwrap();
+    let header = extant_testkit::oracle::dumpe2fs_header(&image);
+    let field = |name: &str| header.iter().find(|(n, _)| n == name).map(|(_, value)| value.clone());
+    assert_eq!(field("FS Error count").as_deref(), Some("1"));
+    assert!(field("First error time").is_some() && field("Journal errno").is_some(), "{header:?}");
+    // e2fsck mends the directory; what was synced is there.
+    let mended = extant_testkit::oracle::e2fsck_with(&image, &["-fy"]);
+    assert!(mended.status <= 1, "{mended}");
+    assert_eq!(extant_testkit::oracle::debugfs_cat(&image, "/kept"), b"kept");
+}
