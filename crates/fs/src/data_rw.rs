@@ -196,7 +196,8 @@ impl Filesystem {
                         start = from;
                     }
                     done += n;
-                    if n < piece.len() || done == bytes.len() {
+                    // Short of space: once more, after space was made. Not so an append, whose bytes stay together.
+                    if done == bytes.len() || n == 0 || (n < piece.len() && flags.append) {
                         break;
                     }
                 }
@@ -212,7 +213,7 @@ impl Filesystem {
         Ok((done, start))
     }
 
-    /// Writes a piece; when space runs out, once more after what was freed lately can be used.
+    /// Writes a piece; when space runs out, once more after [`Self::make_space`].
     pub(crate) fn write_with_space(
         &self,
         inode: &InodeRef,
@@ -224,8 +225,7 @@ impl Filesystem {
         self.pages.throttle()?;
         match self.write_piece(inode, at, piece, flags, cred) {
             Err(Error::NoSpace) => {
-                self.icache.wait_evicted();
-                self.journal.commit_all()?;
+                self.make_space()?;
                 self.write_piece(inode, at, piece, flags, cred)
             }
             result => result,

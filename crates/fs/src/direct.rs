@@ -104,8 +104,7 @@ impl Filesystem {
         }
         let placed = match self.place_direct(inode, at, piece, flags, cred) {
             Err(Error::NoSpace) => {
-                self.icache.wait_evicted();
-                self.journal.commit_all()?;
+                self.make_space()?;
                 self.place_direct(inode, at, piece, flags, cred)?
             }
             other => other?,

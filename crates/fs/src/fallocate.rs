@@ -61,8 +61,7 @@ impl Filesystem {
         let run = || self.noted(self.fallocate_once(inode, mode, offset..end, keep_size, cred));
         let done = match run() {
             Err(Error::NoSpace) => {
-                self.icache.wait_evicted();
-                self.journal.commit_all()?;
+                self.make_space()?;
                 run()
             }
             result => result,

@@ -222,12 +222,21 @@ impl Filesystem {
     pub(crate) fn with_space<T>(&self, change: impl Fn() -> Result<T>) -> Result<T> {
         match change() {
             Err(Error::NoSpace) => {
-                self.icache.wait_evicted();
-                self.journal.commit_all()?;
+                self.make_space()?;
                 change()
             }
             result => result,
         }
+    }
+
+    /// Before ENOSPC is believed: gives back what dirty data was promised for the worst case and does not need once it has its
+    /// place, and makes freed blocks usable. Nothing is held.
+    pub(crate) fn make_space(&self) -> Result<()> {
+        self.icache.wait_evicted();
+        // A failure is remembered for the file that it concerns.
+        let _ = self.write_back_all();
+        self.journal.commit_all()?;
+        Ok(())
     }
 
     /// The rights to space of a caller.

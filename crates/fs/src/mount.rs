@@ -208,6 +208,7 @@ impl Filesystem {
         }
         // Not left to the evictor: it can do nothing any more for a filesystem that is being dropped.
         while mode == Mode::ReadWrite && self.evict_next() {}
+        self.thaw_to_unmount();
         let flushed = if mode == Mode::ReadWrite { self.write_everything() } else { Ok(()) };
         for (ino, bytes) in self.drop_unwritten() {
             tracing::error!("{bytes} bytes of inode {ino} could not be written and are lost");
@@ -236,6 +237,18 @@ impl Filesystem {
         };
         self.set_mode(Mode::Closed);
         result
+    }
+
+    /// A frozen filesystem that is unmounted has nobody left who could thaw it.
+    fn thaw_to_unmount(&self) {
+        let frozen = std::mem::take(&mut *self.mount.frozen.lock());
+        if frozen {
+            if self.mode() == Mode::ReadWrite {
+                // The image is as clean as the freeze left it, if this cannot be written.
+                let _ = self.mark_in_use();
+            }
+            self.gate.open();
+        }
     }
 
     /// Writes all that is dirty, as sync does, and waits for evictions.

@@ -257,3 +257,42 @@ fn a_file_without_a_name_that_is_truncated_is_freed_after_a_crash() {
         assert_clean(&image);
     }
 }
+
+#[test]
+fn a_small_image_can_be_filled_to_the_last_blocks() {
+    need!(extant_testkit::env::tools(&["mke2fs", "e2fsck"]));
+    for options in ["-t ext2 -b 1024 -m 0", "-t ext3 -b 4096 -m 0", "-t ext4 -b 1024 -m 0"] {
+        let dir = scratch();
+        let image = dir.join("image");
+        mke2fs(&image, 16 << 20, options);
+        let fs = open_rw(&image);
+        let (root, admin) = (fs.root().unwrap(), Credentials::root());
+        let free = fs.statfs().blocks_available * u64::from(fs.statfs().block_size);
+        // All but room for the map.
+        let most = vec![7; (free - free / 32) as usize];
+        let file = fs.mknod(&root, b"large", &NewInode::file(0o644), &admin).unwrap();
+        let written = fs.write_at(&file, 0, &most, WriteFlags::default(), &admin).unwrap().0;
+        assert_eq!(written, most.len(), "{options}: {free} bytes were free");
+        drop((file, root));
+        fs.unmount().unwrap();
+        assert_clean(&image);
+    }
+}
+
+#[test]
+fn a_frozen_filesystem_can_be_unmounted() {
+    need!(extant_testkit::env::tools(&["mke2fs", "e2fsck"]));
+    let dir = scratch();
+    let image = dir.join("image");
+    mke2fs(&image, 16 << 20, "-t ext4");
+    let fs = open_rw(&image);
+    let (root, admin) = (fs.root().unwrap(), Credentials::root());
+    let file = fs.mknod(&root, b"file", &NewInode::file(0o644), &admin).unwrap();
+    fs.write_at(&file, 0, b"content", WriteFlags::default(), &admin).unwrap();
+    fs.freeze(&admin).unwrap();
+    assert_clean(&image);
+    drop((file, root));
+    fs.unmount().unwrap();
+    assert_clean(&image);
+    assert_eq!(extant_testkit::oracle::debugfs_cat(&image, "/file"), b"content");
+}
