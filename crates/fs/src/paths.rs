@@ -38,7 +38,7 @@ use crate::xattr::XattrSet;
 
 mod file;
 mod open;
-#[cfg(test)]
+#[cfg(all(test, not(feature = "shuttle")))]
 mod tests;
 
 pub use file::File;

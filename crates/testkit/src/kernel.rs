@@ -147,6 +147,17 @@ impl KernelMount {
         self.device.device()
     }
 
+    /// The content of a file on it.
+    ///
+    /// # Panics
+    /// If it cannot be read.
+    #[must_use]
+    pub fn read(&self, name: &str) -> Vec<u8> {
+        let _open = files_on_a_mount();
+        let path = self.path().join(name);
+        std::fs::read(&path).unwrap_or_else(|err| panic!("{}: {err}", path.display()))
+    }
+
     /// syncfs(2).
     ///
     /// # Panics

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::{Command, Output};
 
-use extant_testkit::{Scratch, scratch};
+use extant_testkit::{Scratch, oracle, scratch};
 
 /// Runs `extant exec` with these arguments as nobody, with a FUSE device that nobody may open. `None` where that is not to be
 /// had.
@@ -17,7 +17,7 @@ fn as_nobody(scratch: &Path, args: &[&str]) -> Option<Output> {
         mount --bind \"$0/dev/fuse\" /dev/fuse && exec setpriv --reuid 65534 --regid 65534 --clear-groups \"$@\"";
     let mut command = Command::new("unshare");
     command.args(["--mount", "sh", "-c", script]).arg(scratch).arg(env!("CARGO_BIN_EXE_extant")).arg("exec");
-    let output = command.args(args).env("TMPDIR", "/tmp").output().ok()?;
+    let output = oracle::output(command.args(args).env("TMPDIR", "/tmp")).ok()?;
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     if said.contains("namespace")
         || said.contains("unshare:")
@@ -33,9 +33,9 @@ fn as_nobody(scratch: &Path, args: &[&str]) -> Option<Output> {
 fn image(scratch: &Scratch) -> std::path::PathBuf {
     use std::os::unix::fs::PermissionsExt as _;
     let image = scratch.join("image");
-    let made =
-        Command::new(env!("CARGO_BIN_EXE_extant")).args(["mkfs", "-q"]).arg(&image).arg("32m").status();
-    assert!(made.unwrap().success());
+    let mut mkfs = Command::new(env!("CARGO_BIN_EXE_extant"));
+    let made = oracle::output(mkfs.args(["mkfs", "-q"]).arg(&image).arg("32m"));
+    assert!(made.unwrap().status.success());
     std::fs::set_permissions(scratch.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
     std::fs::set_permissions(&image, std::fs::Permissions::from_mode(0o666)).unwrap();
     image
@@ -49,7 +49,8 @@ fn checked(output: &Output) -> String {
 
 /// What debugfs says of a file: mode, user, group.
 fn stat(image: &Path, path: &str) -> String {
-    let out = Command::new("debugfs").args(["-R", &format!("stat {path}")]).arg(image).output().unwrap();
+    let mut debugfs = Command::new("debugfs");
+    let out = oracle::output(debugfs.args(["-R", &format!("stat {path}")]).arg(image)).unwrap();
     String::from_utf8_lossy(&out.stdout).into_owned()
 }
 
@@ -77,7 +78,7 @@ fn fakeroot_keeps_ids_and_devices() {
     ] {
         assert!(said.contains(line), "{line} is not in:\n{said}");
     }
-    if Command::new("debugfs").arg("-V").output().is_err() {
+    if oracle::output(Command::new("debugfs").arg("-V")).is_err() {
         eprintln!("skipped: debugfs is not installed");
         return;
     }
@@ -85,7 +86,7 @@ fn fakeroot_keeps_ids_and_devices() {
     assert!(file.contains("User:  1234   Group:  5678"), "{file}");
     assert!(stat(&image, "/d/disk").contains("Type: block special"));
     assert!(stat(&image, "/d/disk").contains("08:01"), "{}", stat(&image, "/d/disk"));
-    let clean = Command::new("e2fsck").arg("-fn").arg(&image).output().unwrap();
+    let clean = oracle::output(Command::new("e2fsck").arg("-fn").arg(&image)).unwrap();
     assert!(clean.status.success(), "{}", String::from_utf8_lossy(&clean.stdout));
 }
 

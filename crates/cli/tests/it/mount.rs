@@ -40,7 +40,7 @@ fn is_mounted(dir: &Path) -> bool {
 }
 
 fn run(command: &mut Command) -> Output {
-    command.stdin(Stdio::null()).output().unwrap_or_else(|e| panic!("{command:?}: {e}"))
+    oracle::output(command.stdin(Stdio::null())).unwrap_or_else(|e| panic!("{command:?}: {e}"))
 }
 
 #[track_caller]
@@ -60,12 +60,9 @@ impl Foreground {
     fn new(image: &Path, options: &str) -> Self {
         let dir = image.with_extension("mnt");
         fs::create_dir_all(&dir).unwrap();
-        let child = extant()
-            .args(["mount", "-f", "-o", options])
-            .args([image, &dir])
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut command = extant();
+        command.args(["mount", "-f", "-o", options]).args([image, &dir]).stderr(Stdio::piped());
+        let child = oracle::start(&mut command).unwrap();
         let mut mount = Self { child, dir };
         // The mount table is the only sign; the program ends if it cannot mount.
         while !is_mounted(&mount.dir) {

@@ -4,7 +4,7 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use extant_testkit::{env, need};
+use extant_testkit::{env, need, oracle};
 
 use crate::run::{extant, ok};
 
@@ -131,7 +131,7 @@ fn holes_of_every_tar_format_are_imported() {
         let (image, archive) = (dir.join("image"), dir.join("archive.tar"));
         let mut tar = Command::new("tar");
         tar.arg("-cS").args(format!("--format={format}").split(' ')).arg("-f").arg(&archive);
-        assert!(tar.arg("-C").arg(&tree).arg(".").status().unwrap().success());
+        assert!(oracle::output(tar.arg("-C").arg(&tree).arg(".")).unwrap().status.success());
         ok(&[&"mkfs", &"-q", &"-F", &image, &"16m"]);
         ok(&[&"import", &image, &archive]);
         assert!(ok(&[&"cat", &image, &"/holes"]).out == want, "{format}: another content");
@@ -148,6 +148,6 @@ fn a_reader_that_goes_away_is_no_error_to_talk_about() {
     ok(&[&"put", &image, &dir.join("large"), &"/"]);
     let script =
         format!("{} export {} - | head -c 10 >/dev/null", env!("CARGO_BIN_EXE_extant"), image.display());
-    let out = Command::new("sh").args(["-c", &script]).output().unwrap();
+    let out = oracle::output(Command::new("sh").args(["-c", &script])).unwrap();
     assert_eq!(String::from_utf8_lossy(&out.stderr), "");
 }

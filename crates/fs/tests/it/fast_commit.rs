@@ -10,7 +10,7 @@ use std::sync::Arc;
 use extant::{Filesystem, Setup};
 use extant_testkit::env::{Scratch, kernel_mounts, scratch, seed};
 use extant_testkit::kernel::KernelMount;
-use extant_testkit::oracle::{assert_clean, command, e2fsck_with, mke2fs, run};
+use extant_testkit::oracle::{assert_clean, command, e2fsck_with, files_on_a_mount, mke2fs, run};
 use extant_testkit::rng::Rng;
 use extant_testkit::script::{DirExecutor, Executor, Mix, Op, parse, random};
 use extant_testkit::sim::{Content, SimDevice};
@@ -71,6 +71,7 @@ fn snapshot(dir: &Scratch, args: &str, before: &[Op], script: &[Op]) -> Snapshot
     }
     // What is delayed is in no fast commit but that of its own file.
     let tree = Tree::read(mount.path(), false).unwrap();
+    let open = files_on_a_mount();
     for (path, _) in tree.nodes.iter().filter(|(_, node)| node.kind == Kind::File) {
         let path = mount.path().join(std::str::from_utf8(path).unwrap());
         std::fs::File::open(path).unwrap().sync_all().unwrap();
@@ -79,10 +80,11 @@ fn snapshot(dir: &Scratch, args: &str, before: &[Op], script: &[Op]) -> Snapshot
     let file = std::fs::OpenOptions::new().create(true).append(true).open(&last).unwrap();
     std::io::Write::write_all(&mut &file, b"the end").unwrap();
     file.sync_all().unwrap();
+    drop(file);
+    drop(open);
     let live = without_directory_times(Tree::read(mount.path(), false).unwrap());
     let copy = dir.join("snapshot");
     std::fs::copy(&image, &copy).unwrap();
-    drop(file);
     mount.unmount();
     let log = run(command("debugfs").args(["-R", "logdump -a"]).arg(&copy)).text;
     let tails = log.split("Fast Commit Area").nth(1).map_or(0, |area| area.matches("tag TAIL").count());

@@ -169,7 +169,7 @@ fn blocks_that_look_like_the_journals() {
     // As a crash leaves it: the kernel replays our log.
     device.content().to_file(&image).unwrap();
     let mount = KernelMount::rw(&image);
-    assert!(std::fs::read(mount.path().join("f")).unwrap() == bytes, "the kernel reads something else");
+    assert!(mount.read("f") == bytes, "the kernel reads something else");
     mount.unmount();
     assert_clean(&image);
     drop(file);
@@ -246,10 +246,7 @@ fn the_flag_is_set_and_cleared() {
     fs.unmount().unwrap();
     assert_clean(&image);
     let mount = KernelMount::ro(&image);
-    assert!(
-        std::fs::read(mount.path().join("f")).unwrap() == expected[..size],
-        "the kernel reads something else"
-    );
+    assert!(mount.read("f") == expected[..size], "the kernel reads something else");
     mount.unmount();
 }
 
@@ -303,7 +300,7 @@ fn maps_change_their_kind() {
         fs.unmount().unwrap();
         assert_clean(&image);
         let mount = KernelMount::ro(&image);
-        assert!(std::fs::read(mount.path().join("f")).unwrap()[4096..] == expected[4096..], "{args}");
+        assert!(mount.read("f")[4096..] == expected[4096..], "{args}");
         mount.unmount();
     }
 }

@@ -74,10 +74,11 @@ fn no_space_for_a_copy_of_a_shared_attribute_block() {
     assert_eq!(more.unwrap_err().errno(), 28);
     file.set_len(10).unwrap();
     fs.sync().unwrap();
-    fs.unlink(&root, b"full", &cred).unwrap();
+    drop(fs.unlink(&root, b"full", &cred).unwrap());
+    drop(full);
     fs.sync().unwrap();
     fs.set_xattr(&two[1], b"user.more", &[8; 500], XattrSet::Any, &cred).unwrap();
-    drop((two, root, full, file));
+    drop((two, root, file));
     fs.unmount().unwrap();
     assert_clean(&image);
 }
