@@ -84,12 +84,15 @@ impl InodeWindow {
 
     /// The window of a file of `alloc`.
     pub(crate) fn cell(&self, alloc: &Arc<Allocator>) -> &Arc<WindowCell> {
-        self.0.get_or_init(|| {
-            let state = Mutex::new(Rank::PREALLOC, WindowState::default());
-            let cell = Arc::new(WindowCell { alloc: Arc::clone(alloc), state });
-            alloc.windows.enter(&cell);
-            cell
-        })
+        if let Some(cell) = self.0.get() {
+            return cell;
+        }
+        let state = Mutex::new(Rank::PREALLOC, WindowState::default());
+        let made = Arc::new(WindowCell { alloc: Arc::clone(alloc), state });
+        // Listed before anybody can fill it; one that comes too late stays empty, and its listing goes with the next sweep. No
+        // lock is taken while others wait for the cell.
+        alloc.windows.enter(&made);
+        self.0.get_or_init(|| made)
     }
 }
 

@@ -137,18 +137,21 @@ impl Promise {
 impl Inode {
     /// The file's content in memory; made when it is first wanted.
     pub(crate) fn data(&self, fs: &Filesystem) -> &Arc<FileData> {
-        self.data.get_or_init(|| {
-            Arc::new_cyclic(|weak: &Weak<FileData>| FileData {
-                pages: AddressSpace::new(Arc::clone(&fs.pages), weak.clone()),
-                stream: Mutex::new(Rank::LEAF, ReadAhead::default()),
-                fs: fs.this.clone(),
-                inode: self.this.get().cloned().unwrap_or_default(),
-                ino: self.ino,
-                rights: AtomicU8::new(0),
-                journalled: AtomicBool::new(fs.journals_data(self)),
-                promise: Mutex::new(Rank::PROMISE, Promise::default()),
-            })
-        })
+        if let Some(data) = self.data.get() {
+            return data;
+        }
+        // Made before the cell is entered: making it takes locks, and who waits for a cell waits outside of all ranks.
+        let made = Arc::new_cyclic(|weak: &Weak<FileData>| FileData {
+            pages: AddressSpace::new(Arc::clone(&fs.pages), weak.clone()),
+            stream: Mutex::new(Rank::LEAF, ReadAhead::default()),
+            fs: fs.this.clone(),
+            inode: self.this.get().cloned().unwrap_or_default(),
+            ino: self.ino,
+            rights: AtomicU8::new(0),
+            journalled: AtomicBool::new(fs.journals_data(self)),
+            promise: Mutex::new(Rank::PROMISE, Promise::default()),
+        });
+        self.data.get_or_init(|| made)
     }
 
     /// Whether content waits to be written.
