@@ -134,6 +134,7 @@ kinds! {
     FeatureUnknownRo { ro_compat } Fatal "unsupported read-only-compatible features {ro_compat:#x}";
     SizeBeyondDevice { blocks, device } Error "the filesystem has {blocks} blocks, the device {device}";
     FeaturesOnRevision0 {} Error "features are set on a filesystem of revision 0";
+    DescSizeSmall { value } Note "s_desc_size {value} is less than a descriptor has; there is only one";
     FirstMetaBg { value, max } Note "s_first_meta_bg {value} is beyond {max}";
     ReservedBlocks { value, max } Error "{value} reserved blocks are more than {max}";
     SuperblockField { offset, value } Error "superblock field at byte {offset:#x} has invalid value {value}";
@@ -275,7 +276,7 @@ kinds! {
     EntryUnused { ino } Error "the entry names unused inode {ino}";
     EntryUninit { ino } Error "the entry names inode {ino}, which lies in an uninitialised part";
     EntryBadInode { ino } Error "the entry names bad inode {ino}";
-    EntryEaInode { ino } Error "the entry names attribute value inode {ino}";
+    EntryEaInode { ino } Note "the entry names attribute value inode {ino}";
     EntrySelf { ino } Error "the entry is a link to '.' (inode {ino})";
     EntryRoot {} Error "the entry is a link to the root";
     EntryDirectoryLink { ino } Error "the entry is a second link to directory {ino}";

@@ -78,17 +78,14 @@ pub(crate) fn links(cx: &Context<'_>, inodes: &Inodes) {
 
 fn one(cx: &Context<'_>, inodes: &Inodes, ino: u32, info: &Info) {
     let add = |kind| cx.found(Pass::References, Place::Inode(ino), kind);
-    let named = inodes.named(ino);
-    if info.is(Info::EA_INODE) {
-        let should = inodes.ea_refs.get(&ino).copied().unwrap_or(0);
-        let refcount = inodes.ea_stored.get(&ino).copied().unwrap_or(0);
-        if should == 0 && named == 0 {
-            add(Kind::Unattached {});
-        } else if refcount != should && should != OWNED {
-            add(Kind::EaInodeRefcount { refcount, should });
+    // A value inode that directories name is judged as any other; else it is there for the attributes, as if named once.
+    let named = match inodes.named(ino) {
+        0 if info.is(Info::EA_INODE) && inodes.ea_refs.contains_key(&ino) => {
+            value_references(inodes, ino, add);
+            1
         }
-        return;
-    }
+        named => named,
+    };
     if named == 0 {
         add(Kind::Unattached {});
         return;
@@ -98,5 +95,14 @@ fn one(cx: &Context<'_>, inodes: &Inodes, ino: u32, info: &Info) {
     let right = links == named || (overflown && links == 1);
     if !right {
         add(Kind::LinkCount { links: u64::from(links), should: u64::from(named) });
+    }
+}
+
+/// The count that a value inode keeps, against the attributes that name it.
+fn value_references(inodes: &Inodes, ino: u32, add: impl Fn(Kind)) {
+    let should = inodes.ea_refs.get(&ino).copied().unwrap_or(0);
+    let refcount = inodes.ea_stored.get(&ino).copied().unwrap_or(0);
+    if refcount != should && should != OWNED {
+        add(Kind::EaInodeRefcount { refcount, should });
     }
 }

@@ -409,7 +409,9 @@ fn orphan_blocks(cx: &Context<'_>) {
     let add = |kind| cx.found(Pass::Superblock, Place::Filesystem, kind);
     let ino = raw.s_orphan_file_inum.get();
     if !cx.compat(Compat::ORPHAN_FILE) {
-        if record(cx, ino).is_some_and(|r| r.links() != 0) {
+        // A number without the feature must not be that of a file, the journal's excepted.
+        let journal = cx.compat(Compat::HAS_JOURNAL) && ino == raw.s_journal_inum.get();
+        if !journal && record(cx, ino).is_some_and(|r| r.links() != 0) {
             add(Kind::OrphanFileInode { ino: u64::from(ino) });
         }
         return;

@@ -254,6 +254,13 @@ fn read_leniently(dev: &dyn BlockDevice, sink: &Sink) -> Option<(Superblock, u32
             extra.set(if none { u32::MAX } else { (value - max).min(256) as u32 });
             Some(Kind::FirstMetaBg { value, max })
         }
+        // The only descriptor is where it is, however small it is said to be.
+        Corrupt::Range { field: "s_desc_size", value, .. }
+            if (1..64).contains(&value) && is_one_group(raw) =>
+        {
+            raw.s_desc_size.set(64);
+            Some(Kind::DescSizeSmall { value })
+        }
         error => soft(raw, error),
     })?;
     if Superblock::verify_checksum(&raw).is_err() {
@@ -264,6 +271,11 @@ fn read_leniently(dev: &dyn BlockDevice, sink: &Sink) -> Option<(Superblock, u32
         add(Kind::SuperblockField { offset: 0x24, value: u64::from(raw.s_clusters_per_group.get()) });
     }
     Some((sb, extra.get()))
+}
+
+fn is_one_group(raw: &RawSuperblock) -> bool {
+    let first = u64::from(raw.s_first_data_block.get());
+    raw.blocks_count().saturating_sub(first) <= u64::from(raw.s_blocks_per_group.get())
 }
 
 /// Makes a copy of the superblock usable where only a side value is wrong.

@@ -7,24 +7,31 @@ use std::process::{Command, Stdio};
 use super::{Shown, damage};
 use crate::rig::{Rig, quiet, tool};
 
+/// Said of a checker that a signal ended.
+const CRASHED: &str = "it crashed";
+
 /// Whether a checker calls the image clean (0), damaged (4) or unusable (8 and more).
 fn verdict(command: &mut Command) -> Result<&'static str, String> {
     let output = command.stdin(Stdio::null()).output().map_err(|err| format!("{command:?}: {err}"))?;
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
     match output.status.code() {
+        // e2fsck catches the signal, prints the stack and ends with the status of an image that cannot be checked.
+        Some(8) if text.lines().any(|line| line.starts_with("Signal (")) => {
+            Err(format!("{command:?}: {CRASHED}: {text}"))
+        }
+        None => Err(format!("{command:?}: {CRASHED}: {text}")),
         Some(0) => Ok("clean"),
         // An image that cannot be checked at all is not clean either.
         Some(4 | 8 | 12) => Ok("not clean"),
-        other => {
-            Err(format!("{command:?}: exit status {other:?}: {}", String::from_utf8_lossy(&output.stderr)))
-        }
+        Some(other) => Err(format!("{command:?}: exit status {other}: {text}")),
     }
 }
 
 /// What both say of one image: `None` if the same. `damaged` images may make e2fsck itself crash: no verdict, no difference.
 fn disagree(rig: &Rig, image: &Path, damaged: bool) -> Result<Option<String>, String> {
     let theirs = match verdict(Command::new(tool("e2fsck")?).arg("-fn").arg(image)) {
-        Err(err) if damaged && err.contains("exit status None") => {
-            println!("  e2fsck crashed, no verdict: {err}");
+        Err(err) if damaged && err.contains(CRASHED) => {
+            println!("  e2fsck crashed, no verdict: {}", err.lines().next().unwrap_or_default());
             return Ok(None);
         }
         other => other?,

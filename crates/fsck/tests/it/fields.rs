@@ -55,12 +55,28 @@ const CASES: &[(&str, &[&str])] = &[
         ],
     ),
     ("-t ext2 -b 1024", &["set_super_value first_data_block 1033501905", "set_super_value blocks_count 12"]),
+    (
+        "-t ext4 -b 4096",
+        &[
+            "set_super_value desc_size 1",
+            "set_super_value desc_size 16",
+            "set_super_value desc_size 32",
+            "set_super_value desc_size 33",
+            "set_super_value desc_size 128",
+        ],
+    ),
     ("-t ext2 -b 4096", &["set_super_value orphan_file_inum 7", "set_super_value orphan_file_inum 5"]),
     ("-t ext3 -b 1024", &["set_block_group 1 inode_bitmap 8192", "set_block_group 1 inode_table 100"]),
     ("-t ext4 -b 1024 -O ^metadata_csum,^dir_index", &["set_super_value feature_compat 15"]),
     (
         "-t ext4 -b 1024 -O ^metadata_csum",
-        &["set_inode_field <1> block[5] 600", "set_inode_field <1> block[5] 134"],
+        &[
+            "set_inode_field <1> block[5] 600",
+            "set_inode_field <1> block[5] 134",
+            "set_super_value orphan_file_inum 8",
+            "set_super_value orphan_file_inum 7",
+            "set_inode_field <12> flags 0x280000",
+        ],
     ),
 ];
 
@@ -90,5 +106,54 @@ fn a_field_set_with_debugfs_is_judged_as_by_e2fsck() {
             std::fs::remove_file(&image).unwrap();
         }
         std::fs::remove_file(&base).unwrap();
+    }
+}
+
+/// Changes of an image where inode 12 has an attribute whose value is in inode 13.
+const VALUE_CASES: &[&[&str]] = &[
+    &[],
+    &["link <13> lnk"],
+    &["link <13> lnk", "set_inode_field <13> links_count 2"],
+    &["link <13> lnk", "link <13> lnk2", "set_inode_field <13> links_count 2"],
+    &["link <13> lnk", "set_inode_field <13> version 2"],
+    &["set_inode_field <13> version 2"],
+    &["set_inode_field <13> version 0"],
+    &["set_inode_field <13> links_count 2"],
+    &["set_inode_field <13> links_count 0"],
+    &["set_inode_field <12> flags 0x280000"],
+    &["set_inode_field <12> flags 0x280000", "set_inode_field <12> links_count 2"],
+    &["set_inode_field <12> flags 0x280000", "unlink f"],
+];
+
+#[test]
+fn value_inodes_that_directories_name_are_judged_as_by_e2fsck() {
+    let folder = tempfile::tempdir().unwrap();
+    let (base, image, value) =
+        (folder.path().join("base"), folder.path().join("image"), folder.path().join("value"));
+    let text = |path: &Path| path.to_str().unwrap().to_owned();
+    std::fs::write(&value, [b'v'; 3000]).unwrap();
+    let path = text(&base);
+    let debugfs = |image: &str, request: &str| run("debugfs", &["-w", "-R", request, image]);
+    if !run("mke2fs", &["-q", "-F", "-t", "ext4", "-b", "1024", "-O", "ea_inode", &path, "16M"])
+        || !debugfs(&path, &format!("write {} f", text(&value)))
+    {
+        eprintln!("skipped: mke2fs or debugfs is not installed");
+        return;
+    }
+    assert!(debugfs(&path, &format!("ea_set -f {} f user.value", text(&value))));
+    // debugfs does not charge the value to the file.
+    Command::new("e2fsck").args(["-fy", &path]).output().unwrap();
+    for requests in VALUE_CASES {
+        std::fs::copy(&base, &image).unwrap();
+        for request in *requests {
+            assert!(debugfs(&text(&image), request), "{request}");
+        }
+        let Some(theirs) = e2fsck_says_clean(&image) else { continue };
+        let device = extant_device::OpenOptions::new().open(&image).unwrap();
+        let report = extant_fsck::check(&device, &extant_fsck::Options::default());
+        let ours: Vec<String> = report.findings.iter().map(ToString::to_string).collect();
+        let says = e2fsck_text(&image);
+        assert!(theirs || !requests.is_empty(), "the image is clean to begin with: {says}");
+        assert_eq!(report.is_clean(), theirs, "{requests:?}: {ours:#?}\n{says}");
     }
 }
