@@ -6,9 +6,9 @@ use extant_journal::BlockCache;
 use extant_sync::atomic::{AtomicI64, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use extant_sync::{Arc, Mutex, Rank};
 
-use crate::buddy::Buddy;
 use crate::counters::Counters;
 use crate::error::{AllocError, Result};
+use crate::free_map::FreeMap;
 use crate::group::{Group, GroupState};
 use crate::index::{GroupSet, OrderIndex};
 use crate::pending::Pending;
@@ -31,7 +31,7 @@ pub struct AllocOptions {
     pub discard: bool,
     /// Ranges besides bitmaps, tables and descriptors that no file may map: the journal's blocks.
     pub system: Vec<(Pblk, u64)>,
-    /// Heap bytes that free maps of groups may take together.
+    /// Heap bytes that open free maps of groups may take together.
     pub memory: usize,
     /// Told of corruption.
     pub on_error: Option<ErrorSink>,
@@ -86,10 +86,11 @@ pub struct Allocator {
     counters: Counters,
     zones: SystemZones,
     on_error: Option<ErrorSink>,
-    /// Heap bytes of loaded free maps, and how many are allowed.
+    /// Heap bytes of open free maps, and how many are allowed.
     loaded: AtomicUsize,
     memory: usize,
-    /// Where the search for a free map to drop goes on.
+    /// Groups whose free map is open, and where the search for one to close goes on.
+    open: GroupSet,
     hand: AtomicUsize,
 }
 
@@ -137,6 +138,7 @@ impl Allocator {
             on_error: options.on_error,
             loaded: AtomicUsize::new(0),
             memory: options.memory,
+            open: GroupSet::new(descs.len()),
             hand: AtomicUsize::new(0),
             groups: descs.into_iter().map(Group::new).collect(),
             geo,
@@ -205,7 +207,7 @@ impl Allocator {
         }
     }
 
-    /// Runs `work` on a group whose free map is in memory; reads and checks its bitmap first if need be. `None` if
+    /// Runs `work` on a group whose free map is open; reads and checks its bitmap first if need be. `None` if
     /// the group is corrupt (reported when it was found) or unreadable.
     ///
     /// Takes the group's lock; the bitmap is read before.
@@ -219,10 +221,11 @@ impl Allocator {
         if state.corrupt {
             return None;
         }
-        if state.buddy.is_none() {
+        if !state.map.is_open() {
             drop(state);
             state = self.load(g)?;
         }
+        state.used = true;
         let result = work(&mut state, g);
         self.reindex(g, &mut state);
         Some(result)
@@ -235,37 +238,35 @@ impl Allocator {
         work: impl FnOnce(&mut GroupState, usize) -> R,
     ) -> Option<Option<R>> {
         let mut state = self.groups[g].try_lock()?;
-        if state.corrupt || state.buddy.is_none() {
+        if state.corrupt || !state.map.is_open() {
             drop(state);
             return Some(self.with_buddy(g, work));
         }
+        state.used = true;
         let result = work(&mut state, g);
         self.reindex(g, &mut state);
         Some(Some(result))
     }
 
-    /// Reads a group's bitmap, checks it, builds its buddies; returns the group locked.
+    /// Opens a group's free map, from its runs or from the bitmap, which is read and checked; returns the group locked.
     fn load(&self, g: usize) -> Option<crate::group::GroupGuard<'_>> {
-        self.drop_surplus(g);
-        let buddy = self.read_bitmap(g);
-        let mut state = self.groups[g].lock();
-        if state.corrupt {
-            return None;
+        self.close_surplus(g);
+        if let Some(state) = self.lock_known(g) {
+            return (!state.corrupt).then_some(state);
         }
-        if state.buddy.is_some() {
-            return Some(state);
-        }
-        if matches!(buddy, Ok(None)) && !self.is_block_uninit(&state.desc) {
+        let bitmap = self.read_bitmap(g);
+        let Some(mut state) = self.lock_unknown(g) else { return self.load(g) };
+        if matches!(bitmap, Ok(None)) && !self.is_block_uninit(&state.desc) {
             // Used for the first time, and its free map dropped again, since it was looked at.
             drop(state);
             return self.load(g);
         }
         // The bitmap may have changed since it was read, so it is taken from the buffer again under the lock.
-        let built = buddy.and_then(|bitmap| self.build(g, &state, bitmap.as_ref()));
+        let built = bitmap.and_then(|bitmap| self.build(g, &state, bitmap.as_ref()));
         match built {
             Ok(buddy) => {
-                self.loaded.fetch_add(buddy.heap_bytes() + size_of::<Buddy>(), Ordering::Relaxed);
-                state.buddy = Some(Box::new(buddy));
+                state.map = FreeMap::Open(Box::new(buddy));
+                self.opened(g, &state);
                 self.reindex(g, &mut state);
                 Some(state)
             }
@@ -276,6 +277,27 @@ impl Allocator {
                 None
             }
         }
+    }
+
+    /// Locks a group whose bitmap need not be read: its map is in memory, and open now, or it is corrupt.
+    fn lock_known(&self, g: usize) -> Option<crate::group::GroupGuard<'_>> {
+        let mut state = self.groups[g].lock();
+        if state.map.open() {
+            self.opened(g, &state);
+        }
+        (state.corrupt || state.map.is_open()).then_some(state)
+    }
+
+    /// Locks a group whose bitmap has to be read; `None` if somebody else has done so meanwhile.
+    fn lock_unknown(&self, g: usize) -> Option<crate::group::GroupGuard<'_>> {
+        let state = self.groups[g].lock();
+        (!state.corrupt && state.map.is_absent()).then_some(state)
+    }
+
+    /// A group's map was opened. Under the group's lock.
+    pub(crate) fn opened(&self, g: usize, state: &GroupState) {
+        self.loaded.fetch_add(state.map.open_bytes(), Ordering::Relaxed);
+        self.open.insert(g);
     }
 
     /// Takes a group with a bad block bitmap out of allocation and its free clusters out of the counters.
@@ -294,35 +316,47 @@ impl Allocator {
         if state.corrupt {
             return;
         }
-        let Some(buddy) = &state.buddy else { return };
-        let order = buddy.largest_order();
+        let Some(order) = state.map.largest_order() else { return };
         if order != state.order {
             self.index.shift(g, state.order, order);
             state.order = order;
         }
     }
 
-    /// Drops free maps of other groups while they take more memory than allowed. Maps with claims or pending frees
-    /// stay: they cannot be rebuilt from the disk's bitmap.
-    fn drop_surplus(&self, keep: usize) {
-        let mut tries = 64;
+    /// Closes free maps of other groups while they take more memory than allowed: the next ones behind the last closed
+    /// that were not used since. Gives up after a few; the next caller goes on.
+    fn close_surplus(&self, keep: usize) {
+        let mut tries = 16;
         while self.loaded.load(Ordering::Relaxed) > self.memory && tries > 0 {
             tries -= 1;
-            let g = self.hand.fetch_add(1, Ordering::Relaxed) % self.groups.len();
-            if g == keep {
-                continue;
-            }
-            let Some(mut state) = self.groups[g].try_lock() else { continue };
-            if state.pins > 0 {
-                continue;
-            }
-            if let Some(buddy) = state.buddy.take() {
-                self.loaded.fetch_sub(buddy.heap_bytes() + size_of::<Buddy>(), Ordering::Relaxed);
+            let hand = self.hand.load(Ordering::Relaxed);
+            let Some(g) = self.open.next(hand).or_else(|| self.open.next(0)) else { return };
+            self.hand.store(g + 1, Ordering::Relaxed);
+            if g != keep
+                && let Some(mut state) = self.groups[g].try_lock()
+                && !std::mem::take(&mut state.used)
+            {
+                self.close(g, &mut state);
             }
         }
     }
 
-    /// Heap bytes of the free maps in memory.
+    /// Closes an open free map, if it can be. Under the group's lock.
+    fn close(&self, g: usize, state: &mut GroupState) {
+        let bytes = state.map.open_bytes();
+        if bytes == 0 {
+            return;
+        }
+        if state.pins == 0 {
+            state.map = FreeMap::Absent;
+        } else if !state.map.pack() {
+            return;
+        }
+        self.open.remove(g);
+        self.loaded.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// Heap bytes of the open free maps.
     #[must_use]
     pub fn memory_used(&self) -> usize {
         self.loaded.load(Ordering::Relaxed)

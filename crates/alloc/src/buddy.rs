@@ -66,6 +66,11 @@ impl Buddy {
         buddy
     }
 
+    /// Clusters of the group.
+    pub(crate) fn len(&self) -> u32 {
+        self.len
+    }
+
     /// Free clusters.
     pub(crate) fn free(&self) -> u32 {
         self.free
@@ -322,14 +327,14 @@ impl Buddy {
 }
 
 /// The aligned chunks that make up a range, by place.
-struct Pieces {
+pub(crate) struct Pieces {
     at: u32,
     end: u32,
     orders: u8,
 }
 
 impl Pieces {
-    fn new(start: u32, end: u32, orders: u8) -> Self {
+    pub(crate) fn new(start: u32, end: u32, orders: u8) -> Self {
         Self { at: start, end, orders }
     }
 }

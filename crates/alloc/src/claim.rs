@@ -229,7 +229,7 @@ impl Allocator {
         let mut at = from;
         while at < to {
             let taken = self.with_buddy(g, |state, g| {
-                let run = state.buddy.as_ref()?.next_run(at)?;
+                let run = state.map.buddy()?.next_run(at)?;
                 (run.start < to).then(|| take(state, g, run.start, run.end.min(to) - run.start))
             });
             let taken = taken.ok_or(AllocError::CorruptGroup { group: self.group_nr(g) })?;
@@ -270,7 +270,7 @@ impl Allocator {
             self.fail_group(g, state, &error);
             return Err(error);
         }
-        state.pins = state.pins.checked_sub(more).expect("claimed clusters are counted");
+        state.unpin(more);
         drop(state);
         claim.published += more;
         self.counters().published(i64::from(more), claim.data);
@@ -281,8 +281,12 @@ impl Allocator {
     pub(crate) fn give_back(&self, taken: Taken) {
         let g = taken.group as usize;
         let mut state = self.groups[g].lock();
-        state.give(taken.start, taken.len);
+        if state.give(taken.start, taken.len) {
+            self.opened(g, &state);
+        }
+        // Before a map that the disk knows too goes: the index must have what it says.
         self.reindex(g, &mut state);
+        state.drop_packed();
         // Under the group's lock, so that nobody takes the clusters before they are counted as returned.
         self.returned.fetch_add(1, Ordering::SeqCst);
     }
@@ -340,7 +344,7 @@ impl Allocator {
     fn exactly(&self, goal: Pblk, want: u32, len: u32) -> Option<Taken> {
         let (g, bit) = self.geo.bit_of_block(goal)?;
         self.with_buddy(g.0 as usize, |state, g| {
-            let run = state.buddy.as_ref()?.run_at(bit, len);
+            let run = state.map.buddy()?.run_at(bit, len);
             (run >= want).then(|| take(state, g, bit, run))
         })?
     }
@@ -396,7 +400,7 @@ impl Allocator {
     fn near_goal(&self, g: usize, bit: u32, want: u32) -> Option<Taken> {
         let stripe = self.stripe_clusters(want);
         self.with_buddy(g, |state, g| {
-            let buddy = state.buddy.as_mut()?;
+            let buddy = state.map.buddy_mut()?;
             if stripe == 0 && buddy.run_at(bit, want) == want {
                 return Some(take(state, g, bit, want));
             }
@@ -453,7 +457,7 @@ impl Allocator {
     /// Takes a run out of a group, if the group has a chunk of the order after all.
     fn pick(&self, state: &mut GroupState, g: usize, order: u32, want: u32) -> Option<Taken> {
         let stripe = self.stripe_clusters(want);
-        let buddy = state.buddy.as_mut()?;
+        let buddy = state.map.buddy_mut()?;
         if buddy.largest_order()? < order {
             return None;
         }

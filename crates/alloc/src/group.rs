@@ -7,6 +7,7 @@ use extant_sync::{Mutex, MutexGuard, Rank};
 use crate::allocator::Allocator;
 use crate::buddy::Buddy;
 use crate::error::{AllocError, Result};
+use crate::free_map::FreeMap;
 
 /// A locked group.
 pub(crate) type GroupGuard<'a> = MutexGuard<'a, GroupState>;
@@ -18,7 +19,9 @@ pub(crate) struct Group(Mutex<GroupState>);
 /// committed"; the descriptor's counts are those of the disk's bitmaps.
 pub(crate) struct GroupState {
     pub(crate) desc: GroupDesc,
-    pub(crate) buddy: Option<Box<Buddy>>,
+    pub(crate) map: FreeMap,
+    /// The open map was used since the search for one to close last came by.
+    pub(crate) used: bool,
     /// Order of the largest free chunk as the index has it.
     pub(crate) order: Option<u32>,
     /// Clusters that are free on disk but not in the free map: claimed, in a window, or freed and pending.
@@ -39,7 +42,8 @@ impl Group {
     pub(crate) fn new(desc: GroupDesc) -> Self {
         let state = GroupState {
             desc,
-            buddy: None,
+            map: FreeMap::Absent,
+            used: false,
             order: None,
             pins: 0,
             corrupt: false,
@@ -63,19 +67,31 @@ impl Group {
 impl GroupState {
     /// Takes clusters out of the free map for a claim or window.
     pub(crate) fn take(&mut self, start: u32, len: u32) {
-        let buddy = self.buddy.as_mut().expect("claims are made from a loaded free map");
-        buddy.take(start, len);
+        self.map.buddy_mut().expect("claims are made from an open free map").take(start, len);
         self.pins += len;
     }
 
-    /// Puts claimed or pending clusters into the free map.
-    pub(crate) fn give(&mut self, start: u32, len: u32) {
+    /// Puts claimed or pending clusters into the free map. Returns whether it had to be opened for that.
+    pub(crate) fn give(&mut self, start: u32, len: u32) -> bool {
         if self.corrupt {
-            return;
+            return false;
         }
-        let buddy = self.buddy.as_mut().expect("a free map with claims stays loaded");
-        buddy.give(start, len);
+        let opened = self.map.give(start, len);
         self.pins = self.pins.checked_sub(len).expect("only claimed clusters come back");
+        opened
+    }
+
+    /// `len` clusters fewer are free on disk but not in the free map.
+    pub(crate) fn unpin(&mut self, len: u32) {
+        self.pins = self.pins.checked_sub(len).expect("claimed clusters are counted");
+        self.drop_packed();
+    }
+
+    /// A packed map that says what the disk says is not kept: nobody would look for it there.
+    pub(crate) fn drop_packed(&mut self) {
+        if self.pins == 0 && matches!(self.map, FreeMap::Packed(_)) {
+            self.map = FreeMap::Absent;
+        }
     }
 }
 

@@ -9,6 +9,7 @@
 //! | module | what |
 //! |---|---|
 //! | `buddy` | free clusters of one group: orders over a bitmap |
+//! | `free_map` | the free clusters of a group, absent, packed or open |
 //! | `index` | groups by their largest free chunk, without a lock |
 //! | `group` | a group's bitmap and descriptor: read, checked, changed in a handle |
 //! | `counters` | usable, promised, pending clusters; [`Reservation`] |
@@ -23,14 +24,15 @@
 //! One group's lock at a time (rank 90), never over I/O: its bitmap and descriptor buffers are read before. A
 //! window's lock (rank 86) comes before a group's. Counters and the index of groups have no lock.
 //!
-//! A full free map takes about two bits a cluster; maps without claims or pending frees are dropped when all
-//! together pass [`AllocOptions::memory`].
+//! An open free map takes about two bits a cluster. When all together pass [`AllocOptions::memory`], those that were not
+//! used lately are closed: dropped without claims or pending frees, else packed into a few runs.
 
 mod allocator;
 mod buddy;
 mod claim;
 mod counters;
 mod error;
+mod free_map;
 mod group;
 mod index;
 mod inode;

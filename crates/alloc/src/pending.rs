@@ -108,7 +108,7 @@ impl Allocator {
     fn free_in_group(&self, handle: &mut Handle, freed: Taken) -> Result<()> {
         let g = freed.group as usize;
         // The free map must be there before the bits are cleared: a map that is built later would count the blocks
-        // as usable at once.
+        // as usable at once. From here on it may be packed, not dropped.
         if self.with_buddy(g, |state, _| state.pins += freed.len).is_none() {
             return Ok(());
         }
@@ -117,7 +117,7 @@ impl Allocator {
         let range = (freed.start, freed.len);
         let changed = bufs.and_then(|bufs| self.change_bits(handle, g, &mut state, &bufs, range, false));
         if let Err(error) = changed {
-            state.pins -= freed.len;
+            state.unpin(freed.len);
             self.fail_group(g, state, &error);
             return Err(error);
         }

@@ -176,7 +176,7 @@ impl Drop for ItableZeroing {
 /// Takes the next free run of at least `min` clusters in `[at, to)`.
 fn take_run(state: &mut GroupState, g: usize, mut at: u32, to: u32, min: u32) -> Option<Taken> {
     while at < to {
-        let run = state.buddy.as_ref()?.next_run(at)?;
+        let run = state.map.buddy()?.next_run(at)?;
         let end = run.end.min(to);
         if run.start >= to {
             return None;

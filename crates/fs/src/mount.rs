@@ -395,6 +395,11 @@ fn cache_size(options: &MountOptions) -> u64 {
     options.cache_size.unwrap_or_else(|| (memory_bytes() / 4).clamp(16 << 20, MAX)).max(4 << 20)
 }
 
+/// Bytes for open free maps of groups, beside the caches: 8 KiB each with blocks of 4 KiB.
+fn free_map_memory(options: &MountOptions) -> usize {
+    (cache_size(options) / 16).clamp(1 << 20, 64 << 20) as usize
+}
+
 /// The machine's memory, or a gigabyte where that is not known.
 fn memory_bytes() -> u64 {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
@@ -499,6 +504,7 @@ pub(crate) fn build(
     alloc_options.stripe = resolved.stripe;
     alloc_options.discard = resolved.discard;
     alloc_options.system = journal_runs;
+    alloc_options.memory = free_map_memory(&setup.options);
     let here: Arc<OnceLock<Weak<Filesystem>>> = Arc::default();
     alloc_options.on_error = Some(damage_sink(&here));
     let alloc = Allocator::open(Arc::clone(&cache), Arc::clone(&device), &sb, alloc_options)?;

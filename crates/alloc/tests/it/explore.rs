@@ -12,15 +12,23 @@ use extant_testkit::{env, need, oracle};
 const SIZE: u64 = 2 << 20;
 const BLOCK: usize = 1024;
 
-/// The bytes of an image that mke2fs made once.
+/// The bytes of an image of one group that mke2fs made once.
 fn image() -> &'static [u8] {
     static IMAGE: OnceLock<Vec<u8>> = OnceLock::new();
-    IMAGE.get_or_init(|| {
-        let scratch = env::scratch();
-        let path = scratch.join("image");
-        oracle::mke2fs(&path, SIZE, "-t ext4 -b 1024 -m 0 -O ^has_journal,^resize_inode -N 16");
-        std::fs::read(path).expect("image")
-    })
+    IMAGE.get_or_init(|| made("-t ext4 -b 1024 -m 0 -O ^has_journal,^resize_inode -N 16"))
+}
+
+/// The same of eight groups.
+fn groups_image() -> &'static [u8] {
+    static IMAGE: OnceLock<Vec<u8>> = OnceLock::new();
+    IMAGE.get_or_init(|| made("-t ext4 -b 1024 -m 0 -O ^has_journal,^resize_inode -g 256 -N 64"))
+}
+
+fn made(args: &str) -> Vec<u8> {
+    let scratch = env::scratch();
+    let path = scratch.join("image");
+    oracle::mke2fs(&path, SIZE, args);
+    std::fs::read(path).expect("image")
 }
 
 #[derive(Clone)]
@@ -32,11 +40,16 @@ struct Rig {
 
 impl Rig {
     fn new() -> Self {
+        Self::over(image(), |_| {})
+    }
+
+    fn over(image: &[u8], change: impl FnOnce(&mut AllocOptions)) -> Self {
         let device: Arc<dyn BlockDevice> = Arc::new(MemoryDevice::new(SIZE));
-        device.write_at(0, image()).expect("image");
-        let sb = Superblock::read(&image()[1024..2048]).expect("superblock");
+        device.write_at(0, image).expect("image");
+        let sb = Superblock::read(&image[1024..2048]).expect("superblock");
         let cache = BlockCache::new(Arc::clone(&device), BLOCK as u32, SIZE / BLOCK as u64, 1 << 20);
-        let options = AllocOptions::from_superblock(&sb);
+        let mut options = AllocOptions::from_superblock(&sb);
+        change(&mut options);
         let alloc = Allocator::open(Arc::clone(&cache), Arc::clone(&device), &sb, options).expect("open");
         let quiet = JournalOptions { commit_interval: None, ..JournalOptions::default() };
         let journal = Journal::without_log(cache, quiet).expect("journal");
@@ -224,4 +237,46 @@ fn claims_beside_a_trim() {
     };
     model::check_random(scenario, 500);
     model::check_pct(scenario, 500, 3);
+}
+
+/// Free maps are closed as soon as another one is wanted, while others claim from them, publish, take ahead and free: each
+/// thread finds its clusters, none is given twice (an assertion of the free map), and in the end all are found again.
+#[test]
+fn free_maps_are_closed_beside_claims_and_frees() {
+    need!(env::tools(&["mke2fs"]));
+    groups_image();
+    let scenario = || {
+        let rig = Rig::over(groups_image(), |options| options.memory = 0);
+        let tasks = (0..3u64).map(|t| -> Box<dyn FnOnce() + Send> {
+            let rig = rig.clone();
+            Box::new(move || {
+                for step in 0..3 {
+                    // Whole groups, and parts of them; neighbours want the same ones.
+                    let goal = 256 * ((t + step) % 3 + 2) + 1;
+                    let len = if step == 0 { 256 } else { 30 };
+                    let Some(mut claim) = rig.claim(goal, len) else { continue };
+                    if step == 2 {
+                        continue;
+                    }
+                    rig.publish(&mut claim);
+                    rig.free(claim.pblk().0, claim.len().into());
+                    if t == step {
+                        rig.journal.commit_all().expect("commit");
+                    }
+                }
+            })
+        });
+        let usable = rig.alloc.usable_clusters();
+        together(tasks.collect());
+        rig.journal.commit_all().expect("commit");
+        assert_eq!(rig.alloc.usable_clusters(), usable);
+        let mut all = rig.alloc.reserve(usable, 0, Privilege::Pool).expect("nothing is lost");
+        let mut held = Vec::new();
+        while all.data() > 0 {
+            let request = ClaimRequest::plain(Pblk(0), Lblk(0), all.data() as u32);
+            held.push(rig.alloc.claim(&request, &mut all).expect("nothing is hidden"));
+        }
+    };
+    model::check_random(scenario, 300);
+    model::check_pct(scenario, 300, 3);
 }

@@ -93,12 +93,17 @@ impl Rig {
     }
 
     /// Closed and opened again.
-    pub(crate) fn reopen(mut self) -> Self {
+    pub(crate) fn reopen(self) -> Self {
+        self.reopen_with(|_| {})
+    }
+
+    /// The same, with other options.
+    pub(crate) fn reopen_with(mut self, change: impl FnOnce(&mut AllocOptions)) -> Self {
         self.close();
         let Self { scratch, image, journal, alloc, .. } = self;
         drop(journal);
         drop(alloc);
-        Self::open(scratch, image, |_| {})
+        Self::open(scratch, image, change)
     }
 
     /// Everything to the disk, the superblock's counts too.
