@@ -237,13 +237,7 @@ impl Filesystem {
 
     fn read_inode(&self, ino: Ino, cache: Weak<InodeCache>) -> Result<Inode> {
         let table = self.inode_place(ino)?;
-        let buf = match self.cache.cached(table.0) {
-            Some(buf) => buf,
-            None => {
-                self.prefetch_inodes(table.0);
-                self.cache.read(table.0)?
-            }
-        };
+        let buf = self.cache.read_around(table.0, self.options().given.inode_readahead_blks)?;
         let raw = buf.with(|bytes| self.inode_format.read(ino, &bytes[table.1..]))?;
         // An orphan of the list keeps the next one in i_dtime, so that field says nothing here.
         if raw.links_count == 0 && (raw.mode == 0 || !self.reads_dead(ino)) {
@@ -254,15 +248,6 @@ impl Filesystem {
         let mut inode = self.build_inode(ino, kind, raw, table, cache);
         self.count_ea_values(&mut inode);
         Ok(inode)
-    }
-
-    /// Reads the inode-table blocks around one in a single transfer (`inode_readahead_blks`).
-    fn prefetch_inodes(&self, pblk: Pblk) {
-        let span = u64::from(self.options().given.inode_readahead_blks);
-        if span > 1 {
-            let start = pblk.0 / span * span;
-            self.cache.prefetch(start.max(u64::from(self.geo.first_data_block()))..start + span);
-        }
     }
 
     /// An in-core inode from its fields.

@@ -5,6 +5,7 @@
 //! written in place. When everything is held the cache goes over its budget by what is held; the journal keeps that
 //! bounded by committing and checkpointing.
 
+mod ahead;
 mod buf;
 mod shard;
 
@@ -17,6 +18,7 @@ use extant_format::Pblk;
 use extant_sync::atomic::{AtomicU64, Ordering};
 use extant_sync::{Mutex, Rank};
 
+use ahead::Window;
 pub use buf::{Buf, WriteOrder};
 pub(crate) use buf::{Load, State};
 use shard::Shard;
@@ -49,6 +51,7 @@ pub struct BlockCache {
     budget: AtomicU64,
     shards: Box<[Mutex<Shard>]>,
     reads: AtomicU64,
+    window: Window,
 }
 
 impl BlockCache {
@@ -68,6 +71,7 @@ impl BlockCache {
             budget: AtomicU64::new(budget / u64::from(block_size)),
             shards,
             reads: AtomicU64::new(0),
+            window: Window::default(),
         })
     }
 
@@ -160,13 +164,20 @@ impl BlockCache {
 
     /// Reads those of `blocks` that are not cached, in few large reads. Errors are left for [`Self::read`] to meet.
     pub fn prefetch(&self, blocks: Range<u64>) {
+        self.load_runs(blocks, |pblk| {
+            self.lookup_or_insert(pblk).ok().filter(|(_, mine)| *mine).map(|(buf, _)| buf)
+        });
+    }
+
+    /// Loads the buffers that `insert` makes for `blocks`, consecutive ones in one transfer.
+    fn load_runs(&self, blocks: Range<u64>, insert: impl Fn(Pblk) -> Option<Buf>) {
         let end = blocks.end.min(self.blocks());
         let mut run = Vec::new();
         let most = (MAX_TRANSFER / self.block_size).clamp(1, MAX_VECTORS);
         for pblk in blocks.start..end {
-            match self.lookup_or_insert(Pblk(pblk)) {
-                Ok((buf, true)) => run.push(buf),
-                _ => self.load_run(&mut run),
+            match insert(Pblk(pblk)) {
+                Some(buf) => run.push(buf),
+                None => self.load_run(&mut run),
             }
             if run.len() == most {
                 self.load_run(&mut run);
@@ -243,8 +254,11 @@ impl BlockCache {
 
     pub(crate) fn lookup_or_insert(&self, pblk: Pblk) -> Result<(Buf, bool)> {
         self.check_range(pblk)?;
-        let budget = (self.budget_blocks() as usize / SHARDS).max(4);
-        Ok(self.shard(pblk).lock().find_or_insert(pblk, budget))
+        Ok(self.shard(pblk).lock().find_or_insert(pblk, self.shard_budget()))
+    }
+
+    fn shard_budget(&self) -> usize {
+        (self.budget_blocks() as usize / SHARDS).max(4)
     }
 
     fn check_range(&self, pblk: Pblk) -> Result<()> {

@@ -11,6 +11,8 @@ use crate::{Error, Result};
 
 const VERIFIED: u32 = 1;
 const REFERENCED: u32 = 2;
+/// Read because its neighbour was wanted; nobody has asked for it yet.
+const AHEAD: u32 = 4;
 const ORDER_SHIFT: u32 = 8;
 
 /// Without a journal, a sync writes changed blocks class by class, in this order.
@@ -70,6 +72,15 @@ pub(crate) enum Load {
 
 impl Buf {
     pub(crate) fn pending(pblk: Pblk) -> Self {
+        Self::with_flags(pblk, REFERENCED)
+    }
+
+    /// A block that is read ahead: the first to go unless somebody asks for it.
+    pub(crate) fn pending_ahead(pblk: Pblk) -> Self {
+        Self::with_flags(pblk, AHEAD)
+    }
+
+    fn with_flags(pblk: Pblk, flags: u32) -> Self {
         let state = State {
             data: Arc::new([]),
             load: Load::Pending,
@@ -81,7 +92,7 @@ impl Buf {
         };
         Self(Arc::new(Inner {
             pblk,
-            flags: AtomicU32::new(REFERENCED | (WriteOrder::Map as u32) << ORDER_SHIFT),
+            flags: AtomicU32::new(flags | (WriteOrder::Map as u32) << ORDER_SHIFT),
             state: Mutex::new(Rank::BUFFER, state),
             changed: Condvar::new(),
         }))
@@ -152,12 +163,24 @@ impl Buf {
         }
     }
 
-    /// Marks the buffer as used, for the cache's clock.
+    /// Marks the buffer as used, for the cache's clock. Whether it had been read ahead, and this is its first use. Under the
+    /// shard's lock.
     #[inline]
-    pub(crate) fn touch(&self) {
-        if self.0.flags.load(Ordering::Relaxed) & REFERENCED == 0 {
+    pub(crate) fn touch(&self) -> bool {
+        let flags = self.0.flags.load(Ordering::Relaxed);
+        if flags & REFERENCED == 0 {
             self.0.flags.fetch_or(REFERENCED, Ordering::Relaxed);
         }
+        let first = flags & AHEAD != 0;
+        if first {
+            self.0.flags.fetch_and(!AHEAD, Ordering::Relaxed);
+        }
+        first
+    }
+
+    /// Whether it was read ahead and nobody has asked for it.
+    pub(crate) fn is_ahead(&self) -> bool {
+        self.0.flags.load(Ordering::Relaxed) & AHEAD != 0
     }
 
     /// Takes the mark of [`Self::touch`] away; whether it was there.

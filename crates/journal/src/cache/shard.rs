@@ -14,6 +14,15 @@ pub(super) struct Shard {
     free: Vec<usize>,
     hand: usize,
     pub(super) evictions: u64,
+    /// Blocks read ahead that were asked for, and that were evicted before, since these were last taken.
+    pub(super) ahead: Ahead,
+}
+
+/// What became of blocks that were read ahead.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Ahead {
+    pub(super) used: u32,
+    pub(super) lost: u32,
 }
 
 impl Shard {
@@ -21,9 +30,9 @@ impl Shard {
         self.index.len()
     }
 
-    pub(super) fn find(&self, pblk: Pblk) -> Option<Buf> {
+    pub(super) fn find(&mut self, pblk: Pblk) -> Option<Buf> {
         let buf = self.slots[*self.index.get(&pblk.0)?].as_ref()?;
-        buf.touch();
+        self.ahead.used += u32::from(buf.touch());
         Some(buf.clone())
     }
 
@@ -32,15 +41,29 @@ impl Shard {
         if let Some(buf) = self.find(pblk) {
             return (buf, false);
         }
-        self.shrink(budget.saturating_sub(1));
         let buf = Buf::pending(pblk);
+        self.insert(&buf, budget);
+        (buf, true)
+    }
+
+    /// A buffer to be read ahead, to be loaded by the caller; `None` where the block is cached. It does not count as asked for.
+    pub(super) fn insert_ahead(&mut self, pblk: Pblk, budget: usize) -> Option<Buf> {
+        if self.index.contains_key(&pblk.0) {
+            return None;
+        }
+        let buf = Buf::pending_ahead(pblk);
+        self.insert(&buf, budget);
+        Some(buf)
+    }
+
+    fn insert(&mut self, buf: &Buf, budget: usize) {
+        self.shrink(budget.saturating_sub(1));
         let slot = self.free.pop().unwrap_or_else(|| {
             self.slots.push(None);
             self.slots.len() - 1
         });
         self.slots[slot] = Some(buf.clone());
-        self.index.insert(pblk.0, slot);
-        (buf, true)
+        self.index.insert(buf.pblk().0, slot);
     }
 
     pub(super) fn remove(&mut self, buf: &Buf) {
@@ -71,11 +94,13 @@ impl Shard {
         while self.index.len() > most && steps > 0 {
             steps -= 1;
             self.hand = if self.hand + 1 < self.slots.len() { self.hand + 1 } else { 0 };
-            let evict = self.slots[self.hand].as_ref().is_some_and(|buf| !buf.is_held() && !buf.untouch());
-            if evict {
-                self.vacate(self.hand);
-                self.evictions += 1;
-            }
+            let Some(buf) = self.slots[self.hand].as_ref().filter(|buf| !buf.is_held() && !buf.untouch())
+            else {
+                continue;
+            };
+            self.ahead.lost += u32::from(buf.is_ahead());
+            self.vacate(self.hand);
+            self.evictions += 1;
         }
     }
 }

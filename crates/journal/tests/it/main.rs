@@ -1,6 +1,8 @@
 //! The journal on a simulated device.
 
 #[cfg(not(feature = "shuttle"))]
+mod ahead;
+#[cfg(not(feature = "shuttle"))]
 mod basic;
 mod common;
 #[cfg(not(feature = "shuttle"))]
