@@ -5,6 +5,7 @@
 //! | this one | blocks of a directory, lookup |
 //! | `tree` | walking a hash tree |
 //! | `list` | listing with stable positions |
+//! | `unindexed` | directories whose hash tree is damaged |
 //! | `change` | adding, removing, redirecting names |
 //! | `inline` | directories kept in their inode |
 //!
@@ -16,6 +17,7 @@ mod change;
 mod inline;
 mod list;
 mod tree;
+mod unindexed;
 
 use extant_format::dir::{self as records, DirError, DirLayout};
 use extant_format::htree::{self, DxKind, HtreeError};
@@ -121,8 +123,15 @@ impl Filesystem {
     pub(crate) fn dir_index(&self, dir: &Inode, lblk: Lblk, kind: DxKind) -> Result<Buf> {
         let buf = self.cache.read(self.dir_pblk(dir, lblk)?)?;
         buf.verify_once(|bytes| {
-            htree::verify_tail(&self.layout, bytes, kind, dir.csum_seed)
-                .map_err(|e| tree_error(dir, lblk, &e))
+            if kind == DxKind::Node && htree::kind_of(&self.layout, bytes) != Some(kind) {
+                return Err(tree_error(dir, lblk, &HtreeError::BadHead));
+            }
+            let place = Place::DirBlock { ino: dir.ino, lblk };
+            htree::verify_tail(&self.layout, bytes, kind, dir.csum_seed).map_err(|e| match e {
+                // Without them nothing says where the checksum is.
+                HtreeError::Limit { .. } | HtreeError::Count { .. } => Error::Checksum(place),
+                e => tree_error(dir, lblk, &e),
+            })
         })?;
         Ok(buf)
     }
@@ -150,7 +159,10 @@ impl Filesystem {
             return self.find_inline(dir, name);
         }
         if self.is_indexed(dir) && name != b"." && name != b".." {
-            return self.find_in_tree(dir, name);
+            match self.find_in_tree(dir, name) {
+                Err(e) if e.is_bad_index() => self.warn_of_index(dir, &e),
+                done => return done,
+            }
         }
         self.find_linear(dir, name)
     }
@@ -248,11 +260,22 @@ pub(crate) fn dir_error(dir: &Inode, lblk: Lblk, e: &DirError) -> Error {
     }
 }
 
-/// An index block that is damaged.
+/// An index block that is damaged. Where the kernel goes on without the index, so do we: see `unindexed`.
 pub(crate) fn tree_error(dir: &Inode, lblk: Lblk, e: &HtreeError) -> Error {
     let place = Place::DirBlock { ino: dir.ino, lblk };
     match e {
         HtreeError::Checksum { .. } | HtreeError::Leaf(DirError::Checksum { .. }) => Error::Checksum(place),
+        HtreeError::Reserved(_)
+        | HtreeError::HashVersion(_)
+        | HtreeError::InfoLength(_)
+        | HtreeError::Flags(_)
+        | HtreeError::Levels(_)
+        | HtreeError::Limit { .. }
+        | HtreeError::Count { .. }
+        | HtreeError::Order { .. } => Error::corrupt(place, CorruptKind::BadIndex(e.to_string().into())),
+        HtreeError::BadHead if lblk.0 == 0 => {
+            Error::corrupt(place, CorruptKind::BadIndex(e.to_string().into()))
+        }
         e => Error::corrupt(place, CorruptKind::Layout(e.to_string().into())),
     }
 }

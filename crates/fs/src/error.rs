@@ -145,6 +145,8 @@ pub enum CorruptKind {
     Dirent(&'static str, u32),
     /// A directory's hash tree is malformed.
     Htree(&'static str),
+    /// The same in a way that leaves the names readable from end to end, as the kernel reads them then.
+    BadIndex(Box<str>),
     /// A directory has a hole, or no first block.
     DirectoryHole,
     /// A directory's `..` does not lead to a directory that holds it.
@@ -186,6 +188,7 @@ impl fmt::Display for CorruptKind {
             Self::InlineData(what) => write!(f, "inline data: {what}"),
             Self::Symlink(what) => write!(f, "symbolic link: {what}"),
             Self::Orphans(what) => write!(f, "orphans: {what}"),
+            Self::BadIndex(what) => write!(f, "the index does not count: {what}"),
             Self::Map(what)
             | Self::Allocation(what)
             | Self::Layout(what)

@@ -76,6 +76,8 @@ pub struct Inode {
     pub(crate) sync_tid: AtomicU32,
     pub(crate) datasync_tid: AtomicU32,
     pub(crate) has_tid: AtomicBool,
+    /// It was said that the hash tree is damaged.
+    pub(crate) index_warned: AtomicBool,
     /// Looked for ACLs and found none (cleared by whoever stores one).
     pub(crate) no_acl: AtomicBool,
     /// Looked for file capabilities and found none (cleared by whoever stores an attribute of that namespace).
@@ -96,7 +98,8 @@ impl Inode {
         self.ino
     }
 
-    /// The inode's generation: number and generation together are never used twice.
+    /// The inode's generation: number and generation together are never used twice, unless somebody sets one
+    /// ([`Filesystem::set_generation`]). It stays the same while the inode is in memory; `Attr` has what is stored.
     #[must_use]
     pub const fn generation(&self) -> u32 {
         self.generation
@@ -279,6 +282,7 @@ impl Filesystem {
             sync_tid: AtomicU32::new(self.journal.committed_tid().0),
             datasync_tid: AtomicU32::new(self.journal.committed_tid().0),
             has_tid: AtomicBool::new(false),
+            index_warned: AtomicBool::new(false),
             no_acl: AtomicBool::new(false),
             no_file_caps: AtomicBool::new(false),
             block_size: self.geo.block_size(),

@@ -85,7 +85,10 @@ impl Filesystem {
             return Ok(Place::Free(plan));
         }
         if self.is_indexed(dir) {
-            return self.find_or_plan_in_tree(dir, name);
+            match self.find_or_plan_in_tree(dir, name) {
+                Err(e) if e.is_bad_index() => self.drop_index(dir, e)?,
+                done => return done,
+            }
         }
         let blocks = self.dir_blocks(dir);
         let mut room = None;
@@ -156,7 +159,7 @@ impl Filesystem {
     /// Refuses growth past `max_dir_size_kb`, past what i_size can hold, and past the last logical block.
     fn check_growth(&self, dir: &Inode, blocks: u32) -> Result<()> {
         let size = dir.size() + u64::from(blocks) * u64::from(self.geo.block_size());
-        let limit_kb = self.options().given.max_dir_size_kb;
+        let limit_kb = self.options().max_dir_size_kb;
         if limit_kb != 0 && dir.size() >= u64::from(limit_kb) * 1024 {
             return Err(Error::NoSpace);
         }

@@ -23,7 +23,7 @@ use crate::inode::Inode;
 /// The position before the first name.
 pub const START: u64 = 0;
 /// The position after the last name of a directory listed by hash.
-const END: u64 = i64::MAX as u64;
+pub(super) const END: u64 = i64::MAX as u64;
 /// How many leaves may hold names of one hash.
 const MAX_CHAIN: usize = 1024;
 
@@ -56,6 +56,18 @@ const fn position(major: u32, minor: u32) -> u64 {
     ((major >> 1) as u64) << 32 | minor as u64
 }
 
+/// The position of a name, before names of one position are told apart.
+pub(super) fn position_of(name: &[u8], hasher: &Hasher) -> u64 {
+    match name {
+        b"." => position(0, 0),
+        b".." => position(2, 0),
+        name => {
+            let hash = hasher.hash(name);
+            position(hash.major, hash.minor)
+        }
+    }
+}
+
 /// The hash to start looking at for a position.
 const fn major_of(position: u64) -> u32 {
     ((position >> 32) as u32) << 1
@@ -72,14 +84,7 @@ impl Batch {
         let part = self.parts.len() as u32;
         for record in records::entries(&layout, &bytes) {
             let record = record?;
-            let at = match record.name {
-                b"." => position(0, 0),
-                b".." => position(2, 0),
-                name => {
-                    let hash = hasher.hash(name);
-                    position(hash.major, hash.minor)
-                }
-            };
+            let at = position_of(record.name, hasher);
             self.order.push((at, part, record.offset));
         }
         self.parts.push((bytes, layout));
@@ -128,7 +133,7 @@ impl Filesystem {
         }
         let by_hash = self.has_dir_index().then(|| self.default_hasher()).flatten();
         match by_hash {
-            _ if self.is_indexed(dir) => self.list_tree(dir, from, sink),
+            _ if self.is_indexed(dir) => self.list_indexed(dir, from, sink),
             Some(hasher) if self.is_inline(dir) => self.list_inline_by_hash(dir, from, &hasher, sink),
             None if self.is_inline(dir) => self.list_inline(dir, from, sink),
             Some(hasher) if self.dir_blocks(dir) == 1 => {
@@ -143,7 +148,7 @@ impl Filesystem {
         }
     }
 
-    fn list_linear(&self, dir: &Inode, from: u64, sink: Sink<'_>) -> Result<()> {
+    pub(super) fn list_linear(&self, dir: &Inode, from: u64, sink: Sink<'_>) -> Result<()> {
         let blocks = self.dir_blocks(dir);
         let shift = self.geo.log_block_size();
         let first = u32::try_from(from >> shift).unwrap_or(u32::MAX);
@@ -170,13 +175,24 @@ impl Filesystem {
         Ok(())
     }
 
-    fn list_tree(&self, dir: &Inode, from: u64, sink: Sink<'_>) -> Result<()> {
+    /// By the tree; where that is damaged, by hash all the same, so that positions stay what they are.
+    fn list_indexed(&self, dir: &Inode, mut from: u64, sink: Sink<'_>) -> Result<()> {
+        match self.list_tree(dir, &mut from, sink) {
+            Err(e) if e.is_bad_index() => {
+                self.warn_of_index(dir, &e);
+                self.list_unindexed(dir, from, sink)
+            }
+            done => done,
+        }
+    }
+
+    /// `from` follows what has been handed out.
+    fn list_tree(&self, dir: &Inode, from: &mut u64, sink: Sink<'_>) -> Result<()> {
         let hasher = self.hasher_of(dir)?;
-        let mut path = self.probe(dir, major_of(from))?;
-        let mut from = from;
+        let mut path = self.probe(dir, major_of(*from))?;
         loop {
             let mut batch = Batch::default();
-            if from <= position(2, 0) {
+            if *from <= position(2, 0) {
                 // The root begins with `.` and `..`.
                 let root = self.dir_any(dir, Lblk(0))?;
                 batch.add(root.0.bytes(), root.1, &hasher).map_err(|e| dir_error(dir, Lblk(0), &e))?;
@@ -184,10 +200,10 @@ impl Filesystem {
             let next = self.gather(dir, &mut path, &hasher, &mut batch)?;
             batch.settle();
             let after = next.map_or(END, |hash| position(hash, 0));
-            if batch.emit(from, after, sink).is_break() || next.is_none() {
+            if batch.emit(*from, after, sink).is_break() || next.is_none() {
                 return Ok(());
             }
-            from = after.max(from);
+            *from = after.max(*from);
         }
     }
 
@@ -213,7 +229,10 @@ impl Filesystem {
                 next => return Ok(next.map(|n| n.hash)),
             }
         }
-        Err(Error::corrupt(Place::Inode(dir.ino), CorruptKind::Htree("too many leaves with one hash")))
+        Err(Error::corrupt(
+            Place::Inode(dir.ino),
+            CorruptKind::BadIndex("too many leaves with one hash".into()),
+        ))
     }
 
     fn list_inline_by_hash(&self, dir: &Inode, from: u64, hasher: &Hasher, sink: Sink<'_>) -> Result<()> {

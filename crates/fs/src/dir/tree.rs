@@ -76,7 +76,7 @@ impl Filesystem {
         let hasher = self.hasher(info.hash_version).ok_or_else(|| {
             Error::corrupt(
                 Place::DirBlock { ino: dir.ino, lblk: Lblk(0) },
-                CorruptKind::Htree("hash needs a key"),
+                CorruptKind::BadIndex("its hash needs a key".into()),
             )
         })?;
         Ok((root, info, hasher))
@@ -115,9 +115,12 @@ impl Filesystem {
             Ok::<_, Error>((index, view.count(), view.limit(), entry.map(|e| e.lblk)))
         })?;
         let (index, count, limit, child) = taken;
-        let child = child.filter(|c| c.0 != 0 && c.0 < self.dir_blocks(dir)).ok_or_else(|| {
-            Error::corrupt(Place::DirBlock { ino: dir.ino, lblk }, CorruptKind::Htree("entry leads outside"))
-        })?;
+        let place = Place::DirBlock { ino: dir.ino, lblk };
+        let child = child.filter(|c| c.0 < self.dir_blocks(dir));
+        let child = child.ok_or_else(|| Error::corrupt(place, CorruptKind::Htree("entry leads outside")))?;
+        if child.0 == 0 || child == lblk {
+            return Err(Error::corrupt(place, CorruptKind::BadIndex("an entry leads back".into())));
+        }
         Ok((Frame { buf, lblk, kind, index, count, limit }, child))
     }
 
@@ -136,7 +139,7 @@ impl Filesystem {
     pub(crate) fn advance(&self, dir: &Inode, path: &mut Path) -> Result<bool> {
         let Some(level) = path.frames.iter().rposition(|f| f.index + 1 < f.count) else { return Ok(false) };
         path.budget = path.budget.checked_sub(1).ok_or_else(|| {
-            Error::corrupt(Place::Inode(dir.ino), CorruptKind::Htree("more leaves than blocks"))
+            Error::corrupt(Place::Inode(dir.ino), CorruptKind::BadIndex("more leaves than blocks".into()))
         })?;
         let depth = path.frames.len();
         path.frames.truncate(level + 1);

@@ -10,6 +10,8 @@ mod content;
 #[cfg(not(feature = "shuttle"))]
 mod crash;
 #[cfg(not(feature = "shuttle"))]
+mod damaged_tree;
+#[cfg(not(feature = "shuttle"))]
 mod direct;
 #[cfg(feature = "shuttle")]
 mod explore;
@@ -29,6 +31,8 @@ mod quota;
 mod reading;
 #[cfg(not(feature = "shuttle"))]
 mod recover;
+#[cfg(not(feature = "shuttle"))]
+mod settings;
 #[cfg(not(feature = "shuttle"))]
 mod speed;
 #[cfg_attr(feature = "shuttle", expect(dead_code, reason = "the explored scenarios use a part of it"))]
