@@ -141,7 +141,7 @@ impl Inode {
         let device = matches!(self.kind, FileType::CharDevice | FileType::BlockDevice);
         Attr {
             ino: self.ino,
-            generation: self.generation,
+            generation: raw.generation,
             kind: self.kind,
             mode: raw.mode,
             nlink: raw.links_count.into(),
@@ -368,7 +368,7 @@ impl Filesystem {
 
     /// What statfs says, as the kernel counts.
     pub fn statfs(&self) -> StatFs {
-        let overhead = if self.options().given.minixdf { 0 } else { self.overhead };
+        let overhead = if self.options().minixdf { 0 } else { self.overhead };
         let space = self.alloc.statfs(overhead);
         let uuid = self.sb.lock().uuid();
         let half = |at: usize| {
@@ -439,6 +439,38 @@ impl Filesystem {
             if let Some(data) = inode.data.get() {
                 data.set_journalled(self.journals_data(inode));
             }
+            self.finish(handle, done, inode)?;
+            tid
+        };
+        self.settle(tid, self.is_sync(inode))
+    }
+
+    /// Changes `i_generation` (`EXT4_IOC_SETVERSION`). In core the inode keeps the one that it was read with
+    /// ([`Inode::generation`]) until it leaves the cache.
+    ///
+    /// # Errors
+    /// `NotPermitted`; `NotSupported` where checksums of metadata depend on it (the kernel answers ENOTTY); `ReadOnly`; damage.
+    pub fn set_generation(&self, inode: &InodeRef, generation: u32, cred: &Credentials) -> Result<()> {
+        if !cred.owns(inode.state().raw.uid) {
+            return Err(Error::NotPermitted);
+        }
+        if self.csum.has_metadata() {
+            return Err(Error::NotSupported(
+                "changing i_generation with metadata_csum, whose checksums depend on it",
+            ));
+        }
+        let _write = self.begin_write()?;
+        let tid = {
+            let _lock = inode.lock.write();
+            let mut handle = self.journal.start(1)?;
+            {
+                let mut state = inode.state();
+                state.raw.generation = generation;
+                state.raw.ctime = self.now();
+                state.raw.version = state.raw.version.wrapping_add(1);
+            }
+            let tid = handle.tid();
+            let done = self.write_inode(&mut handle, inode);
             self.finish(handle, done, inode)?;
             tid
         };

@@ -19,6 +19,7 @@ use crate::error::{Error, Result};
 use crate::filesystem::Filesystem;
 use crate::icache::InodeRef;
 use crate::inode::Inode;
+use crate::late_features::LateFeature;
 use crate::mutant::without;
 use crate::xattr::NewAttrs;
 
@@ -199,6 +200,7 @@ impl Filesystem {
         cred: &Credentials,
     ) -> Result<(InodeRef, Tid)> {
         let own = self.own_blocks(spec);
+        self.need_attrs(spec)?;
         self.quota_admit_new(dir, spec, plan.blocks(), own, cred)?;
         let mut blocks = self.reserve(u64::from(plan.blocks() + own), cred)?;
         let credits = plan.credits(self) + 6 + own * self.block_credits();
@@ -235,6 +237,11 @@ impl Filesystem {
             self.quota_admit(Self::quota_ids(dir), u64::from(dir_blocks), 0, cred)?;
         }
         Ok(())
+    }
+
+    /// Attributes want a feature.
+    fn need_attrs(&self, spec: &Spec<'_>) -> Result<()> {
+        if spec.attrs.is_empty() { Ok(()) } else { self.need_feature(LateFeature::ExtAttr) }
     }
 
     /// Blocks that the inode itself needs: a directory's first, a long target's, its attributes'.
@@ -482,6 +489,7 @@ impl Filesystem {
             let (mode, attrs) = self.inherit_acl(dir, FileType::Regular, mode & 0o7777, cred)?;
             let spec = Spec { kind: FileType::Regular, mode, attrs, i_block: None, target: &[] };
             let own = self.own_blocks(&spec);
+            self.need_attrs(&spec)?;
             self.quota_admit_new(dir, &spec, 0, own, cred)?;
             let mut blocks = self.reserve(u64::from(own), cred)?;
             let mut handle = self.journal.start(9 + own * self.block_credits())?;

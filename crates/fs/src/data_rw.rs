@@ -252,6 +252,7 @@ impl Filesystem {
             return Err(Error::FileTooBig);
         }
         let piece = &piece[..piece.len().min((most - at).min(usize::MAX as u64) as usize)];
+        self.need_size(at + piece.len() as u64)?;
         self.kill_privs(inode, flags.kill_suidgid, cred)?;
         let data = inode.data(self);
         data.set_rights(self, cred);
@@ -320,7 +321,8 @@ impl Filesystem {
         if size > self.max_file_size(inode) {
             return Err(Error::FileTooBig);
         }
-        if size == 0 && inode.size() > 0 && self.options().given.auto_da_alloc {
+        self.need_size(size)?;
+        if size == 0 && inode.size() > 0 && self.options().auto_da_alloc {
             inode.publish_at_close.store(true, Ordering::Release);
         }
         inode.data(self).set_rights(self, cred);

@@ -163,6 +163,7 @@ impl Filesystem {
         if self.is_inline(inode) || self.journals_data(inode) || self.may_become_inline(inode, end)? {
             return Ok(None);
         }
+        self.need_size(end)?;
         self.kill_privs(inode, flags.kill_suidgid, cred)?;
         let data = inode.data(self);
         data.set_rights(self, cred);

@@ -87,6 +87,9 @@ impl Filesystem {
         if mode != FallocateMode::PunchHole && range.end > self.max_file_size(inode) {
             return Err(Error::FileTooBig);
         }
+        if mode != FallocateMode::PunchHole && !keep_size {
+            self.need_size(range.end)?;
+        }
         self.kill_privs(inode, false, cred)?;
         self.make_blocks(inode, cred)?;
         if mode != FallocateMode::PunchHole && inode.map_kind() == MapKind::Indirect {

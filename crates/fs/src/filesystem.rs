@@ -78,6 +78,7 @@ pub struct Filesystem {
     /// Set by a mount for writing, where the filesystem has quota files.
     pub(crate) quotas: std::sync::OnceLock<crate::quota::Quotas>,
     pub(crate) shared_blocks: SharedBlocks,
+    pub(crate) late_features: crate::late_features::LateFeatures,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) gate: Gate,
     /// Rank 15: renames between directories.
@@ -396,7 +397,7 @@ impl Filesystem {
     /// `Stale`; damage.
     pub fn inode_generation(&self, ino: Ino, generation: u32) -> Result<InodeRef> {
         let inode = self.inode(ino)?;
-        if inode.generation() == generation { Ok(inode) } else { Err(Error::Stale) }
+        if inode.attr().generation == generation { Ok(inode) } else { Err(Error::Stale) }
     }
 }
 

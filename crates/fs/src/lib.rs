@@ -57,6 +57,7 @@ mod icache;
 mod inline;
 mod inline_data;
 mod inode;
+mod late_features;
 mod migrate;
 mod mmp;
 mod mount;
@@ -94,7 +95,7 @@ pub use mount::Setup;
 pub use mutant::Mutant;
 pub use open_file::{OpenFile, OpenMode};
 pub use options::{
-    AtimePolicy, DataMode, MountOptions, OnError, Presets, QuotaOptions, Resolved, WITHOUT_EFFECT,
+    AtimePolicy, DataMode, InitItable, MountOptions, OnError, Presets, QuotaOptions, Resolved, WITHOUT_EFFECT,
 };
 pub use paths::{File, ListedEntry, MAX_LINKS, OpenOptions, Paths, ReadDir};
 pub use quota::QuotaLimits;

@@ -109,6 +109,7 @@ impl Filesystem {
     /// `Incompatible` for features or options that are not supported; damage; the device's errors.
     pub fn open(device: Arc<dyn BlockDevice>, setup: Setup) -> Result<Arc<Self>> {
         let sb = bootstrap::read_super(&*device, setup.options.sb)?;
+        let setup = Setup { options: setup.options.over_superblock(&sb), ..setup };
         let read_only = setup.options.read_only || device.is_read_only();
         gate(&sb, &setup.options, read_only, device.size())?;
         let recovers = read_only && recovers_on_device(&device, &sb, &setup);
@@ -467,7 +468,7 @@ pub(crate) fn presets(sb: &Superblock) -> Presets {
     }
 }
 
-/// Options stored in the superblock (`s_mount_opts`) come before those given.
+/// The superblock's presets under the options; those that it stores (`s_mount_opts`) are among them already.
 fn resolve(sb: &Superblock, setup: &Setup) -> Result<Resolved> {
     setup.options.resolve(&presets(sb))
 }
@@ -553,6 +554,7 @@ pub(crate) fn build(
         orphans: Orphans::new(),
         quotas: std::sync::OnceLock::new(),
         shared_blocks: SharedBlocks::new(),
+        late_features: crate::late_features::LateFeatures::missing(features),
         clock: Arc::clone(&setup.clock),
         gate: Gate::new(),
         rename_lock: rename_lock(),

@@ -43,6 +43,21 @@ pub enum DataMode {
     Journal,
 }
 
+/// Whether uninitialised inode tables are zeroed in the background, and how hard.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum InitItable {
+    /// `noinit_itable`
+    Off,
+    /// `init_itable=N`: after each table it waits N times as long as the zeroing took.
+    Multiplier(u32),
+}
+
+impl Default for InitItable {
+    fn default() -> Self {
+        Self::Multiplier(10)
+    }
+}
+
 /// Which quotas the options ask to keep.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct QuotaOptions {
@@ -63,7 +78,7 @@ pub struct QuotaOptions {
 }
 
 /// Every mount option. Options that the superblock may preset are `Option`s until [`MountOptions::resolve`].
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MountOptions {
     /// `ro`.
     pub read_only: bool,
@@ -94,11 +109,11 @@ pub struct MountOptions {
     /// `delalloc` / `nodelalloc`.
     pub delalloc: Option<bool>,
     /// `auto_da_alloc` / `noauto_da_alloc`: flush a replaced file before its rename commits.
-    pub auto_da_alloc: bool,
+    pub auto_da_alloc: Option<bool>,
     /// `minixdf`: statfs counts the filesystem's own overhead as capacity.
-    pub minixdf: bool,
-    /// `init_itable=N` multiplier, or `None` for `noinit_itable`.
-    pub init_itable: Option<u32>,
+    pub minixdf: Option<bool>,
+    /// `init_itable=`, `noinit_itable`.
+    pub init_itable: Option<InitItable>,
     /// `journal_path=`: external journal.
     pub journal_path: Option<PathBuf>,
     /// `stripe=` blocks.
@@ -116,67 +131,25 @@ pub struct MountOptions {
     /// `nodiratime`.
     pub nodiratime: bool,
     /// `max_dir_size_kb=`; 0 is no limit.
-    pub max_dir_size_kb: u32,
+    pub max_dir_size_kb: Option<u32>,
     /// `inode_readahead_blks=`.
-    pub inode_readahead_blks: u32,
+    pub inode_readahead_blks: Option<u32>,
     /// `max_batch_time=` microseconds an fsync may wait for others to join its commit.
-    pub max_batch_time_us: u32,
+    pub max_batch_time_us: Option<u32>,
     /// `min_batch_time=` microseconds.
-    pub min_batch_time_us: u32,
+    pub min_batch_time_us: Option<u32>,
     /// `block_validity` / `noblock_validity`.
     pub block_validity: Option<bool>,
     /// `mbcache` / `no_mbcache`: share extended-attribute blocks of equal content.
-    pub mbcache: bool,
+    pub mbcache: Option<bool>,
     /// `data_err=abort`.
-    pub data_err_abort: bool,
+    pub data_err_abort: Option<bool>,
     /// `journal_checksum`.
     pub journal_checksum: Option<bool>,
     /// `debug`: accepted, reported in messages.
     pub debug: bool,
     /// `cache_size=` bytes of page cache and metadata cache (Extant's own; k, m, g suffixes).
     pub cache_size: Option<u64>,
-}
-
-impl Default for MountOptions {
-    fn default() -> Self {
-        Self {
-            read_only: false,
-            noload: false,
-            sb: None,
-            errors: None,
-            commit: None,
-            data: None,
-            barrier: None,
-            acl: None,
-            user_xattr: None,
-            resuid: None,
-            resgid: None,
-            grpid: None,
-            discard: None,
-            delalloc: None,
-            auto_da_alloc: true,
-            minixdf: false,
-            init_itable: Some(10),
-            journal_path: None,
-            stripe: None,
-            quota: QuotaOptions::default(),
-            lazytime: false,
-            sync: false,
-            dirsync: false,
-            atime: AtimePolicy::Relatime,
-            nodiratime: false,
-            max_dir_size_kb: 0,
-            inode_readahead_blks: 32,
-            max_batch_time_us: 15_000,
-            min_batch_time_us: 0,
-            block_validity: None,
-            mbcache: true,
-            data_err_abort: false,
-            journal_checksum: None,
-            debug: false,
-            cache_size: None,
-        }
-    }
 }
 
 /// Options that are accepted and change nothing, each with the reason.
@@ -264,6 +237,18 @@ pub struct Resolved {
     pub delalloc: bool,
     /// `stripe=` blocks, 0 for none.
     pub stripe: u32,
+    /// `auto_da_alloc`.
+    pub auto_da_alloc: bool,
+    /// `minixdf`.
+    pub minixdf: bool,
+    /// `init_itable=`.
+    pub init_itable: InitItable,
+    /// `max_dir_size_kb=`; 0 is no limit.
+    pub max_dir_size_kb: u32,
+    /// `inode_readahead_blks=`.
+    pub inode_readahead_blks: u32,
+    /// `mbcache`.
+    pub mbcache: bool,
     /// Everything that the superblock does not preset.
     pub given: MountOptions,
 }
@@ -324,12 +309,12 @@ impl MountOptions {
             "nodiscard" => self.discard = Some(false),
             "delalloc" => self.delalloc = Some(true),
             "nodelalloc" => self.delalloc = Some(false),
-            "auto_da_alloc" => self.auto_da_alloc = true,
-            "noauto_da_alloc" => self.auto_da_alloc = false,
-            "minixdf" => self.minixdf = true,
-            "bsddf" => self.minixdf = false,
-            "init_itable" => self.init_itable = Some(10),
-            "noinit_itable" => self.init_itable = None,
+            "auto_da_alloc" => self.auto_da_alloc = Some(true),
+            "noauto_da_alloc" => self.auto_da_alloc = Some(false),
+            "minixdf" => self.minixdf = Some(true),
+            "bsddf" => self.minixdf = Some(false),
+            "init_itable" => self.init_itable = Some(InitItable::default()),
+            "noinit_itable" => self.init_itable = Some(InitItable::Off),
             "quota" | "usrquota" | "uquota" => self.quota.user = true,
             "grpquota" | "gquota" => self.quota.group = true,
             "prjquota" | "pquota" => self.quota.project = true,
@@ -346,8 +331,8 @@ impl MountOptions {
             "diratime" => self.nodiratime = false,
             "block_validity" => self.block_validity = Some(true),
             "noblock_validity" => self.block_validity = Some(false),
-            "mbcache" => self.mbcache = true,
-            "no_mbcache" | "nombcache" => self.mbcache = false,
+            "mbcache" => self.mbcache = Some(true),
+            "no_mbcache" | "nombcache" => self.mbcache = Some(false),
             "journal_checksum" => self.journal_checksum = Some(true),
             "debug" => self.debug = true,
             _ => return false,
@@ -377,10 +362,10 @@ impl MountOptions {
                 });
             }
             "barrier" => self.barrier = Some(number(v, word)? != 0),
-            "auto_da_alloc" => self.auto_da_alloc = number(v, word)? != 0,
+            "auto_da_alloc" => self.auto_da_alloc = Some(number(v, word)? != 0),
             "resuid" => self.resuid = Some(number32(v, word)?),
             "resgid" => self.resgid = Some(number32(v, word)?),
-            "init_itable" => self.init_itable = Some(number32(v, word)?),
+            "init_itable" => self.init_itable = Some(InitItable::Multiplier(number32(v, word)?)),
             "journal_path" => self.journal_path = Some(PathBuf::from(v)),
             "stripe" => self.stripe = Some(number32(v, word)?),
             "usrjquota" => self.quota.user_file = some_text(v),
@@ -389,16 +374,16 @@ impl MountOptions {
                 "vfsold" | "vfsv0" | "vfsv1" => self.quota.format = Some(v.to_owned()),
                 _ => return Err(bad_value(word)),
             },
-            "max_dir_size_kb" => self.max_dir_size_kb = number32(v, word)?,
+            "max_dir_size_kb" => self.max_dir_size_kb = Some(number32(v, word)?),
             "inode_readahead_blks" => {
                 let n = number32(v, word)?;
                 if n != 0 && (!n.is_power_of_two() || n > 1 << 30) {
                     return Err(bad_value(word));
                 }
-                self.inode_readahead_blks = n;
+                self.inode_readahead_blks = Some(n);
             }
-            "max_batch_time" => self.max_batch_time_us = number32(v, word)?,
-            "min_batch_time" => self.min_batch_time_us = number32(v, word)?,
+            "max_batch_time" => self.max_batch_time_us = Some(number32(v, word)?),
+            "min_batch_time" => self.min_batch_time_us = Some(number32(v, word)?),
             "journal_ioprio" => {
                 if number(v, word)? > 7 {
                     return Err(bad_value(word));
@@ -408,8 +393,8 @@ impl MountOptions {
                 number(v, word)?;
             }
             "data_err" => match v {
-                "abort" => self.data_err_abort = true,
-                "ignore" => self.data_err_abort = false,
+                "abort" => self.data_err_abort = Some(true),
+                "ignore" => self.data_err_abort = Some(false),
                 _ => return Err(bad_value(word)),
             },
             "cache_size" => self.cache_size = Some(size(v, word)?),
@@ -460,6 +445,12 @@ impl MountOptions {
             discard: self.discard.unwrap_or(bits & default_opt::DISCARD != 0),
             delalloc: self.delalloc.unwrap_or(bits & default_opt::NODELALLOC == 0),
             stripe: self.stripe.unwrap_or(presets.stripe),
+            auto_da_alloc: self.auto_da_alloc.unwrap_or(true),
+            minixdf: self.minixdf.unwrap_or(false),
+            init_itable: self.init_itable.unwrap_or_default(),
+            max_dir_size_kb: self.max_dir_size_kb.unwrap_or(0),
+            inode_readahead_blks: self.inode_readahead_blks.unwrap_or(32),
+            mbcache: self.mbcache.unwrap_or(true),
             given: self.clone(),
         })
     }
@@ -500,5 +491,6 @@ fn some_text(v: &str) -> Option<String> {
     (!v.is_empty()).then(|| v.to_owned())
 }
 
+pub(crate) mod stored;
 #[cfg(test)]
 mod tests;

@@ -211,7 +211,7 @@ impl Filesystem {
 
     /// Whether a file with unwritten content takes another's name, and such content must be on the device before the rename is.
     fn replaces_unpublished(&self, cast: &Cast) -> bool {
-        cast.target.is_some() && cast.source.has_dirty_data() && self.options().given.auto_da_alloc
+        cast.target.is_some() && cast.source.has_dirty_data() && self.options().auto_da_alloc
     }
 
     fn find_cast(&self, ends: Ends<'_>) -> Result<Cast> {

@@ -116,7 +116,9 @@ impl Filesystem {
         if *self.mount.frozen.lock() {
             return Err(Error::Busy);
         }
-        let resolved = options.resolve(&crate::mount::presets(&self.superblock()))?;
+        let sb = self.superblock();
+        let options = options.over_superblock(&sb);
+        let resolved = options.resolve(&crate::mount::presets(&sb))?;
         let refuse = |why: &str| Err(Error::Incompatible(why.into()));
         match (self.mode(), options.read_only) {
             (Mode::ReadOnly, false) if self.dev_read_only => {

@@ -187,7 +187,9 @@ impl Adapter {
         let attr = inode.attr();
         EntryOut {
             nodeid: node_of(attr.ino),
-            generation: u64::from(attr.generation),
+            // One that a client sets shows up when the kernel has forgotten the inode: it takes an inode whose generation
+            // changes for another one, and open files of it would break.
+            generation: u64::from(inode.generation()),
             entry_valid: self.options.ttl.as_secs(),
             attr_valid: self.options.ttl.as_secs(),
             entry_valid_nsec: self.options.ttl.subsec_nanos(),

@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::filesystem::Filesystem;
 use crate::icache::InodeRef;
 use crate::inode::Inode;
+use crate::late_features::LateFeature;
 
 /// How setting treats an attribute that exists or does not.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -203,6 +204,9 @@ impl Filesystem {
         value: Option<&[u8]>,
         cred: &Credentials,
     ) -> Result<()> {
+        if value.is_some() {
+            self.need_feature(LateFeature::ExtAttr)?;
+        }
         let (blocks, mut credits) = self.xattr_needs(value.map_or(0, <[u8]>::len));
         if self.has_ea_inode() {
             // A block that is shared or freed changes the references of all values that it names.

@@ -230,7 +230,7 @@ impl Filesystem {
     }
 
     fn remember_block(&self, hash: u32, pblk: Pblk) {
-        if hash != 0 && self.options().given.mbcache {
+        if hash != 0 && self.options().mbcache {
             self.shared_blocks.remember(hash, pblk);
         }
     }
@@ -259,7 +259,7 @@ impl Filesystem {
 
     /// Finds a block with the content of `bytes` (whatever its count) and counts one more inode.
     fn join_block(&self, handle: &mut Handle, hash: u32, bytes: &[u8]) -> Result<Option<Pblk>> {
-        if hash == 0 || !self.options().given.mbcache {
+        if hash == 0 || !self.options().mbcache {
             return Ok(None);
         }
         let Some(pblk) = self.shared_blocks.find(hash) else { return Ok(None) };

@@ -25,6 +25,11 @@ mod command {
     pub(super) const FS_GETVERSION: u32 = 0x8008_7601;
     pub(super) const FS_GETVERSION_32: u32 = 0x8004_7601;
     pub(super) const EXT4_GETVERSION: u32 = 0x8008_6603;
+    pub(super) const EXT4_GETVERSION_32: u32 = 0x8004_6603;
+    pub(super) const FS_SETVERSION: u32 = 0x4008_7602;
+    pub(super) const FS_SETVERSION_32: u32 = 0x4004_7602;
+    pub(super) const EXT4_SETVERSION: u32 = 0x4008_6604;
+    pub(super) const EXT4_SETVERSION_32: u32 = 0x4004_6604;
     pub(super) const FS_GETFSLABEL: u32 = 0x8100_9431;
     pub(super) const FS_SETFSLABEL: u32 = 0x4100_9432;
     pub(super) const FITRIM: u32 = 0xc018_5879;
@@ -156,8 +161,20 @@ impl Adapter {
                 self.attributes_changed(req.node());
                 Ok(Vec::new())
             }
-            command::FS_GETVERSION | command::FS_GETVERSION_32 | command::EXT4_GETVERSION => {
-                Ok(inode.generation().to_ne_bytes().to_vec())
+            command::FS_GETVERSION
+            | command::FS_GETVERSION_32
+            | command::EXT4_GETVERSION
+            | command::EXT4_GETVERSION_32 => Ok(inode.attr().generation.to_ne_bytes().to_vec()),
+            command::FS_SETVERSION
+            | command::FS_SETVERSION_32
+            | command::EXT4_SETVERSION
+            | command::EXT4_SETVERSION_32 => {
+                let (generation, _) = u32::read_from_prefix(data).map_err(|_| Errno::INVAL)?;
+                match self.fs.set_generation(&inode, generation, &cred) {
+                    // The kernel's answer where metadata has checksums.
+                    Err(extant::Error::NotSupported(_)) => Err(Errno::NOTTY),
+                    done => done.map_err(fail).map(|()| Vec::new()),
+                }
             }
             command::FS_GETFSLABEL => {
                 let mut label = self.fs.label();

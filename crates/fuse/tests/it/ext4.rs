@@ -140,3 +140,48 @@ fn an_inode_without_a_name_lives_while_the_kernel_knows_it() {
     finish(mount, &adapter);
     oracle::assert_clean(&image);
 }
+
+const GENERATION: &str = "
+import fcntl, os, struct, sys
+path, set_it, value = sys.argv[1:]
+file = os.open(path, os.O_RDONLY)
+try:
+    if set_it == 'set':
+        fcntl.ioctl(file, 0x40086604, struct.pack('II', int(value), 0))
+    else:
+        found = struct.unpack('II', fcntl.ioctl(file, 0x80087601, bytes(8)))[0]
+        sys.exit(0 if found == int(value) else 1)
+except OSError as e:
+    sys.exit(e.errno)
+";
+
+/// `EXT4_IOC_SETVERSION`; and an open file outlives it.
+#[test]
+fn a_generation_is_set_through_a_mount() {
+    if !may_mount("a_generation_is_set_through_a_mount") {
+        return;
+    }
+    need!(env::tools(&["mke2fs", "python3", "e2fsck"]));
+    let scratch = env::scratch();
+    for (features, expected) in [("-t ext4 -O ^metadata_csum", 0), ("-t ext4", 25)] {
+        let image = scratch.sparse("image", 16 << 20);
+        oracle::mke2fs(&image, 16 << 20, features);
+        let (mount, adapter) = mounted(&image, "rw");
+        let path = mount.join("f");
+        fs::write(&path, b"text").unwrap();
+        let open = File::open(&path).unwrap();
+        let ask = |what: &str, value: &str| {
+            let mut python = oracle::command("python3");
+            python.args(["-c", GENERATION]).arg(&path).args([what, value]);
+            oracle::run(&mut python).status
+        };
+        assert_eq!(ask("set", "4000000000"), expected, "{features}");
+        assert_eq!(ask("get", "4000000000"), i32::from(expected != 0), "{features}");
+        assert_eq!(fs::read(&path).unwrap(), b"text");
+        assert_eq!(open.metadata().unwrap().len(), 4, "the open file is the same");
+        drop(open);
+        finish(mount, &adapter);
+        oracle::assert_clean(&image);
+        fs::remove_file(&image).unwrap();
+    }
+}
