@@ -309,8 +309,8 @@ impl Filesystem {
         }))
     }
 
-    /// The block of the device that holds block `lblk` of a regular file, as FIBMAP and swapon(2) ask for it: content in memory is
-    /// written first. `None` for a hole, an unwritten block, and content in the inode.
+    /// The block of the device that is allocated for block `lblk` of a regular file, as swapon(2) asks for it: content in memory
+    /// is written first, and an unwritten block has its place too. `None` for a hole and content in the inode.
     ///
     /// # Errors
     /// `IsDirectory`, `Invalid`; the device's; damage.
@@ -324,8 +324,8 @@ impl Filesystem {
             }
             let lblk = u32::try_from(lblk).ok().filter(|_| !self.is_inline(inode));
             match lblk.map(|lblk| self.map_lookup(inode, Lblk(lblk), 1)).transpose()? {
-                Some(Run::Mapped { pblk, unwritten: false, .. }) => Ok(Some(pblk)),
-                _ => Ok(None),
+                Some(Run::Mapped { pblk, .. }) => Ok(Some(pblk)),
+                Some(Run::Hole { .. }) | None => Ok(None),
             }
         }))
     }

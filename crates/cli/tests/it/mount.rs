@@ -1,6 +1,7 @@
 //! The commands that mount and unmount, as they are used: signals, exit statuses, remounts, mount(8) and fstab(5), a plain
 //! user, and where errors go that come later.
 
+use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
@@ -427,29 +428,66 @@ fn a_plain_user() {
     assert_clean(&image);
 }
 
+/// Has pages of its own memory paged out and reads them back; says how many KiB were out. Random content, so that none is kept
+/// compressed in memory.
+const PAGED_OUT: &str = "
+import mmap, random
+pages = [b'swapped by extant' + random.Random(n).randbytes(4079) for n in range(1024)]
+memory = mmap.mmap(-1, len(pages) * 4096, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+memory.write(b''.join(pages))
+memory.madvise(21)  # MADV_PAGEOUT
+out = [line.split()[1] for line in open('/proc/self/status') if line.startswith('VmSwap')]
+assert memory[:] == b''.join(pages)
+print(out[0])
+";
+
 /// The kernel asks where a swap file's blocks are, and then reads and writes them by itself; nobody may change it meanwhile.
+/// Written blocks serve and unwritten ones of fallocate(2), holes do not.
 #[test]
 fn a_swap_file() {
-    need!(may_mount(), env::tools(&["mkswap", "swapon", "swapoff"]));
+    need!(may_mount(), env::tools(&["mkswap", "swapon", "swapoff", "fallocate", "python3", "debugfs"]));
     let (_dir, image) = image("-t ext4 -b 4096");
     let mount = Mounted::new(&image, "attach=loop");
-    let path = mount.path().join("swap");
-    fs::write(&path, vec![0; 8 << 20]).unwrap();
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
-    good(Command::new("mkswap").arg(&path));
-    let holes = File::create(mount.path().join("holes")).unwrap();
-    holes.set_len(8 << 20).unwrap();
-    good(Command::new("mkswap").arg(mount.path().join("holes")));
-    assert!(!run(Command::new("swapon").arg(mount.path().join("holes"))).status.success(), "it has holes");
-    drop(holes);
-    good(Command::new("swapon").arg(&path));
-    let busy = fs::OpenOptions::new().write(true).open(&path).and_then(|f| f.write_all_at(b"x", 0));
-    let removed = fs::remove_file(&path);
-    good(Command::new("swapoff").arg(&path));
-    assert_eq!(busy.unwrap_err().raw_os_error(), Some(26), "ETXTBSY");
-    assert_eq!(removed.unwrap_err().raw_os_error(), Some(1), "EPERM");
+    let [written, unwritten, holes] = ["written", "unwritten", "holes"].map(|name| mount.path().join(name));
+    fs::write(&written, vec![0; 6 << 20]).unwrap();
+    good(Command::new("fallocate").args(["-l", "6MiB"]).arg(&unwritten));
+    File::create(&holes).unwrap().set_len(6 << 20).unwrap();
+    for path in [&written, &unwritten, &holes] {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap();
+        good(Command::new("mkswap").arg(path));
+    }
+    assert!(!run(Command::new("swapon").arg(&holes)).status.success(), "it has holes");
+    for path in [&written, &unwritten] {
+        good(Command::new("swapon").args(["-p", "32767"]).arg(path));
+        let busy = fs::OpenOptions::new().write(true).open(path).and_then(|f| f.write_all_at(b"x", 0));
+        let removed = fs::remove_file(path);
+        let paged = run(Command::new("python3").args(["-c", PAGED_OUT]));
+        good(Command::new("swapoff").arg(path));
+        assert_eq!(busy.unwrap_err().raw_os_error(), Some(26), "ETXTBSY");
+        assert_eq!(removed.unwrap_err().raw_os_error(), Some(1), "EPERM");
+        let out = String::from_utf8_lossy(&paged.stdout).trim().parse::<u32>();
+        assert!(paged.status.success() && out.is_ok_and(|kib| kib > 0), "{paged:?}");
+    }
     mount.unmount();
     assert_clean(&image);
+    swapped_lies_in(&image, &["written", "unwritten"]);
+}
+
+/// What [`PAGED_OUT`] had swapped lies in blocks of each of these files, and nowhere else.
+fn swapped_lies_in(image: &Path, names: &[&str]) {
+    let blocks = |name: &&str| -> HashSet<usize> {
+        let said = oracle::debugfs(image, &[&format!("blocks {name}")]);
+        said.split_whitespace().filter_map(|word| word.parse().ok()).collect()
+    };
+    let files: Vec<HashSet<usize>> = names.iter().map(blocks).collect();
+    let content = fs::read(image).unwrap();
+    let is_swapped = |block: &[u8]| block.starts_with(b"swapped by extant");
+    let swapped: Vec<usize> =
+        content.chunks(4096).enumerate().filter(|(_, b)| is_swapped(b)).map(|(at, _)| at).collect();
+    assert!(swapped.iter().all(|at| files.iter().any(|file| file.contains(at))), "{swapped:?} {files:?}");
+    for (name, file) in names.iter().zip(&files) {
+        assert!(swapped.iter().any(|at| file.contains(at)), "{name}: {swapped:?} {file:?}");
+    }
 }
 
 /// What goes wrong after the mount is said to syslog, and stays in the superblock for `extant info`.

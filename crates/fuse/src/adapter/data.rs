@@ -185,7 +185,8 @@ impl Adapter {
         self.file(args.fh)?.seek(args.offset, kind).map_err(|e| errno(&e))
     }
 
-    /// The block of the mount's device, in units of `args.blocksize` bytes. The kernel reads and writes swap files there.
+    /// The block of the mount's device, in units of `args.blocksize` bytes. The kernel reads and writes swap files there, and
+    /// one made by fallocate(2) is to serve: an unwritten block is answered with its place, where ext4's FIBMAP says 0.
     pub(super) fn do_bmap(&self, req: &Request<'_>, args: &BmapIn) -> Result<BmapOut, Errno> {
         let offset = self.options.device_offset.ok_or(Errno::NOSYS)?;
         let inode = self.inode(req.node())?;
