@@ -8,7 +8,7 @@ use extant_format::{Incompat, Pblk, RoCompat};
 use extant_sync::atomic::Ordering;
 
 use crate::cred::{Caps, Credentials};
-use crate::error::{Error, Result, errno};
+use crate::error::{Error, Result};
 use crate::filesystem::{Filesystem, Mode};
 use crate::freeze::Level;
 use crate::options::MountOptions;
@@ -189,7 +189,7 @@ impl Filesystem {
             ShutdownMode::NoFlush => Ok(()),
         };
         self.set_mode(Mode::Shutdown);
-        self.journal.abort(errno::EIO);
+        self.journal.stop();
         if how == ShutdownMode::Sync {
             // Whoever waited at the gates is told.
             self.gate.open();

@@ -15,6 +15,9 @@ use crate::running::{MOST_ROOM, Refused, Running};
 use crate::thread::CommitThread;
 use crate::{BlockCache, Error, Handle, JournalOptions, LogPlace, Result};
 
+/// What a journal is aborted with that was stopped on request.
+const ESHUTDOWN: i32 = 108;
+
 /// Hears from the journal.
 pub trait CommitObserver: Send + Sync {
     /// Transaction `tid` is durable: blocks that it freed may be used again. Called by the thread that commits, before
@@ -317,7 +320,15 @@ impl Journal {
     /// Ends all writing: nothing that is not durable yet will ever be. Every waiter wakes with an error, the journal stays so
     /// until it is opened anew. Only sets flags and wakes; may be called with any lock below rank 110.
     pub fn abort(&self, errno: i32) {
-        let errno = if errno == 0 { 5 } else { errno };
+        self.end_writing(if errno == 0 { 5 } else { errno });
+    }
+
+    /// The same because somebody asked for it: no error is recorded in the journal for who mounts next.
+    pub fn stop(&self) {
+        self.end_writing(ESHUTDOWN);
+    }
+
+    fn end_writing(&self, errno: i32) {
         if self.aborted.compare_exchange(0, errno, Ordering::AcqRel, Ordering::Acquire).is_err() {
             return;
         }
@@ -332,7 +343,7 @@ impl Journal {
         self.thread.wake();
     }
 
-    /// Whether [`Self::abort`] has been called.
+    /// Whether [`Self::abort`] or [`Self::stop`] has been called.
     #[must_use]
     pub fn is_aborted(&self) -> bool {
         self.aborted.load(Ordering::Acquire) != 0
@@ -546,7 +557,7 @@ impl Journal {
     fn record_errno(&self) {
         let errno = self.aborted.load(Ordering::Acquire);
         let Some(log) = &self.log else { return };
-        if errno == 0 || self.errno_recorded.swap(true, Ordering::AcqRel) {
+        if errno == 0 || errno == ESHUTDOWN || self.errno_recorded.swap(true, Ordering::AcqRel) {
             return;
         }
         let mut sb = log.superblock.lock();

@@ -169,6 +169,7 @@ fn the_kinds_of_shutdown() {
         assert!(fs.unmount().is_err(), "nobody takes it for an orderly end");
         drop((late, fs));
         assert_eq!(wants_recovery(&image), how != ShutdownMode::Sync, "{how:?}");
+        assert!(!wants_check(&image), "{how:?}: it was asked for, nothing is wrong");
         let fs = open_rw(&image);
         assert_eq!(read(&fs, b"synced").as_deref(), Some(&b"s"[..]));
         let late = read(&fs, b"late");
@@ -180,7 +181,16 @@ fn the_kinds_of_shutdown() {
         fs.unmount().unwrap();
         drop(fs);
         assert_clean(&image);
+        assert!(!wants_check(&image), "{how:?}");
     }
+}
+
+/// Whether the journal or the superblock says that something went wrong.
+fn wants_check(image: &Path) -> bool {
+    let header = oracle::dumpe2fs_header(image);
+    header
+        .iter()
+        .any(|(name, value)| name == "Journal errno" || name == "Filesystem state" && value != "clean")
 }
 
 const OLD: &[u8] = b"the old content";
