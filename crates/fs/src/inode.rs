@@ -240,7 +240,7 @@ impl Filesystem {
 
     fn read_inode(&self, ino: Ino, cache: Weak<InodeCache>) -> Result<Inode> {
         let table = self.inode_place(ino)?;
-        let buf = self.cache.read_around(table.0, self.options().given.inode_readahead_blks)?;
+        let buf = self.cache.read_around(table.0, self.options().inode_readahead_blks)?;
         let raw = buf.with(|bytes| self.inode_format.read(ino, &bytes[table.1..]))?;
         // An orphan of the list keeps the next one in i_dtime, so that field says nothing here.
         if raw.links_count == 0 && (raw.mode == 0 || !self.reads_dead(ino)) {
