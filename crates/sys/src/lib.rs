@@ -7,6 +7,7 @@ pub mod fuse;
 mod fuse_ring;
 pub mod loopdev;
 mod mem;
+mod mem_file;
 pub mod namespace;
 mod owned_guard;
 mod page_pool;
@@ -14,6 +15,7 @@ pub mod seccomp;
 
 pub use fuse_ring::{Delivered, FuseSeat};
 pub use mem::{MemSlice, preadv, pwritev, writev};
+pub use mem_file::MemFile;
 pub use owned_guard::{Acquire, OwnedGuard};
 pub use page_pool::{PageMem, PagePool};
 

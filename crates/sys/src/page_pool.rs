@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 
 use crate::MemSlice;
+use crate::mem_file::MemFile;
 
 /// Bytes of a piece: what a processor maps with one entry, so that touching it first costs one fault, not 512.
 const SLAB: usize = 2 << 20;
@@ -32,10 +33,16 @@ unsafe impl Send for Free {}
 /// The memory of one page. Its content is whatever the last owner left: never show it before it is filled.
 pub struct PageMem {
     ptr: NonNull<u8>,
-    pool: Arc<Inner>,
+    home: Home,
 }
 
-// SAFETY: the memory is owned by this value alone and only reached through `MemSlice`, whose accesses may race.
+/// Whose memory it is.
+enum Home {
+    Pool(Arc<Inner>),
+    File(Arc<MemFile>),
+}
+
+// SAFETY: the memory lives as long as its home, and is only reached through `MemSlice`, whose accesses may race.
 unsafe impl Send for PageMem {}
 // SAFETY: as above.
 unsafe impl Sync for PageMem {}
@@ -66,7 +73,7 @@ impl PagePool {
             free.grow(self.0.page_size);
         }
         let ptr = free.pages.pop().expect("just grown");
-        PageMem { ptr, pool: Arc::clone(&self.0) }
+        PageMem { ptr, home: Home::Pool(Arc::clone(&self.0)) }
     }
 
     /// Appends memory for `count` pages to `into`.
@@ -76,7 +83,7 @@ impl PagePool {
             free.grow(self.0.page_size);
         }
         let from = free.pages.len() - count;
-        into.extend(free.pages.drain(from..).rev().map(|ptr| PageMem { ptr, pool: Arc::clone(&self.0) }));
+        into.extend(free.pages.drain(from..).rev().map(|ptr| PageMem { ptr, home: Home::Pool(Arc::clone(&self.0)) }));
     }
 
     /// Pages that can be taken without asking the system for memory.
@@ -150,22 +157,41 @@ impl Drop for Inner {
 }
 
 impl PageMem {
+    /// A page of a memory file's view.
+    pub(crate) fn of_file(ptr: NonNull<u8>, file: Arc<MemFile>) -> Self {
+        Self { ptr, home: Home::File(file) }
+    }
+
+    /// Whether it is a page of a memory file, which programs may have mapped.
+    #[must_use]
+    #[inline]
+    pub fn is_of_file(&self) -> bool {
+        matches!(self.home, Home::File(_))
+    }
+
     /// The memory.
     #[must_use]
     #[inline]
     pub fn mem(&self) -> MemSlice<'_> {
+        let len = match &self.home {
+            Home::Pool(pool) => pool.page_size,
+            Home::File(file) => file.page_size(),
+        };
         // SAFETY:
-        // - The pointer is to `page_size` bytes of a slab, which lives as long as the pool, which `self` keeps alive.
-        // - They belong to `self` alone, and no reference into them is ever made: this is the only access.
-        // - They are initialised: the system hands out zeroes.
-        unsafe { MemSlice::from_raw(self.ptr.as_ptr(), self.pool.page_size) }
+        // - The pointer is to a page of a slab or of a window, which lives as long as the home, which `self` keeps alive.
+        // - No reference into it is ever made: a page of the pool belongs to `self` alone, one of a file is shared with others
+        //   that only reach it through `MemSlice`, the kernel, or a program's mapping.
+        // - It is initialised: the system hands out zeroes.
+        unsafe { MemSlice::from_raw(self.ptr.as_ptr(), len) }
     }
 }
 
 impl Drop for PageMem {
     fn drop(&mut self) {
-        let mut free = self.pool.free.lock().unwrap_or_else(PoisonError::into_inner);
-        free.pages.push(self.ptr);
+        if let Home::Pool(pool) = &self.home {
+            let mut free = pool.free.lock().unwrap_or_else(PoisonError::into_inner);
+            free.pages.push(self.ptr);
+        }
     }
 }
 

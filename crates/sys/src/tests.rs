@@ -77,3 +77,26 @@ fn a_message_is_a_head_and_pages() {
     let n = rustix::io::read(&read, &mut got).expect("read");
     assert_eq!(&got[..n], b"head\x01\x01\x01\x01\x01\x01\x02\x02\x02\x03\x03");
 }
+
+#[test]
+fn a_memory_file_has_pages_that_can_be_given_back() {
+    let file = crate::MemFile::new("extant-test", 4096).expect("a memory file");
+    file.resize(3 * 4096).expect("resize");
+    let (one, two) = (file.page(1).expect("view"), file.page(2).expect("view"));
+    assert!(one.is_of_file() && !PagePool::new(4096).take().is_of_file());
+    one.mem().copy_from(0, b"one");
+    two.mem().copy_from(4090, b"two");
+    let mut seen = [0; 3];
+    assert_eq!(rustix::io::pread(&*file, &mut seen, 4096).expect("pread"), 3);
+    assert_eq!(&seen, b"one");
+    file.discard(1..2).expect("punch");
+    file.page(1).expect("view").mem().copy_to(0, &mut seen);
+    assert_eq!(&seen, &[0; 3], "a page that was given back is full of zeros");
+    two.mem().copy_to(4090, &mut seen);
+    assert_eq!(&seen, b"two");
+    // Far apart, in windows of their own.
+    file.resize(1 << 40).expect("resize");
+    file.page((1 << 28) - 1).expect("view").mem().copy_from(0, b"far");
+    assert_eq!(rustix::io::pread(&*file, &mut seen, (1 << 40) - 4096).expect("pread"), 3);
+    assert_eq!(&seen, b"far");
+}
