@@ -87,6 +87,14 @@ pub mod model {
     }
 }
 
+/// A place where the exploring runtime may let another thread go on, before something that it does not see, like a copy of memory
+/// that others reach. Nothing otherwise.
+#[inline]
+pub fn may_be_preempted() {
+    #[cfg(feature = "shuttle")]
+    thread::yield_now();
+}
+
 /// `thread_local!` of `std`, or of the exploring runtime.
 #[cfg(not(feature = "shuttle"))]
 pub use std::thread_local;

@@ -60,7 +60,10 @@ impl MemFile {
     }
 
     fn over(fd: OwnedFd, page_size: usize) -> Arc<Self> {
-        assert!(page_size.is_power_of_two() && (4096..=2 << 20).contains(&page_size), "page size {page_size}");
+        assert!(
+            page_size.is_power_of_two() && (4096..=2 << 20).contains(&page_size),
+            "page size {page_size}"
+        );
         Arc::new(Self { fd, page_size, windows: Mutex::new(BTreeMap::new()) })
     }
 

@@ -83,7 +83,9 @@ impl PagePool {
             free.grow(self.0.page_size);
         }
         let from = free.pages.len() - count;
-        into.extend(free.pages.drain(from..).rev().map(|ptr| PageMem { ptr, home: Home::Pool(Arc::clone(&self.0)) }));
+        into.extend(
+            free.pages.drain(from..).rev().map(|ptr| PageMem { ptr, home: Home::Pool(Arc::clone(&self.0)) }),
+        );
     }
 
     /// Pages that can be taken without asking the system for memory.

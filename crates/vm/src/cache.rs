@@ -50,6 +50,9 @@ pub struct CacheConfig {
     pub direct_read: usize,
     /// Largest read-ahead in bytes.
     pub read_ahead: usize,
+    /// The guard that is taken away.
+    #[cfg(feature = "shuttle")]
+    pub mutant: crate::Mutant,
 }
 
 /// Sizes and places of pages and blocks.
@@ -70,6 +73,8 @@ pub struct CacheStats {
     pub page_size: usize,
     /// Inodes with dirty pages.
     pub dirty_inodes: usize,
+    /// Pins that are held.
+    pub pins: usize,
 }
 
 /// The page cache of one filesystem.
@@ -81,6 +86,7 @@ pub struct PageCache {
     pub(crate) waits: WaitTable,
     pages: AtomicUsize,
     dirty: AtomicUsize,
+    pub(crate) pins: AtomicUsize,
     work: Mutex<Work>,
     wake: Condvar,
     /// Threads are there to do background work.
@@ -111,7 +117,13 @@ struct Listed {
 
 impl Default for CacheConfig {
     fn default() -> Self {
-        Self { budget: 256 << 20, direct_read: 16 << 10, read_ahead: 2 << 20 }
+        Self {
+            budget: 256 << 20,
+            direct_read: 16 << 10,
+            read_ahead: 2 << 20,
+            #[cfg(feature = "shuttle")]
+            mutant: crate::Mutant::None,
+        }
     }
 }
 
@@ -196,6 +208,7 @@ impl PageCache {
             waits: WaitTable::new(),
             pages: AtomicUsize::new(0),
             dirty: AtomicUsize::new(0),
+            pins: AtomicUsize::new(0),
             work: Mutex::new(Rank::LEAF, Work::default()),
             wake: Condvar::new(),
             has_threads: AtomicBool::new(false),
@@ -223,13 +236,14 @@ impl PageCache {
             dirty: self.dirty.load(Ordering::Relaxed),
             page_size: self.geometry.page_size(),
             dirty_inodes: self.work.lock().dirty.len(),
+            pins: self.pins.load(Ordering::Relaxed),
         }
     }
 
-    /// A locked page for the index, whose lock the caller holds.
-    pub(crate) fn new_page(&self, index: u32) -> Arc<Page> {
+    /// A locked page for the index, whose lock the caller holds; with memory of the pool unless some is given.
+    pub(crate) fn new_page(&self, index: u32, mem: Option<extant_sys::PageMem>) -> Arc<Page> {
         self.pages.fetch_add(1, Ordering::Relaxed);
-        Arc::new(Page::new_locked(index, self.pool.take()))
+        Arc::new(Page::new_locked(index, mem.unwrap_or_else(|| self.pool.take())))
     }
 
     /// Memory for a copy of a page.

@@ -106,6 +106,10 @@ impl AddressSpace {
             return Err(std::io::Error::from_raw_os_error(5).into());
         }
         let _gate = self.gate();
+        self.grow_memory(size.max(pos + data.len() as u64))?;
+        if let Some(old_end) = self.lock_old_end(size, u32::MAX).filter(|_| pos + data.len() as u64 > size) {
+            self.settle_old_end(&old_end.pages[0], size)?;
+        }
         let mut at = first;
         while at < end {
             let bytes = &data[*written..];

@@ -122,6 +122,56 @@ pub trait Host: Send + Sync + 'static {
     /// The errno to remember for a failed writeback.
     fn errno(error: &Self::Error) -> i32;
 
+    /// Whether the content is kept in the inode. Takes no lock; certain only under the lock of page 0.
+    fn is_inline(&self) -> bool {
+        false
+    }
+
+    /// Content that is kept in the inode and not in blocks: all of it. Under the lock of page 0, for an inode that has mappings.
+    /// Takes 70 shared.
+    ///
+    /// # Errors
+    /// From reading the inode.
+    fn inline(&self) -> Result<Option<Vec<u8>>, Self::Error> {
+        Ok(None)
+    }
+
+    /// Moves content that is in the inode to blocks: claim, write, publish. On an error it is where it was. Under the lock of
+    /// page 0; may start a handle (60).
+    ///
+    /// # Errors
+    /// No space, the device's.
+    fn leave_inline(&self) -> Result<(), Self::Error> {
+        Ok(())
+    }
+
+    /// Notes that a program stored to the file through a mapping: its times move, in memory. Under page locks.
+    fn stored(&self) {}
+
+    /// Whether an error says that space ran out; then [`Self::make_space`] may help.
+    fn is_no_space(error: &Self::Error) -> bool {
+        Self::errno(error) == 28
+    }
+
+    /// Makes freed blocks usable, with nothing held from 28 on.
+    ///
+    /// # Errors
+    /// The journal's.
+    fn make_space(&self) -> Result<(), Self::Error> {
+        Ok(())
+    }
+
+    /// Tells the filesystem of an error that a fault met, which no caller will be told of.
+    fn noted(&self, error: &Self::Error) {
+        let _ = error;
+    }
+
+    /// Runs what a store fault does between what has to come before and after it (freeze, rank 25); `None` when that must not
+    /// begin now.
+    fn in_fault<R>(&self, work: impl FnOnce() -> R) -> Option<R> {
+        Some(work())
+    }
+
     /// Runs a piece of background writeback between what has to come before and after it (freeze, rank 28). Nothing is held
     /// at 28 or above.
     fn in_background<R>(&self, work: impl FnOnce() -> R) -> R {

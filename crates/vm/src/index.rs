@@ -87,6 +87,13 @@ impl PageIndex {
         self.count += 1;
     }
 
+    /// Puts a page in the place of the one with its number, whose mark it gets.
+    pub(crate) fn replace(&mut self, page: Arc<Page>) {
+        let (leaf, slot, bit) = place(page.index);
+        let leaf = self.leaves.get_mut(&leaf).filter(|l| l.present & bit != 0);
+        leaf.expect("a page to replace").slots[slot] = Some(page);
+    }
+
     /// Takes a page out; its mark goes too, and whether it had one is returned.
     pub(crate) fn remove(&mut self, index: u32) -> Option<(Arc<Page>, bool)> {
         let (number, slot, bit) = place(index);

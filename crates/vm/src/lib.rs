@@ -24,12 +24,17 @@
 mod cache;
 mod direct;
 mod errseq;
+mod fault;
 mod host;
 mod index;
+mod mapped;
 mod mmu;
+mod mutant;
 mod page;
+mod pin;
 mod range;
 mod read;
+mod sim_mmu;
 mod space;
 mod together;
 mod wait;
@@ -38,10 +43,16 @@ mod writeback;
 
 pub use cache::{CacheConfig, CacheStats, PageCache};
 pub use errseq::{ErrCursor, ErrSeq};
+pub use fault::{MapAdvice, MapView};
 pub use host::{Backing, Host, Mapped, Owner, Pending, Placement};
+pub use mapped::InlineGuard;
 pub use mmu::{Access, Fault, MapId, Mmu};
+#[cfg(feature = "shuttle")]
+pub use mutant::Mutant;
+pub use pin::Pin;
 pub use range::Dropped;
 pub use read::{PageRefs, ReadAhead};
+pub use sim_mmu::SimMmu;
 pub use space::{AddressSpace, ExclusiveGuard, Gate, SharedGuard};
 pub use write::WriteOutcome;
 

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::ops::Range;
 
-use extant_sync::atomic::{AtomicU64, Ordering};
+use extant_sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use extant_sync::{Arc, Held, Rank};
 use extant_sys::{MemSlice, PageMem};
 
@@ -14,9 +14,16 @@ use crate::wait::WaitTable;
 /// `mem` never changes: an inode that gets its memory elsewhere gets another `Page` in the index, under this one's lock.
 pub(crate) struct Page {
     pub(crate) index: u32,
+    /// How often it is pinned: it then stays dirty and in memory.
+    pins: AtomicU32,
     state: AtomicU64,
+    /// Checksum of what writeback wrote last of a page that a mapping could write, and [`SUMMED`].
+    sum: AtomicU64,
     mem: PageMem,
 }
+
+/// There is a checksum.
+const SUMMED: u64 = 1 << 32;
 
 /// The page's lock bit: owned by an operation.
 const LOCKED: u64 = 1;
@@ -123,7 +130,55 @@ impl fmt::Debug for State {
 impl Page {
     /// A page that its maker has locked, with nothing uptodate.
     pub(crate) fn new_locked(index: u32, mem: PageMem) -> Self {
-        Self { index, state: AtomicU64::new(LOCKED), mem }
+        Self { index, pins: AtomicU32::new(0), state: AtomicU64::new(LOCKED), sum: AtomicU64::new(0), mem }
+    }
+
+    /// The same page in other memory, locked: what is known of its blocks goes along, the content is the caller's to copy. Under
+    /// the old one's lock, out of writeback and with no pin.
+    pub(crate) fn moved_to(&self, mem: PageMem) -> Self {
+        let state = self.state();
+        debug_assert!(!state.in_writeback() && !self.is_pinned(), "a page moves that is in use: {self:?}");
+        let state = AtomicU64::new((state.0 | LOCKED) & !(WAITERS | DETACHED));
+        Self { index: self.index, pins: AtomicU32::new(0), state, sum: AtomicU64::new(0), mem }
+    }
+
+    /// Whether its memory is that of a memory file, which mappings may show.
+    #[inline]
+    pub(crate) fn is_of_file(&self) -> bool {
+        self.mem.is_of_file()
+    }
+
+    /// Keeps it dirty and in memory from now on. Under its lock.
+    pub(crate) fn pin(&self) {
+        self.pins.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Takes back one [`Self::pin`].
+    pub(crate) fn unpin(&self) {
+        let before = self.pins.fetch_sub(1, Ordering::AcqRel);
+        debug_assert!(before > 0, "a pin that never was: {self:?}");
+    }
+
+    pub(crate) fn is_pinned(&self) -> bool {
+        self.pins.load(Ordering::Acquire) > 0
+    }
+
+    /// Remembers what was written of it.
+    pub(crate) fn remember_sum(&self, sum: u32) {
+        self.sum.store(SUMMED | u64::from(sum), Ordering::Release);
+    }
+
+    /// The checksum of what was written last, if a mapping could write it then.
+    pub(crate) fn written_sum(&self) -> Option<u32> {
+        let sum = self.sum.load(Ordering::Acquire);
+        (sum & SUMMED != 0).then_some(sum as u32)
+    }
+
+    /// Says that nothing is known of what was written: its content is about to change by rights.
+    pub(crate) fn forget_sum(&self) {
+        if self.sum.load(Ordering::Relaxed) != 0 {
+            self.sum.store(0, Ordering::Release);
+        }
     }
 
     pub(crate) fn state(&self) -> State {
@@ -194,6 +249,21 @@ impl Page {
         }
     }
 
+    /// Waits for the end of its writeback, if it is in one. Under its lock, which keeps the next one away; nothing from 55 on is
+    /// held.
+    #[track_caller]
+    pub(crate) fn wait_for_writeback(&self, waits: &WaitTable) {
+        if !self.state().in_writeback() {
+            return;
+        }
+        let _held = Held::enter(Rank::PAGE_WRITEBACK, None);
+        waits.wait(self.address(), || {
+            // In one step, as in `lock_raw`.
+            let old = self.state.fetch_or(WAITERS, Ordering::AcqRel);
+            old & WRITEBACK == 0
+        });
+    }
+
     /// Says that the page is out of the index, under its lock and the index's.
     pub(crate) fn detach(&self) {
         self.state.fetch_or(DETACHED, Ordering::AcqRel);
@@ -212,6 +282,7 @@ impl Page {
             return false;
         }
         state.is_evictable()
+            && !self.is_pinned()
             && self
                 .state
                 .compare_exchange(state.0, state.0 | LOCKED, Ordering::AcqRel, Ordering::Relaxed)
@@ -251,6 +322,24 @@ impl<'a> LockedPages<'a> {
     pub(crate) fn none(first: u32, waits: &'a WaitTable, capacity: usize) -> Self {
         let held = Held::enter(Rank::PAGE, Some(first.into()));
         Self { waits, pages: Vec::with_capacity(capacity), _held: held }
+    }
+
+    /// Adds a page that was locked without waiting, or later than the others and with a larger number.
+    pub(crate) fn push(&mut self, page: Arc<Page>) {
+        debug_assert!(self.pages.last().is_none_or(|last| last.index < page.index), "pages ascend");
+        self.pages.push(page);
+    }
+
+    /// Adds a page after waiting for its lock; `false` when it went out of the index meanwhile. Larger than all others.
+    #[track_caller]
+    pub(crate) fn push_waiting(&mut self, page: &Arc<Page>) -> bool {
+        page.lock_raw(self.waits);
+        if page.state().is_detached() {
+            page.unlock(self.waits);
+            return false;
+        }
+        self.push(Arc::clone(page));
+        true
     }
 
     /// Unlocks the pages from the `keep`th on.

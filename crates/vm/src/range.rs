@@ -35,13 +35,29 @@ impl AddressSpace {
         let old = host.size();
         self.zero_tail(host, size.min(old))?;
         if size >= old {
+            self.grow_memory(size)?;
+            // Faults are kept away until `i_size` has moved.
+            let end = self
+                .mmu()
+                .and_then(|_| self.cache.geometry().page_of(old))
+                .and_then(|p| self.lock_present(p));
+            if let Some(end) = &end {
+                self.settle_old_end(&end.pages[0], old)?;
+            }
             host.set_size(size);
             return Ok(Dropped::default());
         }
         let gate = self.gate();
-        host.set_size(size);
         let block = u64::from(self.cache.geometry().block_size());
-        Ok(self.drop_blocks(host, &gate, size.next_multiple_of(block)..u64::MAX))
+        let gone = size.next_multiple_of(block)..u64::MAX;
+        self.hide(&gone)?;
+        host.set_size(size);
+        let dropped = self.drop_blocks(host, &gate, gone);
+        if let Some(mmu) = self.mmu() {
+            // It stays too long if this fails: an access past the end is then a fault, which finds that.
+            let _ = mmu.resize(size);
+        }
+        Ok(dropped)
     }
 
     /// Makes the bytes `range` read as zeros as far as the cache is concerned: blocks at the edges that are covered in part are
@@ -74,7 +90,10 @@ impl AddressSpace {
             self.zero_in_block(host, end_whole, range.end)?;
         }
         let gate = self.gate();
-        Ok(self.drop_blocks(host, &gate, first_whole..end_whole))
+        self.hide(&(first_whole..end_whole))?;
+        let dropped = self.drop_blocks(host, &gate, first_whole..end_whole);
+        self.give_back(&(first_whole..end_whole));
+        Ok(dropped)
     }
 
     /// Takes clean pages that touch `range` out of the cache; whether none is left. For direct I/O, after [`Self::sync`] of the
@@ -90,9 +109,9 @@ impl AddressSpace {
             let Some(next) = next else { break };
             if let Some(locked) = self.lock_present(next) {
                 let page = &locked.pages[0];
-                if page.state().has(Kind::Dirty) == 0 {
+                if page.state().has(Kind::Dirty) == 0 && !page.is_of_file() {
                     self.detach(page);
-                } else {
+                } else if page.state().has(Kind::Dirty) > 0 || self.forget_page(page).is_err() {
                     none_left = false;
                 }
             }
@@ -117,6 +136,8 @@ impl AddressSpace {
     /// page locks, [`Host::unreserve`].
     pub fn drop_all<H: Host>(&self, host: &H) -> Dropped {
         let gate = self.gate();
+        let hidden = self.hide(&(0..u64::MAX));
+        debug_assert!(hidden.is_ok() || self.mmu().is_some(), "nothing to hide");
         self.drop_blocks(host, &gate, 0..u64::MAX)
     }
 
@@ -143,6 +164,7 @@ impl AddressSpace {
                     self.detach(&page);
                 } else {
                     page.update(|s| forget(s, set));
+                    page.forget_sum();
                 }
                 self.unreserve(host, next, delayed);
                 dropped.delayed_bytes += geo.block_bytes(delayed.count_ones());

@@ -170,6 +170,12 @@ impl Sink for Referring<'_> {
     }
 
     fn note(&mut self, page: &Arc<Page>, at: usize, len: usize) {
+        if page.is_of_file() {
+            // Its memory may go before the reference does.
+            page.mem().copy_to(at, &mut self.buf[self.used..self.used + len]);
+            self.filled(len);
+            return;
+        }
         self.refs.pieces.push(Piece::Page { page: Arc::clone(page), at, len });
         self.refs.bytes += len;
     }
@@ -234,9 +240,11 @@ impl AddressSpace {
         let at = |left: usize| pos + (want - left) as u64;
         let mut result = Ok(());
         while sink.wants() > 0 && result.is_ok() {
-            self.take_cached(at(sink.wants()), sink);
+            // Where programs have the file mapped, memory goes away with the range operation, not with the last reference.
+            let guard = self.mmu().map(|_| self.shared());
+            self.take_cached(at(sink.wants()), sink, guard.is_some());
             if sink.wants() > 0 {
-                result = self.read_missing(host, at(sink.wants()), sink, ahead);
+                result = self.read_missing(host, guard, at(sink.wants()), sink, ahead);
             }
             ahead.next = at(sink.wants());
         }
@@ -248,8 +256,9 @@ impl AddressSpace {
     }
 
     /// Takes what is uptodate from `pos` on without a break. Takes no page lock: a page that is uptodate stays readable as long
-    /// as it is referenced, whatever happens to the file.
-    fn take_cached(&self, pos: u64, sink: &mut impl Sink) {
+    /// as it is referenced, whatever happens to the file; one in the memory of a mapped file only while `invalidate_lock` is held
+    /// (`guarded`).
+    fn take_cached(&self, pos: u64, sink: &mut impl Sink, guarded: bool) {
         let geo = self.cache.geometry();
         let mut at = pos;
         while sink.wants() > 0 {
@@ -260,7 +269,8 @@ impl AddressSpace {
                 let start = geo.page_start(page.index);
                 let from = geo.in_page(at.max(start));
                 let to = (end - start).min(geo.page_size() as u64) as usize;
-                let take = found < RUN && page.is_uptodate(geo.touched(from, to));
+                let take =
+                    found < RUN && page.is_uptodate(geo.touched(from, to)) && (guarded || !page.is_of_file());
                 if take {
                     found += 1;
                     page.touch();
@@ -271,6 +281,7 @@ impl AddressSpace {
             if found == 0 {
                 break;
             }
+            extant_sync::may_be_preempted();
             sink.flush();
             at = end - sink.wants() as u64;
         }
@@ -280,12 +291,13 @@ impl AddressSpace {
     fn read_missing<H: Host>(
         &self,
         host: &H,
+        guard: Option<SharedGuard<'_>>,
         pos: u64,
         sink: &mut impl Sink,
         ahead: &mut ReadAhead,
     ) -> Result<(), H::Error> {
         let geo = self.cache.geometry();
-        let guard = self.shared();
+        let guard = guard.unwrap_or_else(|| self.shared());
         let wants = sink.wants();
         let last_byte = pos + wants as u64 - 1;
         let (Some(first), Some(last)) = (geo.page_of(pos), geo.page_of(last_byte)) else {

@@ -2,16 +2,20 @@
 
 use std::fmt;
 use std::ops::Range;
+use std::sync::OnceLock;
 
 use extant_format::Lblk;
 use extant_sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use extant_sync::{Arc, Mutex, MutexGuard, Rank, ReadGuard, RwLock, Weak, WriteGuard};
 
 use crate::errseq::ErrSeq;
+use crate::fault::FaultAhead;
 use crate::host::Owner;
 use crate::index::PageIndex;
+use crate::mapped::Leaving;
+use crate::mutant::without;
 use crate::page::{Kind, LockedPages, Page, State};
-use crate::{Host, PageCache};
+use crate::{Host, Mmu, PageCache};
 
 /// The pages of one inode. A field of the in-core inode; operations get the inode as their [`Host`].
 pub struct AddressSpace {
@@ -21,6 +25,10 @@ pub struct AddressSpace {
     gate: Mutex<()>,
     pub(crate) index: RwLock<PageIndex>,
     errors: ErrSeq,
+    /// The mappings, from the first one on.
+    mmu: OnceLock<Arc<dyn Mmu>>,
+    /// What the last faults were, by [`crate::Access`].
+    pub(crate) faults: Mutex<[FaultAhead; 2]>,
     /// Pages that are marked dirty or in writeback.
     unclean: AtomicUsize,
     /// Bytes read without caching them: a file's first reading leaves nothing behind.
@@ -37,7 +45,7 @@ pub struct AddressSpace {
 pub struct ExclusiveGuard<'a>(#[expect(dead_code, reason = "held, not used")] WriteGuard<'a, ()>);
 
 /// `invalidate_lock`, shared: what is mapped stays mapped.
-pub struct SharedGuard<'a>(#[expect(dead_code, reason = "held, not used")] ReadGuard<'a, ()>);
+pub struct SharedGuard<'a>(#[expect(dead_code, reason = "held, not used")] Option<ReadGuard<'a, ()>>);
 
 /// The writeback gate: no page of the inode is in writeback, but those that the holder writes.
 pub struct Gate<'a>(#[expect(dead_code, reason = "held, not used")] MutexGuard<'a, ()>);
@@ -53,6 +61,8 @@ impl AddressSpace {
             gate: Mutex::new(Rank::WRITEBACK_GATE, ()),
             index: RwLock::new(Rank::CACHE, PageIndex::default()),
             errors: ErrSeq::default(),
+            mmu: OnceLock::new(),
+            faults: Mutex::new(Rank::LEAF, [FaultAhead::default(); 2]),
             unclean: AtomicUsize::new(0),
             cold_bytes: AtomicU64::new(0),
             in_ring: AtomicBool::new(false),
@@ -64,6 +74,24 @@ impl AddressSpace {
     /// The cache it is part of.
     pub fn cache(&self) -> &Arc<PageCache> {
         &self.cache
+    }
+
+    /// Gives the inode mappings, whose memory file is `i_size` long. From now on new pages are in its memory, and those that are
+    /// there move at their first fault. Under the inode lock, held exclusively; `false` when it has some already.
+    pub fn attach(&self, mmu: Arc<dyn Mmu>) -> bool {
+        self.mmu.set(mmu).is_ok()
+    }
+
+    /// The mappings, if there ever was one.
+    pub fn mmu(&self) -> Option<&Arc<dyn Mmu>> {
+        self.mmu.get()
+    }
+
+    /// A locked page for the index, whose lock the caller holds.
+    fn new_page(&self, index: u32) -> Arc<Page> {
+        // One that gets no memory of the file is like one from before the first mapping: a fault tries again, and is told why not.
+        let mem = self.mmu().and_then(|mmu| mmu.memory(index).ok());
+        self.cache.new_page(index, mem)
     }
 
     /// Errors of writeback: sampled when a file is opened, checked by fsync.
@@ -80,7 +108,18 @@ impl AddressSpace {
     /// Takes `invalidate_lock` shared (30).
     #[track_caller]
     pub fn shared(&self) -> SharedGuard<'_> {
-        SharedGuard(self.invalidate.read())
+        SharedGuard(Some(self.invalidate.read()))
+    }
+
+    /// The same if it is to be had at once.
+    pub(crate) fn try_shared(&self) -> Option<SharedGuard<'_>> {
+        self.invalidate.try_read().map(|guard| SharedGuard(Some(guard)))
+    }
+
+    /// The same as [`Self::shared`], for a fault.
+    #[track_caller]
+    pub(crate) fn shared_for_fault(&self) -> SharedGuard<'_> {
+        if without!(self.cache, FaultShared) { SharedGuard(None) } else { self.shared() }
     }
 
     /// Takes the writeback gate (40).
@@ -169,7 +208,7 @@ impl AddressSpace {
                             break;
                         }
                         None => {
-                            let page = self.cache.new_page(at);
+                            let page = self.new_page(at);
                             index.insert(Arc::clone(&page));
                             batch.pages.push(page);
                         }
@@ -199,7 +238,7 @@ impl AddressSpace {
                         if index.find(at).is_some() {
                             break;
                         }
-                        let page = self.cache.new_page(at);
+                        let page = self.new_page(at);
                         index.insert(Arc::clone(&page));
                         batch.pages.push(page);
                     }
@@ -267,19 +306,41 @@ impl AddressSpace {
             true
         });
         let mut unmarked = 0;
+        let mut leaving = Vec::new();
+        gone.retain(|page| {
+            if page.is_of_file() {
+                leaving.push(Arc::clone(page));
+                return false;
+            }
+            true
+        });
         for page in &gone {
             page.detach();
             unmarked += usize::from(index.remove(page.index).is_some_and(|(_, marked)| marked));
             // Who waits for its lock finds it gone.
             page.unlock(&self.cache.waits);
         }
+        let mut changed = Vec::new();
+        leaving.retain(|page| match self.begin_leaving(page) {
+            Leaving::Leaves => true,
+            Leaving::Used => {
+                page.unlock(&self.cache.waits);
+                false
+            }
+            Leaving::Changed => {
+                changed.push(Arc::clone(page));
+                false
+            }
+        });
         drop(index);
+        self.dirty_again(&changed);
+        changed.iter().for_each(|page| page.unlock(&self.cache.waits));
         self.cache.detached(gone.len());
         self.cleaned(unmarked);
         if let Some(at) = stopped {
             *self.hand.lock() = at;
         }
-        (gone.len(), stopped.is_none())
+        (gone.len() + self.leave(&leaving), stopped.is_none())
     }
 
     /// Says that the ring no longer has it, if it has no pages.

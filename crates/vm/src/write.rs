@@ -22,9 +22,9 @@ pub struct WriteOutcome<E> {
 
 /// The bytes of a file that one batch of pages takes.
 #[derive(Clone, Copy)]
-struct Span {
-    start: u64,
-    end: u64,
+pub(crate) struct Span {
+    pub(crate) start: u64,
+    pub(crate) end: u64,
 }
 
 impl AddressSpace {
@@ -43,6 +43,9 @@ impl AddressSpace {
         {
             return WriteOutcome { written, error: Some(error) };
         }
+        if let Err(error) = self.grow_memory(size.max(pos.saturating_add(data.len() as u64))) {
+            return WriteOutcome { written, error: Some(error.into()) };
+        }
         while written < data.len() {
             match self.write_batch(host, pos + written as u64, &data[written..]) {
                 Ok(n) => written += n,
@@ -59,6 +62,9 @@ impl AddressSpace {
         let first = geo.page_of(pos).ok_or_else(too_big)?;
         let end = pos.checked_add(data.len() as u64).ok_or_else(too_big)?;
         let last = geo.page_of(end - 1).ok_or_else(too_big)?.min(first.saturating_add(BATCH - 1));
+        let size = host.size();
+        // Growing past the end inside a page that programs have mapped changes what the page's blocks are: under its lock.
+        let old_end = if end > size { self.lock_old_end(size, first) } else { None };
         let mut locked = self.lock_or_create(first, last);
         let span = self.span(&locked, pos, end);
         let (ready, error) = self.prepare(host, &locked.pages, span);
@@ -68,6 +74,12 @@ impl AddressSpace {
         let wanted = geo.page_of(ready.end - 1).expect("inside the batch") - first + 1;
         locked.truncate(wanted as usize);
         let n = (ready.end - pos) as usize;
+        if ready.end > size {
+            let ends = old_end.iter().flat_map(|l| &l.pages).chain(&locked.pages);
+            for page in ends.filter(|p| Some(p.index) == geo.page_of(size)) {
+                self.settle_old_end(page, size)?;
+            }
+        }
         self.copy_in(&locked, ready, &data[..n]);
         // Under the locks: a writeback of the last page zeroes what lies past the end of the file.
         host.grow_size(ready.end);
@@ -130,7 +142,12 @@ impl AddressSpace {
 
     /// Finds out which blocks of `span` have space, and reserves for those that have none. Fails with the block that could not
     /// be had; the ones before are fine, and those from it on are as they were.
-    fn find_space<H: Host>(&self, host: &H, pages: &[Arc<Page>], span: Span) -> Result<(), (u32, H::Error)> {
+    pub(crate) fn find_space<H: Host>(
+        &self,
+        host: &H,
+        pages: &[Arc<Page>],
+        span: Span,
+    ) -> Result<(), (u32, H::Error)> {
         let geo = self.cache.geometry();
         let needed = self.runs_without_space(pages, span);
         for (start, len) in needed {
@@ -216,6 +233,7 @@ impl AddressSpace {
         for page in &locked.pages {
             let at = geo.in_page(span.start + done as u64);
             let n = (geo.page_size() - at).min(data.len() - done);
+            page.forget_sum();
             page.mem().copy_from(at, &data[done..done + n]);
             let set = geo.touched(at, at + n);
             debug_assert_eq!(set & !page.state().has_space(), 0, "a dirty block without space: {page:?}");
@@ -267,6 +285,7 @@ impl AddressSpace {
             page.mem().zero(inside, len);
             return Ok(());
         }
+        page.forget_sum();
         page.mem().zero(inside, len);
         page.update(|s| s.with(Kind::Dirty, set));
         self.mark_dirty(&locked.pages);

@@ -10,11 +10,16 @@ use extant_sys::PageMem;
 use crate::Host;
 use crate::cache::WRITE_BATCH;
 use crate::host::{Pending, Placement};
+use crate::mapped::sum_of_mem;
+use crate::mutant::without;
 use crate::page::{Blocks, Kind, LockedPages, Page};
 use crate::space::{AddressSpace, Gate, runs_of};
 
 /// Bytes of one device write at most.
 pub(crate) const MOST_BYTES: u64 = 8 << 20;
+
+/// Pages that are locked at a time to take a right away from their mappings.
+const PROTECT_BATCH: usize = 512;
 
 /// A page in writeback.
 struct InFlight {
@@ -25,6 +30,8 @@ struct InFlight {
     delayed: Blocks,
     /// What is written instead of the page, when a mapping may change that meanwhile.
     snapshot: Option<PageMem>,
+    /// It was pinned when the copy was made: a device may have written it since.
+    pinned: bool,
     /// Blocks whose data is on the device and published.
     good: Blocks,
 }
@@ -94,6 +101,7 @@ impl AddressSpace {
             return Ok(());
         };
         let last = geo.page_of(end - 1).unwrap_or(u32::MAX);
+        self.find_unseen_changes();
         self.write_range(host, first, last, usize::MAX).1
     }
 
@@ -203,9 +211,13 @@ impl AddressSpace {
         }
     }
 
-    /// Puts pages into writeback, one lock at a time.
+    /// Puts pages into writeback: one lock at a time, or, where programs have them mapped, many.
     fn collect<H: Host>(&self, host: &H, taken: Vec<Arc<Page>>) -> Batch<H::Error> {
         let mut batch = Batch { pages: Vec::with_capacity(taken.len()), size: 0, error: None };
+        if self.mmu().is_some() {
+            taken.chunks(PROTECT_BATCH).for_each(|some| self.collect_mapped(host, some, &mut batch));
+            return batch;
+        }
         for page in taken {
             match LockedPages::wait_for(Arc::clone(&page), &self.cache.waits) {
                 Some(_locked) => self.collect_page(host, page, &mut batch),
@@ -213,6 +225,43 @@ impl AddressSpace {
             }
         }
         batch
+    }
+
+    /// The same for pages that a mapping may show: under all their locks it loses the right to store, then they are as the others.
+    /// In this order: a store that comes before the right is gone is in the copy, one that comes after it is a fault that makes the
+    /// page dirty again (test `faults::store_against_writeback`).
+    fn collect_mapped<H: Host>(&self, host: &H, taken: &[Arc<Page>], batch: &mut Batch<H::Error>) {
+        let Some(first) = taken.first() else { return };
+        let mut locked = LockedPages::none(first.index, &self.cache.waits, taken.len());
+        for page in taken {
+            // One that moved to the file's memory since its mark was taken is in the index under the same number.
+            let mut page = Some(Arc::clone(page));
+            while let Some(now) = page.take_if(|p| !locked.push_waiting(p)) {
+                if without!(self.cache, MovedMark) {
+                    break;
+                }
+                page = self.index.read().find(now.index).cloned();
+            }
+            if page.is_none() {
+                self.cleaned(1);
+            }
+        }
+        if without!(self.cache, ProtectFirst) {
+            for page in &locked.pages {
+                self.collect_page(host, Arc::clone(page), batch);
+            }
+            let _ = self.protect_batch(&locked.pages);
+            return;
+        }
+        if let Err(error) = self.protect_batch(&locked.pages) {
+            // What can still be stored to stays dirty.
+            batch.error.get_or_insert(error.into());
+            locked.pages.iter().for_each(|page| self.remark(page));
+            return;
+        }
+        for page in &locked.pages {
+            self.collect_page(host, Arc::clone(page), batch);
+        }
     }
 
     /// The same for one page, under its lock.
@@ -234,9 +283,13 @@ impl AddressSpace {
         }
         let end = (size - start).min(geo.page_size() as u64) as usize;
         page.mem().zero(end, geo.page_size() - end);
-        let snapshot = state.was_write_mapped().then(|| {
+        let pinned = page.is_pinned();
+        let snapshot = (state.was_write_mapped() || pinned).then(|| {
             let copy = self.cache.bounce();
             copy.mem().copy_from_mem(0, page.mem());
+            if page.is_of_file() {
+                page.remember_sum(sum_of_mem(copy.mem()));
+            }
             copy
         });
         let delayed = dirty & state.has(Kind::Delayed);
@@ -248,7 +301,7 @@ impl AddressSpace {
                 .starting_writeback()
         });
         batch.size = size;
-        batch.pages.push(InFlight { page, blocks: dirty, delayed, snapshot, good: 0 });
+        batch.pages.push(InFlight { page, blocks: dirty, delayed, snapshot, pinned, good: 0 });
     }
 
     /// Puts back the mark of a page that was taken; it has been counted all the time.
@@ -475,14 +528,20 @@ impl AddressSpace {
         let mut clean = 0;
         for flight in &batch.pages {
             let bad = flight.blocks & !flight.good;
+            // A device may write a pinned page at any time, also between the copy and the end of the pin (test
+            // `faults::pin_against_writeback_and_reclaim`): it counts as written, and stays dirty.
+            let again = if flight.pinned && !without!(self.cache, PinDirty) { flight.good } else { 0 };
             flight.page.update(|s| {
                 s.without(Kind::InFlight, flight.blocks)
                     .without(Kind::Claimed, flight.delayed)
                     .with(Kind::Backed, flight.good)
                     .with(Kind::Delayed, bad & flight.delayed)
-                    .with(Kind::Dirty, bad)
+                    .with(Kind::Dirty, bad | again)
             });
-            if bad == 0 {
+            if bad != 0 {
+                flight.page.forget_sum();
+            }
+            if bad | again == 0 {
                 clean += 1;
             } else {
                 self.remark(&flight.page);

@@ -4,6 +4,8 @@
 mod explore;
 #[cfg(not(feature = "shuttle"))]
 mod failures;
+#[cfg(feature = "shuttle")]
+mod faults;
 #[cfg(not(feature = "shuttle"))]
 mod limits;
 #[cfg(not(feature = "shuttle"))]

@@ -8,7 +8,7 @@ use extant_device::{BlockDevice, MemoryDevice};
 use extant_format::{Lblk, Pblk};
 use extant_sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use extant_sync::{Arc, Mutex, Rank};
-use extant_vm::{AddressSpace, Backing, CacheConfig, Host, Mapped, PageCache, Placement};
+use extant_vm::{AddressSpace, Backing, CacheConfig, Host, Mapped, PageCache, Placement, SimMmu};
 
 /// What the device holds where nobody ever wrote: old bytes of other files, which must never be seen.
 pub(crate) const STALE: u8 = 0xEE;
@@ -102,6 +102,7 @@ impl SimFs {
             seq: AtomicU64::new(0),
             moves: Mutex::new(Rank::LEAF, None),
             no_claims: AtomicBool::new(false),
+            inline: Mutex::new(Rank::XATTR, None),
             space: self.space.clone(),
             device: self.device.clone(),
         })
@@ -127,6 +128,8 @@ pub(crate) struct SimFile {
     pub(crate) moves: Mutex<Option<u32>>,
     /// Claims fail with EIO.
     pub(crate) no_claims: AtomicBool,
+    /// Content that is in the inode.
+    pub(crate) inline: Mutex<Option<Vec<u8>>>,
     space: Shared,
     device: Arc<FaultyDevice>,
 }
@@ -284,6 +287,38 @@ impl Host for SimFile {
         Ok(())
     }
 
+    fn is_inline(&self) -> bool {
+        self.inline.lock().is_some()
+    }
+
+    fn inline(&self) -> io::Result<Option<Vec<u8>>> {
+        Ok(self.inline.lock().clone())
+    }
+
+    fn leave_inline(&self) -> io::Result<()> {
+        let content = self.inline.lock().clone().expect("content in the inode, under the lock of page 0");
+        let len = self.block_size as usize;
+        let pblk = {
+            let mut space = self.space.lock();
+            if space.free.len() as u64 <= space.reserved {
+                return Err(io::Error::from_raw_os_error(28));
+            }
+            space.free.pop_first().expect("some are free")
+        };
+        let mut block = content;
+        block.resize(len, 0);
+        if let Err(e) = self.device.write_at(pblk * self.block_size, &block) {
+            self.space.lock().free.insert(pblk);
+            return Err(e);
+        }
+        let mut inline = self.inline.lock();
+        assert!(self.map.lock().blocks.insert(0, (pblk, false)).is_none(), "moved twice");
+        self.disk_size.fetch_max(self.size(), Ordering::AcqRel);
+        *inline = None;
+        self.seq.fetch_add(1, Ordering::AcqRel);
+        Ok(())
+    }
+
     fn claims_per_publish(&self) -> usize {
         3
     }
@@ -294,6 +329,47 @@ impl Host for SimFile {
 }
 
 impl SimFile {
+    /// Lets programs map it.
+    pub(crate) fn attach(&self) -> Arc<SimMmu> {
+        let mmu = SimMmu::new(4096.max(self.block_size as usize), self.size()).expect("a memory file");
+        assert!(self.pages.attach(mmu.clone()));
+        mmu
+    }
+
+    /// Makes it a file of this content in its inode.
+    pub(crate) fn make_inline(&self, content: &[u8]) {
+        *self.inline.lock() = Some(content.to_vec());
+        self.set_size(content.len() as u64);
+        self.disk_size.store(content.len() as u64, Ordering::Release);
+    }
+
+    /// write(2) as the filesystem would do it: content in the inode stays there while it fits into `capacity` bytes.
+    pub(crate) fn write(&self, pos: u64, data: &[u8], capacity: usize) -> io::Result<usize> {
+        if self.is_inline() {
+            let end = pos as usize + data.len();
+            self.pages.grow_memory(self.size().max(end as u64))?;
+            let guard = self.pages.lock_inline();
+            let mut inline = self.inline.lock();
+            if let Some(content) = &mut *inline {
+                if end <= capacity {
+                    content.resize(content.len().max(end), 0);
+                    content[pos as usize..end].copy_from_slice(data);
+                    guard.refresh(content);
+                    self.grow_size(end as u64);
+                    self.disk_size.fetch_max(end as u64, Ordering::AcqRel);
+                    return Ok(data.len());
+                }
+                drop(inline);
+                self.leave_inline()?;
+            }
+        }
+        let outcome = self.pages.write(self, pos, data);
+        match outcome.error {
+            Some(error) if outcome.written == 0 => Err(error),
+            _ => Ok(outcome.written),
+        }
+    }
+
     /// truncate(2), as the filesystem would do it.
     pub(crate) fn truncate(&self, size: u64) -> io::Result<()> {
         let guard = self.pages.exclusive();

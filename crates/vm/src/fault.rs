@@ -1,0 +1,392 @@
+//! The fault engine: what a load or store through a mapping gets.
+//!
+//! Decided from the file's own state under its locks, never from what brought the fault: by the time a fault is looked at, the
+//! page may have come, gone, or changed its kind. In order: freeze level 25 (stores), shared `invalidate_lock`, the lock of the page.
+//! Under them the page is filled, a store gets space for every block of the page that the file has (exactly these: not one past
+//! `i_size`), the page becomes dirty, and only then does the mapping see it. So a page that a mapping can store to is dirty, and
+//! writeback, which takes the page's lock, first takes that right away.
+//!
+//! Nothing here waits for memory or for the dirty limit with a lock held, takes the inode lock, or touches a program's memory.
+
+use std::ops::Range;
+
+use extant_format::Lblk;
+use extant_sync::{Arc, Rank, assert_nothing_held};
+
+use crate::Host;
+use crate::host::Backing;
+use crate::mmu::{Access, Fault, MapId, Mmu};
+use crate::mutant::without;
+use crate::page::{Blocks, Kind, LockedPages, Page};
+use crate::space::{AddressSpace, SharedGuard, runs_of};
+use crate::write::Span;
+
+/// Pages that one fault maps at most.
+const MOST: u32 = 512;
+/// Bytes that a fault which follows no other one brings along.
+const AROUND: u32 = 64 << 10;
+
+/// What a program has said about its use of a mapping.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum MapAdvice {
+    /// Nothing: streams are recognised.
+    #[default]
+    Normal,
+    /// Pages are used in no order (MADV_RANDOM): each fault brings one.
+    Random,
+    /// From start to end (MADV_SEQUENTIAL): each fault brings as many as it may.
+    Sequential,
+}
+
+/// A mapping as a fault in it sees it.
+#[derive(Debug, Clone)]
+pub struct MapView {
+    /// Which one.
+    pub id: MapId,
+    /// The pages of the file that it shows: none beside them is brought along.
+    pub pages: Range<u32>,
+    /// How it is used.
+    pub advice: MapAdvice,
+}
+
+/// What the last fault of a kind was.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct FaultAhead {
+    next: u32,
+    window: u32,
+}
+
+impl FaultAhead {
+    /// How many pages a fault at `page` is to map, at least 1.
+    fn window(&mut self, page: u32, least: u32, advice: MapAdvice) -> u32 {
+        self.window = match advice {
+            MapAdvice::Random => 1,
+            MapAdvice::Sequential => MOST,
+            MapAdvice::Normal if page == self.next && page > 0 => (self.window * 2).clamp(least.max(2), MOST),
+            MapAdvice::Normal => least,
+        };
+        self.next = page + 1;
+        self.window
+    }
+}
+
+impl AddressSpace {
+    /// Answers a fault at `page` of the file in the mapping `view`. Tells no thread: when this returns [`Fault::Mapped`], the page
+    /// is there, and whoever waits may be woken.
+    ///
+    /// The calling thread holds nothing. Takes 25 for a store, 30 shared, page locks, and what [`Host::map`], [`Host::reserve`] and
+    /// [`Host::leave_inline`] take. An error becomes [`Fault::Sigbus`]; one that says more than that there is no space is told to
+    /// [`Host::noted`], and damage to the next fsync as well.
+    pub fn fault<H: Host>(&self, host: &H, view: &MapView, page: u32, access: Access) -> Fault {
+        assert_nothing_held(Rank::FREEZE_WRITE, "a fault");
+        if access == Access::Write && self.cache.throttle().is_err() {
+            return Fault::Sigbus;
+        }
+        let mut result = self.fault_once(host, view, page, access);
+        if result.as_ref().is_err_and(H::is_no_space) && host.make_space().is_ok() {
+            result = self.fault_once(host, view, page, access);
+        }
+        // What a read fault brought counts like what a read brought.
+        let _ = self.cache.throttle();
+        result.unwrap_or_else(|error| self.failed_fault(host, &error))
+    }
+
+    fn failed_fault<H: Host>(&self, host: &H, error: &H::Error) -> Fault {
+        const ENOMEM: i32 = 12;
+        const EUCLEAN: i32 = 117;
+        const EBADMSG: i32 = 74;
+        if H::is_no_space(error) {
+            return Fault::Sigbus;
+        }
+        host.noted(error);
+        match H::errno(error) {
+            ENOMEM => return Fault::Oom,
+            EUCLEAN | EBADMSG => self.remember_error::<H>(error),
+            _ => {}
+        }
+        Fault::Sigbus
+    }
+
+    fn fault_once<H: Host>(
+        &self,
+        host: &H,
+        view: &MapView,
+        page: u32,
+        access: Access,
+    ) -> Result<Fault, H::Error> {
+        let Some(mmu) = self.mmu() else { return Ok(Fault::Sigbus) };
+        match access {
+            Access::Read => self.fault_inside(host, &**mmu, view, page, access),
+            Access::Write => host
+                .in_fault(|| self.fault_inside(host, &**mmu, view, page, access))
+                .unwrap_or(Ok(Fault::Parked)),
+        }
+    }
+
+    fn fault_inside<H: Host>(
+        &self,
+        host: &H,
+        mmu: &dyn Mmu,
+        view: &MapView,
+        page: u32,
+        access: Access,
+    ) -> Result<Fault, H::Error> {
+        let guard = self.shared_for_fault();
+        // `i_size` shrinks under exclusive `invalidate_lock` only.
+        if self.cache.geometry().page_start(page) >= host.size() {
+            return Ok(Fault::Sigbus);
+        }
+        if let Some(fault) = self.fault_inline(host, mmu, view, page, access)? {
+            return Ok(fault);
+        }
+        let mut locked = self.lock_for_fault(host, &guard, mmu, view, page, access)?;
+        let first = &locked.pages[0];
+        debug_assert!(first.is_uptodate(self.cache.geometry().all_blocks()), "filled: {first:?}");
+        let count = match access {
+            Access::Read => locked.pages.len(),
+            Access::Write => self.make_storable(host, &locked)?,
+        };
+        locked.truncate(if without!(self.cache, InstallLocked) { 0 } else { count });
+        mmu.install(view.id, page..page + count as u32, access == Access::Write)?;
+        Ok(Fault::Mapped)
+    }
+
+    /// A fault that needs nothing but a look: the page is in memory, and a store finds it dirty. `None` when that is not so, or a lock
+    /// is not free at once. For who must not wait.
+    pub fn try_fault<H: Host>(&self, host: &H, view: &MapView, page: u32, access: Access) -> Option<Fault> {
+        let mmu = self.mmu()?;
+        let _guard = self.try_shared()?;
+        let geo = self.cache.geometry();
+        if geo.page_start(page) >= host.size() {
+            return None;
+        }
+        let mut locked = LockedPages::none(page, &self.cache.waits, 1);
+        {
+            let index = self.index.try_read()?;
+            let found = index.find(page).filter(|p| p.is_of_file() && p.try_lock())?;
+            locked.push(Arc::clone(found));
+        }
+        let found = &locked.pages[0];
+        let ready = match access {
+            Access::Read => found.is_uptodate(geo.all_blocks()),
+            Access::Write => {
+                let state = found.state();
+                found.is_uptodate(geo.all_blocks())
+                    && state.was_write_mapped()
+                    && state.has(Kind::Dirty) & state.has_space() == self.blocks_of_file(host, page)
+            }
+        };
+        if !ready {
+            return None;
+        }
+        let last = match access {
+            Access::Read => self.last_wanted(host, view, page, access),
+            Access::Write => page,
+        };
+        self.lock_more(&mut locked, last, |p| p.is_of_file());
+        let count = locked.pages.len() as u32;
+        mmu.install(view.id, page..page + count, access == Access::Write).ok()?;
+        Some(Fault::Mapped)
+    }
+
+    /// The last page that a fault at `page` is to map, as far as file and mapping go.
+    fn last_wanted<H: Host>(&self, host: &H, view: &MapView, page: u32, access: Access) -> u32 {
+        let geo = self.cache.geometry();
+        let least = match access {
+            Access::Read => (AROUND / geo.page_size() as u32).max(1),
+            Access::Write => 1,
+        };
+        let window = self.faults.lock()[access as usize].window(page, least, view.advice);
+        let last = (page + (window - 1)).min(view.pages.end.saturating_sub(1).max(page));
+        let end = geo.page_of(host.size().saturating_sub(1)).unwrap_or(u32::MAX).max(page);
+        let last = last.min(end);
+        self.faults.lock()[access as usize].next = last + 1;
+        last
+    }
+
+    /// The page of a fault, locked, uptodate and in the memory of the file, and as many after it as are to be had.
+    fn lock_for_fault<H: Host>(
+        &self,
+        host: &H,
+        guard: &SharedGuard<'_>,
+        mmu: &dyn Mmu,
+        view: &MapView,
+        page: u32,
+        access: Access,
+    ) -> Result<LockedPages<'_>, H::Error> {
+        let last = self.last_wanted(host, view, page, access);
+        let mut locked = self.fill(host, guard, page, last)?;
+        self.move_to_file(mmu, &mut locked, 0)?;
+        self.lock_more(&mut locked, last, |_| true);
+        let all = self.cache.geometry().all_blocks();
+        let mut good = 1;
+        while good < locked.pages.len() {
+            let next = &locked.pages[good];
+            // Nothing is waited for that was not asked for.
+            if !next.is_uptodate(all) || (!next.is_of_file() && next.state().in_writeback()) {
+                break;
+            }
+            self.move_to_file(mmu, &mut locked, good)?;
+            good += 1;
+        }
+        locked.truncate(good);
+        Ok(locked)
+    }
+
+    /// Adds pages behind those that are locked, up to `last`, while they are in memory, uptodate, `wanted`, and free.
+    fn lock_more(&self, locked: &mut LockedPages<'_>, last: u32, wanted: impl Fn(&Page) -> bool) {
+        let all = self.cache.geometry().all_blocks();
+        let Some(from) = locked.pages.last().and_then(|p| p.index.checked_add(1)).filter(|f| *f <= last)
+        else {
+            return;
+        };
+        self.index.read().run(from, last, |page| {
+            let take = page.is_uptodate(all) && wanted(page) && page.try_lock();
+            if take {
+                locked.push(Arc::clone(page));
+            }
+            take
+        });
+        if let Some(stale) = locked.pages.iter().position(|p| !p.is_uptodate(all)) {
+            locked.truncate(stale.max(1));
+        }
+    }
+
+    /// Gives a locked page memory of the file, if it has other memory. Waits for its writeback (55).
+    fn move_to_file(&self, mmu: &dyn Mmu, locked: &mut LockedPages<'_>, slot: usize) -> std::io::Result<()> {
+        let old = Arc::clone(&locked.pages[slot]);
+        if old.is_of_file() {
+            return Ok(());
+        }
+        old.wait_for_writeback(&self.cache.waits);
+        let mem = mmu.memory(old.index)?;
+        mem.mem().copy_from_mem(0, old.mem());
+        let new = Arc::new(old.moved_to(mem));
+        {
+            let mut index = self.index.write();
+            old.detach();
+            index.replace(Arc::clone(&new));
+        }
+        locked.pages[slot] = new;
+        // Who waits for it finds it gone, and looks for the new one.
+        old.unlock(&self.cache.waits);
+        Ok(())
+    }
+
+    /// The blocks of `page` that the file has.
+    pub(crate) fn blocks_of_file<H: Host>(&self, host: &H, page: u32) -> Blocks {
+        let geo = self.cache.geometry();
+        let inside = host.size().saturating_sub(geo.page_start(page)).min(geo.page_size() as u64) as usize;
+        if without!(self.cache, BlocksOfFile) {
+            return geo.all_blocks();
+        }
+        if inside == 0 { 0 } else { geo.touched(0, inside) }
+    }
+
+    /// Gets locked, uptodate pages ready for stores: space for every block that the file has, dirty. The first for sure, those after
+    /// it where no new space is needed; how many. On an error all are as they were.
+    pub(crate) fn make_storable<H: Host>(
+        &self,
+        host: &H,
+        locked: &LockedPages<'_>,
+    ) -> Result<usize, H::Error> {
+        let mut count = 0;
+        for page in &locked.pages {
+            let set = self.blocks_of_file(host, page.index);
+            if count == 0 {
+                self.find_page_space(host, page, set)?;
+            } else if set == 0 || !self.has_place(host, page, set)? {
+                break;
+            }
+            page.mark_write_mapped();
+            page.forget_sum();
+            page.touch();
+            page.update(|s| s.with(Kind::Dirty, set));
+            count += 1;
+        }
+        self.mark_dirty(&locked.pages[..count]);
+        host.stored();
+        Ok(count)
+    }
+
+    /// Space for the blocks `set` of a locked page. What was reserved before an error is given back: a reserved block is dirty.
+    fn find_page_space<H: Host>(&self, host: &H, page: &Arc<Page>, set: Blocks) -> Result<(), H::Error> {
+        let geo = self.cache.geometry();
+        let start = geo.page_start(page.index);
+        let before = page.state().has(Kind::Delayed);
+        for run in runs_of(set) {
+            let span =
+                Span { start: start + geo.block_bytes(run.start), end: start + geo.block_bytes(run.end) };
+            if let Err((_, error)) = self.find_space(host, std::slice::from_ref(page), span) {
+                let new = page.state().has(Kind::Delayed) & !before;
+                if without!(self.cache, FaultUndone) {
+                    return Err(error);
+                }
+                page.update(|s| s.without(Kind::Delayed, new));
+                self.unreserve(host, page.index, new);
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the blocks `set` of a locked page have space already; notes those that have a place on disk.
+    fn has_place<H: Host>(&self, host: &H, page: &Page, set: Blocks) -> Result<bool, H::Error> {
+        let geo = self.cache.geometry();
+        for run in runs_of(set & !page.state().has_space()) {
+            let mut at = run.start;
+            while at < run.end {
+                let mapped = host.map(Lblk(geo.first_block(page.index) + at), run.end - at)?;
+                if mapped.backing == Backing::Hole {
+                    return Ok(false);
+                }
+                let end = at + mapped.len.clamp(1, run.end - at);
+                page.update(|s| s.with(Kind::Backed, crate::page::blocks(at..end)));
+                at = end;
+            }
+        }
+        Ok(true)
+    }
+
+    /// A fault in a file whose content is in its inode; `None` when that is not so, or not any more.
+    ///
+    /// A load shows the content in page 0, which stays clean: the inode has it. A store moves the content to blocks first; the
+    /// page's lock is held from the look to the end, as it is by a writer (test `faults::inline_*`).
+    fn fault_inline<H: Host>(
+        &self,
+        host: &H,
+        mmu: &dyn Mmu,
+        view: &MapView,
+        page: u32,
+        access: Access,
+    ) -> Result<Option<Fault>, H::Error> {
+        if page > 0 || !host.is_inline() {
+            return Ok(None);
+        }
+        let mut locked = self.lock_or_create(0, 0);
+        let Some(content) = host.inline()? else { return Ok(None) };
+        if without!(self.cache, InlineLock) && access == Access::Write {
+            drop(locked);
+            host.leave_inline()?;
+            return Ok(None);
+        }
+        self.move_to_file(mmu, &mut locked, 0)?;
+        let first = &locked.pages[0];
+        show_inline(first, self.cache.geometry().all_blocks(), &content);
+        if access == Access::Write {
+            host.leave_inline()?;
+            self.make_storable(host, &locked)?;
+        }
+        mmu.install(view.id, 0..1, access == Access::Write)?;
+        Ok(Some(Fault::Mapped))
+    }
+}
+
+/// Makes page 0 show content that is kept in the inode. Under its lock.
+pub(crate) fn show_inline(page: &Page, all: Blocks, content: &[u8]) {
+    let mem = page.mem();
+    let len = content.len().min(mem.len());
+    mem.copy_from(0, &content[..len]);
+    mem.zero(len, mem.len() - len);
+    page.update(|s| s.with(Kind::Uptodate, all));
+}

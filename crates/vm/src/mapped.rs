@@ -1,0 +1,272 @@
+//! Pages in the memory of a file that programs have mapped: what writeback, reclaim, growth and direct I/O do differently there.
+//!
+//! Memory of such a page is given back only under exclusive `invalidate_lock`, or by reclaim when nothing but the index refers to
+//! the page: whoever copies from one holds `invalidate_lock` shared (readers), or what keeps range operations away.
+
+use std::io;
+use std::ops::Range;
+
+use extant_format::csum::crc32c;
+use extant_sync::Arc;
+
+use crate::Host;
+use crate::fault::show_inline;
+use crate::mutant::without;
+use crate::page::{Kind, LockedPages, Page};
+use crate::space::{AddressSpace, ExclusiveGuard, forget};
+
+/// The lock of page 0 of an inode that has mappings, for who changes content that is kept in the inode, or moves it to blocks.
+pub struct InlineGuard<'a> {
+    space: &'a AddressSpace,
+    first: Option<LockedPages<'a>>,
+}
+
+impl InlineGuard<'_> {
+    /// Makes page 0, if a mapping may show it, show this content of the inode.
+    pub fn refresh(&self, content: &[u8]) {
+        let all = self.space.cache.geometry().all_blocks();
+        for page in self.first.iter().flat_map(|first| &first.pages) {
+            if page.is_uptodate(all) {
+                show_inline(page, all, content);
+            }
+        }
+    }
+}
+
+/// What reclaim does with a page of the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Leaving {
+    /// It goes.
+    Leaves,
+    /// Somebody refers to it.
+    Used,
+    /// It is not what was written of it: see [`AddressSpace::find_unseen_changes`].
+    Changed,
+}
+
+impl AddressSpace {
+    /// Locks page 0 (50) against faults, which move content out of the inode without the inode lock. Nothing is locked while the
+    /// inode never had a mapping. The caller holds the inode lock exclusively, and nothing from 50 on.
+    #[track_caller]
+    pub fn lock_inline(&self) -> InlineGuard<'_> {
+        let first = self.mmu().map(|_| self.lock_or_create(0, 0));
+        InlineGuard { space: self, first }
+    }
+
+    /// Makes the memory file large enough for a file of `size` bytes, before `i_size` grows to that. Nothing to do without mappings.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn grow_memory(&self, size: u64) -> io::Result<()> {
+        match self.mmu() {
+            Some(mmu) if size > 0 => mmu.resize(size),
+            _ => Ok(()),
+        }
+    }
+
+    /// After the size of content that is kept in the inode has changed: no page shows the old one, and the memory file has the new
+    /// size. Under exclusive `invalidate_lock`.
+    ///
+    /// # Errors
+    /// The system's; then a mapping may go on showing the old content.
+    pub fn inline_resized<H: Host>(&self, _guard: &ExclusiveGuard<'_>, host: &H) -> io::Result<()> {
+        let Some(mmu) = self.mmu() else { return Ok(()) };
+        if let Some(locked) = self.lock_present(0) {
+            mmu.unmap(0..1)?;
+            locked.pages[0].update(|s| forget(s, self.cache.geometry().all_blocks()));
+        }
+        mmu.resize(host.size())
+    }
+
+    /// The page with the end of the file when that lies inside it and before page `first`, locked: `i_size` will pass it. Only for
+    /// an inode with mappings.
+    #[track_caller]
+    pub(crate) fn lock_old_end(&self, size: u64, first: u32) -> Option<LockedPages<'_>> {
+        self.mmu()?;
+        let geo = self.cache.geometry();
+        let page = geo.page_of(size).filter(|p| *p < first && geo.in_page(size) > 0)?;
+        self.lock_present(page)
+    }
+
+    /// Before `i_size` leaves `size`, inside a locked page: stores fault again, since more blocks of the page are the file's now, and
+    /// what programs stored past the end is gone.
+    pub(crate) fn settle_old_end(&self, page: &Page, size: u64) -> io::Result<()> {
+        let geo = self.cache.geometry();
+        let from = geo.in_page(size);
+        let Some(mmu) = self.mmu().filter(|_| page.state().was_write_mapped() && from > 0) else {
+            return Ok(());
+        };
+        if !without!(self.cache, OldEndProtected) {
+            mmu.protect(page.index..page.index + 1)?;
+        }
+        page.forget_sum();
+        if without!(self.cache, OldEndZeroed) {
+            return Ok(());
+        }
+        page.mem().zero(from, geo.page_size() - from);
+        Ok(())
+    }
+
+    /// Takes pages away from all mappings, before the blocks of `range` (bytes) are dropped. Under exclusive `invalidate_lock`: they
+    /// do not come back.
+    pub(crate) fn hide(&self, range: &Range<u64>) -> io::Result<()> {
+        if without!(self.cache, PartHidden) {
+            return Ok(());
+        }
+        match (self.mmu(), self.pages_of(range)) {
+            (Some(mmu), Some(pages)) => mmu.unmap(pages),
+            _ => Ok(()),
+        }
+    }
+
+    /// Gives back the memory of the pages that lie wholly in `range`, none of which is in the index. Under exclusive
+    /// `invalidate_lock`. A failure wastes memory and nothing else: no mapping has the pages, and they are filled before one gets
+    /// them.
+    pub(crate) fn give_back(&self, range: &Range<u64>) {
+        let geo = self.cache.geometry();
+        let Some(mmu) = self.mmu() else { return };
+        let size = geo.page_size() as u64;
+        let first = range.start.div_ceil(size);
+        let end = if range.end == u64::MAX { u64::from(u32::MAX) } else { range.end / size };
+        if let (Ok(first), Ok(end)) = (u32::try_from(first), u32::try_from(end))
+            && first < end
+        {
+            let _ = mmu.discard(first..end);
+        }
+    }
+
+    /// The pages that `range` touches.
+    fn pages_of(&self, range: &Range<u64>) -> Option<Range<u32>> {
+        let geo = self.cache.geometry();
+        let first = geo.page_of(range.start)?;
+        let last = geo.page_of(range.end.checked_sub(1)?).unwrap_or(u32::MAX - 1);
+        (first <= last).then(|| first..last.saturating_add(1))
+    }
+
+    /// Locks the pages of a batch of writeback and takes the right to store away from their mappings; those that could be written by
+    /// one. Runs of neighbours cost one call.
+    pub(crate) fn protect_batch(&self, pages: &[Arc<Page>]) -> io::Result<()> {
+        let Some(mmu) = self.mmu() else { return Ok(()) };
+        let mut storable = pages.iter().filter(|p| p.is_of_file() && p.state().was_write_mapped()).peekable();
+        while let Some(first) = storable.next() {
+            let mut end = first.index + 1;
+            while storable.next_if(|p| p.index == end).is_some() {
+                end += 1;
+            }
+            mmu.protect(first.index..end)?;
+        }
+        Ok(())
+    }
+
+    /// A page of the file that reclaim has locked: whether it leaves. Then no reader can find it any more. Under the lock of the
+    /// index, which readers need to get a reference.
+    pub(crate) fn begin_leaving(&self, page: &Arc<Page>) -> Leaving {
+        // The index and the caller's list.
+        if Arc::strong_count(page) > 2 && !without!(self.cache, LeaveUsed) {
+            return Leaving::Used;
+        }
+        if self.changed_unseen(page) {
+            return Leaving::Changed;
+        }
+        page.update(|s| forget(s, self.cache.geometry().all_blocks()));
+        Leaving::Leaves
+    }
+
+    /// Gives back the memory of pages for which [`Self::begin_leaving`] said yes, and takes them out of the index; how many.
+    pub(crate) fn leave(&self, leaving: &[Arc<Page>]) -> usize {
+        let Some(mmu) = self.mmu().filter(|_| !leaving.is_empty()) else { return 0 };
+        let mut rest = leaving;
+        while let Some(first) = rest.first() {
+            let run = rest.iter().zip(first.index..).take_while(|(p, at)| p.index == *at).count();
+            // A failure wastes memory until it is filled again; but a mapping may still show it.
+            if mmu.discard(first.index..first.index + run as u32).is_err() {
+                let _ = mmu.unmap(first.index..first.index + run as u32);
+            }
+            rest = &rest[run..];
+        }
+        let mut index = self.index.write();
+        let mut unmarked = 0;
+        for page in leaving {
+            page.detach();
+            unmarked += usize::from(index.remove(page.index).is_some_and(|(_, marked)| marked));
+            page.unlock(&self.cache.waits);
+        }
+        drop(index);
+        self.cache.detached(leaving.len());
+        self.cleaned(unmarked);
+        leaving.len()
+    }
+
+    /// For direct I/O: a clean page is shown by no mapping and known in no block. Under its lock; its memory stays, since somebody may
+    /// be copying from it.
+    pub(crate) fn forget_page(&self, page: &Page) -> io::Result<()> {
+        if let Some(mmu) = self.mmu() {
+            mmu.unmap(page.index..page.index + 1)?;
+        }
+        page.update(|s| forget(s, self.cache.geometry().all_blocks()));
+        page.forget_sum();
+        Ok(())
+    }
+
+    /// Whether a clean page is not what was written of it last: something stored to it that no mapping had the right to (a device
+    /// that had taken the memory as a target before it was written).
+    fn changed_unseen(&self, page: &Page) -> bool {
+        !without!(self.cache, UnseenFound) && page.written_sum().is_some_and(|sum| sum_of(page) != sum)
+    }
+
+    /// Looks at all clean pages that a mapping could ever store to, and makes those dirty that have changed without a fault: a transfer
+    /// into a mapping, begun before the last writeback and over after it, leaves no other trace. Takes page locks, one at a time, as
+    /// tries: a page that somebody works on is dirty soon or looked at the next time.
+    pub(crate) fn find_unseen_changes(&self) {
+        if self.mmu().is_none() || without!(self.cache, UnseenFound) {
+            return;
+        }
+        let mut suspects = Vec::new();
+        self.index.read().each_from(0, |page| {
+            let state = page.state();
+            if page.written_sum().is_some() && state.has(Kind::Dirty) == 0 && !state.in_writeback() {
+                suspects.push(Arc::clone(page));
+            }
+            true
+        });
+        for page in suspects {
+            if !page.try_lock() {
+                continue;
+            }
+            let mut one = LockedPages::none(page.index, &self.cache.waits, 1);
+            one.push(Arc::clone(&page));
+            let state = page.state();
+            let clean = !state.is_detached() && state.has(Kind::Dirty) == 0 && !state.in_writeback();
+            if clean && self.changed_unseen(&page) {
+                self.dirty_again(&one.pages);
+            }
+        }
+    }
+
+    /// Makes locked pages dirty that have places for all that is known of them.
+    pub(crate) fn dirty_again(&self, pages: &[Arc<Page>]) {
+        for page in pages {
+            page.forget_sum();
+            page.update(|s| s.with(Kind::Dirty, s.has(Kind::Uptodate) & s.has(Kind::Backed)));
+        }
+        self.mark_dirty(pages);
+    }
+}
+
+/// The checksum of a page's memory.
+pub(crate) fn sum_of(page: &Page) -> u32 {
+    let mem = page.mem();
+    sum_of_mem(mem)
+}
+
+/// The same of any memory.
+pub(crate) fn sum_of_mem(mem: extant_device::MemSlice<'_>) -> u32 {
+    const PIECE: usize = 4096;
+    let mut piece = [0; PIECE];
+    let mut sum = !0;
+    for at in (0..mem.len()).step_by(PIECE) {
+        mem.copy_to(at, &mut piece);
+        sum = crc32c(sum, &piece);
+    }
+    sum
+}

@@ -1,0 +1,55 @@
+//! Guards that the schedule tests take away, one at a time, to see that the tests notice. Only with the feature `shuttle`; otherwise
+//! the question `without!(cache, Guard)` is the constant `false`.
+
+/// A guard of the page cache that can be taken away.
+#[cfg(feature = "shuttle")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mutant {
+    /// All guards are there.
+    #[default]
+    None,
+    /// A fault holds `invalidate_lock` shared.
+    FaultShared,
+    /// Writeback takes the right to store away before it clears the dirty state and makes its copy.
+    ProtectFirst,
+    /// A store becomes possible under the lock under which the page became dirty.
+    InstallLocked,
+    /// A store reserves the blocks that the file has, and no others.
+    BlocksOfFile,
+    /// A file that grows inside a page takes the right to store to the page away.
+    OldEndProtected,
+    /// A file that grows inside a page zeroes what was stored past its end.
+    OldEndZeroed,
+    /// A page that somebody refers to keeps its memory.
+    LeaveUsed,
+    /// A pinned page stays dirty.
+    PinDirty,
+    /// What changed without a fault is found by its checksum.
+    UnseenFound,
+    /// A page that lost blocks to a range operation is shown by no mapping.
+    PartHidden,
+    /// A fault looks again at a page that moved to the memory of the file.
+    MovedMark,
+    /// What a failed store fault reserved is given back.
+    FaultUndone,
+    /// The lock of page 0 is held while a fault moves content out of the inode.
+    InlineLock,
+}
+
+/// Whether the guard named is taken away in this run.
+#[cfg(feature = "shuttle")]
+macro_rules! without {
+    ($cache:expr, $mutant:ident) => {
+        $cache.config().mutant == $crate::mutant::Mutant::$mutant
+    };
+}
+
+/// Whether the guard named is taken away in this run: never, in the product.
+#[cfg(not(feature = "shuttle"))]
+macro_rules! without {
+    ($cache:expr, $mutant:ident) => {
+        false
+    };
+}
+
+pub(crate) use without;
