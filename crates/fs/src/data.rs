@@ -21,6 +21,7 @@ use extant_journal::Handle;
 use extant_map::{Content, Extent, MapKind, Placement as Cluster, Run, Written};
 use extant_sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use extant_sync::{Arc, Mutex, Rank, Weak};
+use extant_vm::real::RealMmu;
 use extant_vm::{AddressSpace, Backing, Host, Mapped, Placement, ReadAhead};
 use rustc_hash::FxHashMap;
 
@@ -51,6 +52,10 @@ pub(crate) struct FileData {
     rights: AtomicU8,
     /// The data goes through the journal; changed under the inode lock, with nothing dirty.
     journalled: AtomicBool,
+    /// With whose rights content moves out of the inode for a store through a mapping: those of who mapped it last.
+    mapper: Mutex<Option<Credentials>>,
+    /// The mappings, which `pages` owns.
+    pub(crate) mmu: Mutex<Weak<RealMmu>>,
     promise: Mutex<Promise>,
 }
 
@@ -149,6 +154,8 @@ impl Inode {
             ino: self.ino,
             rights: AtomicU8::new(0),
             journalled: AtomicBool::new(fs.journals_data(self)),
+            mapper: Mutex::new(Rank::LEAF, None),
+            mmu: Mutex::new(Rank::LEAF, Weak::new()),
             promise: Mutex::new(Rank::PROMISE, Promise::default()),
         });
         self.data.get_or_init(|| made)
@@ -175,6 +182,12 @@ impl FileData {
         let reserved = u8::from(fs.privilege(cred) == Privilege::Reserved) * RESERVED_BLOCKS;
         let exempt = u8::from(cred.has(Caps::SYS_RESOURCE)) * NO_QUOTA;
         self.rights.store(reserved | exempt, Ordering::Relaxed);
+    }
+
+    /// Says with whose rights a store through a mapping finds space. Under the inode lock.
+    pub(crate) fn set_mapper(&self, fs: &Filesystem, cred: &Credentials) {
+        self.set_rights(fs, cred);
+        *self.mapper.lock() = Some(cred.clone());
     }
 
     fn is_exempt(&self) -> bool {
@@ -629,6 +642,56 @@ impl Host for FileData {
             }
         }
         Ok(())
+    }
+
+    fn is_inline(&self) -> bool {
+        self.inode.upgrade().is_some_and(|inode| inode.flags().contains(InodeFlags::INLINE_DATA))
+    }
+
+    fn inline(&self) -> Result<Option<Vec<u8>>> {
+        let (fs, inode) = self.both()?;
+        if fs.is_inline(&inode) { fs.inline_content(&inode).map(Some) } else { Ok(None) }
+    }
+
+    fn leave_inline(&self) -> Result<()> {
+        let (fs, inode) = self.both()?;
+        let mapper = self.mapper.lock().clone();
+        fs.move_to_blocks(&inode, &mapper.unwrap_or_else(|| Credentials::user(u32::MAX, u32::MAX, &[])))
+    }
+
+    fn may_store(&self) -> bool {
+        let Ok((fs, inode)) = self.both() else { return false };
+        !fs.is_read_only() && !inode.flags().contains(InodeFlags::IMMUTABLE)
+    }
+
+    fn stored(&self) {
+        if let Ok((fs, inode)) = self.both() {
+            fs.touch_written(&inode);
+        }
+    }
+
+    fn is_no_space(error: &Error) -> bool {
+        matches!(error, Error::NoSpace)
+    }
+
+    fn make_space(&self) -> Result<()> {
+        self.fs.upgrade().ok_or(Error::Shutdown)?.make_space()
+    }
+
+    fn noted(&self, error: &Error) {
+        if let Some(fs) = self.fs.upgrade().filter(|_| error.is_corruption()) {
+            fs.on_damage(error);
+        }
+    }
+
+    fn in_fault<R>(&self, work: impl FnOnce() -> R) -> Option<R> {
+        match self.fs.upgrade() {
+            Some(fs) => {
+                let _pass = fs.gate.try_enter(Level::Fault)?;
+                Some(work())
+            }
+            None => Some(work()),
+        }
     }
 
     fn claims_per_publish(&self) -> usize {

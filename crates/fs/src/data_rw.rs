@@ -271,7 +271,7 @@ impl Filesystem {
     }
 
     /// Moves mtime and ctime after a write, in memory; they go with the next change of the inode.
-    pub(crate) fn touch_written(&self, inode: &InodeRef) {
+    pub(crate) fn touch_written(&self, inode: &Inode) {
         let now = self.now();
         let first = {
             let mut state = inode.state();
@@ -281,7 +281,7 @@ impl Filesystem {
             !std::mem::replace(&mut state.times_dirty, true)
         };
         if first {
-            self.remember_times(inode.ino());
+            self.remember_times(inode.ino);
         }
     }
 

@@ -81,6 +81,8 @@ pub struct Filesystem {
     pub(crate) late_features: crate::late_features::LateFeatures,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) gate: Gate,
+    /// What mapped files need.
+    pub(crate) maps: crate::mapping::Maps,
     /// Rank 15: renames between directories.
     pub(crate) rename_lock: Mutex<()>,
     pub(crate) mode: AtomicU8,

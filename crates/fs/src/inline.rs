@@ -94,9 +94,20 @@ impl Filesystem {
 
     /// The same for who holds the xattr lock exclusively.
     pub(crate) fn inline_drop_locked(&self, handle: &mut Handle, inode: &Inode) -> Result<()> {
+        let attrs = self.attrs_without_inline(inode)?;
+        self.inline_to_map(inode, &mut inode.map.write());
+        self.write_ibody(handle, inode, &attrs)
+    }
+
+    /// The attributes in the inode without the one that holds inline content. Under the xattr lock.
+    pub(crate) fn attrs_without_inline(&self, inode: &Inode) -> Result<AttrSet> {
         let mut attrs = self.ibody_attrs(inode)?;
         attrs.remove(INDEX_SYSTEM, DATA_NAME);
-        let mut map = inode.map.write();
+        Ok(attrs)
+    }
+
+    /// Makes `i_block`, whose lock is held exclusively, an empty block map in the place of content.
+    pub(crate) fn inline_to_map(&self, inode: &Inode, i_block: &mut [u8; IBLOCK_LEN]) {
         {
             let mut state = inode.state();
             state.raw.flags.remove(InodeFlags::INLINE_DATA);
@@ -104,9 +115,7 @@ impl Filesystem {
                 state.raw.flags.insert(InodeFlags::EXTENTS);
             }
         }
-        MapFs::init(inode.map_kind(), &mut map, inode.ino);
-        inode.state().raw.i_block = *map;
-        drop(map);
-        self.write_ibody(handle, inode, &attrs)
+        MapFs::init(inode.map_kind(), i_block, inode.ino);
+        inode.state().raw.i_block = *i_block;
     }
 }

@@ -27,16 +27,27 @@ impl Filesystem {
         cred: &Credentials,
     ) -> Result<bool> {
         let end = at + bytes.len() as u64;
+        let pages = &inode.data(self).pages;
+        // A store through a mapping moves the content without the inode lock: not while this is between its look at the content
+        // and its end (test `explore_map::inline_write_against_store`).
+        let first = (!without!(self, InlineWrite)).then(|| pages.lock_inline());
+        if pages.mmu().is_some() && !self.is_inline(inode) {
+            return Ok(false);
+        }
         let mut content = self.inline_content(inode)?;
         if !self.fits_inline(inode, end)? {
             self.to_blocks(inode, &content, cred)?;
             return Ok(false);
         }
+        pages.grow_memory(end.max(content.len() as u64))?;
         let end = end as usize;
         content.resize(content.len().max(end), 0);
         content[at as usize..end].copy_from_slice(bytes);
-        self.touch_written(inode);
         self.store_inline(inode, &content)?;
+        if let Some(first) = first {
+            first.refresh(&content);
+        }
+        self.touch_written(inode);
         Ok(true)
     }
 
@@ -44,6 +55,10 @@ impl Filesystem {
     pub(crate) fn may_become_inline(&self, inode: &Inode, end: u64) -> Result<bool> {
         // The inode's own area is at most a few kilobytes: nothing is to be read for a larger write.
         if !self.has_inline_data() || end > u64::from(self.inode_format.inode_size()) {
+            return Ok(false);
+        }
+        // Under a mapping content does not go back into the inode.
+        if inode.data.get().is_some_and(|data| data.pages.mmu().is_some()) {
             return Ok(false);
         }
         {
@@ -59,26 +74,47 @@ impl Filesystem {
 
     /// Changes the size of inline content; `false` when it has moved to blocks instead, with its old size.
     pub(crate) fn resize_inline(&self, inode: &InodeRef, size: u64, cred: &Credentials) -> Result<bool> {
-        let mut content = self.inline_content(inode)?;
-        if !self.fits_inline(inode, size)? {
-            self.to_blocks(inode, &content, cred)?;
-            return Ok(false);
+        let data = inode.data(self);
+        let pages = &data.pages;
+        let guard = pages.mmu().map(|_| pages.exclusive());
+        {
+            let _first = pages.lock_inline();
+            if guard.is_some() && !self.is_inline(inode) {
+                return Ok(false);
+            }
+            let mut content = self.inline_content(inode)?;
+            if !self.fits_inline(inode, size)? {
+                self.to_blocks(inode, &content, cred)?;
+                return Ok(false);
+            }
+            content.resize(size as usize, 0);
+            self.store_inline(inode, &content)?;
         }
-        content.resize(size as usize, 0);
-        self.store_inline(inode, &content)?;
+        if let Some(guard) = guard {
+            pages.inline_resized(&guard, &**data)?;
+        }
         Ok(true)
     }
 
     /// Moves inline content to blocks, if there is any. The caller holds the inode lock exclusively.
     pub(crate) fn make_blocks(&self, inode: &InodeRef, cred: &Credentials) -> Result<()> {
         if self.is_inline(inode) {
-            let content = self.inline_content(inode)?;
-            self.to_blocks(inode, &content, cred)?;
+            let _first = inode.data(self).pages.lock_inline();
+            self.move_to_blocks(inode, cred)?;
         }
         Ok(())
     }
 
-    fn inline_content(&self, inode: &Inode) -> Result<Vec<u8>> {
+    /// The same for who holds the lock of page 0 in place of the inode lock: a store through a mapping.
+    pub(crate) fn move_to_blocks(&self, inode: &Inode, cred: &Credentials) -> Result<()> {
+        if !self.is_inline(inode) {
+            return Ok(());
+        }
+        let content = self.inline_content(inode)?;
+        self.to_blocks(inode, &content, cred)
+    }
+
+    pub(crate) fn inline_content(&self, inode: &Inode) -> Result<Vec<u8>> {
         let data = self.inline_read(inode)?;
         let size = inode.size();
         let len = usize::try_from(size).map_err(|_| Error::bad_inode(inode.ino, "i_size", size))?;
@@ -129,14 +165,18 @@ impl Filesystem {
         let kind =
             if self.has_extents() { extant_map::MapKind::Extents } else { extant_map::MapKind::Indirect };
         let credits = 2 + self.map.insert_credits(kind, 0, claims.len().max(1) as u32);
-        let pages = inode.data(self);
-        // From the moment that the inline content is gone until the blocks are mapped, a reader would find a hole, and keep it
-        // in the cache over the content (test `explore::reading_while_inline_content_moves`).
-        let _guard = (!without!(self, InlineMove)).then(|| pages.pages.exclusive());
         let mut handle = self.start_data(inode, credits)?;
         let done = (|| {
-            self.inline_drop(&mut handle, inode)?;
+            let xattr = inode.xattr.write();
+            let attrs = self.attrs_without_inline(inode)?;
             let mut i_block = inode.map.write();
+            self.inline_to_map(inode, &mut i_block);
+            if without!(self, InlineMove) {
+                drop(i_block);
+                i_block = inode.map.write();
+            }
+            // From the moment that the inline content is gone until the blocks are mapped, a reader would find a hole, and keep it in
+            // the cache over the content: nobody looks at the map meanwhile (test `explore::reading_while_inline_content_moves`).
             let mut delta = 0;
             for (lblk, len, claim) in &mut claims {
                 self.alloc.publish(&mut handle, claim, *len)?;
@@ -148,6 +188,8 @@ impl Filesystem {
             }
             self.map_changed(inode, &i_block, delta);
             drop(i_block);
+            self.write_ibody(&mut handle, inode, &attrs)?;
+            drop(xattr);
             self.write_inode(&mut handle, inode)
         })();
         self.finish(handle, done, inode)

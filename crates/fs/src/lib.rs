@@ -18,7 +18,7 @@
 //! | `xattr`, `inline` | extended attributes; content kept in the inode |
 //! | `migrate` | from extents to indirect blocks and back |
 //! | `data`, `data_rw`, `inline_data`, `fallocate` | file content: its pages and how they reach the disk; reading, writing, sizes; in the inode; ranges |
-//! | `open_file` | an open file |
+//! | `open_file`, `mapping` | an open file; a file mapped into memory |
 //! | `state`, `freeze`, `background`, `time` | freezing, remounting, shutting down; threads; clocks |
 //!
 //! # Locks
@@ -58,6 +58,7 @@ mod inline;
 mod inline_data;
 mod inode;
 mod late_features;
+mod mapping;
 mod migrate;
 mod mmp;
 mod mount;
@@ -85,11 +86,13 @@ pub use extant_format::inode::device::DeviceNumber;
 pub use extant_format::inode::{FileType, InodeFlags, Timestamp};
 pub use extant_format::quota::{Dqblk, QuotaKind};
 pub use extant_format::{GroupNr, Ino, Lblk, Pblk};
-pub use extant_vm::{ErrCursor, PageRefs, ReadAhead};
+pub use extant_sys::{Protection, Target};
+pub use extant_vm::{ErrCursor, PageRefs, Pin, ReadAhead};
 pub use fallocate::{FallocateMode, SeekKind};
 pub use filesystem::Filesystem;
 pub use icache::InodeRef;
 pub use inode::Inode;
+pub use mapping::{Advice, MapOptions, Mapping, SyncMode, overlaps_mapping};
 pub use mount::Setup;
 #[cfg(feature = "shuttle")]
 pub use mutant::Mutant;

@@ -42,6 +42,9 @@ pub struct Setup {
     /// Whether a read-only mount recovers the image itself where the device can be written, as the kernel does: the journal is
     /// replayed onto the device and orphans are processed. Not with `noload`. Otherwise a read-only mount writes nothing.
     pub recover_on_device: bool,
+    /// A directory of a tmpfs for the memory of mapped files, in place of the system's own: one mounted with `huge=` makes large
+    /// files much cheaper to fill and to map.
+    pub map_dir: Option<std::path::PathBuf>,
     /// The guard that a schedule test takes away.
     #[cfg(feature = "shuttle")]
     pub mutant: crate::Mutant,
@@ -59,6 +62,7 @@ impl Default for Setup {
             clock: Arc::new(SystemClock),
             inode_capacity: 1 << 15,
             recover_on_device: false,
+            map_dir: None,
             #[cfg(feature = "shuttle")]
             mutant: crate::Mutant::None,
             generation: None,
@@ -207,6 +211,9 @@ impl Filesystem {
         if mode == Mode::Closed {
             return Ok(());
         }
+        if self.pages.stats().pins > 0 {
+            return Err(Error::Busy);
+        }
         // Not left to the evictor: it can do nothing any more for a filesystem that is being dropped.
         while mode == Mode::ReadWrite && self.evict_next() {}
         self.thaw_to_unmount();
@@ -248,7 +255,7 @@ impl Filesystem {
                 // The image is as clean as the freeze left it, if this cannot be written.
                 let _ = self.mark_in_use();
             }
-            self.gate.open();
+            self.open_gates();
         }
     }
 
@@ -557,6 +564,7 @@ pub(crate) fn build(
         late_features: crate::late_features::LateFeatures::missing(features),
         clock: Arc::clone(&setup.clock),
         gate: Gate::new(),
+        maps: crate::mapping::Maps::in_dir(setup.map_dir.clone()),
         rename_lock: rename_lock(),
         mode: AtomicU8::new(if read_only { Mode::ReadOnly } else { Mode::ReadWrite } as u8),
         saw_errors: AtomicBool::new(false),

@@ -10,6 +10,8 @@ pub enum Mutant {
     None,
     /// Readers look at the block map while inline content moves to blocks.
     InlineMove,
+    /// A writer holds the lock of page 0 while it changes content in the inode.
+    InlineWrite,
     /// A value is read from an inode of its own after the lock over the attributes was given up.
     XattrHeld,
     /// A directory is unlocked between the look for a name's place and its entry there.

@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::fallocate::{FallocateMode, SeekKind};
 use crate::filesystem::Filesystem;
 use crate::icache::InodeRef;
+use crate::mapping::{from_caller, into_caller};
 
 /// How a file is open.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -67,6 +68,14 @@ impl OpenFile {
         &self.inode
     }
 
+    pub(crate) fn filesystem(&self) -> &Arc<Filesystem> {
+        &self.fs
+    }
+
+    pub(crate) fn credentials(&self) -> &Credentials {
+        &self.cred
+    }
+
     /// How it is open.
     #[must_use]
     pub fn mode(&self) -> OpenMode {
@@ -81,6 +90,11 @@ impl OpenFile {
         if !self.mode.read {
             return Err(Error::BadFile);
         }
+        into_caller(buf, |buf| self.read_own(offset, buf), |n| *n)
+    }
+
+    /// The same into memory that is in no mapping.
+    fn read_own(&self, offset: u64, buf: &mut [u8]) -> Result<usize> {
         if self.mode.direct {
             return self.fs.read_direct(&self.inode, offset, buf);
         }
@@ -131,10 +145,12 @@ impl OpenFile {
             sync: self.mode.sync,
             kill_suidgid,
         };
-        if self.mode.direct {
-            return self.fs.write_direct(&self.inode, offset, bytes, flags, &self.cred);
-        }
-        self.fs.write_at(&self.inode, offset, bytes, flags, &self.cred)
+        from_caller(bytes, |bytes| {
+            if self.mode.direct {
+                return self.fs.write_direct(&self.inode, offset, bytes, flags, &self.cred);
+            }
+            self.fs.write_at(&self.inode, offset, bytes, flags, &self.cred)
+        })
     }
 
     /// Makes content (and attributes, unless `data_only`) durable, and reports a failed writeback that this open file has not

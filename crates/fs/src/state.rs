@@ -42,7 +42,7 @@ impl Filesystem {
         drop(frozen);
         let done = self.still().and_then(|()| self.write_still());
         if done.is_err() {
-            self.gate.open();
+            self.open_gates();
             *self.mount.frozen.lock() = false;
         }
         done
@@ -83,7 +83,7 @@ impl Filesystem {
         *frozen = false;
         drop(frozen);
         let marked = if self.mode() == Mode::ReadWrite { self.mark_in_use() } else { Ok(()) };
-        self.gate.open();
+        self.open_gates();
         marked
     }
 
@@ -167,7 +167,7 @@ impl Filesystem {
         if done.is_ok() {
             self.set_mode(Mode::ReadOnly);
         }
-        self.gate.open();
+        self.open_gates();
         done
     }
 
@@ -192,7 +192,7 @@ impl Filesystem {
         self.journal.stop();
         if how == ShutdownMode::Sync {
             // Whoever waited at the gates is told.
-            self.gate.open();
+            self.open_gates();
         }
         done
     }

@@ -102,6 +102,20 @@ pub fn holds(rank: Rank) -> bool {
     }
 }
 
+/// What another thread holds, outermost first, with the places where it was taken; `thread` is its number as the system
+/// has it (`gettid`). Empty in release builds, under schedule exploration, and for a thread that never took a rank: for
+/// assertions only. The thread must be known to stand still for the answer to mean anything.
+#[must_use]
+pub fn held_by(thread: u32) -> Vec<String> {
+    #[cfg(all(debug_assertions, not(feature = "shuttle")))]
+    return list::held_by(thread);
+    #[cfg(not(all(debug_assertions, not(feature = "shuttle"))))]
+    {
+        let _ = thread;
+        Vec::new()
+    }
+}
+
 /// Asserts, in debug builds, that this thread holds no rank at or above `from`: for places where it may wait long or
 /// touch a caller's memory.
 ///
@@ -118,8 +132,14 @@ pub fn assert_nothing_held(from: Rank, why: &str) {
 
 #[cfg(debug_assertions)]
 mod list {
+    #[cfg(feature = "shuttle")]
     use std::cell::RefCell;
     use std::panic::Location;
+    #[cfg(not(feature = "shuttle"))]
+    use std::{
+        collections::BTreeMap,
+        sync::{Arc, Mutex, PoisonError, Weak},
+    };
 
     use crate::Rank;
 
@@ -152,12 +172,41 @@ mod list {
     }
     #[cfg(not(feature = "shuttle"))]
     std::thread_local! {
-        static LIST: RefCell<List> = RefCell::new(List::default());
+        static LIST: Arc<Mutex<List>> = enlisted();
+    }
+
+    /// Every thread's list by the thread's number, for [`held_by`].
+    #[cfg(not(feature = "shuttle"))]
+    static LISTS: Mutex<BTreeMap<u32, Weak<Mutex<List>>>> = Mutex::new(BTreeMap::new());
+
+    #[cfg(not(feature = "shuttle"))]
+    fn enlisted() -> Arc<Mutex<List>> {
+        let list = Arc::new(Mutex::new(List::default()));
+        let mut lists = LISTS.lock().unwrap_or_else(PoisonError::into_inner);
+        lists.retain(|_, list| list.strong_count() > 0);
+        lists.insert(extant_sys::thread_number(), Arc::downgrade(&list));
+        list
     }
 
     /// `None` while the thread's locals are being destroyed: nothing is checked then.
+    #[cfg(feature = "shuttle")]
     fn with<R>(f: impl FnOnce(&mut List) -> R) -> Option<R> {
         LIST.try_with(|l| f(&mut l.borrow_mut())).ok()
+    }
+
+    /// `None` while the thread's locals are being destroyed: nothing is checked then.
+    #[cfg(not(feature = "shuttle"))]
+    fn with<R>(f: impl FnOnce(&mut List) -> R) -> Option<R> {
+        LIST.try_with(|l| f(&mut l.lock().unwrap_or_else(PoisonError::into_inner))).ok()
+    }
+
+    #[cfg(not(feature = "shuttle"))]
+    pub(super) fn held_by(thread: u32) -> Vec<String> {
+        let list = LISTS.lock().unwrap_or_else(PoisonError::into_inner).get(&thread).and_then(Weak::upgrade);
+        let Some(list) = list else { return Vec::new() };
+        let list = list.lock().unwrap_or_else(PoisonError::into_inner);
+        let ranks = list.entries.iter().filter_map(|e| Some((e.rank?, e.key, e.place)));
+        ranks.map(|(rank, key, place)| format!("{rank:?}{} since {place}", show_key(key))).collect()
     }
 
     #[track_caller]

@@ -2,6 +2,7 @@
 
 #![allow(unsafe_code, reason = "this is the crate for it")]
 
+pub mod bell;
 pub mod blkdev;
 pub mod fuse;
 mod fuse_ring;
@@ -12,12 +13,23 @@ pub mod namespace;
 mod owned_guard;
 mod page_pool;
 pub mod seccomp;
+mod uffd;
+mod user_map;
+pub mod user_memory;
 
 pub use fuse_ring::{Delivered, FuseSeat};
 pub use mem::{MemSlice, preadv, pwritev, writev};
 pub use mem_file::MemFile;
 pub use owned_guard::{Acquire, OwnedGuard};
 pub use page_pool::{PageMem, PagePool};
+pub use uffd::{Message, Uffd};
+pub use user_map::{MapRequest, Protection, Target, UserMap, UserPages};
+
+/// This thread's number, as the system has it (`gettid`).
+#[must_use]
+pub fn thread_number() -> u32 {
+    rustix::thread::gettid().as_raw_nonzero().get().cast_unsigned()
+}
 
 #[cfg(test)]
 mod tests;

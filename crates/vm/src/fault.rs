@@ -86,6 +86,9 @@ impl AddressSpace {
         if result.as_ref().is_err_and(H::is_no_space) && host.make_space().is_ok() {
             result = self.fault_once(host, view, page, access);
         }
+        if access == Access::Write && matches!(result, Ok(Fault::Mapped)) {
+            host.stored();
+        }
         // What a read fault brought counts like what a read brought.
         let _ = self.cache.throttle();
         result.unwrap_or_else(|error| self.failed_fault(host, &error))
@@ -131,6 +134,9 @@ impl AddressSpace {
         page: u32,
         access: Access,
     ) -> Result<Fault, H::Error> {
+        if access == Access::Write && !host.may_store() {
+            return Ok(Fault::Sigbus);
+        }
         let guard = self.shared_for_fault();
         // `i_size` shrinks under exclusive `invalidate_lock` only.
         if self.cache.geometry().page_start(page) >= host.size() {
@@ -183,7 +189,7 @@ impl AddressSpace {
             Access::Read => self.last_wanted(host, view, page, access),
             Access::Write => page,
         };
-        self.lock_more(&mut locked, last, |p| p.is_of_file());
+        self.lock_more(&mut locked, last, Page::is_of_file);
         let count = locked.pages.len() as u32;
         mmu.install(view.id, page..page + count, access == Access::Write).ok()?;
         Some(Fault::Mapped)
@@ -305,7 +311,6 @@ impl AddressSpace {
             count += 1;
         }
         self.mark_dirty(&locked.pages[..count]);
-        host.stored();
         Ok(count)
     }
 

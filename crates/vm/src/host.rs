@@ -145,7 +145,13 @@ pub trait Host: Send + Sync + 'static {
         Ok(())
     }
 
-    /// Notes that a program stored to the file through a mapping: its times move, in memory. Under page locks.
+    /// Whether the file may change: the filesystem is writable, and the file neither immutable nor gone. Asked inside of
+    /// [`Self::in_fault`].
+    fn may_store(&self) -> bool {
+        true
+    }
+
+    /// Notes that a program may store to the file through a mapping: its times move, in memory. Nothing is held.
     fn stored(&self) {}
 
     /// Whether an error says that space ran out; then [`Self::make_space`] may help.

@@ -32,8 +32,12 @@ mod mmu;
 mod mutant;
 mod page;
 mod pin;
+#[cfg(any(test, not(feature = "shuttle")))]
+mod queue;
 mod range;
 mod read;
+#[cfg(not(feature = "shuttle"))]
+pub mod real;
 mod sim_mmu;
 mod space;
 mod together;

@@ -22,6 +22,8 @@ mod hostile;
 #[cfg(not(feature = "shuttle"))]
 mod journalled;
 #[cfg(not(feature = "shuttle"))]
+mod mapping;
+#[cfg(not(feature = "shuttle"))]
 mod names;
 #[cfg(not(feature = "shuttle"))]
 mod promises;

@@ -1,0 +1,472 @@
+//! Files mapped into the memory of the program that uses the library: mmap(2), msync(2), madvise(2), mprotect(2), pins.
+//!
+//! A load or store is what it is through the kernel's ext4: coherent with reads and writes, a fault before the first store to a
+//! clean page, blocks delayed until writeback, SIGBUS past the end of the file and where a page cannot be had. What a fault gets is
+//! decided by [`extant_vm::AddressSpace::fault`]; threads of the filesystem ask it ([`FaultServer`], made with the first
+//! mapping).
+//!
+//! **No reference into mapped memory.** Others store to it at any time: the pointer, atomic accessors, and copies are what there is.
+//! A buffer that is handed to a call of this library and lies in such memory is copied before or after the call takes its first lock.
+//!
+//! # What is different
+//! - A child of fork(2) does not have the mapping (MADV_DONTFORK): an access there is SIGSEGV.
+//! - Without the right to serve faults inside of system calls ([`Mapping::serves_system_calls`]), a system call that meets a page that
+//!   is not there yet answers EFAULT; loads and stores work.
+//! - A page that could not be had is SIGBUS for a short while, then it is tried again.
+
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::OnceLock;
+
+use extant_format::inode::InodeFlags;
+use extant_sync::Arc;
+use extant_sync::atomic::{AtomicU8, AtomicU32, Ordering};
+use extant_sys::{MapRequest, MemFile, Protection, Target};
+use extant_vm::real::{FaultHandler, FaultServer, FaultThreads, RealMapping, RealMmu};
+use extant_vm::{Access, Fault, MapAdvice, MapId, MapView, Pin};
+
+use crate::cred::Credentials;
+use crate::data::FileData;
+use crate::error::{Error, Result};
+use crate::filesystem::Filesystem;
+use crate::freeze::Level;
+use crate::icache::InodeRef;
+use crate::open_file::{OpenFile, OpenMode};
+
+/// What a mapping is to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MapOptions {
+    /// What the program may do.
+    pub protection: Protection,
+    /// Stores go to the file (MAP_SHARED); otherwise to the mapping's own copies (MAP_PRIVATE).
+    pub shared: bool,
+    /// Where it would be welcome; 0: anywhere.
+    pub hint: usize,
+}
+
+impl Default for MapOptions {
+    /// Shared, for loads.
+    fn default() -> Self {
+        Self { protection: Protection::READ, shared: true, hint: 0 }
+    }
+}
+
+/// How [`Mapping::sync`] goes about it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SyncMode {
+    /// It is written in the background, as it would be anyway (MS_ASYNC).
+    Async,
+    /// It is durable on return (MS_SYNC).
+    Sync,
+}
+
+/// What a program says of its use of a range ([`Mapping::advise`]).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Advice {
+    /// Nothing special (MADV_NORMAL).
+    Normal,
+    /// No order (MADV_RANDOM).
+    Random,
+    /// From start to end (MADV_SEQUENTIAL).
+    Sequential,
+    /// Soon needed (MADV_WILLNEED): brought into the cache.
+    WillNeed,
+    /// Not needed for a while (MADV_DONTNEED): the next access is a fault. Nothing of a shared mapping is lost.
+    DontNeed,
+}
+
+/// What a filesystem has once a file of it is mapped.
+#[derive(Debug, Default)]
+pub(crate) struct Maps {
+    server: OnceLock<Arc<FaultServer>>,
+    /// A directory of a tmpfs for the memory of mapped files.
+    dir: Option<PathBuf>,
+}
+
+impl Maps {
+    pub(crate) fn in_dir(dir: Option<PathBuf>) -> Self {
+        Self { server: OnceLock::new(), dir }
+    }
+}
+
+/// A mapping of a file; unmapped when dropped. It keeps the file in use, and the filesystem open.
+#[derive(Debug)]
+pub struct Mapping {
+    map: RealMapping,
+    handler: Arc<Handler>,
+    /// For msync's errors.
+    file: OpenFile,
+}
+
+/// Answers the faults of one mapping.
+#[derive(Debug)]
+struct Handler {
+    fs: Arc<Filesystem>,
+    /// Keeps the inode from eviction.
+    inode: InodeRef,
+    data: Arc<FileData>,
+    /// The pages of the file that the mapping has, for what a fault brings along.
+    first: AtomicU32,
+    end: AtomicU32,
+    advice: AtomicU8,
+}
+
+impl Handler {
+    fn view(&self, id: MapId) -> MapView {
+        let advice = match self.advice.load(Ordering::Relaxed) {
+            1 => MapAdvice::Random,
+            2 => MapAdvice::Sequential,
+            _ => MapAdvice::Normal,
+        };
+        MapView { id, pages: self.first.load(Ordering::Relaxed)..self.end.load(Ordering::Relaxed), advice }
+    }
+}
+
+impl FaultHandler for Handler {
+    fn try_fault(&self, mapping: MapId, page: u32, access: Access) -> Option<Fault> {
+        self.data.pages.try_fault(&*self.data, &self.view(mapping), page, access)
+    }
+
+    fn fault(&self, mapping: MapId, page: u32, access: Access) -> Fault {
+        if self.fs.check_alive().is_err() {
+            return Fault::Sigbus;
+        }
+        let fault = self.data.pages.fault(&*self.data, &self.view(mapping), page, access);
+        if fault == Fault::Mapped && access == Access::Read {
+            self.fs.touch_atime(&self.inode);
+        }
+        fault
+    }
+}
+
+impl OpenFile {
+    /// Maps `len` bytes of the file from byte `offset` on (a multiple of the system's page); they may lie past its end, where an
+    /// access is SIGBUS until the file has grown.
+    ///
+    /// # Errors
+    /// `Invalid` for a length of 0 or an offset inside a page; `AccessDenied` when the file is not open for reading, or for stores to a
+    /// shared mapping not for writing, or only for appending; `NotSupported` where the kernel has no userfaultfd; `OutOfMemory` and
+    /// the like from the system.
+    pub fn map(&self, offset: u64, len: usize, options: &MapOptions) -> Result<Mapping> {
+        let fs = self.filesystem();
+        fs.check_alive()?;
+        let mode = self.mode();
+        let append = self.inode().flags().contains(InodeFlags::APPEND);
+        if !mode.read || (options.shared && options.protection.write && (!mode.write || append)) {
+            return Err(Error::AccessDenied);
+        }
+        let request = MapRequest {
+            offset,
+            len,
+            protection: options.protection,
+            shared: options.shared,
+            may_write: mode.write && !append,
+            hint: options.hint,
+        };
+        let data = Arc::clone(self.inode().data(fs));
+        let mmu = fs.mapped(self.inode(), &data, self.credentials())?;
+        let page = mmu.file().page_size() as u64;
+        let page_of = |at: u64| u32::try_from(at / page).unwrap_or(u32::MAX);
+        let handler = Arc::new(Handler {
+            fs: Arc::clone(fs),
+            inode: self.inode().clone(),
+            data,
+            first: AtomicU32::new(page_of(offset)),
+            end: AtomicU32::new(page_of(offset.saturating_add(len as u64).saturating_add(page - 1))),
+            advice: AtomicU8::new(0),
+        });
+        let map = mmu.map(&request, Arc::clone(&handler) as Arc<dyn FaultHandler>).map_err(map_error)?;
+        // An open file of its own: what writeback fails is reported to the program by fsync and by msync.
+        let file = OpenFile::new(fs, self.inode(), OpenMode { direct: false, ..mode }, self.credentials())?;
+        Ok(Mapping { map, handler, file })
+    }
+}
+
+/// The system's errors by their own names.
+fn map_error(error: std::io::Error) -> Error {
+    match error.raw_os_error() {
+        Some(12) => Error::OutOfMemory,
+        Some(13) => Error::AccessDenied,
+        Some(22) => Error::Invalid("an offset or length that cannot be mapped"),
+        _ if error.kind() == std::io::ErrorKind::Unsupported => {
+            Error::NotSupported("mapping without userfaultfd (kernel 6.6 and later have what it needs)")
+        }
+        _ => Error::Io(error),
+    }
+}
+
+impl Filesystem {
+    /// The mappings of a file, from now on kept for it. Takes the inode lock.
+    fn mapped(&self, inode: &InodeRef, data: &FileData, cred: &Credentials) -> Result<Arc<RealMmu>> {
+        let server = self.fault_server()?;
+        let _lock = inode.lock.write();
+        data.set_mapper(self, cred);
+        if let Some(mmu) = data.real_mmu() {
+            return Ok(mmu);
+        }
+        let page = (self.geo.block_size() as usize).max(4096);
+        let memory = match &self.maps.dir {
+            Some(dir) => MemFile::in_dir(dir, page),
+            None => MemFile::new("extant", page),
+        }
+        .map_err(map_error)?;
+        let mmu = RealMmu::new(memory, server);
+        extant_vm::Mmu::resize(&*mmu, inode.size()).map_err(map_error)?;
+        data.attach(&mmu);
+        Ok(mmu)
+    }
+
+    fn fault_server(&self) -> Result<Arc<FaultServer>> {
+        if let Some(server) = self.maps.server.get() {
+            return Ok(Arc::clone(server));
+        }
+        let server = FaultServer::start(FaultThreads::default()).map_err(map_error)?;
+        // Two at once: one of them ends at once.
+        Ok(Arc::clone(self.maps.server.get_or_init(|| server)))
+    }
+
+    /// Lets changes go on, and asks again the faults that had to wait for that.
+    pub(crate) fn open_gates(&self) {
+        self.gate.open();
+        if let Some(server) = self.maps.server.get() {
+            server.retry_parked();
+        }
+    }
+}
+
+impl FileData {
+    /// Notes the mappings of the file. Under the inode lock.
+    fn attach(&self, mmu: &Arc<RealMmu>) {
+        let first = self.pages.attach(Arc::clone(mmu) as Arc<dyn extant_vm::Mmu>);
+        debug_assert!(first, "a file with two memory files");
+        *self.mmu.lock() = Arc::downgrade(mmu);
+    }
+
+    fn real_mmu(&self) -> Option<Arc<RealMmu>> {
+        self.mmu.lock().upgrade()
+    }
+}
+
+impl Mapping {
+    /// The first byte's address. It is valid until the mapping is dropped, or that part of it unmapped.
+    #[must_use]
+    pub fn as_ptr(&self) -> *mut u8 {
+        self.map.as_ptr()
+    }
+
+    /// Bytes: whole pages of the system.
+    #[must_use]
+    #[allow(clippy::len_without_is_empty, reason = "it is never empty")]
+    pub fn len(&self) -> usize {
+        self.map.len()
+    }
+
+    /// Whether a system call that is given this memory waits for its faults; otherwise it answers EFAULT where a page is missing.
+    /// Needs `/dev/userfaultfd`, or the capability CAP_SYS_PTRACE.
+    #[must_use]
+    pub fn serves_system_calls(&self) -> bool {
+        self.handler.fs.maps.server.get().is_some_and(|server| server.handles_kernel_faults())
+    }
+
+    /// Copies bytes out of the mapping.
+    ///
+    /// # Errors
+    /// `AccessDenied` when it may not be read.
+    ///
+    /// # Panics
+    /// When the bytes are not all inside.
+    pub fn read_at(&self, at: usize, into: &mut [u8]) -> Result<()> {
+        self.map.copy_out(at, into).map_err(map_error)
+    }
+
+    /// Copies bytes into the mapping.
+    ///
+    /// # Errors
+    /// `AccessDenied` when it may not be stored to.
+    ///
+    /// # Panics
+    /// When the bytes are not all inside.
+    pub fn write_at(&self, at: usize, bytes: &[u8]) -> Result<()> {
+        self.map.copy_in(at, bytes).map_err(map_error)
+    }
+
+    /// A byte, for atomic access.
+    ///
+    /// # Panics
+    /// When it is not inside.
+    #[must_use]
+    pub fn atomic_u8(&self, at: usize) -> &std::sync::atomic::AtomicU8 {
+        self.map.atomic_u8(at)
+    }
+
+    /// Four bytes, for atomic access.
+    ///
+    /// # Panics
+    /// When they are not inside, or `at` is no multiple of 4.
+    #[must_use]
+    pub fn atomic_u32(&self, at: usize) -> &std::sync::atomic::AtomicU32 {
+        self.map.atomic_u32(at)
+    }
+
+    /// Eight bytes, for atomic access.
+    ///
+    /// # Panics
+    /// When they are not inside, or `at` is no multiple of 8.
+    #[must_use]
+    pub fn atomic_u64(&self, at: usize) -> &std::sync::atomic::AtomicU64 {
+        self.map.atomic_u64(at)
+    }
+
+    /// msync(2) of a range of the mapping: what was stored is durable on return, with [`SyncMode::Sync`]. The file's other dirty pages
+    /// are written too.
+    ///
+    /// # Errors
+    /// The device's, also of an earlier writeback that this mapping has not been told of; `Shutdown`.
+    pub fn sync(&self, range: Range<usize>, mode: SyncMode) -> Result<()> {
+        if range.start > range.end || range.end > self.len() {
+            return Err(Error::Invalid("a range that is not inside the mapping"));
+        }
+        match mode {
+            SyncMode::Async => Ok(()),
+            SyncMode::Sync => self.file.fsync(true),
+        }
+    }
+
+    /// madvise(2) for a range of the mapping (whole pages of the system). What is said of an order counts for the whole mapping.
+    ///
+    /// # Errors
+    /// `Invalid` for a range that is not inside; the system's.
+    pub fn advise(&self, range: Range<usize>, advice: Advice) -> Result<()> {
+        let pages = self.pages_of(range)?;
+        match advice {
+            Advice::Normal => self.handler.advice.store(0, Ordering::Relaxed),
+            Advice::Random => self.handler.advice.store(1, Ordering::Relaxed),
+            Advice::Sequential => self.handler.advice.store(2, Ordering::Relaxed),
+            Advice::WillNeed => self.populate(pages),
+            Advice::DontNeed => self.map.pages().zap(pages).map_err(map_error)?,
+        }
+        Ok(())
+    }
+
+    /// Brings pages in, as far as they can be had.
+    fn populate(&self, pages: Range<u32>) {
+        let data = &self.handler.data;
+        let view = MapView {
+            pages: pages.clone(),
+            advice: MapAdvice::Sequential,
+            ..self.handler.view(self.map.id())
+        };
+        for page in pages.step_by(512) {
+            if data.pages.fault(&**data, &view, page, Access::Read) != Fault::Mapped {
+                return;
+            }
+        }
+    }
+
+    /// mprotect(2) of a range of the mapping (whole pages of the system).
+    ///
+    /// # Errors
+    /// `AccessDenied` for stores to a shared mapping of a file that is not open for writing; `Invalid`, `OutOfMemory`.
+    pub fn protect(&self, range: Range<usize>, protection: Protection) -> Result<()> {
+        self.pages_of(range.clone())?;
+        let start = self.as_ptr().addr();
+        let range = start + range.start..start + range.end;
+        self.map.pages().set_protection(range, protection).map_err(map_error)
+    }
+
+    /// Keeps the pages of a range dirty and in memory until the pin is dropped, for memory that a device is told to write or read:
+    /// what it puts there is the file's, whenever it comes.
+    ///
+    /// # Errors
+    /// `Invalid` for a range that is not inside, `AccessDenied` where nothing may be stored; `NoSpace`, and what reading a page gave:
+    /// then nothing is pinned.
+    pub fn pin(&self, range: Range<usize>) -> Result<Pin> {
+        let pages = self.pages_of(range)?;
+        if !self.map.pages().is_shared() || !self.file.mode().write {
+            return Err(Error::AccessDenied);
+        }
+        let (fs, data) = (&self.handler.fs, &self.handler.data);
+        loop {
+            fs.check_alive()?;
+            match data.pages.pin(&**data, &self.handler.view(self.map.id()), pages.clone()) {
+                Ok(pin) => return Ok(pin),
+                // Until the thaw.
+                Err(Fault::Parked) => drop(fs.gate.enter(Level::Fault)),
+                Err(Fault::Oom) => return Err(Error::OutOfMemory),
+                Err(_) => {
+                    return Err(Error::Io(std::io::Error::from_raw_os_error(crate::error::errno::EFAULT)));
+                }
+            }
+        }
+    }
+
+    /// munmap(2) of a part of the mapping: multiples of the system's page, by address.
+    ///
+    /// # Errors
+    /// `Invalid`, `OutOfMemory`.
+    ///
+    /// # Safety
+    /// Nobody uses that memory again.
+    #[expect(unsafe_code, reason = "whoever unmaps a part answers for its users")]
+    pub unsafe fn unmap(&self, addresses: Range<usize>) -> Result<()> {
+        // SAFETY: the caller's promise.
+        unsafe { self.map.pages().unmap(addresses) }.map_err(map_error)
+    }
+
+    /// mremap(2) of a part of the mapping, by address. Its new address.
+    ///
+    /// # Errors
+    /// `Invalid`, `OutOfMemory`; the system's. Then nothing has changed.
+    ///
+    /// # Safety
+    /// As [`extant_sys::UserPages::remap`].
+    #[expect(unsafe_code, reason = "whoever moves a part answers for its users")]
+    pub unsafe fn remap(&self, old: Range<usize>, new_len: usize, target: Target) -> Result<usize> {
+        let end = self.handler.end.load(Ordering::Relaxed);
+        let grown = new_len.saturating_sub(old.len()).div_ceil(4096);
+        self.handler
+            .end
+            .store(end.saturating_add(u32::try_from(grown).unwrap_or(u32::MAX)), Ordering::Relaxed);
+        // SAFETY: the caller's promise.
+        unsafe { self.map.pages().remap(old, new_len, target) }.map_err(map_error)
+    }
+
+    /// The pages of the file that a range of the mapping touches.
+    fn pages_of(&self, range: Range<usize>) -> Result<Range<u32>> {
+        if range.start >= range.end || range.end > self.len() {
+            return Err(Error::Invalid("a range that is not inside the mapping"));
+        }
+        let page = self.map.pages().file().page_size();
+        let first = self.handler.first.load(Ordering::Relaxed);
+        let of = |at: usize| first + (at / page) as u32;
+        Ok(of(range.start)..of(range.end - 1) + 1)
+    }
+}
+
+/// Whether any byte of a buffer lies in a mapping of a file of this library.
+#[must_use]
+pub fn overlaps_mapping(addr: *const u8, len: usize) -> bool {
+    extant_sys::user_memory::overlaps(addr.addr(), len)
+}
+
+/// Calls `read` with a buffer of `len` bytes, which is `buf` itself unless that lies in a mapping: no memory of a mapping is touched
+/// while a lock is held (a fault there may need the lock).
+pub(crate) fn into_caller<T>(
+    buf: &mut [u8],
+    read: impl FnOnce(&mut [u8]) -> Result<T>,
+    done: impl Fn(&T) -> usize,
+) -> Result<T> {
+    if !overlaps_mapping(buf.as_ptr(), buf.len()) {
+        return read(buf);
+    }
+    let mut own = vec![0; buf.len()];
+    let result = read(&mut own)?;
+    let n = done(&result);
+    buf[..n].copy_from_slice(&own[..n]);
+    Ok(result)
+}
+
+/// The same for bytes that are written.
+pub(crate) fn from_caller<T>(bytes: &[u8], write: impl FnOnce(&[u8]) -> T) -> T {
+    if overlaps_mapping(bytes.as_ptr(), bytes.len()) { write(&bytes.to_vec()) } else { write(bytes) }
+}

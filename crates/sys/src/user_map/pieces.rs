@@ -1,0 +1,126 @@
+//! The pieces of a mapping: ranges of addresses, each one mapping of the kernel's (or part of one).
+
+use std::collections::BTreeSet;
+use std::ops::Range;
+
+use super::{Protection, UserPages};
+use crate::user_memory::{self, Entry};
+
+/// Addresses that show consecutive bytes of the file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Piece {
+    pub(super) range: Range<usize>,
+    /// Byte of the file at its start.
+    pub(super) offset: u64,
+    pub(super) protection: Protection,
+    /// Being unmapped or moved.
+    pub(super) busy: bool,
+}
+
+/// What a mapping consists of.
+#[derive(Debug)]
+pub(super) struct State {
+    /// They do not overlap; in no order.
+    pub(super) pieces: Vec<Piece>,
+    /// Bytes of the file at which a poisoned page of the system starts.
+    pub(super) poisoned: BTreeSet<u64>,
+    /// Starts of the entries that the process-wide tree has.
+    published: Vec<usize>,
+}
+
+impl Piece {
+    pub(super) fn new(range: Range<usize>, offset: u64, protection: Protection) -> Self {
+        Self { range, offset, protection, busy: false }
+    }
+
+    fn bytes(&self) -> Range<u64> {
+        self.offset..self.offset + self.range.len() as u64
+    }
+
+    pub(super) fn overlaps(&self, bytes: &Range<u64>) -> bool {
+        let own = self.bytes();
+        own.start < bytes.end && bytes.start < own.end
+    }
+
+    /// The addresses of those of these bytes of the file that it shows; there are some.
+    pub(super) fn part(&self, bytes: &Range<u64>) -> Range<usize> {
+        let own = self.bytes();
+        let start = bytes.start.max(own.start) - own.start;
+        let end = bytes.end.min(own.end) - own.start;
+        self.range.start + start as usize..self.range.start + end as usize
+    }
+
+    /// The byte of the file at an address.
+    pub(super) fn file_byte(&self, addr: usize) -> u64 {
+        self.offset + (addr - self.range.start) as u64
+    }
+
+    /// Cuts it in two at an address inside; the second part.
+    fn cut(&mut self, addr: usize) -> Self {
+        let second = Self { range: addr..self.range.end, offset: self.file_byte(addr), ..self.clone() };
+        self.range.end = addr;
+        second
+    }
+}
+
+impl State {
+    pub(super) fn of(piece: Piece) -> Self {
+        Self { pieces: vec![piece], poisoned: BTreeSet::new(), published: Vec::new() }
+    }
+
+    /// The pieces that show any of these bytes of the file.
+    pub(super) fn over(&self, bytes: &Range<u64>) -> impl Iterator<Item = &Piece> {
+        self.pieces.iter().filter(move |p| p.overlaps(bytes))
+    }
+
+    /// The pieces that have any of these addresses.
+    pub(super) fn inside(&self, range: &Range<usize>) -> impl Iterator<Item = &Piece> {
+        self.pieces.iter().filter(move |p| p.range.start < range.end && range.start < p.range.end)
+    }
+
+    /// Poisoned places among these bytes of the file, apart from those in pieces that are busy.
+    pub(super) fn poisoned_idle(&self, bytes: &Range<u64>) -> Vec<u64> {
+        let is_busy = |byte: u64| self.over(&(byte..byte + 1)).any(|p| p.busy);
+        self.poisoned.range(bytes.clone()).copied().filter(|byte| !is_busy(*byte)).collect()
+    }
+
+    pub(super) fn address_of(&self, byte: u64) -> Option<usize> {
+        let bytes = byte..byte + 1;
+        self.over(&bytes).next().map(|p| p.part(&bytes).start)
+    }
+
+    /// Cuts pieces so that none has addresses both inside and outside of the range; how many are inside.
+    pub(super) fn cut(&mut self, range: &Range<usize>) -> usize {
+        for addr in [range.start, range.end] {
+            if let Some(piece) = self.pieces.iter_mut().find(|p| p.range.start < addr && addr < p.range.end) {
+                let second = piece.cut(addr);
+                self.pieces.push(second);
+            }
+        }
+        self.inside(range).count()
+    }
+
+    /// Says of the pieces in the range, which are cut at its ends, whether they are being changed.
+    pub(super) fn set_busy(&mut self, range: &Range<usize>, busy: bool) {
+        for piece in &mut self.pieces {
+            if piece.range.start < range.end && range.start < piece.range.end {
+                piece.busy = busy;
+            }
+        }
+    }
+}
+
+impl UserPages {
+    /// Makes the process-wide tree say what the pieces say; busy ones are not in it.
+    pub(super) fn publish(&self, state: &mut State) {
+        let page_size = self.file.page_size();
+        let entries: Vec<(usize, Entry)> = state
+            .pieces
+            .iter()
+            .filter(|p| !p.busy)
+            .map(|p| (p.range.start, Entry { end: p.range.end, map: self.id, offset: p.offset, page_size }))
+            .collect();
+        let old = std::mem::replace(&mut state.published, entries.iter().map(|(start, _)| *start).collect());
+        user_memory::exchange(old.into_iter(), entries.into_iter());
+    }
+}

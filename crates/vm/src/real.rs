@@ -1,0 +1,46 @@
+//! The real [`Mmu`](crate::Mmu): memory files, mappings of them in this process, faults through userfaultfd.
+//!
+//! | part | what |
+//! |---|---|
+//! | [`FaultServer`] | threads that read and answer faults, for any number of files |
+//! | [`FaultHandler`] | whom they ask, a file |
+//! | [`RealMmu`] | the memory file of one inode and its mappings |
+//! | [`RealMapping`] | one mapping, owned by the program |
+//! | `queue`, beside this | what waits for a thread, and what is parked |
+//! | `pending` | one fault: a value that is answered, at the latest when it is dropped |
+//!
+//! The reader of messages waits for nothing but messages, and takes leaves only; what it cannot answer from [`FaultHandler::try_fault`]
+//! at once goes to one of two pools, so that loads do not queue behind stores, which may wait for space or a thaw.
+//!
+//! **SIGBUS** is a mark in the mapping (poison) that stays for [`POISONED`] or until the page is installed: then the next access asks
+//! again, as the kernel reads again after an error. An access past the end of the memory file is none of our faults.
+//!
+//! **A message is never lost**: a thread that panics outside of a handler begins anew and has every waiting thread look again, and
+//! so does who changed a mapping meanwhile. The reader leaves faults at addresses unanswered that it does not know.
+
+mod mmu;
+mod pending;
+mod server;
+
+use std::time::Duration;
+
+use crate::{Access, Fault, MapId};
+
+pub use mmu::{RealMapping, RealMmu};
+pub use server::{FaultServer, FaultThreads};
+
+/// How long a page that could not be had is SIGBUS before the next access asks again.
+pub const POISONED: Duration = Duration::from_millis(20);
+
+/// Who decides what a fault gets: a file, with its engine.
+pub trait FaultHandler: Send + Sync {
+    /// As [`Self::fault`], if that can be said at once: by the thread that reads all faults, which must not wait for anything, nor
+    /// protect, unmap or discard pages. `None`: it is to be asked properly.
+    fn try_fault(&self, mapping: MapId, page: u32, access: Access) -> Option<Fault>;
+
+    /// Decides a fault and installs what it gets; the caller wakes. May wait for locks and I/O. A private mapping loads only.
+    fn fault(&self, mapping: MapId, page: u32, access: Access) -> Fault;
+}
+
+#[cfg(test)]
+mod tests;

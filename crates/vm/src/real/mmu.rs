@@ -1,0 +1,162 @@
+//! The memory file of one inode and its mappings.
+
+use std::fmt;
+use std::io;
+use std::ops::{Deref, Range};
+
+use extant_sync::{Arc, Mutex, Rank};
+use extant_sys::{MapRequest, MemFile, PageMem, UserMap, UserPages};
+
+use super::{FaultHandler, FaultServer};
+use crate::{MapId, Mmu};
+
+/// A memory file and its mappings.
+pub struct RealMmu {
+    file: Arc<MemFile>,
+    server: Arc<FaultServer>,
+    /// Exchanged, never changed: who works on the mappings holds no lock.
+    maps: Mutex<Arc<[Arc<UserPages>]>>,
+}
+
+/// A mapping of an inode, unmapped when dropped.
+pub struct RealMapping {
+    /// `None` only while it is being dropped.
+    map: Option<UserMap>,
+    mmu: Arc<RealMmu>,
+}
+
+impl RealMmu {
+    /// Over a memory file, whose pages are those of the inode's page cache.
+    #[must_use]
+    pub fn new(file: Arc<MemFile>, server: Arc<FaultServer>) -> Arc<Self> {
+        Arc::new(Self { file, server, maps: Mutex::new(Rank::LEAF, Arc::new([])) })
+    }
+
+    /// The memory file.
+    #[must_use]
+    pub fn file(&self) -> &Arc<MemFile> {
+        &self.file
+    }
+
+    /// Who reads the faults.
+    #[must_use]
+    pub fn server(&self) -> &Arc<FaultServer> {
+        &self.server
+    }
+
+    /// Maps the file into this process; `handler` decides its faults.
+    ///
+    /// # Errors
+    /// As [`UserMap::new`].
+    pub fn map(
+        self: &Arc<Self>,
+        request: &MapRequest,
+        handler: Arc<dyn FaultHandler>,
+    ) -> io::Result<RealMapping> {
+        let map = UserMap::new(self.server.uffd(), &self.file, UserMap::new_id(), request)?;
+        // Nothing is installed before it is in the list: all that is must be found by `protect`.
+        {
+            let mut maps = self.maps.lock();
+            *maps = maps.iter().cloned().chain([Arc::clone(map.pages())]).collect();
+        }
+        self.server.add(map.pages(), handler);
+        Ok(RealMapping { map: Some(map), mmu: Arc::clone(self) })
+    }
+
+    /// How many mappings there are.
+    #[must_use]
+    pub fn mappings(&self) -> usize {
+        self.maps.lock().len()
+    }
+
+    fn all(&self) -> Arc<[Arc<UserPages>]> {
+        Arc::clone(&self.maps.lock())
+    }
+
+    fn find(&self, map: MapId) -> Option<Arc<UserPages>> {
+        self.maps.lock().iter().find(|pages| pages.id() == map.0).cloned()
+    }
+
+    fn forget(&self, map: MapId) {
+        {
+            let mut maps = self.maps.lock();
+            *maps = maps.iter().filter(|pages| pages.id() != map.0).cloned().collect();
+        }
+        self.server.remove(map);
+    }
+}
+
+impl Mmu for RealMmu {
+    fn memory(&self, index: u32) -> io::Result<PageMem> {
+        self.file.page(index)
+    }
+
+    fn install(&self, mapping: MapId, pages: Range<u32>, writable: bool) -> io::Result<()> {
+        // Unmapped meanwhile: nobody waits.
+        self.find(mapping).map_or(Ok(()), |map| map.install(pages, writable))
+    }
+
+    fn protect(&self, pages: Range<u32>) -> io::Result<()> {
+        self.all().iter().try_for_each(|map| map.protect(pages.clone()))
+    }
+
+    fn unmap(&self, pages: Range<u32>) -> io::Result<()> {
+        self.all().iter().try_for_each(|map| map.zap(pages.clone()))
+    }
+
+    fn discard(&self, pages: Range<u32>) -> io::Result<()> {
+        self.file.discard(pages.clone())?;
+        // What could not be had before is another page now.
+        self.all().iter().for_each(|map| map.heal(&pages));
+        Ok(())
+    }
+
+    fn resize(&self, size: u64) -> io::Result<()> {
+        // Whole pages: the view of a large last page must have all of it.
+        let whole = size.checked_next_multiple_of(self.file.page_size() as u64);
+        self.file.resize(whole.ok_or(io::ErrorKind::FileTooLarge)?)
+    }
+
+    fn wake(&self, mapping: MapId, pages: Range<u32>) {
+        if let Some(map) = self.find(mapping) {
+            map.wake(pages);
+        }
+    }
+}
+
+impl RealMapping {
+    /// What the engine calls it.
+    #[must_use]
+    pub fn id(&self) -> MapId {
+        MapId(self.pages().id())
+    }
+}
+
+impl Deref for RealMapping {
+    type Target = UserMap;
+
+    fn deref(&self) -> &UserMap {
+        self.map.as_ref().expect("taken by the drop alone")
+    }
+}
+
+impl Drop for RealMapping {
+    fn drop(&mut self) {
+        let id = self.id();
+        // Unmapped first: until then `protect` and the reader must find it.
+        drop(self.map.take());
+        self.mmu.forget(id);
+    }
+}
+
+impl fmt::Debug for RealMmu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RealMmu").field("file", &self.file).field("maps", &self.all()).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for RealMapping {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RealMapping").field("map", &self.map).finish_non_exhaustive()
+    }
+}
