@@ -190,6 +190,26 @@ impl UserMap {
         Ok(())
     }
 
+    /// The byte at `at`, loaded by the kernel: where a load would be a signal, this is EFAULT.
+    ///
+    /// # Errors
+    /// EFAULT; the system's.
+    ///
+    /// # Panics
+    /// When it is not inside.
+    pub fn peek(&self, at: usize) -> io::Result<u8> {
+        let ptr = self.atom(at, 1, 1);
+        let (read, write) = rustix::pipe::pipe()?;
+        // SAFETY: one byte, at which the kernel alone looks; to it any address is good.
+        let sent = unsafe { libc::write(std::os::fd::AsRawFd::as_raw_fd(&write), ptr.cast(), 1) };
+        if sent != 1 {
+            return Err(io::Error::last_os_error());
+        }
+        let mut byte = [0];
+        rustix::io::read(&read, &mut byte)?;
+        Ok(byte[0])
+    }
+
     /// The byte at `at`, for atomic access.
     ///
     /// # Panics

@@ -1,1 +1,287 @@
+//! Real memory, real threads, and a handler with a small state of its own.
 
+use std::io;
+use std::time::Duration;
+
+use extant_sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use extant_sync::{Arc, Mutex, Rank, Weak, thread};
+use extant_sys::{MapRequest, MemFile, Protection};
+
+use super::{FaultHandler, FaultServer, FaultThreads, RealMapping, RealMmu};
+use crate::{Access, Fault, MapId, Mmu};
+
+const PAGE: usize = 4096;
+const PAGES: u32 = 64;
+const ONE: FaultThreads = FaultThreads { reads: 1, writes: 1 };
+
+/// A file whose page `n` is full of `n + 1` when it is read.
+struct Toy {
+    me: Weak<Self>,
+    mmu: Arc<RealMmu>,
+    pages: Mutex<Vec<State>>,
+    /// What the next faults get instead.
+    instead: Mutex<Vec<Fault>>,
+    panics: AtomicBool,
+    asked: AtomicU32,
+    quick: AtomicU32,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct State {
+    uptodate: bool,
+    dirty: bool,
+}
+
+fn toy(threads: FaultThreads) -> Option<Arc<Toy>> {
+    let server = match FaultServer::start(threads) {
+        Ok(server) => server,
+        Err(error) => {
+            println!("skipped: no userfaultfd: {error}");
+            return None;
+        }
+    };
+    let mmu = RealMmu::new(MemFile::new("toy", PAGE).expect("a memory file"), server);
+    mmu.resize(u64::from(PAGES) * PAGE as u64).expect("resize");
+    Some(Arc::new_cyclic(|me| Toy {
+        me: me.clone(),
+        mmu,
+        pages: Mutex::new(Rank::PAGE, vec![State::default(); PAGES as usize]),
+        instead: Mutex::new(Rank::LEAF, Vec::new()),
+        panics: AtomicBool::new(false),
+        asked: AtomicU32::new(0),
+        quick: AtomicU32::new(0),
+    }))
+}
+
+impl Toy {
+    fn map(&self, shared: bool) -> RealMapping {
+        let request = MapRequest {
+            offset: 0,
+            len: PAGES as usize * PAGE,
+            protection: Protection::READ_WRITE,
+            shared,
+            may_write: shared,
+            hint: 0,
+        };
+        self.mmu.map(&request, self.me.upgrade().expect("alive")).expect("a mapping")
+    }
+
+    fn install(&self, map: MapId, page: u32, access: Access, state: &mut State) -> Fault {
+        if access == Access::Write {
+            state.dirty = true;
+        }
+        match self.mmu.install(map, page..page + 1, state.dirty) {
+            Ok(()) => Fault::Mapped,
+            Err(error) => panic!("install of page {page}: {error}"),
+        }
+    }
+
+    /// Cleans a page as writeback does; whether it was dirty.
+    fn clean(&self, page: u32) -> bool {
+        let mut pages = self.pages.lock();
+        self.mmu.protect(page..page + 1).expect("protect");
+        std::mem::take(&mut pages[page as usize].dirty)
+    }
+
+    fn drop_page(&self, page: u32) {
+        let mut pages = self.pages.lock();
+        self.mmu.discard(page..page + 1).expect("discard");
+        pages[page as usize] = State::default();
+    }
+}
+
+impl FaultHandler for Toy {
+    fn try_fault(&self, map: MapId, page: u32, access: Access) -> Option<Fault> {
+        let mut pages = self.pages.try_lock()?;
+        let state = pages.get_mut(page as usize).filter(|s| s.uptodate)?;
+        self.quick.fetch_add(1, Ordering::Relaxed);
+        Some(self.install(map, page, access, state))
+    }
+
+    fn fault(&self, map: MapId, page: u32, access: Access) -> Fault {
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        assert!(!self.panics.swap(false, Ordering::Relaxed), "asked to");
+        if let Some(fault) = self.instead.lock().pop() {
+            return fault;
+        }
+        let mut pages = self.pages.lock();
+        let Some(state) = pages.get_mut(page as usize) else { return Fault::Sigbus };
+        if !state.uptodate {
+            let memory = self.mmu.memory(page).expect("memory");
+            memory.mem().copy_from(0, &[page as u8 + 1; PAGE]);
+            state.uptodate = true;
+        }
+        self.install(map, page, access, state)
+    }
+}
+
+/// One byte by write(2) to a pipe: the kernel's own access, which fails instead of killing.
+fn look(map: &RealMapping, page: usize) -> io::Result<u8> {
+    map.peek(page * PAGE)
+}
+
+fn is_fault(result: &io::Result<u8>) -> bool {
+    result.as_ref().is_err_and(|e| e.raw_os_error() == Some(14))
+}
+
+fn load(map: &RealMapping, page: usize) -> u8 {
+    map.atomic_u8(page * PAGE).load(Ordering::Relaxed)
+}
+
+fn store(map: &RealMapping, page: usize, byte: u8) {
+    map.atomic_u8(page * PAGE).store(byte, Ordering::Relaxed);
+}
+
+#[test]
+fn loads_and_stores_are_served() {
+    let Some(toy) = toy(ONE) else { return };
+    let (one, two) = (toy.map(true), toy.map(true));
+    let private = toy.map(false);
+    assert_eq!((load(&one, 0), load(&one, 5), load(&private, 7)), (1, 6, 8));
+    store(&private, 7, 99);
+    store(&one, 5, 70);
+    assert_eq!((load(&two, 5), load(&private, 5), load(&one, 7)), (70, 70, 8));
+    assert!(toy.clean(5) && !toy.clean(5));
+    store(&two, 5, 71);
+    assert!(toy.clean(5));
+    assert_eq!((load(&one, 5), load(&private, 7)), (71, 99));
+    toy.drop_page(5);
+    assert_eq!((load(&one, 5), load(&two, 5), load(&private, 5)), (6, 6, 6));
+    assert!(toy.quick.load(Ordering::Relaxed) > 0, "the reader answers what is in memory");
+    assert_eq!(toy.mmu.mappings(), 3);
+    drop((one, two, private));
+    assert_eq!((toy.mmu.mappings(), toy.mmu.server().restarts()), (0, 0));
+}
+
+#[test]
+fn a_page_that_cannot_be_had_is_asked_for_again() {
+    let Some(toy) = toy(ONE) else { return };
+    if !toy.mmu.server().handles_kernel_faults() {
+        println!("skipped: no userfaultfd that serves faults in system calls");
+        return;
+    }
+    for shared in [true, false] {
+        let map = toy.map(shared);
+        toy.drop_page(3);
+        toy.instead.lock().extend([Fault::Oom, Fault::Sigbus]);
+        for _ in 0..2 {
+            assert!(is_fault(&look(&map, 3)));
+            toy.mmu.server().retry_poisoned();
+        }
+        assert_eq!(look(&map, 3).expect("to be had again"), 4);
+        // A handler that panics is SIGBUS for that page, and no more.
+        toy.panics.store(true, Ordering::Relaxed);
+        assert!(is_fault(&look(&map, 9)));
+        assert_eq!(look(&map, 10).expect("served"), 11);
+        toy.mmu.server().retry_poisoned();
+        assert_eq!(look(&map, 9).expect("served"), 10);
+        toy.drop_page(9);
+        toy.drop_page(10);
+    }
+    assert_eq!(toy.mmu.server().restarts(), 0);
+    // Past the end: the kernel's own answer.
+    let map = toy.map(true);
+    toy.mmu.resize(PAGE as u64).expect("resize");
+    let asked = toy.asked.load(Ordering::Relaxed);
+    assert!(is_fault(&look(&map, 1)));
+    assert_eq!(toy.asked.load(Ordering::Relaxed), asked);
+}
+
+#[test]
+fn a_parked_fault_waits_without_a_thread() {
+    let Some(toy) = toy(ONE) else { return };
+    let map = Arc::new(toy.map(true));
+    toy.instead.lock().extend([Fault::Parked, Fault::Parked]);
+    let threads: Vec<_> = (0..2)
+        .map(|page| {
+            let map = Arc::clone(&map);
+            thread::spawn(move || load(&map, page))
+        })
+        .collect();
+    while toy.asked.load(Ordering::Relaxed) < 2 {
+        thread::yield_now();
+    }
+    // The only thread for loads is free.
+    assert_eq!(load(&map, 20), 21);
+    let mut again = 0;
+    while again < 2 {
+        again += toy.mmu.server().retry_parked();
+    }
+    let got: Vec<u8> = threads.into_iter().map(|t| t.join().expect("load")).collect();
+    assert_eq!(got, [1, 2]);
+}
+
+#[test]
+fn a_lost_message_is_sent_again() {
+    let Some(toy) = toy(ONE) else { return };
+    let map = toy.map(true);
+    toy.mmu.server().shared().break_reader.store(true, Ordering::Relaxed);
+    assert_eq!((load(&map, 1), toy.mmu.server().restarts()), (2, 1));
+}
+
+/// Threads store counters while pages are cleaned and dropped: a store that was made is in the file when its page is clean.
+#[test]
+fn no_store_is_lost_between_protecting_and_cleaning() {
+    let Some(toy) = toy(FaultThreads { reads: 2, writes: 2 }) else { return };
+    let maps = Arc::new([toy.map(true), toy.map(true)]);
+    let stop = Arc::new(AtomicBool::new(false));
+    let writers: Vec<_> = (0..4_usize)
+        .map(|n| {
+            let (maps, stop) = (Arc::clone(&maps), Arc::clone(&stop));
+            thread::spawn(move || {
+                let at = |page: usize| page * PAGE + 8 * (n + 1);
+                let mut rounds = 0_u64;
+                while !stop.load(Ordering::Relaxed) {
+                    rounds += 1;
+                    for page in 0..4 {
+                        maps[n % 2].atomic_u64(at(page)).store(rounds, Ordering::Release);
+                    }
+                }
+                rounds
+            })
+        })
+        .collect();
+    let snapshot = |page: u32| {
+        let mut words = [0; 40];
+        toy.mmu.memory(page).expect("memory").mem().copy_to(0, &mut words);
+        words
+    };
+    for round in 0..500 {
+        let page = round % 4;
+        let mut pages = toy.pages.lock();
+        toy.mmu.protect(page..page + 1).expect("protect");
+        pages[page as usize].dirty = false;
+        // Clean and protected under the page's lock: nobody can change it.
+        let (first, second) = (snapshot(page), snapshot(page));
+        assert!(first == second, "a store to a protected page");
+    }
+    stop.store(true, Ordering::Relaxed);
+    let rounds: Vec<u64> = writers.into_iter().map(|w| w.join().expect("writer")).collect();
+    for (n, want) in rounds.into_iter().enumerate() {
+        let at = 8 * (n + 1);
+        let got = maps[0].atomic_u64(at).load(Ordering::Acquire);
+        assert_eq!(got, want);
+    }
+}
+
+/// Time of one fault on a page in memory, beside a handler that does nothing but CONTINUE.
+#[test]
+fn latency() {
+    let Some(toy) = toy(ONE) else { return };
+    let rounds = if std::env::var_os("LATENCY").is_some() { 20_000 } else { 200 };
+    let map = toy.map(true);
+    assert_eq!(load(&map, 0), 1);
+    let ours = time(rounds, || {
+        toy.mmu.unmap(0..1).expect("unmap");
+        load(&map, 0);
+    });
+    println!("fault served: {ours:?}, with an unmap before each");
+}
+
+fn time(rounds: u32, mut work: impl FnMut()) -> Duration {
+    let start = std::time::Instant::now();
+    for _ in 0..rounds {
+        work();
+    }
+    start.elapsed() / rounds
+}
