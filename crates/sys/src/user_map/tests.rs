@@ -420,8 +420,8 @@ fn parts_are_unmapped() {
     assert_eq!(left, [None, Some(3), Some(4), None, None, Some(7), Some(8), None]);
     assert!(user_memory::overlaps(base, 2 * PAGE) && user_memory::overlaps(base + 2 * PAGE + 5, 1));
     assert_eq!(user_memory::maps_in(base + 4 * PAGE..base + 6 * PAGE), [map.pages().id()]);
-    for n in 0..8 {
-        assert_eq!(look(base + n * PAGE).is_ok(), left[n].is_some(), "page {n}");
+    for (n, page) in left.iter().enumerate() {
+        assert_eq!(look(base + n * PAGE).is_ok(), page.is_some(), "page {n}");
     }
     // The rest works on, over the hole.
     map.pages().protect(0..64).expect("protect");
@@ -446,7 +446,7 @@ fn who_waits_for_a_part_that_goes_is_not_forgotten() {
     thread::scope(|s| {
         for whole in [false, true] {
             let looking = s.spawn(move || look(base + PAGE * usize::from(!whole)));
-            assert_eq!(rig.fault(&map).1, false);
+            assert!(!rig.fault(&map).1);
             let range = if whole { base..base + 4 * PAGE } else { base + PAGE..base + 2 * PAGE };
             // SAFETY: the kernel alone uses it.
             unsafe { map.pages().unmap(range) }.expect("unmap");
