@@ -77,7 +77,7 @@ impl Pending {
                 Ok(()) => self.shared.poisoned(pages, page),
                 // The thread asks again, and again: it hangs, but can be killed, and no wrong byte is seen.
                 Err(error) => {
-                    tracing::error!(%error, page, "a page that cannot be had could not be marked so")
+                    tracing::error!(%error, page, "a page that cannot be had could not be marked so");
                 }
             }
         }
