@@ -37,6 +37,7 @@ impl Filesystem {
         let mut content = self.inline_content(inode)?;
         if !self.fits_inline(inode, end)? {
             self.to_blocks(inode, &content, cred)?;
+            first.iter().for_each(|first| first.moved(content.len() as u64));
             return Ok(false);
         }
         pages.grow_memory(end.max(content.len() as u64))?;
@@ -78,13 +79,14 @@ impl Filesystem {
         let pages = &data.pages;
         let guard = pages.mmu().map(|_| pages.exclusive());
         {
-            let _first = pages.lock_inline();
+            let first = pages.lock_inline();
             if guard.is_some() && !self.is_inline(inode) {
                 return Ok(false);
             }
             let mut content = self.inline_content(inode)?;
             if !self.fits_inline(inode, size)? {
                 self.to_blocks(inode, &content, cred)?;
+                first.moved(content.len() as u64);
                 return Ok(false);
             }
             content.resize(size as usize, 0);
@@ -99,8 +101,9 @@ impl Filesystem {
     /// Moves inline content to blocks, if there is any. The caller holds the inode lock exclusively.
     pub(crate) fn make_blocks(&self, inode: &InodeRef, cred: &Credentials) -> Result<()> {
         if self.is_inline(inode) {
-            let _first = inode.data(self).pages.lock_inline();
+            let first = inode.data(self).pages.lock_inline();
             self.move_to_blocks(inode, cred)?;
+            first.moved(inode.size());
         }
         Ok(())
     }

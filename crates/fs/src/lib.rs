@@ -86,8 +86,10 @@ pub use extant_format::inode::device::DeviceNumber;
 pub use extant_format::inode::{FileType, InodeFlags, Timestamp};
 pub use extant_format::quota::{Dqblk, QuotaKind};
 pub use extant_format::{GroupNr, Ino, Lblk, Pblk};
-pub use extant_sys::{Protection, Target};
+pub use extant_sys::{Protection, Target, UserPages};
 pub use extant_vm::{ErrCursor, PageRefs, Pin, ReadAhead};
+#[cfg(feature = "shuttle")]
+pub use extant_vm::{Fault, MapAdvice, MapView, SimMmu};
 pub use fallocate::{FallocateMode, SeekKind};
 pub use filesystem::Filesystem;
 pub use icache::InodeRef;

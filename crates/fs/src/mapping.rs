@@ -21,7 +21,7 @@ use std::sync::OnceLock;
 use extant_format::inode::InodeFlags;
 use extant_sync::Arc;
 use extant_sync::atomic::{AtomicU8, AtomicU32, Ordering};
-use extant_sys::{MapRequest, MemFile, Protection, Target};
+use extant_sys::{MapRequest, MemFile, Protection, UserPages, user_atomic};
 use extant_vm::real::{FaultHandler, FaultServer, FaultThreads, RealMapping, RealMmu};
 use extant_vm::{Access, Fault, MapAdvice, MapId, MapView, Pin};
 
@@ -295,7 +295,7 @@ impl Mapping {
     /// # Panics
     /// When it is not inside.
     #[must_use]
-    pub fn atomic_u8(&self, at: usize) -> &std::sync::atomic::AtomicU8 {
+    pub fn atomic_u8(&self, at: usize) -> &user_atomic::AtomicU8 {
         self.map.atomic_u8(at)
     }
 
@@ -304,7 +304,7 @@ impl Mapping {
     /// # Panics
     /// When they are not inside, or `at` is no multiple of 4.
     #[must_use]
-    pub fn atomic_u32(&self, at: usize) -> &std::sync::atomic::AtomicU32 {
+    pub fn atomic_u32(&self, at: usize) -> &user_atomic::AtomicU32 {
         self.map.atomic_u32(at)
     }
 
@@ -313,7 +313,7 @@ impl Mapping {
     /// # Panics
     /// When they are not inside, or `at` is no multiple of 8.
     #[must_use]
-    pub fn atomic_u64(&self, at: usize) -> &std::sync::atomic::AtomicU64 {
+    pub fn atomic_u64(&self, at: usize) -> &user_atomic::AtomicU64 {
         self.map.atomic_u64(at)
     }
 
@@ -400,35 +400,19 @@ impl Mapping {
         }
     }
 
-    /// munmap(2) of a part of the mapping: multiples of the system's page, by address.
-    ///
-    /// # Errors
-    /// `Invalid`, `OutOfMemory`.
-    ///
-    /// # Safety
-    /// Nobody uses that memory again.
-    #[expect(unsafe_code, reason = "whoever unmaps a part answers for its users")]
-    pub unsafe fn unmap(&self, addresses: Range<usize>) -> Result<()> {
-        // SAFETY: the caller's promise.
-        unsafe { self.map.pages().unmap(addresses) }.map_err(map_error)
+    /// What lies below, for a caller that answers for the users of the memory: unmapping, moving and growing parts of the mapping
+    /// (`UserPages::unmap`, `UserPages::remap`, both unsafe).
+    #[must_use]
+    pub fn user_pages(&self) -> &Arc<UserPages> {
+        self.map.pages()
     }
 
-    /// mremap(2) of a part of the mapping, by address. Its new address.
-    ///
-    /// # Errors
-    /// `Invalid`, `OutOfMemory`; the system's. Then nothing has changed.
-    ///
-    /// # Safety
-    /// As [`extant_sys::UserPages::remap`].
-    #[expect(unsafe_code, reason = "whoever moves a part answers for its users")]
-    pub unsafe fn remap(&self, old: Range<usize>, new_len: usize, target: Target) -> Result<usize> {
+    /// Says that the mapping has got `more` bytes at its end: what a fault there may bring along.
+    pub fn has_grown(&self, more: usize) {
+        let page = self.map.pages().file().page_size();
+        let more = u32::try_from(more.div_ceil(page)).unwrap_or(u32::MAX);
         let end = self.handler.end.load(Ordering::Relaxed);
-        let grown = new_len.saturating_sub(old.len()).div_ceil(4096);
-        self.handler
-            .end
-            .store(end.saturating_add(u32::try_from(grown).unwrap_or(u32::MAX)), Ordering::Relaxed);
-        // SAFETY: the caller's promise.
-        unsafe { self.map.pages().remap(old, new_len, target) }.map_err(map_error)
+        self.handler.end.store(end.saturating_add(more), Ordering::Relaxed);
     }
 
     /// The pages of the file that a range of the mapping touches.
@@ -440,6 +424,54 @@ impl Mapping {
         let first = self.handler.first.load(Ordering::Relaxed);
         let of = |at: usize| first + (at / page) as u32;
         Ok(of(range.start)..of(range.end - 1) + 1)
+    }
+}
+
+/// Mappings whose faults the accessing thread brings itself, for the schedule tests.
+#[cfg(feature = "shuttle")]
+impl Filesystem {
+    /// The simulated mappings of a file, which has no others.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn map_simulated(&self, inode: &InodeRef) -> Result<Arc<extant_vm::SimMmu>> {
+        let _lock = inode.lock.write();
+        let data = inode.data(self);
+        data.set_mapper(self, &Credentials::root());
+        let page = (self.geo.block_size() as usize).max(4096);
+        let mmu = extant_vm::SimMmu::new(page, inode.size()).map_err(Error::Io)?;
+        assert!(
+            data.pages.attach(Arc::clone(&mmu) as Arc<dyn extant_vm::Mmu>),
+            "a file with two memory files"
+        );
+        Ok(mmu)
+    }
+
+    /// Loads or stores a byte through a simulated mapping.
+    ///
+    /// # Errors
+    /// What the fault got that could not be answered.
+    pub fn access_simulated(
+        &self,
+        inode: &InodeRef,
+        mmu: &extant_vm::SimMmu,
+        view: &MapView,
+        at: u64,
+        store: Option<u8>,
+    ) -> Result<u8, Fault> {
+        let data = inode.data(self);
+        match store {
+            Some(byte) => mmu.store(&**data, view, at, &[byte]).map(|()| byte),
+            None => {
+                let mut byte = [0];
+                mmu.load(&**data, view, at, &mut byte).map(|()| byte[0])
+            }
+        }
+    }
+
+    /// Takes clean pages out of the cache.
+    pub fn reclaim_pages(&self, most: usize) -> usize {
+        self.pages.reclaim(most)
     }
 }
 
@@ -468,5 +500,10 @@ pub(crate) fn into_caller<T>(
 
 /// The same for bytes that are written.
 pub(crate) fn from_caller<T>(bytes: &[u8], write: impl FnOnce(&[u8]) -> T) -> T {
-    if overlaps_mapping(bytes.as_ptr(), bytes.len()) { write(&bytes.to_vec()) } else { write(bytes) }
+    if !overlaps_mapping(bytes.as_ptr(), bytes.len()) {
+        return write(bytes);
+    }
+    // Its faults are met here, with nothing held.
+    let own = bytes.to_vec();
+    write(&own)
 }

@@ -31,5 +31,10 @@ pub fn thread_number() -> u32 {
     rustix::thread::gettid().as_raw_nonzero().get().cast_unsigned()
 }
 
+/// The atomics of memory that programs share: always the processor's, whatever explores schedules.
+pub mod user_atomic {
+    pub use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64};
+}
+
 #[cfg(test)]
 mod tests;

@@ -45,6 +45,9 @@ impl AddressSpace {
         if data.is_empty() || range.end > host.size() || !self.is_whole_blocks(&range) {
             return Ok(false);
         }
+        // Where programs have the file mapped, a store would make a page dirty that was filled before the write, and is written over
+        // it (test `explore_map::pairs_on_written_blocks`): faults wait.
+        let _guard = self.mmu().map(|_| self.exclusive());
         self.settle_range(host, range.clone())?;
         let Some(runs) = self.written_runs(host, &range)? else { return Ok(false) };
         self.invalidate(range.clone());

@@ -31,6 +31,17 @@ impl InlineGuard<'_> {
             }
         }
     }
+
+    /// Says that the content, of `len` bytes, has moved to blocks: page 0, if it shows it, has places for these.
+    pub fn moved(&self, len: u64) {
+        let geo = self.space.cache.geometry();
+        for page in self.first.iter().flat_map(|first| &first.pages) {
+            if page.is_uptodate(geo.all_blocks()) && len > 0 {
+                let set = geo.touched(0, (len as usize).min(geo.page_size()));
+                page.update(|s| s.with(Kind::Backed, set));
+            }
+        }
+    }
 }
 
 /// What reclaim does with a page of the file.

@@ -24,7 +24,7 @@ use crate::support::{LibExecutor, tree_of};
 
 const SIZE: u64 = 4 << 20;
 /// Calls go deep, in debug builds on large frames.
-const STACK: usize = 1 << 20;
+pub(crate) const STACK: usize = 1 << 20;
 
 /// What the scripts begin with.
 const BEFORE: &str = "
@@ -71,7 +71,7 @@ const POOL: &[&str] = &[
 ];
 
 /// Images as mke2fs makes them, with what the scripts begin with.
-fn image(args: &'static str) -> Vec<u8> {
+pub(crate) fn image(args: &'static str) -> Vec<u8> {
     type Images = Vec<(&'static str, Vec<u8>)>;
     static MADE: OnceLock<Mutex<Images>> = OnceLock::new();
     let mut made = MADE.get_or_init(Mutex::default).lock().unwrap();
@@ -101,7 +101,7 @@ fn image(args: &'static str) -> Vec<u8> {
     bytes
 }
 
-fn open(device: &Arc<MemoryDevice>, mutant: Mutant) -> Arc<Filesystem> {
+pub(crate) fn open(device: &Arc<MemoryDevice>, mutant: Mutant) -> Arc<Filesystem> {
     let options = extant::MountOptions { cache_size: Some(4 << 20), ..extant::MountOptions::default() };
     let setup = Setup { options, mutant, ..Setup::default() };
     Filesystem::open(Arc::clone(device) as Arc<dyn BlockDevice>, setup).expect("mount")
@@ -142,13 +142,13 @@ fn assert_clean(device: &MemoryDevice, what: &str) {
 }
 
 /// Unmounts, and checks what is left.
-fn close(fs: Arc<Filesystem>, device: &MemoryDevice, what: &str) {
+pub(crate) fn close(fs: Arc<Filesystem>, device: &MemoryDevice, what: &str) {
     fs.unmount().unwrap_or_else(|e| panic!("{what}: unmount: {e}"));
     drop(fs);
     assert_clean(device, what);
 }
 
-fn together(tasks: Vec<Box<dyn FnOnce() + Send>>) {
+pub(crate) fn together(tasks: Vec<Box<dyn FnOnce() + Send>>) {
     let threads: Vec<_> = tasks.into_iter().map(|task| thread::spawn(task)).collect();
     for t in threads {
         t.join().expect("no panic inside");
@@ -346,7 +346,7 @@ fn explore(scenario: fn(&[u8], Mutant), args: &'static str, mutant: Mutant, time
     assert!(caught.is_err(), "nothing noticed that {mutant:?} was missing");
 }
 
-fn find(fs: &Filesystem, path: &str) -> InodeRef {
+pub(crate) fn find(fs: &Filesystem, path: &str) -> InodeRef {
     let cred = Credentials::root();
     path.split('/').fold(fs.root().unwrap(), |at, name| fs.lookup(&at, name.as_bytes(), &cred).unwrap())
 }

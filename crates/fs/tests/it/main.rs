@@ -15,6 +15,8 @@ mod damaged_tree;
 mod direct;
 #[cfg(feature = "shuttle")]
 mod explore;
+#[cfg(feature = "shuttle")]
+mod explore_map;
 #[cfg(not(feature = "shuttle"))]
 mod fast_commit;
 #[cfg(not(feature = "shuttle"))]

@@ -1,13 +1,13 @@
 //! Files mapped for real: against a model, against the kernel, and with many threads.
 
-use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use extant::{
     Credentials, Error, FallocateMode, Filesystem, InodeRef, MapOptions, Mapping, NewInode, OpenFile,
     OpenMode, Protection, SyncMode,
 };
+use extant_sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use extant_sync::thread;
 use extant_testkit::env::{scratch, seed};
 use extant_testkit::kernel::KernelMount;
 use extant_testkit::oracle::{assert_clean, mke2fs};
@@ -216,56 +216,6 @@ fn inline_content_is_mapped() {
     assert_clean(&image);
 }
 
-/// Buffers of reads and writes that lie in a mapping of the same file, over the very same bytes (S0-E); system calls into a mapping.
-#[test]
-fn buffers_in_a_mapping() {
-    need!(userfaultfd());
-    let dir = scratch();
-    let image = dir.join("image");
-    mke2fs(&image, 8 << 20, "-t ext4 -b 1024");
-    let fs = open_rw(&image);
-    for direct in [false, true] {
-        let file = open(&fs, &new_file(&fs, &format!("f{direct}")), direct);
-        let plain = open(&fs, file.inode(), false);
-        let content: Vec<u8> = (0..65536_u32).map(|n| (n / 256) as u8).collect();
-        plain.write_at(0, &content).unwrap();
-        plain.fsync(false).unwrap();
-        let map = file.map(0, 65536, &shared()).unwrap();
-        // SAFETY-free: the slices come from a system call's point of view.
-        let inside = |at: usize, len: usize| mapped_slice(&map, at, len);
-        // From the mapping to the file, and over itself, with pages that are not there yet.
-        assert_eq!(file.write_at(0, inside(32768, 8192)).unwrap().0, 8192);
-        assert_eq!(file.write_at(16384, inside(16384, 4096)).unwrap().0, 4096);
-        assert_eq!(file.read_at(0, mapped_slice_mut(&map, 40960, 8192)).unwrap(), 8192);
-        let mut got = vec![0; 8192];
-        plain.read_at(40960, &mut got).unwrap();
-        assert!(got == content[32768..40960]);
-        map.advise(0..65536, extant::Advice::DontNeed).unwrap();
-        // A system call into a page that is not there.
-        let (reader, writer) = rustix::pipe::pipe().unwrap();
-        rustix::io::write(&writer, inside(49152, 100)).unwrap();
-        rustix::io::read(reader.as_fd(), mapped_slice_mut(&map, 61440, 100)).unwrap();
-        plain.read_at(61440, &mut got[..100]).unwrap();
-        assert!(got[..100] == content[49152..49252]);
-    }
-    fs.unmount().unwrap();
-    assert_clean(&image);
-}
-
-#[allow(unsafe_code, reason = "what a program does with its mapping")]
-fn mapped_slice(map: &Mapping, at: usize, len: usize) -> &[u8] {
-    assert!(at + len <= map.len());
-    // SAFETY: inside the mapping; nobody else stores to it in this test.
-    unsafe { std::slice::from_raw_parts(map.as_ptr().add(at), len) }
-}
-
-#[allow(unsafe_code, clippy::mut_from_ref, reason = "what a program does with its mapping")]
-fn mapped_slice_mut(map: &Mapping, at: usize, len: usize) -> &mut [u8] {
-    assert!(at + len <= map.len());
-    // SAFETY: as above.
-    unsafe { std::slice::from_raw_parts_mut(map.as_ptr().add(at), len) }
-}
-
 /// Stores from many threads to counters in a mapping, with writeback, reclaim under a small cache, writes and punches beside them:
 /// no addition is lost, and none of a neighbour's bytes shows.
 #[test]
@@ -283,7 +233,7 @@ fn counters_of_many_threads() {
     let map = file.map(0, PAGES * 4096, &shared()).unwrap();
     let stop = AtomicBool::new(false);
     let added = AtomicU64::new(0);
-    std::thread::scope(|scope| {
+    thread::scope(|scope| {
         let (map, stop, added, fs, file, other) = (&map, &stop, &added, &fs, &file, &other);
         let mut workers = Vec::new();
         for thread in 0..3_u64 {
@@ -344,7 +294,7 @@ fn what_cannot_be_mapped() {
     let inode = new_file(&fs, "f");
     let file = open(&fs, &inode, false);
     let is = |result: extant::Result<Mapping>, errno: i32| {
-        assert_eq!(result.err().map(|e| e.errno()), Some(errno))
+        assert_eq!(result.err().map(|e| e.errno()), Some(errno));
     };
     is(file.map(0, 0, &shared()), 22);
     is(file.map(100, 4096, &shared()), 22);

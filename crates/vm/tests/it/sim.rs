@@ -8,7 +8,9 @@ use extant_device::{BlockDevice, MemoryDevice};
 use extant_format::{Lblk, Pblk};
 use extant_sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use extant_sync::{Arc, Mutex, Rank};
-use extant_vm::{AddressSpace, Backing, CacheConfig, Host, Mapped, PageCache, Placement, SimMmu};
+#[cfg(feature = "shuttle")]
+use extant_vm::SimMmu;
+use extant_vm::{AddressSpace, Backing, CacheConfig, Host, Mapped, PageCache, Placement};
 
 /// What the device holds where nobody ever wrote: old bytes of other files, which must never be seen.
 pub(crate) const STALE: u8 = 0xEE;
@@ -328,6 +330,8 @@ impl Host for SimFile {
     }
 }
 
+/// For the explored scenarios.
+#[cfg(feature = "shuttle")]
 impl SimFile {
     /// Lets programs map it.
     pub(crate) fn attach(&self) -> Arc<SimMmu> {
@@ -369,7 +373,9 @@ impl SimFile {
             _ => Ok(outcome.written),
         }
     }
+}
 
+impl SimFile {
     /// truncate(2), as the filesystem would do it.
     pub(crate) fn truncate(&self, size: u64) -> io::Result<()> {
         let guard = self.pages.exclusive();

@@ -1,0 +1,338 @@
+//! Every pair of operations on the same few bytes of a file that is mapped, under the exploring runtime: on content in the inode, on
+//! blocks, on blocks without a place yet, with space and without.
+//!
+//! After each schedule every byte is what one of the two orders gives (a write and a store on one page may each win a part), the size
+//! is that of one of them, reads on the way saw nothing else, the disk has what the file has, and the image is clean by our checker
+//! (which counts blocks: no promise is left behind, no block leaked). `EXTANT_RACES` says how many schedules each pair gets.
+
+use std::sync::Arc;
+use std::sync::Mutex;
+
+use extant::{
+    Credentials, FallocateMode, Fault, Filesystem, InodeRef, MapAdvice, MapView, Mutant, NewInode, OpenFile,
+    OpenMode, SimMmu,
+};
+use extant_device::MemoryDevice;
+use extant_sync::model;
+use extant_testkit::env::tools;
+use rustix::io::Errno;
+
+use crate::explore::{STACK, close, find, image, open, together};
+
+/// What an operation may do to a file, in a model of bytes; the byte that it answered, if it is one that reads.
+type OnModel = fn(&mut Vec<u8>);
+
+/// An operation: on the file, and on the model.
+struct Op {
+    name: &'static str,
+    /// Errors that a full disk explains are its own business; others panic.
+    run: fn(&File) -> Result<(), Errno>,
+    model: OnModel,
+}
+
+/// A mapped file.
+struct File {
+    fs: Arc<Filesystem>,
+    inode: InodeRef,
+    buffered: OpenFile,
+    direct: OpenFile,
+    mmu: Arc<SimMmu>,
+    view: MapView,
+    /// Bytes that a read may see anywhere.
+    allowed: Vec<u8>,
+}
+
+fn put(model: &mut Vec<u8>, at: usize, len: usize, byte: u8) {
+    model.resize(model.len().max(at + len), 0);
+    model[at..at + len].fill(byte);
+}
+
+fn cut(model: &mut [u8], from: usize, to: usize) {
+    let size = model.len();
+    model[from.min(size)..to.min(size)].fill(0);
+}
+
+fn errno<T>(result: extant::Result<T>) -> Result<T, Errno> {
+    result.map_err(|e| Errno::from_raw_os_error(e.errno()))
+}
+
+impl File {
+    fn write(&self, at: u64, len: usize, byte: u8) -> Result<(), Errno> {
+        errno(self.buffered.write_at(at, &vec![byte; len])).map(|(n, _)| assert_eq!(n, len, "a short write"))
+    }
+
+    fn store(&self, at: u64, byte: u8) -> Result<(), Errno> {
+        match self.fs.access_simulated(&self.inode, &self.mmu, &self.view, at, Some(byte)) {
+            Ok(_) => Ok(()),
+            // Past the end, or no space.
+            Err(Fault::Sigbus) => Err(Errno::FAULT),
+            Err(fault) => panic!("{fault:?}"),
+        }
+    }
+
+    fn load(&self, at: u64) {
+        match self.fs.access_simulated(&self.inode, &self.mmu, &self.view, at, None) {
+            Ok(byte) => assert!(self.allowed.contains(&byte), "a load saw {byte}"),
+            Err(Fault::Sigbus) => {}
+            Err(fault) => panic!("{fault:?}"),
+        }
+    }
+
+    fn read(&self, file: &OpenFile) -> Result<(), Errno> {
+        let mut got = vec![0xEE; 8192];
+        let n = errno(file.read_at(0, &mut got))?;
+        assert!(got[..n].iter().all(|b| self.allowed.contains(b)), "a read saw another byte");
+        Ok(())
+    }
+}
+
+/// Byte 1 is what the file begins with; each operation has its own.
+const OPS: &[Op] = &[
+    Op { name: "write inside", run: |f| f.write(20, 30, 2), model: |m| put(m, 20, 30, 2) },
+    Op { name: "write across", run: |f| f.write(900, 2500, 3), model: |m| put(m, 900, 2500, 3) },
+    Op {
+        name: "store",
+        run: |f| f.store(30, 4),
+        model: |m| {
+            if m.len() > 30 {
+                m[30] = 4;
+            }
+        },
+    },
+    Op {
+        name: "store behind",
+        run: |f| f.store(2500, 5),
+        model: |m| {
+            if m.len() > 2500 {
+                m[2500] = 5;
+            }
+        },
+    },
+    Op {
+        name: "load",
+        run: |f| {
+            f.load(30);
+            f.load(2500);
+            Ok(())
+        },
+        model: |_| {},
+    },
+    Op { name: "read", run: |f| f.read(&f.buffered), model: |_| {} },
+    Op { name: "truncate", run: |f| errno(f.buffered.set_len(25)), model: |m| m.resize(25, 0) },
+    Op { name: "extend", run: |f| errno(f.buffered.set_len(3000)), model: |m| m.resize(3000, 0) },
+    Op {
+        name: "punch",
+        run: |f| errno(f.buffered.fallocate(FallocateMode::PunchHole, 10, 2100, true)),
+        model: |m| cut(m, 10, 2110),
+    },
+    Op { name: "fsync", run: |f| errno(f.buffered.fsync(false)), model: |_| {} },
+    Op {
+        name: "reclaim",
+        run: |f| {
+            f.fs.reclaim_pages(4);
+            f.fs.reclaim_pages(4);
+            Ok(())
+        },
+        model: |_| {},
+    },
+    Op {
+        name: "direct write",
+        run: |f| errno(f.direct.write_at(0, &[6; 2048])).map(|(n, _)| assert_eq!(n, 2048)),
+        model: |m| put(m, 0, 2048, 6),
+    },
+    Op { name: "direct read", run: |f| f.read(&f.direct), model: |_| {} },
+    Op {
+        name: "map and unmap",
+        run: |f| {
+            let view = MapView { id: f.mmu.map(), ..f.view.clone() };
+            let seen = f.fs.access_simulated(&f.inode, &f.mmu, &view, 30, None);
+            assert!(seen.is_ok_and(|b| f.allowed.contains(&b)) || seen == Err(Fault::Sigbus));
+            f.mmu.end(view.id);
+            Ok(())
+        },
+        model: |_| {},
+    },
+];
+
+/// What the file is before: 60 bytes in the inode or in a block, two pages on disk, or two pages that are dirty and have no place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Before {
+    Small,
+    Written,
+    Delayed,
+}
+
+fn mapped(fs: &Arc<Filesystem>, before: Before) -> File {
+    let cred = Credentials::root();
+    let inode = fs.mknod(&fs.root().unwrap(), b"m", &NewInode::file(0o644), &cred).unwrap();
+    let mode = OpenMode { read: true, write: true, ..OpenMode::default() };
+    let buffered = OpenFile::new(fs, &inode, mode, &cred).unwrap();
+    let direct = OpenFile::new(fs, &inode, OpenMode { direct: true, ..mode }, &cred).unwrap();
+    let len = if before == Before::Small { 60 } else { 5000 };
+    buffered.write_at(0, &vec![1; len]).unwrap();
+    if before == Before::Written {
+        buffered.fsync(false).unwrap();
+        fs.reclaim_pages(100);
+    }
+    let mmu = fs.map_simulated(&inode).unwrap();
+    let view = MapView { id: mmu.map(), pages: 0..u32::MAX, advice: MapAdvice::Normal };
+    File { fs: Arc::clone(fs), inode, buffered, direct, mmu, view, allowed: (0..=6).collect() }
+}
+
+/// Takes all space, but for `left` blocks.
+fn fill(fs: &Arc<Filesystem>, left: u64) {
+    let cred = Credentials::root();
+    let inode = fs.mknod(&fs.root().unwrap(), b"full", &NewInode::file(0o644), &cred).unwrap();
+    let mode = OpenMode { write: true, ..OpenMode::default() };
+    let file = OpenFile::new(fs, &inode, mode, &cred).unwrap();
+    let free = fs.statfs().blocks_free.saturating_sub(left + 4);
+    // What does not fit at once does so in parts.
+    let _ = file.fallocate(FallocateMode::Allocate, 0, free * 1024, true);
+    let mut at = 0;
+    // The rest one by one: the map takes some.
+    while fs.statfs().blocks_free > left {
+        if file.fallocate(FallocateMode::Allocate, (free + at) * 1024, 1024, true).is_err() {
+            break;
+        }
+        at += 1;
+    }
+}
+
+/// One schedule of two operations.
+fn pair(image: &[u8], mutant: Mutant, before: Before, ops: [&'static Op; 2], left: Option<u64>) {
+    let what = format!("{before:?}: {} beside {}, {left:?} blocks left", ops[0].name, ops[1].name);
+    let device = Arc::new(MemoryDevice::from_bytes(image));
+    let fs = open(&device, mutant);
+    let file = Arc::new(mapped(&fs, before));
+    if let Some(left) = left {
+        fill(&fs, left);
+    }
+    let mut start = vec![1; file.inode.size() as usize];
+    start.shrink_to_fit();
+    let answers = Arc::new(Mutex::new([Ok(()), Ok(())]));
+    let tasks = (0..2).map(|who: usize| -> Box<dyn FnOnce() + Send> {
+        let (file, answers) = (Arc::clone(&file), Arc::clone(&answers));
+        Box::new(move || {
+            let answer = (ops[who].run)(&file);
+            answers.lock().unwrap()[who] = answer;
+        })
+    });
+    together(tasks.collect());
+    let answers = *answers.lock().unwrap();
+    for (op, answer) in ops.iter().zip(&answers) {
+        let full = left.is_some() && matches!(answer, Err(Errno::NOSPC | Errno::FAULT));
+        let past_end = op.name.starts_with("store") && *answer == Err(Errno::FAULT);
+        assert!(answer.is_ok() || full || past_end, "{what}: {} answered {answer:?}", op.name);
+    }
+    let after = |order: [usize; 2]| {
+        let mut bytes = start.clone();
+        order.into_iter().filter(|who| answers[*who].is_ok()).for_each(|who| (ops[who].model)(&mut bytes));
+        bytes
+    };
+    let (one, two) = (after([0, 1]), after([1, 0]));
+    let mut got = vec![0xEE; 8192];
+    let n = file.buffered.read_at(0, &mut got).unwrap();
+    got.truncate(n);
+    assert!(n == one.len() || n == two.len(), "{what}: {n} bytes, not {} or {}", one.len(), two.len());
+    for (at, byte) in got.iter().enumerate() {
+        let may = [one.get(at).copied(), two.get(at).copied()];
+        // What an operation that failed half way did is not the model's to say.
+        let failed = answers.iter().any(Result::is_err);
+        assert!(
+            may.contains(&Some(*byte)) || (failed && file.allowed.contains(byte)),
+            "{what}: byte {at} is {byte}, not {may:?}"
+        );
+        let seen = fs.access_simulated(&file.inode, &file.mmu, &file.view, at as u64, None);
+        if at % 512 == 30 {
+            assert_eq!(seen, Ok(*byte), "{what}: the mapping at {at}");
+        }
+    }
+    drop(file);
+    close(fs, &device, &what);
+    let fs = open(&device, Mutant::None);
+    let mut on_disk = vec![0xEE; 8192];
+    let n = fs.read_at(&find(&fs, "m"), 0, &mut on_disk).unwrap();
+    on_disk.truncate(n);
+    let differs = (0..n.max(got.len())).find(|at| on_disk.get(*at) != got.get(*at));
+    let at = |at: usize| (on_disk.get(at).copied(), got.get(at).copied());
+    assert!(differs.is_none(), "{what}: byte {differs:?} on disk and before: {:?}", differs.map(at));
+    fs.unmount().unwrap();
+}
+
+const INLINE: &str = "-t ext4 -b 1024 -I 256 -N 64 -J size=1 -O ^resize_inode,inline_data,^orphan_file";
+
+fn schedules() -> usize {
+    std::env::var("EXTANT_RACES").ok().and_then(|n| n.parse().ok()).unwrap_or(2)
+}
+
+fn pairs(before: Before, left: Option<u64>) {
+    let image: Arc<[u8]> = image(INLINE).into();
+    let times = schedules();
+    let seed = extant_testkit::env::seed();
+    for (n, a) in OPS.iter().enumerate() {
+        for b in &OPS[n..] {
+            let image = Arc::clone(&image);
+            let scenario = move || pair(&image, Mutant::None, before, [a, b], left);
+            model::check_random_deep(scenario.clone(), seed, times, STACK);
+            model::check_pct_deep(scenario, seed, times, 3, STACK);
+        }
+    }
+    println!(
+        "races: pairs of {} operations, {before:?}, {left:?} blocks left: {} schedules each, held",
+        OPS.len(),
+        2 * times
+    );
+}
+
+#[test]
+fn pairs_on_content_in_the_inode() {
+    need!(tools(&["mke2fs"]));
+    pairs(Before::Small, None);
+}
+
+#[test]
+fn pairs_on_written_blocks() {
+    need!(tools(&["mke2fs"]));
+    pairs(Before::Written, None);
+}
+
+#[test]
+fn pairs_on_delayed_blocks() {
+    need!(tools(&["mke2fs"]));
+    pairs(Before::Delayed, None);
+}
+
+#[test]
+fn pairs_on_content_in_the_inode_with_a_full_disk() {
+    need!(tools(&["mke2fs"]));
+    pairs(Before::Small, Some(0));
+}
+
+#[test]
+fn pairs_on_written_blocks_with_a_full_disk() {
+    need!(tools(&["mke2fs"]));
+    pairs(Before::Written, Some(1));
+}
+
+/// A store moves content out of the inode while a writer changes it there (S0): with the lock of page 0, and without.
+fn inline_write_against_store(mutant: Mutant, times: usize) {
+    let image: Arc<[u8]> = image(INLINE).into();
+    let op = |name: &str| OPS.iter().find(|op| op.name == name).expect("an operation");
+    let ops = [op("write inside"), op("store")];
+    let scenario = move || pair(&image, mutant, Before::Small, ops, None);
+    model::check_random_deep(scenario.clone(), 1, times, STACK);
+    model::check_pct_deep(scenario, 1, times, 3, STACK);
+}
+
+#[test]
+fn writers_in_the_inode_beside_a_store() {
+    need!(tools(&["mke2fs"]));
+    inline_write_against_store(Mutant::None, 10 * schedules());
+}
+
+#[test]
+fn mutant_writers_without_the_lock_of_page_0() {
+    need!(tools(&["mke2fs"]));
+    let caught = std::panic::catch_unwind(|| inline_write_against_store(Mutant::InlineWrite, 2_000));
+    assert!(caught.is_err(), "the missing lock was not noticed");
+}
