@@ -231,6 +231,10 @@ impl Checker<'_, '_> {
                 }
             };
             let place = Place::DirEntry(ino, lblk, record.offset);
+            let type_byte = block.get(record.offset as usize + 7).is_some_and(|&b| b != 0);
+            if record.is_used() && !layout.filetype && type_byte {
+                self.found(place, Kind::EntryFileTypeSet {});
+            }
             if lblk == 0 && n < 2 {
                 // Old readers took these two names up to a zero byte.
                 let after = record.offset as usize + dir::HEADER_LEN + record.name.len();
@@ -380,7 +384,7 @@ impl Checker<'_, '_> {
     }
 
     fn file_type(&self, of: &OfDir<'_>, record: &Record<'_>, should: u8, place: Place) {
-        // Without the feature the byte is the name length's upper half, which the walk has found to be zero.
+        // Without the feature the byte is the name length's upper half, and was looked at as that.
         if of.layout.filetype && record.raw_type != should {
             let (stored, should) = (u64::from(record.raw_type), u64::from(should));
             if stored == 0 {

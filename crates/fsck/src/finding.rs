@@ -159,6 +159,7 @@ kinds! {
     MmpBlock { block } Error "the multiple-mount-protection block {block} is outside the filesystem";
     MmpInUse { sequence } Fatal "the filesystem is in use on another node, or was when that died (sequence {sequence:#x})";
     // Journal.
+    JournalBackupUsed { ino } Note "inode {ino} cannot be a journal as it is; the copy of its map in the superblock can";
     JournalInode { ino } Error "inode {ino} cannot be a journal";
     JournalSuperblock {} Fatal "the journal superblock is corrupt";
     JournalErrno { errno } Note "the journal recorded error {errno}";
@@ -283,6 +284,7 @@ kinds! {
     EntryName {} Error "the name has illegal characters";
     EntryEmptyName {} Error "the name is empty";
     EntryFileType { stored, should } Error "file type {stored} should be {should}";
+    EntryFileTypeSet {} Error "a file type is set without the feature";
     EntryFileTypeMissing { should } Note "no file type, should be {should}";
     EntryDuplicate { ino } Error "the name (inode {ino}) is not unique";
     EncryptedName {} Error "an encrypted name is too short";

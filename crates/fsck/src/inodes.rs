@@ -242,7 +242,7 @@ fn one(
     // Never used: the common case in a fresh table.
     let untouched = bytes[..128].iter().all(|&b| b == 0) && bytes.iter().all(|&b| b == 0);
     if untouched && ino != Ino::ROOT {
-        let reserved = ino < cx.geo.first_ino() || special::is_hidden(cx, ino);
+        let reserved = ino < cx.geo.first_ino() || special::is_hidden(cx, ino, 0);
         let bits = if reserved { Info::USED | Info::SYSTEM } else { 0 };
         return Info { bits, ..Info::default() };
     }

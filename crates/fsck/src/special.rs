@@ -44,17 +44,18 @@ pub(crate) fn inode(
         inodes::reserved(cx, rec, tally, scratch);
         return Some(system);
     }
-    if ino < cx.geo.first_ino() || is_hidden(cx, ino) {
+    if ino < cx.geo.first_ino() || is_hidden(cx, ino, rec.links()) {
         reserved(cx, rec, tally, scratch);
         return Some(system);
     }
     None
 }
 
-/// Whether the superblock names the inode as a project quota or orphan file: those have no fixed numbers.
-pub(crate) fn is_hidden(cx: &Context<'_>, ino: Ino) -> bool {
+/// Whether the superblock names the inode as a project quota or orphan file: those have no fixed numbers. An orphan file that is
+/// not there is no inode in use; a quota file is.
+pub(crate) fn is_hidden(cx: &Context<'_>, ino: Ino, links: u16) -> bool {
     let raw = cx.sb.raw();
-    [raw.s_prj_quota_inum.get(), raw.s_orphan_file_inum.get()].contains(&ino.0)
+    raw.s_prj_quota_inum.get() == ino.0 || raw.s_orphan_file_inum.get() == ino.0 && links != 0
 }
 
 fn root(cx: &Context<'_>, rec: &Record) {
@@ -75,6 +76,9 @@ fn bad_blocks(cx: &Context<'_>, rec: &Record, scratch: &mut Scratch) {
     if odd {
         cx.found(PASS, Place::Inode(rec.ino.0), Kind::BadBlocksInode {});
     }
+    if rec.has(InodeFlags::EXTENTS) && is_map_clear(rec) {
+        return;
+    }
     let mut runs = Vec::new();
     map::walk(cx, rec, &mut scratch.buffers, true, |piece| match piece {
         Piece::Data { pblk, len: 1, .. } if may_be_bad(cx, pblk) => {
@@ -89,6 +93,10 @@ fn bad_blocks(cx: &Context<'_>, rec: &Record, scratch: &mut Scratch) {
         }
         piece => inodes::claim(cx, &mut runs, false, piece),
     });
+}
+
+fn is_map_clear(rec: &Record) -> bool {
+    rec.raw.i_block.iter().all(|byte| *byte == 0)
 }
 
 /// Whether the filesystem can do without the block: copies of superblock and descriptors, what is kept free for descriptors,
@@ -130,6 +138,9 @@ fn reserved(cx: &Context<'_>, rec: &Record, tally: &mut Tally, scratch: &mut Scr
     };
     if rec.has(InodeFlags::CASEFOLD) {
         add(Kind::CasefoldNotDirectory {});
+    }
+    if rec.has(InodeFlags::INLINE_DATA) && rec.has(InodeFlags::EXTENTS) && is_map_clear(rec) {
+        add(Kind::InlineAndExtents {});
     }
     if matches!(rec.ino.0, 3 | 4 | 8) || rec.ino >= cx.geo.first_ino() {
         // Usable, and not used; whatever else is in it has no meaning.
@@ -315,7 +326,13 @@ fn journal(cx: &Context<'_>) {
     if ino == 0 && !has {
         return;
     }
-    let Some(rec) = record(cx, ino).filter(|r| r.links() != 0 && r.is_reg()) else {
+    let found = record(cx, ino);
+    let copy = found.as_ref().filter(|r| !is_log(cx, r)).and_then(|r| log_backup(cx, r));
+    let copy = copy.filter(|r| is_log(cx, r));
+    if copy.is_some() {
+        add(Kind::JournalBackupUsed { ino: u64::from(ino) });
+    }
+    let Some(rec) = copy.or(found).filter(|r| r.links() != 0 && r.is_reg()) else {
         add(Kind::JournalInode { ino: u64::from(ino) });
         return;
     };
@@ -338,15 +355,51 @@ fn journal(cx: &Context<'_>) {
     journal_superblock(cx, &bytes, blocks.min(mapped), &add);
 }
 
+/// Whether the inode can be read as a journal at all.
+fn is_log(cx: &Context<'_>, rec: &Record) -> bool {
+    if rec.links() == 0 || !rec.is_reg() {
+        return false;
+    }
+    let runs = runs_of(cx, rec);
+    let mapped: u64 = runs.iter().map(|r| u64::from(r.2)).sum();
+    let blocks = rec.size() >> cx.geo.log_block_size();
+    let mut bytes = vec![0; cx.block_size()];
+    blocks <= mapped
+        && inodes::first_block(&runs).is_some_and(|first| cx.read_block(first, &mut bytes))
+        && is_log_superblock(cx, &bytes, blocks)
+}
+
+/// The journal's inode as the superblock keeps a copy of its map and size. e2fsck takes that where the inode itself is no
+/// journal, but gets nowhere with it where the map is of extents.
+fn log_backup(cx: &Context<'_>, rec: &Record) -> Option<Record> {
+    let raw = cx.sb.raw();
+    if raw.s_jnl_backup_type != 1 || rec.has(InodeFlags::EXTENTS) {
+        return None;
+    }
+    let mut copy = rec.clone();
+    for (word, slot) in raw.s_jnl_blocks.iter().zip(copy.raw.i_block.chunks_exact_mut(4)) {
+        slot.copy_from_slice(&word.get().to_le_bytes());
+    }
+    copy.raw.i_size_high = raw.s_jnl_blocks[15];
+    copy.raw.i_size_lo = raw.s_jnl_blocks[16];
+    copy.raw.i_links_count.set(1);
+    copy.mode = 0x8000 | 0o600;
+    Some(copy)
+}
+
+fn is_log_superblock(cx: &Context<'_>, bytes: &[u8], blocks: u64) -> bool {
+    let word = |at: usize| bytes.get(at..at + 4).map_or(0, |b| u32::from_be_bytes([b[0], b[1], b[2], b[3]]));
+    word(0) == jbd2::MAGIC
+        && matches!(word(4), 3 | 4)
+        && word(0x0c) == cx.geo.block_size()
+        && u64::from(word(0x10)) <= blocks
+}
+
 /// The journal's superblock, as far as a journal that is not replayed matters: words are big-endian.
 fn journal_superblock(cx: &Context<'_>, bytes: &[u8], blocks: u64, add: &impl Fn(Kind)) {
     let word = |at: usize| bytes.get(at..at + 4).map_or(0, |b| u32::from_be_bytes([b[0], b[1], b[2], b[3]]));
     let (version2, users) = (word(4) == 4, word(0x40));
-    let place_right = word(0) == jbd2::MAGIC
-        && matches!(word(4), 3 | 4)
-        && word(0x0c) == cx.geo.block_size()
-        && u64::from(word(0x10)) <= blocks;
-    if !place_right {
+    if !is_log_superblock(cx, bytes, blocks) {
         add(Kind::JournalSuperblock {});
         return;
     }

@@ -158,8 +158,9 @@ fn block(cx: &Context<'_>, rec: &Record, tally: &mut Tally, found: &mut Found, b
         return;
     }
     if !cx.geo.contains(pblk) {
-        // In a reserved inode it is a field without a meaning.
-        if rec.ino >= cx.geo.first_ino() || rec.ino == Ino::ROOT {
+        // In a reserved inode, and in the orphan file, it is a field without a meaning.
+        let orphans = cx.compat(Compat::ORPHAN_FILE) && rec.ino.0 == cx.sb.raw().s_orphan_file_inum.get();
+        if (rec.ino >= cx.geo.first_ino() && !orphans) || rec.ino == Ino::ROOT {
             cx.found(PASS, place, Kind::XattrBlockIllegal { block: pblk.0 });
         }
         return;
