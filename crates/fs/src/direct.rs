@@ -84,11 +84,38 @@ impl Filesystem {
                 Err(e) => return Err(e),
             }
         }
-        let sync = flags.sync || self.is_sync(inode);
-        if (sync || flags.data_sync) && done > 0 {
-            self.fsync(inode, !sync)?;
+        if done > 0 {
+            self.sync_written(inode, flags)?;
         }
         Ok((done, start))
+    }
+
+    /// Overwrites past the cache what is whole blocks, written already and clean in memory; anything else is left undone, and then
+    /// it is `false`: the cache serves that better, delayed allocation above all. For a server whose clients open with O_DIRECT.
+    ///
+    /// # Errors
+    /// As [`Self::write_at`].
+    pub fn overwrite_clean(
+        &self,
+        inode: &InodeRef,
+        offset: u64,
+        bytes: &[u8],
+        flags: WriteFlags,
+        cred: &Credentials,
+    ) -> Result<bool> {
+        let range = offset..offset.checked_add(bytes.len() as u64).ok_or(Error::FileTooBig)?;
+        let dirty = inode.data.get().is_some_and(|data| data.pages.is_dirty_in(&range));
+        if flags.append || dirty || !self.noted(self.overwrite_direct(inode, offset, bytes, flags, cred))? {
+            return Ok(false);
+        }
+        self.sync_written(inode, flags)?;
+        Ok(true)
+    }
+
+    /// Makes durable what was written by a file that is open for that, or whose flags ask for it.
+    fn sync_written(&self, inode: &InodeRef, flags: WriteFlags) -> Result<()> {
+        let sync = flags.sync || self.is_sync(inode);
+        if sync || flags.data_sync { self.fsync(inode, !sync) } else { Ok(()) }
     }
 
     fn write_direct_piece(

@@ -125,6 +125,29 @@ impl OpenFile {
         done
     }
 
+    /// [`Self::read_at`] for O_DIRECT as a server passes it on: what is cached comes from the cache, the rest from the device, and the
+    /// cache stays as it is. Any offset and length.
+    ///
+    /// # Errors
+    /// As [`Self::read_at`].
+    pub fn read_past_cache(&self, offset: u64, buf: &mut [u8]) -> Result<usize> {
+        if !self.mode.read {
+            return Err(Error::BadFile);
+        }
+        self.fs.read_stream(&self.inode, offset, buf, &mut ReadAhead::past_cache())
+    }
+
+    /// The same with references as of [`Self::read_refs`].
+    ///
+    /// # Errors
+    /// As [`Self::read_at`].
+    pub fn read_refs_past_cache(&self, offset: u64, buf: &mut [u8], refs: &mut PageRefs) -> Result<usize> {
+        if !self.mode.read {
+            return Err(Error::BadFile);
+        }
+        self.fs.read_refs(&self.inode, offset, buf, refs, &mut ReadAhead::past_cache())
+    }
+
     /// Writes at byte `offset`, or at the end when open for appending: the bytes written and where they begin.
     ///
     /// # Errors
@@ -139,18 +162,31 @@ impl OpenFile {
     /// As [`Self::write_at`].
     pub fn write_killing(&self, offset: u64, bytes: &[u8], kill_suidgid: bool) -> Result<(usize, u64)> {
         self.may_write()?;
-        let flags = WriteFlags {
-            append: self.mode.append,
-            data_sync: self.mode.data_sync,
-            sync: self.mode.sync,
-            kill_suidgid,
-        };
+        let flags = self.write_flags(kill_suidgid);
         from_caller(bytes, |bytes| {
             if self.mode.direct {
                 return self.fs.write_direct(&self.inode, offset, bytes, flags, &self.cred);
             }
             self.fs.write_at(&self.inode, offset, bytes, flags, &self.cred)
         })
+    }
+
+    /// [`Self::write_killing`] for O_DIRECT as a server passes it on: what overwrites blocks in place goes past the cache, if
+    /// nothing in memory is newer; the rest is written as any other. Any offset and length.
+    ///
+    /// # Errors
+    /// As [`Self::write_at`].
+    pub fn write_past_cache(&self, offset: u64, bytes: &[u8], kill_suidgid: bool) -> Result<(usize, u64)> {
+        self.may_write()?;
+        if self.fs.overwrite_clean(&self.inode, offset, bytes, self.write_flags(kill_suidgid), &self.cred)? {
+            return Ok((bytes.len(), offset));
+        }
+        self.write_killing(offset, bytes, kill_suidgid)
+    }
+
+    fn write_flags(&self, kill_suidgid: bool) -> WriteFlags {
+        let OpenMode { append, data_sync, sync, .. } = self.mode;
+        WriteFlags { append, data_sync, sync, kill_suidgid }
     }
 
     /// Makes content (and attributes, unless `data_only`) durable, and reports a failed writeback that this open file has not

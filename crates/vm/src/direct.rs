@@ -178,13 +178,17 @@ impl AddressSpace {
 
     /// Writes what is dirty in the pages that `range` touches: a page with a dirty block beside the range could not leave.
     fn settle_range<H: Host>(&self, host: &H, range: Range<u64>) -> Result<(), H::Error> {
+        if self.is_dirty_in(&range) { self.sync(host, self.whole_pages(&range)) } else { Ok(()) }
+    }
+
+    /// Whether a page that `range` touches is dirty or being written.
+    pub fn is_dirty_in(&self, range: &Range<u64>) -> bool {
+        self.is_dirty() && self.next_dirty(self.whole_pages(range)).is_some()
+    }
+
+    fn whole_pages(&self, range: &Range<u64>) -> Range<u64> {
         let page = self.cache.geometry().page_size() as u64;
-        let range =
-            range.start - range.start % page..range.end.checked_next_multiple_of(page).unwrap_or(u64::MAX);
-        if self.is_dirty() && self.next_dirty(range.clone()).is_some() {
-            return self.sync(host, range);
-        }
-        Ok(())
+        range.start - range.start % page..range.end.checked_next_multiple_of(page).unwrap_or(u64::MAX)
     }
 
     /// The places of the blocks of `range`, if they all are mapped and written.

@@ -20,9 +20,17 @@ pub struct ReadAhead {
     next: u64,
     /// Bytes to read ahead.
     window: usize,
+    /// Whether what no page holds goes straight to the caller, however small and however often it comes.
+    past: bool,
 }
 
 impl ReadAhead {
+    /// For one read that shall leave the cache as it is, but may take from it what is there (O_DIRECT).
+    #[must_use]
+    pub fn past_cache() -> Self {
+        Self { past: true, ..Self::default() }
+    }
+
     /// Bytes that a read of `len` bytes at `pos`, which found nothing, should fetch: `len` for a random one.
     fn fetch(&mut self, pos: u64, len: usize, most: usize) -> usize {
         if pos != self.next {
@@ -307,7 +315,7 @@ impl AddressSpace {
         if absent > 0 {
             let bytes = (geo.page_start(first) + u64::from(absent) * geo.page_size() as u64 - pos)
                 .min(wants as u64) as usize;
-            if self.leaves_cache_alone(host, pos, bytes) {
+            if self.leaves_cache_alone(host, pos, bytes, ahead) {
                 self.read_direct(host, &guard, pos, sink.room(bytes))?;
                 sink.filled(bytes);
                 return Ok(());
@@ -333,12 +341,15 @@ impl AddressSpace {
         Ok(())
     }
 
-    /// Whether a read of `bytes` absent bytes at `pos` goes straight to the caller: a large one, or of a whole file, that is
-    /// not known to come again.
-    fn leaves_cache_alone<H: Host>(&self, host: &H, pos: u64, bytes: usize) -> bool {
+    /// Whether a read of `bytes` absent bytes at `pos` goes straight to the caller: one that is to, a large one, or of a whole
+    /// file, that is not known to come again.
+    fn leaves_cache_alone<H: Host>(&self, host: &H, pos: u64, bytes: usize, ahead: &ReadAhead) -> bool {
         let config = self.cache.config();
-        if config.direct_read == usize::MAX || host.journalled().is_some() {
+        if host.journalled().is_some() {
             return false;
+        }
+        if ahead.past || config.direct_read == usize::MAX {
+            return ahead.past;
         }
         let size = host.size();
         let large = bytes >= config.direct_read || (pos == 0 && bytes as u64 >= size);

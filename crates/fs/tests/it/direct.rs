@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use extant::{
-    Credentials, Error, FallocateMode, Filesystem, InodeRef, NewInode, OpenFile, OpenMode, ReadAhead,
+    Credentials, Error, FallocateMode, Filesystem, InodeRef, NewInode, OpenFile, OpenMode, ReadAhead, Setup,
 };
+use extant_device::{BlockDevice, Counting, OpenOptions};
 use extant_testkit::env::{scratch, seed};
-use extant_testkit::oracle::{assert_clean, mke2fs};
+use extant_testkit::oracle::{assert_clean, debugfs_cat, mke2fs};
 use extant_testkit::rng::Rng;
 
 use crate::support::{open_ro, open_rw};
@@ -35,10 +36,21 @@ fn step(rng: &mut Rng, buffered: &OpenFile, direct: &OpenFile, model: &mut Vec<u
         model.resize(model.len().max(to), 0);
         model[from..to].copy_from_slice(bytes);
     };
-    match rng.below(10) {
+    match rng.below(13) {
         0..3 => {
             assert_eq!(direct.write_at(at, &bytes).unwrap(), (bytes.len(), at));
             put(model, at, &bytes);
+        }
+        10 | 11 => {
+            let at = at + rng.below(2) * 100;
+            assert_eq!(buffered.write_past_cache(at, &bytes, false).unwrap(), (bytes.len(), at));
+            put(model, at, &bytes);
+        }
+        12 => {
+            let (at, mut got) = (at + rng.below(2) * 100, vec![0xEE; len as usize]);
+            let n = buffered.read_past_cache(at, &mut got).unwrap();
+            let want = model.get(at as usize..).unwrap_or_default();
+            assert!(got[..n] == want[..want.len().min(len as usize)], "read of {len} at {at}");
         }
         3 | 4 => {
             let at = at + rng.below(500);
@@ -200,4 +212,52 @@ fn writing_takes_file_capabilities_away() {
     drop((buffered, direct, inode));
     fs.unmount().unwrap();
     assert_clean(&image);
+}
+
+/// What a server does with O_DIRECT: overwrites in place go to the device at once and reads leave the cache as it is, but what
+/// is newer or needs a place stays with the cache.
+#[test]
+fn past_the_cache_where_that_serves() {
+    let dir = scratch();
+    let image = dir.join("image");
+    mke2fs(&image, 32 << 20, "-t ext4 -b 4096");
+    let device = Arc::new(Counting::new(Arc::new(OpenOptions::new().write(true).open(&image).unwrap())));
+    let setup = Setup::with_options("commit=300").unwrap();
+    let fs = Filesystem::open(Arc::clone(&device) as Arc<dyn BlockDevice>, setup).unwrap();
+    let inode = new_file(&fs);
+    let file = open(&fs, &inode, false);
+    file.write_at(0, &[1; 65536]).unwrap();
+    file.fsync(false).unwrap();
+    let moved = |what: &dyn Fn()| {
+        let before = device.counts();
+        what();
+        let after = device.counts();
+        (after.bytes_read - before.bytes_read, after.bytes_written - before.bytes_written)
+    };
+    let write =
+        |at, len| moved(&|| assert_eq!(file.write_past_cache(at, &vec![2; len], false).unwrap(), (len, at)));
+    let read = |at, value| {
+        moved(&|| {
+            let mut got = [0; 8192];
+            assert_eq!(file.read_past_cache(at, &mut got).unwrap(), 8192);
+            assert!(got == [value; 8192]);
+        })
+    };
+    assert_eq!(write(0, 8192), (0, 8192), "in place");
+    assert_eq!(read(0, 2), (8192, 0), "no page of it");
+    assert_eq!(read(0, 2), (8192, 0), "the cache is as it was");
+    assert_eq!(read(16384, 1), (0, 0), "cached");
+    file.write_at(20480, &[3; 4096]).unwrap();
+    assert_eq!(write(16384, 8192), (0, 0), "dirty");
+    assert_eq!(read(16384, 2), (0, 0), "what is newer");
+    assert_eq!(write(65536, 8192), (0, 0), "it needs a place");
+    assert_eq!(write(32768, 100).1, 0, "a part of a block");
+    drop((file, inode));
+    fs.unmount().unwrap();
+    drop(fs);
+    assert_clean(&image);
+    let mut want = vec![1; 65536];
+    want.resize(73728, 2);
+    [0..8192, 16384..24576, 32768..32868].into_iter().for_each(|range| want[range].fill(2));
+    assert!(debugfs_cat(&image, "/file") == want);
 }

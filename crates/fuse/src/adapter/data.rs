@@ -7,7 +7,7 @@ use extant_sync::Arc;
 use extant_sys::MemSlice;
 use rustix::io::Errno;
 
-use super::open::Open;
+use super::open::{Open, is_direct};
 use super::{Adapter, caller, errno};
 use crate::reply::{Bytes, Reply};
 use crate::server::Request;
@@ -58,15 +58,17 @@ impl Adapter {
             Err(errno) => return reply.error(errno),
         };
         file.note_read(args.flags);
-        let len = args.size as usize;
+        let (len, direct) = (args.size as usize, is_direct(args.flags));
         if len <= COPIED {
-            return with_room(len, |buffer, _| match file.read_at(args.offset, buffer) {
+            let read = if direct { OpenFile::read_past_cache } else { OpenFile::read_at };
+            return with_room(len, |buffer, _| match read(&file, args.offset, buffer) {
                 Ok(n) => reply.bytes(&buffer[..n]),
                 Err(error) => reply.error(errno(&error)),
             });
         }
+        let read = if direct { OpenFile::read_refs_past_cache } else { OpenFile::read_refs };
         with_room(len, |buffer, refs| {
-            match file.read_refs(args.offset, buffer, refs) {
+            match read(&file, args.offset, buffer, refs) {
                 Ok(_) => {
                     let mut pieces = Vec::with_capacity(refs.pieces());
                     refs.memory(MemSlice::from_mut(buffer), &mut pieces);
@@ -113,7 +115,10 @@ impl Adapter {
         let flags = wire::WriteFlags::from_bits_retain(args.write_flags);
         let kill = flags.contains(wire::WriteFlags::KILL_SUIDGID);
         let before = if kill { file.inode().attr().mode } else { 0 };
-        let written = match file.write_killing(args.offset, data, kill) {
+        // What the kernel's cache writes back is under the flags of any file that is open.
+        let direct = is_direct(args.flags) && !flags.contains(wire::WriteFlags::CACHE);
+        let write = if direct { OpenFile::write_past_cache } else { OpenFile::write_killing };
+        let written = match write(file, args.offset, data, kill) {
             Err(Error::NoSpace) => {
                 self.wait_for_space();
                 // Only now it matters who writes: some may have the last blocks.

@@ -51,7 +51,8 @@ impl std::ops::Deref for Open {
     }
 }
 
-fn is_direct(flags: u32) -> bool {
+/// Whether a request comes past the kernel's cache.
+pub(super) fn is_direct(flags: u32) -> bool {
     OFlags::from_bits_retain(flags).contains(OFlags::DIRECT)
 }
 
@@ -147,7 +148,7 @@ fn mode_of(flags: OFlags) -> OpenMode {
         append: flags.contains(OFlags::APPEND),
         data_sync: flags.contains(OFlags::DSYNC),
         sync: flags.contains(OFlags::SYNC),
-        // The kernel has its own ways past its cache; ours is coherent with what the library sees.
+        // fcntl(2) may change it: every request says by itself.
         direct: false,
     }
 }
