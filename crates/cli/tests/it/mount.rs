@@ -12,6 +12,7 @@ use std::process::{Child, Command, Output, Stdio};
 use extant_fuse::mount::LoopDevice;
 use extant_testkit::env::{self, Scratch};
 use extant_testkit::oracle::{self, assert_clean, mke2fs};
+use rustix::fs::{Mode, OFlags};
 
 use crate::mounted::{Mounted, extant};
 
@@ -488,6 +489,27 @@ fn swapped_lies_in(image: &Path, names: &[&str]) {
     for (name, file) in names.iter().zip(&files) {
         assert!(swapped.iter().any(|at| file.contains(at)), "{name}: {swapped:?} {file:?}");
     }
+}
+
+/// A program that runs keeps its text, also where open(2) truncates without asking to write.
+#[test]
+fn a_running_program_is_not_truncated() {
+    need!(may_mount(), env::tools(&["cat"]));
+    let (_dir, image) = image("-t ext4");
+    let mount = Mounted::new(&image, "");
+    let program = mount.path().join("program");
+    fs::copy("/bin/cat", &program).unwrap();
+    let size = fs::metadata(&program).unwrap().len();
+    let mut child = oracle::start(Command::new(&program).stdin(Stdio::piped())).unwrap();
+    let truncate = || rustix::fs::open(&program, OFlags::RDONLY | OFlags::TRUNC, Mode::empty());
+    assert_eq!(truncate().unwrap_err(), rustix::io::Errno::TXTBSY);
+    assert_eq!(fs::metadata(&program).unwrap().len(), size);
+    drop(child.stdin.take());
+    assert!(child.wait().unwrap().success());
+    truncate().unwrap();
+    assert_eq!(fs::metadata(&program).unwrap().len(), 0);
+    mount.unmount();
+    assert_clean(&image);
 }
 
 /// What goes wrong after the mount is said to syslog, and stays in the superblock for `extant info`.

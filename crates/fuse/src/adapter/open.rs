@@ -1,6 +1,6 @@
 //! Open files.
 
-use extant::{AtimePolicy, InodeRef, NewInode, OpenFile, OpenMode, SetAttr, SetTime};
+use extant::{AtimePolicy, InodeRef, NewInode, OpenFile, OpenMode};
 use extant_sync::{Arc, Mutex, Rank, Weak};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
@@ -8,7 +8,7 @@ use rustix::io::Errno;
 use super::coherent::{Shared, SharedByInode};
 use super::{Adapter, caller, errno};
 use crate::server::Request;
-use crate::wire::{CreateIn, CreateOut, FopenFlags, OpenIn, OpenInFlags, OpenOut};
+use crate::wire::{CreateIn, CreateOut, FopenFlags, OpenIn, OpenOut};
 
 const SHARDS: usize = 16;
 
@@ -176,12 +176,6 @@ impl Adapter {
     pub(super) fn do_open(&self, req: &Request<'_>, args: &OpenIn) -> Result<OpenOut, Errno> {
         let inode = self.inode(req.node())?;
         let flags = OFlags::from_bits_retain(args.flags);
-        if flags.contains(OFlags::TRUNC) {
-            let kill = OpenInFlags::from_bits_retain(args.open_flags).contains(OpenInFlags::KILL_SUIDGID);
-            let mtime = Some(SetTime::Now);
-            let change = SetAttr { size: Some(0), mtime, kill_suidgid: kill, ..SetAttr::default() };
-            self.fs.set_attr(&inode, &change, &caller::checked(req)).map_err(|e| errno(&e))?;
-        }
         self.opened(req, &inode, flags)
     }
 

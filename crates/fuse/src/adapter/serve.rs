@@ -61,6 +61,7 @@ impl Adapter {
 }
 
 impl Server for Adapter {
+    /// Without ATOMIC_O_TRUNC, by which an open would truncate before the kernel has looked whether the file is being executed.
     fn init(&self, offer: &Offer) -> InitConfig {
         let mut config = InitConfig::default();
         config.flags |= InitFlags::POSIX_ACL
@@ -71,7 +72,6 @@ impl Server for Adapter {
             | InitFlags::PARALLEL_DIROPS
             | InitFlags::DO_READDIRPLUS
             | InitFlags::READDIRPLUS_AUTO
-            | InitFlags::ATOMIC_O_TRUNC
             | InitFlags::CACHE_SYMLINKS
             | InitFlags::SETXATTR_EXT
             | InitFlags::ASYNC_DIO
