@@ -23,8 +23,9 @@ cargo xtask COMMAND
   test [ARGS…]     all tests (ARGS go to cargo test); installs missing system packages
   ci [--quick]     formatting, lints, tidy, documentation, tests; --quick leaves out what is slow
   bench [--long]   the same work on us, the kernel and the others
-  crash [--long [I/N]]
-                   every legal crash state of short scripts, recovered and checked; part I of N
+  crash [--long [I/N | --parts N]] [--kind NAME]… [--record]
+                   every legal crash state of short scripts, recovered and checked; part I of N; all N parts, if they have not
+                   passed at this commit before
   races [--long]   scenarios of the rooms under a scheduler that explores interleavings
   fuzz [--long]    damaged images: errors only
   suites [--long] [NAME…]

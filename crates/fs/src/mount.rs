@@ -51,6 +51,8 @@ pub struct Setup {
     /// Where the generations of new inodes start; `None`: anywhere. With this and a clock that stands still the same work
     /// gives the same image.
     pub generation: Option<u32>,
+    /// Bytes of the log that recovery reads at once; `None`: a megabyte. See [`LogPlace::with_window`].
+    pub log_window: Option<u32>,
 }
 
 impl Default for Setup {
@@ -66,6 +68,7 @@ impl Default for Setup {
             #[cfg(feature = "shuttle")]
             mutant: crate::Mutant::None,
             generation: None,
+            log_window: None,
         }
     }
 }
@@ -126,7 +129,10 @@ impl Filesystem {
             Arc::clone(&counting) as _
         };
         let mmp = crate::mmp::Mmp::acquire(&target, &sb, !writes)?;
-        let log = find_log(&target, &sb, &setup)?;
+        let log = find_log(&target, &sb, &setup)?.map(|log| match setup.log_window {
+            Some(bytes) => log.with_window(bytes),
+            None => log,
+        });
         let replayed = match &log {
             Some(log) if !setup.options.noload => {
                 crate::recovery::recover(&target, &counting, &sb, &setup, log, !writes)?

@@ -31,7 +31,12 @@ pub struct LogPlace {
     blocks: u32,
     superblock_at: u32,
     external: bool,
+    /// See [`LogPlace::with_window`].
+    window: u32,
 }
+
+/// What recovery reads of the log at once, in bytes.
+const WINDOW: u32 = 1 << 20;
 
 /// Incompatible feature of an external journal's ext4 superblock.
 const INCOMPAT_JOURNAL_DEV: u32 = 0x8;
@@ -62,7 +67,7 @@ impl LogPlace {
                 _ => runs.push(LogRun { first, pblk, len }),
             }
         }
-        Ok(Self { device, block_size, runs, blocks, superblock_at: 0, external: false })
+        Ok(Self { device, block_size, runs, blocks, superblock_at: 0, external: false, window: WINDOW })
     }
 
     /// A journal on a device of its own. Its ext4 superblock must carry the UUID that the filesystem's
@@ -78,7 +83,7 @@ impl LogPlace {
             .map_err(|_| Error::Place("the device is larger than 2^32 blocks".into()))?;
         let superblock_at = if block_size == 1024 { 2 } else { 1 };
         let runs = vec![LogRun { first: 0, pblk: Pblk(0), len: blocks }];
-        let place = Self { device, block_size, runs, blocks, superblock_at, external: true };
+        let place = Self { device, block_size, runs, blocks, superblock_at, external: true, window: WINDOW };
         let sb = place.read_superblock()?;
         match sb.users()[..] {
             [user] if user == fs_uuid => Ok(place),
@@ -86,6 +91,18 @@ impl LogPlace {
             [] => Err(Error::Place("the external journal has no user".into())),
             _ => Err(Error::Place("the external journal has several users".into())),
         }
+    }
+
+    /// The same, but recovery reads `bytes` of the log at once (a block at least): a test that wants to know what recovery
+    /// depends on has it read only what it looks at.
+    #[must_use]
+    pub fn with_window(self, bytes: u32) -> Self {
+        Self { window: bytes, ..self }
+    }
+
+    /// Blocks that recovery reads at once.
+    pub(crate) fn window(&self) -> u32 {
+        (self.window / self.block_size).clamp(1, 1024)
     }
 
     /// Blocks of the journal's place.

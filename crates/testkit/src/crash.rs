@@ -37,12 +37,13 @@ pub fn setup() -> Vec<Op> {
     parse(text).expect("the setup's text")
 }
 
-/// Every change of the script space: names in two directories, offsets and sizes within, at and across blocks of 1 and 4 KiB.
+/// Every change of the script space: names in two directories, offsets and sizes within, at and across blocks of 1 and 4 KiB. A change
+/// is one operation, or an open and what takes the name of the open file.
 ///
 /// # Panics
 /// Never: the text is fixed.
 #[must_use]
-pub fn changes() -> Vec<Op> {
+pub fn changes() -> Vec<Vec<Op>> {
     let text = "
         create n 644
         create d/n 644
@@ -80,8 +81,23 @@ pub fn changes() -> Vec<Op> {
         setxattr a user.x 100 18
         setxattr d/c user.old 700 19
         removexattr d/c user.old
+        open a @a; unlink a
+        open d/c @c; unlink d/c
+        open d/c @c; rename a d/c
+        write @a 0 100 20
+        append @a 3000 21
+        truncate @a 0
+        truncate @a 30000
+        fallocate @a 8192 16384
+        punch @a 1024 4096
+        setxattr @a user.x 700 22
+        close @a
+        write @c 100 5000 23
+        truncate @c 0
+        close @c
     ";
-    parse(text).expect("the changes' text")
+    let change = |line: &str| parse(&line.replace(';', "\n")).expect("the changes' text");
+    text.lines().map(change).filter(|change| !change.is_empty()).collect()
 }
 
 /// The syncs that may follow a change of `path`; without one first where `none` is asked for.
@@ -94,8 +110,16 @@ fn syncs(path: &str, none: bool) -> Vec<Option<Op>> {
     all
 }
 
-/// The path that a sync after the change names: what was changed, under its new name; the root's entry for what is gone.
-fn changed_path(op: &Op) -> &str {
+/// The path that a sync after the change names: what was changed, under its new name or its handle; the directory of what is gone.
+fn changed_path(change: &[Op]) -> &str {
+    match change {
+        [Op::Open { handle, .. }, ..] => handle,
+        [op, ..] => changed_by(op),
+        [] => "/",
+    }
+}
+
+fn changed_by(op: &Op) -> &str {
     match op {
         Op::Rename { new, .. } | Op::Link { new, .. } => new,
         Op::Unlink { path } | Op::Rmdir { path } | Op::Symlink { path, .. } => parent(path),
@@ -113,9 +137,10 @@ fn changed_path(op: &Op) -> &str {
         | Op::Zero { path, .. }
         | Op::Setxattr { path, .. }
         | Op::Removexattr { path, .. }
+        | Op::Open { path, .. }
         | Op::Fsync { path }
         | Op::Fdatasync { path } => path,
-        Op::Sync => "/",
+        Op::Sync | Op::Close { .. } => "/",
     }
 }
 
@@ -142,10 +167,10 @@ pub fn scripts(len: usize, seed: u64, most: usize) -> Vec<Vec<Op>> {
         for step in 1..=len {
             let change = rng.pick(&changes).clone();
             let sync = rng.pick(&syncs(changed_path(&change), step < len)).clone();
-            script.push(change);
+            script.extend(change);
             script.extend(sync);
         }
-        if runs(&script) {
+        if runs(&mut Model::after(&setup()), &script) {
             sample.push(script);
         }
     }
@@ -154,21 +179,20 @@ pub fn scripts(len: usize, seed: u64, most: usize) -> Vec<Vec<Op>> {
 
 fn extended(script: &[Op], none: bool) -> Vec<Vec<Op>> {
     let mut longer = Vec::new();
+    let mut before = Model::after(&setup());
+    assert!(runs(&mut before, script), "made from a script that runs");
     for change in changes() {
         for sync in syncs(changed_path(&change), none) {
-            let mut next = script.to_vec();
-            next.push(change.clone());
-            next.extend(sync);
-            if runs(&next) {
-                longer.push(next);
+            let next: Vec<Op> = change.iter().cloned().chain(sync).collect();
+            if runs(&mut before.clone(), &next) {
+                longer.push([script, &next].concat());
             }
         }
     }
     longer
 }
 
-fn runs(script: &[Op]) -> bool {
-    let mut model = Model::after(&setup());
+fn runs(model: &mut Model, script: &[Op]) -> bool {
     script.iter().all(|op| model.apply(op).is_ok())
 }
 
@@ -186,7 +210,10 @@ struct View {
 struct State {
     tree: Tree,
     numbers: BTreeMap<Vec<u8>, u64>,
+    /// Files that are open and have no name are among them.
     views: BTreeMap<u64, View>,
+    /// Open files by their handles.
+    open: BTreeMap<String, u64>,
 }
 
 impl State {
@@ -202,6 +229,9 @@ impl State {
             });
             view.paths.push(path.clone());
         }
+        for (_, number, node) in model.nameless() {
+            views.insert(number, View { node, entries: BTreeMap::new(), paths: Vec::new() });
+        }
         for (path, number) in numbers.iter().filter(|(path, _)| !path.is_empty()) {
             let at = path.iter().rposition(|b| *b == b'/');
             let dir = at.map_or(Vec::new(), |at| path[..at].to_vec());
@@ -210,10 +240,13 @@ impl State {
                 view.entries.insert(name, *number);
             }
         }
-        Self { tree, numbers, views }
+        Self { tree, numbers, views, open: model.open_files().clone() }
     }
 
     fn number(&self, path: &str) -> Option<u64> {
+        if let Some(number) = self.open.get(path) {
+            return Some(*number);
+        }
         self.numbers.get(path.trim_matches('/').as_bytes()).copied()
     }
 }

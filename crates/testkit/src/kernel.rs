@@ -85,11 +85,69 @@ impl Drop for Loop {
     }
 }
 
+/// A kernel mount of a block device. Unmounted when dropped.
+#[derive(Debug)]
+pub struct DeviceMount {
+    dir: tempfile::TempDir,
+    mounted: bool,
+}
+
+impl DeviceMount {
+    /// Mounts a device as ext4 with the options given, or says what the kernel said.
+    pub fn new(device: &Path, options: &str) -> Result<Self, rustix::io::Errno> {
+        let dir = tempfile::Builder::new().prefix("extant-kernel-").tempdir().expect("folder to mount on");
+        let mut flags = MountFlags::empty();
+        let mut data = Vec::new();
+        for option in options.split(',').filter(|o| !o.is_empty()) {
+            match option {
+                "ro" => flags |= MountFlags::RDONLY,
+                "rw" => {}
+                "noatime" => flags |= MountFlags::NOATIME,
+                "sync" => flags |= MountFlags::SYNCHRONOUS,
+                "dirsync" => flags |= MountFlags::DIRSYNC,
+                other => data.push(other),
+            }
+        }
+        let data = std::ffi::CString::new(data.join(",")).expect("mount options hold no NUL");
+        rustix::mount::mount(device, dir.path(), "ext4", flags, data.as_c_str())?;
+        Ok(Self { dir, mounted: true })
+    }
+
+    /// Where it is mounted.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Unmounts, and fails the test if that fails.
+    pub fn unmount(mut self) {
+        self.unmount_now().unwrap_or_else(|err| panic!("unmount of {}: {err}", self.path().display()));
+    }
+
+    fn unmount_now(&mut self) -> Result<(), rustix::io::Errno> {
+        rustix::mount::unmount(self.dir.path(), UnmountFlags::empty())?;
+        self.mounted = false;
+        Ok(())
+    }
+}
+
+impl Drop for DeviceMount {
+    fn drop(&mut self) {
+        if !self.mounted {
+            return;
+        }
+        if let Err(err) = self.unmount_now() {
+            // A file left open by a failing test: let the mount go with its last user.
+            let lazily = rustix::mount::unmount(self.dir.path(), UnmountFlags::DETACH);
+            eprintln!("unmount of {}: {err}; detached: {lazily:?}", self.path().display());
+        }
+    }
+}
+
 /// A kernel mount of an image over a loop device. Unmounted, then detached, when dropped.
 #[derive(Debug)]
 pub struct KernelMount {
-    dir: tempfile::TempDir,
-    mounted: bool,
+    mount: DeviceMount,
     // After the mount: fields drop in order.
     device: Loop,
 }
@@ -117,28 +175,13 @@ impl KernelMount {
     /// Mounts an image as ext4 with the options given (`"ro,noload,dioread_nolock"`), or says what the kernel said.
     pub fn with(image: &Path, options: &str) -> Result<Self, rustix::io::Errno> {
         let device = Loop::attach(image, false);
-        let dir = tempfile::Builder::new().prefix("extant-kernel-").tempdir().expect("folder to mount on");
-        let mut flags = MountFlags::empty();
-        let mut data = Vec::new();
-        for option in options.split(',').filter(|o| !o.is_empty()) {
-            match option {
-                "ro" => flags |= MountFlags::RDONLY,
-                "rw" => {}
-                "noatime" => flags |= MountFlags::NOATIME,
-                "sync" => flags |= MountFlags::SYNCHRONOUS,
-                "dirsync" => flags |= MountFlags::DIRSYNC,
-                other => data.push(other),
-            }
-        }
-        let data = std::ffi::CString::new(data.join(",")).expect("mount options hold no NUL");
-        rustix::mount::mount(device.device(), dir.path(), "ext4", flags, data.as_c_str())?;
-        Ok(Self { dir, mounted: true, device })
+        Ok(Self { mount: DeviceMount::new(device.device(), options)?, device })
     }
 
     /// Where it is mounted.
     #[must_use]
     pub fn path(&self) -> &Path {
-        self.dir.path()
+        self.mount.path()
     }
 
     /// The loop device under it.
@@ -169,26 +212,7 @@ impl KernelMount {
     }
 
     /// Unmounts and detaches, and fails the test if that fails.
-    pub fn unmount(mut self) {
-        self.unmount_now().unwrap_or_else(|err| panic!("unmount of {}: {err}", self.path().display()));
-    }
-
-    fn unmount_now(&mut self) -> Result<(), rustix::io::Errno> {
-        rustix::mount::unmount(self.dir.path(), UnmountFlags::empty())?;
-        self.mounted = false;
-        Ok(())
-    }
-}
-
-impl Drop for KernelMount {
-    fn drop(&mut self) {
-        if !self.mounted {
-            return;
-        }
-        if let Err(err) = self.unmount_now() {
-            // A file left open by a failing test: let the mount go with its last user.
-            let lazily = rustix::mount::unmount(self.dir.path(), UnmountFlags::DETACH);
-            eprintln!("unmount of {}: {err}; detached: {lazily:?}", self.path().display());
-        }
+    pub fn unmount(self) {
+        self.mount.unmount();
     }
 }

@@ -18,6 +18,8 @@ const NAME_MAX: usize = 255;
 pub struct Model {
     inodes: HashMap<u64, Inode>,
     next: u64,
+    /// Open files by their handles.
+    open: BTreeMap<String, u64>,
 }
 
 #[derive(Clone, Debug)]
@@ -38,7 +40,7 @@ impl Model {
     /// An empty root directory of mode 755.
     #[must_use]
     pub fn new() -> Self {
-        let mut model = Self { inodes: HashMap::new(), next: ROOT };
+        let mut model = Self { inodes: HashMap::new(), next: ROOT, open: BTreeMap::new() };
         let root = Node { nlink: 2, ..Node::new(Kind::Dir, 0o755) };
         model.add(root);
         model
@@ -73,6 +75,9 @@ impl Model {
     }
 
     fn lookup(&self, path: &str) -> Result<u64, Errno> {
+        if let Some(number) = self.open.get(path) {
+            return Ok(*number);
+        }
         let mut at = ROOT;
         for name in path.split('/').filter(|n| !n.is_empty()) {
             let inode = self.inode(at);
@@ -154,9 +159,29 @@ impl Model {
     fn drop_link(&mut self, number: u64) {
         let inode = self.inode_mut(number);
         inode.node.nlink -= 1;
-        if inode.node.nlink == 0 {
+        self.forget(number);
+    }
+
+    /// Frees a file that has neither a name nor a user.
+    fn forget(&mut self, number: u64) {
+        if self.inode(number).node.nlink == 0 && !self.open.values().any(|open| *open == number) {
             self.inodes.remove(&number);
         }
+    }
+
+    fn keep_open(&mut self, path: &str, handle: &str) -> Result<(), Errno> {
+        self.file(path)?;
+        let number = self.lookup(path)?;
+        if let Some(before) = self.open.insert(handle.to_owned(), number) {
+            self.forget(before);
+        }
+        Ok(())
+    }
+
+    fn close(&mut self, handle: &str) -> Result<(), Errno> {
+        let number = self.open.remove(handle).ok_or(Errno::BADF)?;
+        self.forget(number);
+        Ok(())
     }
 
     fn unlink(&mut self, path: &str) -> Result<(), Errno> {
@@ -369,6 +394,24 @@ impl Model {
         numbers
     }
 
+    /// Files that are open and have no name: their handles, numbers, and what they are.
+    #[must_use]
+    pub fn nameless(&self) -> Vec<(String, u64, Node)> {
+        let nameless = |(handle, number): (&String, &u64)| {
+            let inode = self.inode(*number);
+            let mut node = inode.node.clone();
+            node.data = inode.data.finish(node.data.size);
+            (node.nlink == 0).then(|| (handle.clone(), *number, node))
+        };
+        self.open.iter().filter_map(nameless).collect()
+    }
+
+    /// The inodes of the open files, by their handles.
+    #[must_use]
+    pub fn open_files(&self) -> &BTreeMap<String, u64> {
+        &self.open
+    }
+
     /// A file's content.
     #[must_use]
     pub fn content(&self, path: &str) -> Option<Vec<u8>> {
@@ -441,6 +484,8 @@ impl Executor for Model {
                 let gone = self.xattr_target(path, name)?.xattrs.remove(name.as_bytes());
                 gone.map(drop).ok_or(Errno::NODATA)
             }
+            Op::Open { path, handle } => self.keep_open(path, handle),
+            Op::Close { handle } => self.close(handle),
             Op::Fsync { path } | Op::Fdatasync { path } => self.lookup(path).map(drop),
             Op::Sync => Ok(()),
         }

@@ -7,9 +7,11 @@
 //! write PATH OFFSET LEN SEED append PATH LEN SEED      truncate PATH SIZE       utimes PATH SECONDS NANOSECONDS
 //! fallocate PATH OFFSET LEN [keep]                     punch PATH OFFSET LEN    zero PATH OFFSET LEN [keep]
 //! setxattr PATH NAME LEN SEED                          removexattr PATH NAME
+//! open PATH HANDLE           close HANDLE
 //! fsync PATH                 fdatasync PATH            sync
 //! ```
-//! Paths are relative to the root and hold no blanks; modes are octal; contents are patterns of a seed
+//! A handle is a word that begins with `@`. It keeps a file open, and stands for it in operations on its content, attributes and
+//! for syncs, also when the file has no name any more. Paths are relative to the root and hold no blanks; modes are octal; contents are patterns of a seed
 //! ([`crate::rng::pattern`]).
 
 mod dir;
@@ -50,6 +52,8 @@ pub enum Op {
     Zero { path: String, offset: u64, len: u64, keep_size: bool },
     Setxattr { path: String, name: String, len: usize, seed: u64 },
     Removexattr { path: String, name: String },
+    Open { path: String, handle: String },
+    Close { handle: String },
     Fsync { path: String },
     Fdatasync { path: String },
     Sync,

@@ -19,7 +19,7 @@ pub const CHUNK: usize = 4096;
 const KEEP: u64 = 64 << 10;
 
 /// What a node is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
     /// Regular file.
     File,
@@ -38,7 +38,7 @@ pub enum Kind {
 }
 
 /// A file's content: its size and the hash of what is not zero.
-#[derive(Clone, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Default)]
 pub struct Data {
     /// Size in bytes.
     pub size: u64,
@@ -112,7 +112,7 @@ impl Data {
 }
 
 /// One inode as seen under one name.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Node {
     /// What it is.
     pub kind: Kind,
@@ -162,7 +162,7 @@ impl Node {
 }
 
 /// A whole tree by path; the root's path is empty, others are like `dir/name`.
-#[derive(Clone, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Default)]
 pub struct Tree {
     /// Every name.
     pub nodes: BTreeMap<Vec<u8>, Node>,

@@ -1,6 +1,6 @@
 //! Running scripts on the library, and reading a tree through it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
@@ -36,6 +36,7 @@ pub(crate) fn open_ro(image: &Path) -> Arc<Filesystem> {
 pub(crate) struct LibExecutor {
     pub(crate) fs: Arc<Filesystem>,
     cred: Credentials,
+    open: HashMap<String, Arc<OpenFile>>,
 }
 
 fn errno<T>(result: extant::Result<T>) -> Result<T, Errno> {
@@ -47,10 +48,13 @@ fn errno<T>(result: extant::Result<T>) -> Result<T, Errno> {
 
 impl LibExecutor {
     pub(crate) fn new(fs: Arc<Filesystem>) -> Self {
-        Self { fs, cred: Credentials::root().with_umask(0) }
+        Self { fs, cred: Credentials::root().with_umask(0), open: HashMap::new() }
     }
 
     fn walk(&self, path: &str) -> extant::Result<InodeRef> {
+        if let Some(file) = self.open.get(path) {
+            return Ok(file.inode().clone());
+        }
         let mut at = self.fs.root()?;
         for part in path.split('/').filter(|p| !p.is_empty()) {
             at = self.fs.lookup(&at, part.as_bytes(), &self.cred)?;
@@ -63,9 +67,12 @@ impl LibExecutor {
         Ok((self.walk(dir)?, name.as_bytes()))
     }
 
-    fn open(&self, path: &str) -> extant::Result<OpenFile> {
+    fn open(&self, path: &str) -> extant::Result<Arc<OpenFile>> {
+        if let Some(file) = self.open.get(path) {
+            return Ok(Arc::clone(file));
+        }
         let mode = OpenMode { read: true, write: true, ..OpenMode::default() };
-        OpenFile::new(&self.fs, &self.walk(path)?, mode, &self.cred)
+        OpenFile::new(&self.fs, &self.walk(path)?, mode, &self.cred).map(Arc::new)
     }
 
     fn apply_inner(&mut self, op: &Op) -> extant::Result<()> {
@@ -146,6 +153,11 @@ impl LibExecutor {
                 let inode = self.walk(path)?;
                 fs.remove_xattr(&inode, name.as_bytes(), cred)?;
             }
+            Op::Open { path, handle } => {
+                let file = self.open(path)?;
+                self.open.insert(handle.clone(), file);
+            }
+            Op::Close { handle } => drop(self.open.remove(handle).ok_or(extant::Error::BadFile)?),
             Op::Fsync { path } | Op::Fdatasync { path } => {
                 let inode = self.walk(path)?;
                 fs.fsync(&inode, matches!(op, Op::Fdatasync { .. }))?;

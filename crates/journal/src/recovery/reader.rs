@@ -2,8 +2,6 @@
 
 use crate::{LogPlace, Result};
 
-const WINDOW: usize = 1 << 20;
-
 /// A part of the journal, read in large pieces.
 pub(super) struct LogReader<'a> {
     place: &'a LogPlace,
@@ -42,7 +40,7 @@ impl<'a> LogReader<'a> {
     }
 
     fn fill(&mut self, block: u32, size: usize) -> Result<()> {
-        let len = ((WINDOW / size) as u32).clamp(1, 1024).min(self.end - block);
+        let len = self.place.window().min(self.end - block);
         self.window_len = 0;
         self.window.resize(len as usize * size, 0);
         self.place.read(block, &mut self.window)?;

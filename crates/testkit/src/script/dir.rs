@@ -1,9 +1,12 @@
 //! Scripts on a folder of a mounted filesystem: the kernel's ext4, or a FUSE mount.
 
+use std::collections::HashMap;
 use std::ffi::CString;
 use std::fs::{File, OpenOptions};
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::RwLockReadGuard;
 
 use rustix::fs::{
     AtFlags, CWD, FallocateFlags, FileType, Gid, Mode, RenameFlags, Timespec, Timestamps, Uid, XattrFlags,
@@ -19,20 +22,30 @@ use crate::tree::Tree;
 pub struct DirExecutor {
     name: String,
     root: PathBuf,
+    open: HashMap<String, File>,
+    /// While there are open files; after them: fields drop in order.
+    files: Option<RwLockReadGuard<'static, ()>>,
 }
 
 impl DirExecutor {
     /// An executor that works under `root`. Modes are taken as they stand whatever the umask.
     #[must_use]
     pub fn new(name: &str, root: &Path) -> Self {
-        Self { name: name.to_owned(), root: root.to_owned() }
+        Self { name: name.to_owned(), root: root.to_owned(), open: HashMap::new(), files: None }
     }
 
     fn at(&self, path: &str) -> PathBuf {
-        if path == "/" { self.root.clone() } else { self.root.join(path) }
+        match self.open.get(path) {
+            Some(file) => format!("/proc/self/fd/{}", file.as_raw_fd()).into(),
+            None if path == "/" => self.root.clone(),
+            None => self.root.join(path),
+        }
     }
 
     fn open(&self, path: &str) -> Result<File, Errno> {
+        if let Some(file) = self.open.get(path) {
+            return file.try_clone().map_err(|err| errno(&err));
+        }
         let mut options = OpenOptions::new();
         options.write(true).custom_flags(rustix::fs::OFlags::NOFOLLOW.bits() as i32);
         options.open(self.at(path)).map_err(|err| errno(&err))
@@ -59,7 +72,7 @@ impl Executor for DirExecutor {
     }
 
     fn apply(&mut self, op: &Op) -> Result<(), Errno> {
-        let _open = crate::oracle::files_on_a_mount();
+        let guard = self.files.is_none().then(crate::oracle::files_on_a_mount);
         let io = |result: std::io::Result<()>| result.map_err(|err| errno(&err));
         match op {
             Op::Mkdir { path, mode } => {
@@ -128,9 +141,30 @@ impl Executor for DirExecutor {
             Op::Setxattr { path, name, len, seed } => {
                 let name = CString::new(name.as_str()).map_err(|_| Errno::INVAL)?;
                 let value = pattern(*seed, 0, *len);
-                rustix::fs::lsetxattr(self.at(path), name.as_c_str(), &value, XattrFlags::empty())
+                match self.open.get(path) {
+                    Some(file) => rustix::fs::fsetxattr(file, name.as_c_str(), &value, XattrFlags::empty()),
+                    None => {
+                        rustix::fs::lsetxattr(self.at(path), name.as_c_str(), &value, XattrFlags::empty())
+                    }
+                }
             }
-            Op::Removexattr { path, name } => rustix::fs::lremovexattr(self.at(path), name.as_str()),
+            Op::Removexattr { path, name } => match self.open.get(path) {
+                Some(file) => rustix::fs::fremovexattr(file, name.as_str()),
+                None => rustix::fs::lremovexattr(self.at(path), name.as_str()),
+            },
+            Op::Open { path, handle } => {
+                let file = self.open(path)?;
+                self.open.insert(handle.clone(), file);
+                self.files = self.files.take().or(guard);
+                Ok(())
+            }
+            Op::Close { handle } => {
+                let closed = self.open.remove(handle).map(drop).ok_or(Errno::BADF);
+                if self.open.is_empty() {
+                    self.files = None;
+                }
+                closed
+            }
             Op::Fsync { path } => rustix::fs::fsync(self.open_any(path)?),
             Op::Fdatasync { path } => rustix::fs::fdatasync(self.open_any(path)?),
             Op::Sync => {

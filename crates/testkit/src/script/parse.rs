@@ -50,6 +50,8 @@ impl fmt::Display for Op {
             }
             Self::Setxattr { path, name, len, seed } => write!(f, "setxattr {path} {name} {len} {seed}"),
             Self::Removexattr { path, name } => write!(f, "removexattr {path} {name}"),
+            Self::Open { path, handle } => write!(f, "open {path} {handle}"),
+            Self::Close { handle } => write!(f, "close {handle}"),
             Self::Fsync { path } => write!(f, "fsync {path}"),
             Self::Fdatasync { path } => write!(f, "fdatasync {path}"),
             Self::Sync => f.write_str("sync"),
@@ -123,6 +125,8 @@ impl Words<'_> {
                 seed: self.number()?,
             },
             "removexattr" => Op::Removexattr { path: self.path()?, name: self.path()? },
+            "open" => Op::Open { path: self.path()?, handle: self.handle()? },
+            "close" => Op::Close { handle: self.handle()? },
             "fsync" => Op::Fsync { path: self.path()? },
             "fdatasync" => Op::Fdatasync { path: self.path()? },
             "sync" => Op::Sync,
@@ -140,6 +144,15 @@ impl Words<'_> {
 
     fn path(&mut self) -> Result<String, ParseError> {
         self.word("a path or name")
+    }
+
+    fn handle(&mut self) -> Result<String, ParseError> {
+        let word = self.word("a handle")?;
+        if word.starts_with('@') {
+            Ok(word)
+        } else {
+            Err(self.error(format!("{word} does not begin with @")))
+        }
     }
 
     fn number<T: FromStr>(&mut self) -> Result<T, ParseError> {

@@ -57,6 +57,48 @@ fn the_model_and_the_kernel_agree() {
 }
 
 #[test]
+fn open_files_outlive_their_names() {
+    need!(env::kernel_mounts());
+    let script = "
+        create a 644
+        write a 0 9000 1
+        open a @a
+        unlink a
+        write @a 4000 100 2
+        create a 600
+        append @a 10 3
+        setxattr @a user.x 10 4
+        removexattr @a user.y
+        open a @b
+        rename a b
+        truncate @b 5000
+        chmod @b 640
+        fsync @a
+        close @a
+        close @a
+        write @a 0 1 1
+    ";
+    let dir = crate::scratch();
+    let image = dir.join("image");
+    oracle::mke2fs(&image, 8 << 20, "-t ext4");
+    let mount = KernelMount::rw(&image);
+    let ops = parse(script).unwrap();
+    assert_eq!(parse(&text(&ops)).unwrap(), ops);
+    {
+        let mut kernel = DirExecutor::new("the kernel", mount.path());
+        let mut model = Model::new();
+        for op in &ops {
+            assert_eq!(kernel.apply(op), model.apply(op), "{op}");
+        }
+        // Only now: a reader of the tree has files open itself.
+        assert_eq!(kernel.apply(&"close @b".parse().unwrap()), Ok(()));
+        kernel.tree().assert_equal(&model.snapshot(), "open files");
+    }
+    mount.unmount();
+    oracle::assert_clean(&image);
+}
+
+#[test]
 #[should_panic(expected = "content from byte 3")]
 fn a_wrong_byte_is_found() {
     let mut good = Model::new();

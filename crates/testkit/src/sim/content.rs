@@ -101,13 +101,10 @@ impl Content {
         hasher.finish()
     }
 
-    /// A hash of what differs from `base`, a content of the same size: equal for contents that are equal. Costs only as much as differs
-    /// when one is a changed copy of the other.
-    #[must_use]
-    pub fn difference_digest(&self, base: &Self) -> u64 {
-        assert_eq!(self.size, base.size, "contents of different sizes");
-        let mut hasher = std::collections::hash_map::DefaultHasher::new();
-        for (l, (mine, theirs)) in self.leaves.iter().zip(&base.leaves).enumerate() {
+    /// Writes what differs from `old` to a file that holds `old`, a content of the same size.
+    pub fn update_file(&self, file: &File, old: &Self) -> io::Result<()> {
+        assert_eq!(self.size, old.size, "contents of different sizes");
+        for (l, (mine, theirs)) in self.leaves.iter().zip(&old.leaves).enumerate() {
             if same(mine.as_ref(), theirs.as_ref()) {
                 continue;
             }
@@ -116,11 +113,12 @@ impl Content {
                 if same(a, b) || bytes_of(a) == bytes_of(b) {
                     continue;
                 }
-                hasher.write_usize(l * LEAF + c);
-                hasher.write(bytes_of(a));
+                let at = (l * LEAF + c) as u64 * CHUNK_BYTES;
+                let len = (self.size - at).min(CHUNK_BYTES) as usize;
+                file.write_all_at(&bytes_of(a)[..len], at)?;
             }
         }
-        hasher.finish()
+        Ok(())
     }
 
     /// Byte offsets of the chunks of 4,096 bytes that are not all zero.

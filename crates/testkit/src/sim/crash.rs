@@ -3,9 +3,11 @@
 //! For each epoch (the writes between two flushes), with everything before it applied:
 //! - **none** of its writes (the prefix of flush epochs), and every shorter **prefix** of its writes in order;
 //! - each single write **dropped**, all others there;
-//! - each write of several sectors **torn** at 512 bytes, all others there: only its first sector new, all but its last
-//!   sector new, only its last sector new, and one cut in between chosen by the seed;
-//! - a number of seeded random **subsets**, in which each write is there, not there, or torn.
+//! - each write of several sectors **torn** at each of its sectors' borders, all others there: once what is before the border is
+//!   new, once what is behind it;
+//! - a number of seeded random **subsets**, in which each write is there, not there, or torn at some border.
+//!
+//! Writes are writes, discards and zeroings.
 //!
 //! The crash is taken to happen at the end of the epoch (just before its flush completes), so that forced writes are there
 //! in all of these; except for prefixes, where it happens after the last write that is there, and for a forced write
@@ -14,6 +16,7 @@
 use std::ops::Range;
 
 use super::content::Content;
+use super::sectors::Slots;
 use super::{Event, SECTOR};
 use crate::rng::Rng;
 
@@ -46,6 +49,49 @@ pub struct CrashState {
     pub marks: Vec<u64>,
     /// The device's content.
     pub content: Content,
+}
+
+/// A state as what differs from the base of the record; its content is made on demand only.
+#[derive(Debug)]
+pub struct Sketch<'p> {
+    /// The flush epoch, from 0.
+    pub epoch: usize,
+    /// Which of its changes are there.
+    pub cut: &'p Cut,
+    /// The marks set before the crash.
+    pub marks: &'p [u64],
+    plan: &'p CrashPlan,
+    durable: &'p Content,
+    sectors: &'p [u64],
+    values: &'p [u128],
+}
+
+impl Sketch<'_> {
+    /// The sectors that the record touches, ascending: the same for all its states.
+    #[must_use]
+    pub fn sectors(&self) -> &[u64] {
+        self.sectors
+    }
+
+    /// What each of [`Sketch::sectors`] holds, by [`sector_digest`](super::sector_digest).
+    #[must_use]
+    pub fn values(&self) -> &[u128] {
+        self.values
+    }
+
+    /// A hash of the content; 0 if it is the base's.
+    #[must_use]
+    pub fn digest(&self) -> u128 {
+        self.values.iter().fold(0, |sum, value| sum.wrapping_add(*value))
+    }
+
+    /// The device's content.
+    #[must_use]
+    pub fn content(&self) -> Content {
+        let mut content = self.durable.clone();
+        self.plan.apply_cut(&mut content, self.epoch, self.cut);
+        content
+    }
 }
 
 /// All crash states of a record.
@@ -96,7 +142,7 @@ impl CrashPlan {
     /// How many states [`CrashPlan::for_each`] gives.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.epochs.iter().enumerate().map(|(e, epoch)| self.cuts(e, epoch).len()).sum::<usize>() + 1
+        (0..self.epochs.len()).map(|number| self.all_cuts(number).len()).sum()
     }
 
     /// Whether nothing was recorded.
@@ -108,20 +154,46 @@ impl CrashPlan {
     /// Calls `visit` with every state in turn; only one is held in memory at a time.
     pub fn for_each(&self, mut visit: impl FnMut(CrashState)) {
         let mut durable = self.base.clone();
-        for (number, epoch) in self.epochs.iter().enumerate() {
-            for cut in self.cuts(number, epoch) {
+        for number in 0..self.epochs.len() {
+            for cut in self.all_cuts(number) {
                 let mut content = durable.clone();
-                self.apply_cut(&mut content, number, epoch, &cut);
+                self.apply_cut(&mut content, number, &cut);
                 let marks = self.marks_at(number, &cut).to_vec();
                 visit(CrashState { epoch: number, cut, marks, content });
             }
-            for (change, _) in &epoch.changes {
-                apply(&mut durable, change, None);
-            }
+            self.apply_cut(&mut durable, number, &Cut::Whole);
         }
-        let last = self.epochs.len() - 1;
-        let marks = self.epochs[last].marks.clone();
-        visit(CrashState { epoch: last, cut: Cut::Whole, marks, content: durable });
+    }
+
+    /// The same states, none of which is made.
+    ///
+    /// # Panics
+    /// If a recorded change does not begin and end with a sector.
+    pub fn for_each_sketch(&self, mut visit: impl FnMut(&Sketch<'_>)) {
+        let changes =
+            |epoch: &'_ Epoch| -> Vec<Event> { epoch.changes.iter().map(|(c, _)| c.clone()).collect() };
+        let epochs: Vec<Vec<Event>> = self.epochs.iter().map(changes).collect();
+        let slots = Slots::new(&self.base, epochs.iter().map(|epoch| epoch.iter()));
+        let mut durable = self.base.clone();
+        let mut before = vec![0; slots.sectors.len()];
+        let mut values = before.clone();
+        for number in 0..self.epochs.len() {
+            for cut in self.all_cuts(number) {
+                values.copy_from_slice(&before);
+                self.present(number, &cut, |i, part| slots.apply(&mut values, number, i, part));
+                visit(&Sketch {
+                    epoch: number,
+                    cut: &cut,
+                    marks: self.marks_at(number, &cut),
+                    plan: self,
+                    durable: &durable,
+                    sectors: &slots.sectors,
+                    values: &values,
+                });
+            }
+            self.apply_cut(&mut durable, number, &Cut::Whole);
+            self.present(number, &Cut::Whole, |i, part| slots.apply(&mut before, number, i, part));
+        }
     }
 
     /// All states at once; for small records.
@@ -147,7 +219,16 @@ impl CrashPlan {
         &all[..epoch.changes[change].1]
     }
 
-    fn cuts(&self, number: usize, epoch: &Epoch) -> Vec<Cut> {
+    /// The cuts of an epoch, and that nothing was cut after the last one.
+    fn all_cuts(&self, number: usize) -> Vec<Cut> {
+        let mut cuts = self.cuts(&self.epochs[number]);
+        if number + 1 == self.epochs.len() {
+            cuts.push(Cut::Whole);
+        }
+        cuts
+    }
+
+    fn cuts(&self, epoch: &Epoch) -> Vec<Cut> {
         let n = epoch.changes.len();
         let mut cuts: Vec<Cut> = (0..n).map(Cut::Prefix).collect();
         if n > 1 {
@@ -155,9 +236,8 @@ impl CrashPlan {
             // A forced one can be missing in a prefix only.
             cuts.extend((0..n - 1).filter(|i| !is_forced(&epoch.changes[*i].0)).map(Cut::Dropped));
         }
-        let mut rng = Rng::new(self.seed).fork(number as u64);
         for (i, (change, _)) in epoch.changes.iter().enumerate() {
-            cuts.extend(tears(change, &mut rng).into_iter().map(|sectors| Cut::Torn(i, sectors)));
+            cuts.extend(tears(change).map(|sectors| Cut::Torn(i, sectors)));
         }
         if n > 1 {
             cuts.extend((0..self.subsets).map(Cut::Subset));
@@ -165,33 +245,36 @@ impl CrashPlan {
         cuts
     }
 
-    fn apply_cut(&self, content: &mut Content, number: usize, epoch: &Epoch, cut: &Cut) {
-        let changes = || epoch.changes.iter().map(|(change, _)| change).enumerate();
+    fn apply_cut(&self, content: &mut Content, number: usize, cut: &Cut) {
+        let changes = &self.epochs[number].changes;
+        self.present(number, cut, |i, part| apply(content, &changes[i].0, part));
+    }
+
+    /// Calls `there` with every change of an epoch that is there under `cut`, in order, and the sectors of it where not all are.
+    fn present(&self, number: usize, cut: &Cut, mut there: impl FnMut(usize, Option<&Range<u64>>)) {
+        let changes = &self.epochs[number].changes;
+        let forced = |i: usize| is_forced(&changes[i].0);
+        let all = 0..changes.len();
         match cut {
-            Cut::Prefix(0) => {
-                changes().filter(|(_, c)| is_forced(c)).for_each(|(_, c)| apply(content, c, None));
-            }
-            Cut::Prefix(n) => changes().take(*n).for_each(|(_, c)| apply(content, c, None)),
-            Cut::Dropped(i) => changes().filter(|(j, _)| j != i).for_each(|(_, c)| apply(content, c, None)),
-            Cut::Torn(i, sectors) => {
-                let there = if is_forced(&epoch.changes[*i].0) { i + 1 } else { epoch.changes.len() };
-                changes().take(there).for_each(|(j, c)| apply(content, c, (j == *i).then_some(sectors)));
+            Cut::Prefix(0) => all.filter(|i| forced(*i)).for_each(|i| there(i, None)),
+            Cut::Prefix(n) => (0..*n).for_each(|i| there(i, None)),
+            Cut::Dropped(dropped) => all.filter(|i| i != dropped).for_each(|i| there(i, None)),
+            Cut::Torn(torn, sectors) => {
+                let end = if forced(*torn) { torn + 1 } else { changes.len() };
+                (0..end).for_each(|i| there(i, (i == *torn).then_some(sectors)));
             }
             Cut::Subset(label) => {
                 let mut rng = Rng::new(self.seed).fork(number as u64).fork(u64::from(*label) + 1);
-                for (_, change) in changes() {
+                for i in all {
                     match rng.below(4) {
-                        _ if is_forced(change) => apply(content, change, None),
-                        0 | 1 => apply(content, change, None),
+                        _ if forced(i) => there(i, None),
+                        0 | 1 => there(i, None),
                         2 => {}
-                        _ => match tears(change, &mut rng).first() {
-                            Some(sectors) => apply(content, change, Some(sectors)),
-                            None => apply(content, change, None),
-                        },
+                        _ => there(i, some_tear(&changes[i].0, &mut rng).as_ref()),
                     }
                 }
             }
-            Cut::Whole => changes().for_each(|(_, c)| apply(content, c, None)),
+            Cut::Whole => all.for_each(|i| there(i, None)),
         }
     }
 }
@@ -200,37 +283,45 @@ fn is_forced(change: &Event) -> bool {
     matches!(change, Event::Write { fua: true, .. })
 }
 
-/// The sector ranges of a write that a torn write is cut to: first sector only, all but the last, last only, one
-/// seeded cut.
-fn tears(change: &Event, rng: &mut Rng) -> Vec<Range<u64>> {
-    let Event::Write { offset, data, .. } = change else { return Vec::new() };
-    if !offset.is_multiple_of(SECTOR) {
-        return Vec::new();
-    }
-    let sectors = (data.len() as u64).div_ceil(SECTOR);
-    match sectors {
-        0 | 1 => Vec::new(),
-        2 => vec![0..1, 1..2],
-        _ => {
-            let cut = 1 + rng.below(sectors - 1);
-            let mut all = vec![0..cut, 0..1, 0..sectors - 1, sectors - 1..sectors];
-            all.dedup();
-            all
+/// How many sectors a change has that can be torn.
+fn sectors(change: &Event) -> u64 {
+    match change {
+        Event::Write { offset, data, .. } if offset.is_multiple_of(SECTOR) => {
+            (data.len() as u64).div_ceil(SECTOR)
         }
+        Event::Zero { offset, len } if offset.is_multiple_of(SECTOR) => len.div_ceil(SECTOR),
+        _ => 0,
     }
 }
 
-fn apply(content: &mut Content, change: &Event, sectors: Option<&Range<u64>>) {
+/// The sectors that are new where a change is torn: for each border those before it, and those behind it.
+fn tears(change: &Event) -> impl Iterator<Item = Range<u64>> {
+    let sectors = sectors(change);
+    (1..sectors).flat_map(move |border| [0..border, border..sectors])
+}
+
+/// One of the tears; none of a single sector.
+fn some_tear(change: &Event, rng: &mut Rng) -> Option<Range<u64>> {
+    let sectors = sectors(change);
+    let border = 1 + rng.below(sectors.saturating_sub(1).max(1));
+    let before = rng.chance(1, 2);
+    (sectors > 1).then_some(if before { 0..border } else { border..sectors })
+}
+
+fn apply(content: &mut Content, change: &Event, part: Option<&Range<u64>>) {
+    let bytes = |len: u64| match part {
+        None => 0..len,
+        Some(part) => part.start * SECTOR..len.min(part.end * SECTOR),
+    };
     match change {
-        Event::Write { offset, data, .. } => match sectors {
-            None => content.write(*offset, data),
-            Some(part) => {
-                let start = (part.start * SECTOR) as usize;
-                let end = data.len().min((part.end * SECTOR) as usize);
-                content.write(offset + start as u64, &data[start..end]);
-            }
-        },
-        Event::Zero { offset, len } => content.zero(*offset, *len),
+        Event::Write { offset, data, .. } => {
+            let bytes = bytes(data.len() as u64);
+            content.write(offset + bytes.start, &data[bytes.start as usize..bytes.end as usize]);
+        }
+        Event::Zero { offset, len } => {
+            let bytes = bytes(*len);
+            content.zero(offset + bytes.start, bytes.end - bytes.start);
+        }
         Event::Flush | Event::Mark(_) => {}
     }
 }

@@ -13,6 +13,8 @@
 
 mod content;
 mod crash;
+mod footprint;
+mod sectors;
 
 #[cfg(test)]
 mod tests;
@@ -25,7 +27,9 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use extant_device::BlockDevice;
 
 pub use content::Content;
-pub use crash::{CrashPlan, CrashState, Cut};
+pub use crash::{CrashPlan, CrashState, Cut, Sketch};
+pub use footprint::{Footprint, SectorSet};
+pub use sectors::sector_digest;
 
 /// The unit of atomicity of a write, in bytes.
 pub const SECTOR: u64 = 512;
@@ -136,6 +140,7 @@ struct State {
     recording: bool,
     failpoints: Vec<Failpoint>,
     counts: Counts,
+    footprint: Option<Footprint>,
 }
 
 /// The simulated device. Clone the `Arc` to keep a hand on a device that a filesystem owns.
@@ -196,6 +201,7 @@ impl SimDevice {
             recording: true,
             failpoints: Vec::new(),
             counts: Counts::default(),
+            footprint: None,
         };
         Self { state: Mutex::new(state), size, sector, read_only }
     }
@@ -243,6 +249,16 @@ impl SimDevice {
     pub fn crash_plan(&self, seed: u64) -> CrashPlan {
         let state = self.state();
         CrashPlan::new(state.base.clone(), state.log.clone(), seed)
+    }
+
+    /// Notes from now on which sectors are read and written.
+    pub fn watch(&self) {
+        self.state().footprint = Some(Footprint::new(self.size));
+    }
+
+    /// What was noted since [`SimDevice::watch`]; ends the noting.
+    pub fn footprint(&self) -> Option<Footprint> {
+        self.state().footprint.take()
     }
 
     /// Adds a failpoint.
@@ -306,6 +322,9 @@ impl SimDevice {
         state.counts.writes += 1;
         state.counts.written_bytes += data.len() as u64;
         state.content.write(offset, &data);
+        if let Some(footprint) = &mut state.footprint {
+            footprint.note_write(offset, data.len() as u64);
+        }
         Self::record(&mut state, Event::Write { offset, data: data.into(), fua });
         Ok(())
     }
@@ -316,6 +335,9 @@ impl SimDevice {
         state.counts.writes += 1;
         state.counts.written_bytes += len;
         state.content.zero(offset, len);
+        if let Some(footprint) = &mut state.footprint {
+            footprint.note_write(offset, len);
+        }
         Self::record(&mut state, Event::Zero { offset, len });
         Ok(())
     }
@@ -365,6 +387,9 @@ impl BlockDevice for SimDevice {
         self.checked(&mut state, Kind::Read, offset, len)?;
         state.counts.reads += 1;
         state.counts.read_bytes += len;
+        if let Some(footprint) = &mut state.footprint {
+            footprint.note_read(offset, len);
+        }
         let mut at = offset;
         for buf in bufs {
             state.content.read(at, buf);

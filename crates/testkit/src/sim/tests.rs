@@ -2,7 +2,7 @@ use std::io::IoSlice;
 
 use extant_device::BlockDevice as _;
 
-use super::{Content, Counts, Cut, Failpoint, Kind, SimDevice};
+use super::{Content, Counts, Cut, Failpoint, Kind, SectorSet, SimDevice, sector_digest};
 
 fn byte(content: &Content, at: u64) -> u8 {
     let mut buf = [0];
@@ -143,4 +143,74 @@ fn a_forced_write_is_there_without_those_before_it() {
     for state in states.iter().filter(|s| s.marks == [1]) {
         assert_eq!(byte(&state.content, 4096), 2, "{:?}", state.cut);
     }
+}
+
+#[test]
+fn a_write_is_torn_at_every_sector_both_ways() {
+    let dev = SimDevice::new(1 << 16);
+    dev.write_at(512, &[1; 4 * 512]).unwrap();
+    dev.write_zeroes(8192, 1024).unwrap();
+    let states = dev.crash_plan(1).states();
+    let torn: Vec<_> = states.iter().map(|s| &s.cut).filter(|cut| matches!(cut, Cut::Torn(..))).collect();
+    let expected = [(0, 0..1), (0, 1..4), (0, 0..2), (0, 2..4), (0, 0..3), (0, 3..4), (1, 0..1), (1, 1..2)];
+    assert_eq!(torn, expected.map(|(i, part)| Cut::Torn(i, part)).iter().collect::<Vec<_>>());
+    let state = states.iter().find(|s| s.cut == Cut::Torn(0, 2..4)).unwrap();
+    let new = |sector: u64| byte(&state.content, sector * 512) == 1;
+    assert_eq!([1, 2, 3, 4].map(new), [false, false, true, true]);
+}
+
+#[test]
+fn sketches_are_the_states_without_their_contents() {
+    let dev = SimDevice::new(1 << 16);
+    dev.corrupt(0, |bytes| bytes.fill(9), 1 << 16);
+    for i in 0..6u8 {
+        dev.write_at(u64::from(i) * 1536, &vec![i; 2048]).unwrap();
+        dev.mark(u64::from(i));
+        match i {
+            2 => dev.flush().unwrap(),
+            3 => dev.write_zeroes(1024, 3072).unwrap(),
+            4 => dev.write_fua_at(512, &[IoSlice::new(&[9; 1024])]).unwrap(),
+            _ => {}
+        }
+    }
+    let base = SimDevice::new(1 << 16);
+    base.corrupt(0, |bytes| bytes.fill(9), 1 << 16);
+    let base = base.content();
+    let plan = dev.crash_plan(3);
+    let mut states = plan.states().into_iter();
+    let mut by_digest = std::collections::HashMap::new();
+    plan.for_each_sketch(|sketch| {
+        let state = states.next().expect("as many");
+        assert_eq!((sketch.epoch, sketch.cut, sketch.marks), (state.epoch, &state.cut, &state.marks[..]));
+        let (content, digest) = (sketch.content().digest(), sketch.digest());
+        assert_eq!(content, state.content.digest());
+        assert_eq!(*by_digest.entry(digest).or_insert(content), content, "equal digests, equal contents");
+        for (sector, value) in sketch.sectors().iter().zip(sketch.values()) {
+            let mut bytes = [0; 512];
+            state.content.read(sector * 512, &mut bytes);
+            assert_eq!(*value, sector_digest(&base, *sector, &bytes));
+        }
+    });
+    assert!(states.next().is_none());
+    let contents: std::collections::HashSet<u64> = by_digest.values().copied().collect();
+    assert_eq!(contents.len(), by_digest.len(), "equal contents, equal digests");
+    assert!(contents.len() > 20);
+}
+
+#[test]
+fn a_footprint_is_what_was_read_first_and_what_was_written() {
+    let dev = SimDevice::new(1 << 16);
+    dev.read_at(0, &mut [0; 512]).unwrap();
+    dev.watch();
+    dev.write_at(1024, &[1; 1024]).unwrap();
+    dev.read_at(1536, &mut [0; 1024]).unwrap();
+    dev.write_at(4000, &[2; 1000]).unwrap();
+    dev.write_zeroes(8192, 512).unwrap();
+    dev.read_at(8000, &mut [0; 500]).unwrap();
+    let footprint = dev.footprint().unwrap();
+    let sectors = |set: &SectorSet| set.iter().collect::<Vec<_>>();
+    assert_eq!(sectors(&footprint.read), [4, 7, 9, 15], "5 to 6 were never read, 8 written whole");
+    assert_eq!(sectors(&footprint.written), [2, 3, 7, 8, 9, 16]);
+    assert!(footprint.read.contains(15) && !footprint.read.contains(16));
+    assert!(dev.footprint().is_none());
 }
