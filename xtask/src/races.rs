@@ -6,33 +6,63 @@ use crate::tests;
 
 /// How often the long form repeats everything; each run draws new schedules.
 const LONG: u32 = 20;
+/// Schedules of each scenario that counts them, in the long form's first round.
+const LONG_SCHEDULES: &str = "100000";
 
-/// `cargo xtask races [--long]`.
+/// `cargo xtask races [--long]`. Ends with a table: each scenario that counts its schedules, and each mutant with the number of
+/// schedules after which it was noticed.
 pub(crate) fn command(args: &[String]) -> Verdict {
-    let times = match args {
-        [] => 1,
-        [only] if only == "--long" => LONG,
+    let long = match args {
+        [] => false,
+        [only] if only == "--long" => true,
         other => return Err(format!("{other:?}: only --long is known")),
     };
-    let (held, count) = run(times)?;
-    println!("races: {count}, {times} rounds");
-    Ok(held)
+    let times = if long { LONG } else { 1 };
+    let (mut held, mut count) = (true, tests::Count::default());
+    if long {
+        // Many schedules want a release build.
+        (held, count) = round(&["--release"], Some(LONG_SCHEDULES))?;
+    }
+    let (ok, more) = run(times)?;
+    held &= ok;
+    count.passed += more.passed;
+    count.failed += more.failed;
+    println!(
+        "races: {count}, {times} rounds{}",
+        if long { " and one of 100,000 schedules a scenario" } else { "" }
+    );
+    Ok(held && count.passed > 0)
 }
 
 /// Runs all of it so many times.
 pub(crate) fn run(times: u32) -> Result<(bool, tests::Count), String> {
-    let rooms = rooms()?;
     let mut total = tests::Count::default();
     let mut held = true;
     for _ in 0..times {
-        for room in &rooms {
-            // A folder of its own, so that the ordinary builds stay.
-            let options = ["-p", room, "--features", "shuttle", "--target-dir", "target/races"];
-            let (ok, count) = tests::run(&options, &[])?;
-            held &= ok;
-            total.passed += count.passed;
-            total.failed += count.failed;
-        }
+        let (ok, count) = round(&[], None)?;
+        held &= ok;
+        total.passed += count.passed;
+        total.failed += count.failed;
+    }
+    Ok((held && total.passed > 0, total))
+}
+
+/// Runs every room once, and prints its scenarios' lines.
+fn round(more: &[&str], schedules: Option<&str>) -> Result<(bool, tests::Count), String> {
+    let mut total = tests::Count::default();
+    let mut held = true;
+    for room in &rooms()? {
+        // A folder of its own, so that the ordinary builds stay.
+        let mut options = vec!["-p", room, "--features", "shuttle", "--target-dir", "target/races"];
+        options.extend(more);
+        let (ok, count) = tests::run_with(&options, &[], schedules.map(|n| ("EXTANT_RACES", n)))?;
+        held &= ok;
+        total.passed += count.passed;
+        total.failed += count.failed;
+        let log =
+            std::fs::read_to_string("target/test.log").map_err(|err| format!("target/test.log: {err}"))?;
+        let lines = log.lines().filter_map(|line| line.find("races: ").map(|at| &line[at..]));
+        lines.collect::<std::collections::BTreeSet<_>>().iter().for_each(|line| println!("{line}"));
     }
     Ok((held && total.passed > 0, total))
 }

@@ -3,7 +3,7 @@
 //!
 //! After each schedule every byte is what one of the two orders gives (a write and a store on one page may each win a part), the size
 //! is that of one of them, reads on the way saw nothing else, the disk has what the file has, and the image is clean by our checker
-//! (which counts blocks: no promise is left behind, no block leaked). `EXTANT_RACES` says how many schedules each pair gets.
+//! (which counts blocks: no promise is left behind, no block leaked).
 
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -261,8 +261,10 @@ fn pair(image: &[u8], mutant: Mutant, before: Before, ops: [&'static Op; 2], lef
 
 const INLINE: &str = "-t ext4 -b 1024 -I 256 -N 64 -J size=1 -O ^resize_inode,inline_data,^orphan_file";
 
+/// Schedules of one kind for each pair of operations; `EXTANT_RACES` are those of all pairs together.
 fn schedules() -> usize {
-    std::env::var("EXTANT_RACES").ok().and_then(|n| n.parse().ok()).unwrap_or(2)
+    let all: usize = std::env::var("EXTANT_RACES").ok().and_then(|n| n.parse().ok()).unwrap_or(300);
+    all.div_ceil(OPS.len() * (OPS.len() + 1))
 }
 
 fn pairs(before: Before, left: Option<u64>) {
@@ -327,7 +329,7 @@ fn inline_write_against_store(mutant: Mutant, times: usize) {
 #[test]
 fn writers_in_the_inode_beside_a_store() {
     need!(tools(&["mke2fs"]));
-    inline_write_against_store(Mutant::None, 10 * schedules());
+    inline_write_against_store(Mutant::None, 100 * schedules());
 }
 
 #[test]
