@@ -2,14 +2,11 @@
 
 use extant_format::Tid;
 use extant_format::jbd2::{BlockType, Header, LogFormat, MAGIC, Superblock, TagFlags};
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::reader::LogReader;
 use super::scan::Scanned;
 use crate::{Error, Result};
-
-/// Distinct blocks that a log may revoke; far more than any log that Linux writes between two tails.
-const MAX_REVOKED: usize = 8 << 20;
 
 /// The copy of a block that recovery writes.
 #[derive(Clone, Copy, Debug)]
@@ -45,24 +42,32 @@ pub(super) fn collect(
     sb: &Superblock,
     scanned: &Scanned,
 ) -> Result<Collected> {
+    // Only what the log has a copy of can be revoked: a log may be full of records, each much shorter than what it would cost to
+    // remember it.
+    let mut copied: FxHashSet<u64> = FxHashSet::default();
+    walk(reader, sb, scanned, format, |_, _, block, kind| {
+        if kind == BlockType::Descriptor {
+            copied.extend(format.tags(block).map(|tag| tag.pblk.0));
+        }
+    })?;
     let mut revokes: FxHashMap<u64, Tid> = FxHashMap::default();
     walk(reader, sb, scanned, format, |tid, _, block, kind| {
         if kind == BlockType::Revoke {
-            for pblk in format.revokes(block).into_iter().flatten() {
+            for pblk in format.revokes(block).into_iter().flatten().filter(|pblk| copied.contains(&pblk.0)) {
                 let latest = revokes.entry(pblk.0).or_insert(tid);
                 if tid.is_after(*latest) {
                     *latest = tid;
                 }
             }
         }
-        if revokes.len() > MAX_REVOKED { Err("more revoke records than any log needs") } else { Ok(()) }
     })?;
+    drop(copied);
     let mut winners: FxHashMap<u64, Winner> = FxHashMap::default();
     let mut revoked = 0;
     let (first, size) = (sb.first(), u64::from(reader.size()));
     walk(reader, sb, scanned, format, |tid, at, block, kind| {
         if kind != BlockType::Descriptor {
-            return Ok(());
+            return;
         }
         for (n, tag) in format.tags(block).enumerate() {
             if revokes.get(&tag.pblk.0).is_some_and(|by| !tid.is_after(*by)) {
@@ -79,7 +84,6 @@ pub(super) fn collect(
             };
             winners.insert(tag.pblk.0, winner);
         }
-        Ok(())
     })?;
     let mut winners: Vec<Winner> = winners.into_values().collect();
     winners.sort_unstable_by_key(|winner| winner.at);
@@ -105,7 +109,7 @@ fn walk(
     sb: &Superblock,
     scanned: &Scanned,
     format: &LogFormat,
-    mut show: impl FnMut(Tid, u32, &[u8], BlockType) -> std::result::Result<(), &'static str>,
+    mut show: impl FnMut(Tid, u32, &[u8], BlockType),
 ) -> Result<()> {
     let (mut at, mut tid) = (sb.start(), sb.sequence());
     while tid != scanned.end {
@@ -114,7 +118,7 @@ fn walk(
         let Some(kind) = header.and_then(|h| h.block_type) else {
             return Err(Error::Damaged { tid: tid.0, block: at, what: "the log changes while it is read" });
         };
-        show(tid, at, block, kind).map_err(|what| Error::Damaged { tid: tid.0, block: at, what })?;
+        show(tid, at, block, kind);
         let used = match kind {
             BlockType::Descriptor => 1 + format.tags(block).count() as u32,
             _ => 1,
