@@ -330,17 +330,16 @@ fn an_external_journal_is_replayed_as_e2fsck_does() {
         std::fs::copy(&log, &dirty_log).unwrap();
         std::fs::copy(&image, &dirty).unwrap();
         mount.unmount();
-        drop(log_device);
 
         let device = SimDevice::from_file(&dirty);
-        let log_device: Arc<dyn BlockDevice> = SimDevice::from_file(&dirty_log);
+        let our_log: Arc<dyn BlockDevice> = SimDevice::from_file(&dirty_log);
         let field = |at: usize| -> [u8; 16] {
             let mut bytes = [0; 16];
             device.read_at(1024 + at as u64, &mut bytes).unwrap();
             bytes
         };
         let (fs_uuid, journal_uuid) = (field(0x68), field(0xD0));
-        let external = |journal, fs| LogPlace::external(Arc::clone(&log_device), size, journal, fs);
+        let external = |journal, fs| LogPlace::external(Arc::clone(&our_log), size, journal, fs);
         assert!(external(fs_uuid, fs_uuid).is_err(), "a journal of another UUID was accepted");
         assert!(external(journal_uuid, journal_uuid).is_err(), "another filesystem's journal was accepted");
         let place = external(journal_uuid, fs_uuid).unwrap();
@@ -350,10 +349,15 @@ fn an_external_journal_is_replayed_as_e2fsck_does() {
         recovery.finish(&dynamic).unwrap();
         assert_eq!(place.read_superblock().unwrap().start(), 0);
 
-        let log_device = Loop::attach(&dirty_log, false);
+        // On the loop device that the superblock names: on one of another number, which others' loop devices may have made it
+        // become, e2fsck corrects the superblock, and then does not stop after the replay but checks and corrects everything.
+        let mut onto = std::fs::File::options().write(true).open(log_device.device()).unwrap();
+        std::io::Write::write_all(&mut onto, &std::fs::read(&dirty_log).unwrap()).unwrap();
+        onto.sync_all().unwrap();
+        drop(onto);
         let journal = log_device.device().display().to_string();
         let outcome = oracle::e2fsck_with(&dirty, &["-y", "-E", "journal_only", "-j", &journal]);
-        assert!(outcome.status <= 1, "{outcome}");
+        assert!(outcome.status <= 1 && !outcome.text.contains("Pass 1"), "{outcome}");
         assert_same(&device.content(), &dirty, &[], size, "external journal");
     }
 }
