@@ -141,8 +141,14 @@ impl PageGeometry {
     }
 
     /// The number of the page that holds byte `at`; `None` past the last page a file can have.
+    /// The page of byte `at`; `None` past the last block that has a number.
     pub(crate) fn page_of(self, at: u64) -> Option<u32> {
-        u32::try_from(at >> self.page_shift).ok()
+        u32::try_from(at >> self.page_shift).ok().filter(|page| *page <= self.last_page())
+    }
+
+    /// The last page whose blocks all have numbers.
+    pub(crate) fn last_page(self) -> u32 {
+        u32::MAX >> (self.page_shift - self.block_shift)
     }
 
     pub(crate) fn page_start(self, page: u32) -> u64 {

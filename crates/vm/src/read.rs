@@ -323,7 +323,7 @@ impl AddressSpace {
         }
         let fetch = ahead.fetch(pos, wants, self.cache.config().read_ahead) as u64;
         let until = (pos + fetch).min(host.size().max(last_byte + 1)) - 1;
-        let until = geo.page_of(until).unwrap_or(u32::MAX).min(first.saturating_add(4095));
+        let until = geo.page_of(until).unwrap_or(geo.last_page()).min(first.saturating_add(4095));
         if fetch > wants as u64 {
             self.advise(host, until, fetch);
         }
@@ -390,7 +390,11 @@ impl AddressSpace {
     /// Tells the device what a stream will want after page `until`.
     fn advise<H: Host>(&self, host: &H, until: u32, bytes: u64) {
         let geo = self.cache.geometry();
-        let Some(next) = until.checked_add(1).filter(|n| geo.page_start(*n) < host.size()) else { return };
+        let last = geo.last_page();
+        let Some(next) = until.checked_add(1).filter(|n| *n <= last && geo.page_start(*n) < host.size())
+        else {
+            return;
+        };
         let blocks = geo.blocks_up(bytes as usize);
         if let Ok(mapped) = host.map(Lblk(geo.first_block(next)), blocks)
             && let Backing::Data(pblk) = mapped.backing

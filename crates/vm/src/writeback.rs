@@ -434,7 +434,7 @@ impl AddressSpace {
         if end.is_multiple_of(geo.block_size().into()) {
             return;
         }
-        let old = (end / u64::from(geo.block_size())) as u32;
+        let Ok(old) = u32::try_from(end / u64::from(geo.block_size())) else { return };
         let in_batch = |f: &InFlight| {
             let first = geo.first_block(f.page.index);
             old >= first && old < first + geo.blocks_per_page() && f.blocks & 1 << (old - first) != 0
