@@ -41,13 +41,15 @@ pub struct ClaimRequest<'a> {
     pub size_hint: u64,
     /// A tree block, paid out of the reservation's purse for tree blocks.
     pub meta: bool,
+    /// Only blocks of groups that end below this number will do.
+    pub below: u64,
 }
 
 impl<'a> ClaimRequest<'a> {
     /// `len` blocks near `goal`, nothing ahead.
     #[must_use]
     pub fn plain(goal: Pblk, lblk: Lblk, len: u32) -> Self {
-        Self { goal, lblk, len, window: None, size_hint: 0, meta: false }
+        Self { goal, lblk, len, window: None, size_hint: 0, meta: false, below: u64::MAX }
     }
 
     /// One tree block near `goal`.
@@ -59,7 +61,13 @@ impl<'a> ClaimRequest<'a> {
     /// Data of a file of `size` blocks.
     #[must_use]
     pub fn file(goal: Pblk, lblk: Lblk, len: u32, size: u64, window: &'a InodeWindow) -> Self {
-        Self { goal, lblk, len, window: Some(window), size_hint: size, meta: false }
+        Self { goal, lblk, len, window: Some(window), size_hint: size, meta: false, below: u64::MAX }
+    }
+
+    /// The same, with nothing from block `below` on: for who has fewer bits for a block's number than there are blocks.
+    #[must_use]
+    pub fn below(self, below: u64) -> Self {
+        Self { below: self.below.min(below), ..self }
     }
 }
 
@@ -302,7 +310,12 @@ impl Allocator {
 
     /// Finds `want` clusters or fewer: out of a window, or with more taken ahead for one, or plainly.
     fn find(self: &Arc<Self>, request: &ClaimRequest<'_>, want: u32) -> Result<Taken> {
-        let Some(window) = request.window else { return self.search(request.goal, want) };
+        let limit = self.groups_below(request.below);
+        if limit < self.groups.len() {
+            // Windows are of any group.
+            return self.search(request.goal, want, limit);
+        }
+        let Some(window) = request.window else { return self.search(request.goal, want, limit) };
         let log = self.geo.log_cluster_ratio();
         let at = request.lblk.0 >> log;
         let bytes = request.size_hint << self.geo.log_block_size();
@@ -324,7 +337,7 @@ impl Allocator {
             // Not where the file's order wants it: then with room for the blocks before this one too.
             let first = at & !(ahead - 1);
             let len = (at - first).saturating_add(want).max(ahead);
-            if let Some(all) = self.look(request.goal, len) {
+            if let Some(all) = self.look(request.goal, len, limit) {
                 window.keep(self, if all.len > at - first { first } else { at }, all);
             }
         }
@@ -332,7 +345,15 @@ impl Allocator {
             return Ok(cut);
         }
         drop(window);
-        self.search(request.goal, want)
+        self.search(request.goal, want, limit)
+    }
+
+    /// How many groups end below a block.
+    fn groups_below(&self, below: u64) -> usize {
+        match self.geo.group_of_block(Pblk(below)) {
+            Some((group, _)) => group.0 as usize,
+            None => self.groups.len(),
+        }
     }
 
     /// Whether a goal is only a group's beginning, as for a file without blocks near the one that is claimed.
@@ -352,7 +373,8 @@ impl Allocator {
     /// Small files are cut one behind the other from the thread's slot.
     fn find_small(&self, goal: Pblk, want: u32) -> Result<Taken> {
         let slot = &self.slots[thread_number() % self.slots.len()];
-        let Some(mut held) = slot.0.try_lock() else { return self.search(goal, want) };
+        let all_groups = self.groups.len();
+        let Some(mut held) = slot.0.try_lock() else { return self.search(goal, want, all_groups) };
         if let Some(window) = held.as_mut().filter(|w| w.len >= want) {
             return Ok(window.cut(want));
         }
@@ -363,24 +385,24 @@ impl Allocator {
                 self.give_back(old);
             }
         }
-        if let Some(mut all) = self.look(goal, SLOT_CLUSTERS.max(want)) {
+        if let Some(mut all) = self.look(goal, SLOT_CLUSTERS.max(want), all_groups) {
             let cut = all.cut(want);
             *held = Some(all);
             return Ok(cut);
         }
         drop(held);
-        self.search(goal, want)
+        self.search(goal, want, all_groups)
     }
 
-    /// Takes `want` clusters or fewer out of a free map, near `goal` if it can be.
+    /// Takes `want` clusters or fewer out of a free map of the first `limit` groups, near `goal` if it can be.
     ///
     /// No window is locked by the caller: if nothing is found, all windows are emptied, each under its lock, so that
     /// clusters on their way into a window are waited for. If any were returned meanwhile, by whomever, the free maps are
     /// looked at again: they may have gone from a window not yet emptied into one that was.
-    fn search(&self, goal: Pblk, want: u32) -> Result<Taken> {
+    fn search(&self, goal: Pblk, want: u32, limit: usize) -> Result<Taken> {
         loop {
             let returned = self.returned.load(Ordering::SeqCst);
-            if let Some(taken) = self.look(goal, want) {
+            if let Some(taken) = self.look(goal, want, limit) {
                 return Ok(taken);
             }
             if !self.empty_windows() && self.returned.load(Ordering::SeqCst) == returned {
@@ -390,10 +412,14 @@ impl Allocator {
     }
 
     /// As [`Self::search`], with what is in the free maps only.
-    fn look(&self, goal: Pblk, want: u32) -> Option<Taken> {
+    fn look(&self, goal: Pblk, want: u32, limit: usize) -> Option<Taken> {
         let want = want.clamp(1, self.geo.clusters_per_group());
-        let (g, bit) = self.geo.bit_of_block(goal).map_or((0, 0), |(g, bit)| (g.0 as usize, bit));
-        self.near_goal(g, bit, want).or_else(|| self.in_groups(g, want))
+        let goal = self.geo.bit_of_block(goal).filter(|(g, _)| (g.0 as usize) < limit);
+        let (g, bit) = goal.map_or((0, 0), |(g, bit)| (g.0 as usize, bit));
+        if limit == 0 {
+            return None;
+        }
+        self.near_goal(g, bit, want).or_else(|| self.in_groups(g, want, limit))
     }
 
     /// The goal itself, or a run near it in its group.
@@ -417,14 +443,14 @@ impl Allocator {
     }
 
     /// Some group with a chunk that is large enough, else the longest run that the best groups have.
-    fn in_groups(&self, g: usize, want: u32) -> Option<Taken> {
+    fn in_groups(&self, g: usize, want: u32, limit: usize) -> Option<Taken> {
         let order = want.next_power_of_two().trailing_zeros();
-        if let Some(taken) = self.of_order(g, order, want) {
+        if let Some(taken) = self.of_order(g, order, want, limit) {
             return Some(taken);
         }
         let mut below = order;
         while let Some(k) = self.index.largest_below(below) {
-            if let Some(taken) = self.of_order(g, k, want) {
+            if let Some(taken) = self.of_order(g, k, want, limit) {
                 return Some(taken);
             }
             below = k;
@@ -433,9 +459,9 @@ impl Allocator {
     }
 
     /// Walks the groups that the index has for `order`, from `g` on, once; first those that nobody holds.
-    fn of_order(&self, g: usize, order: u32, want: u32) -> Option<Taken> {
+    fn of_order(&self, g: usize, order: u32, want: u32, limit: usize) -> Option<Taken> {
         for wait in [false, true] {
-            for (from, to) in [(g, self.groups.len()), (0, g)] {
+            for (from, to) in [(g, limit), (0, g)] {
                 let mut at = from;
                 while let Some(found) = self.index.first_in(order, at).filter(|f| *f < to) {
                     let pick = |state: &mut GroupState, g: usize| self.pick(state, g, order, want);
