@@ -27,6 +27,11 @@ pub struct InodeRequest {
     pub spread: u32,
 }
 
+/// What freeing an inode needs, in memory ([`Allocator::prepare_free_inode`]).
+pub struct ToFreeInode {
+    _held: Option<(Option<Buf>, Buf)>,
+}
+
 /// Totals over a flexible group.
 struct FlexStats {
     free_inodes: u64,
@@ -132,22 +137,45 @@ impl Allocator {
         Ok(())
     }
 
+    /// Reads what freeing an inode number will read, so that no device error comes between. As long as the result is held it stays
+    /// in the cache.
+    ///
+    /// # Errors
+    /// The device's.
+    pub fn prepare_free_inode(&self, ino: Ino) -> Result<ToFreeInode> {
+        let Some(at) = self.geo.inode_location(ino) else { return Ok(ToFreeInode { _held: None }) };
+        let g = at.group.0 as usize;
+        let map = match self.inode_bitmap(g) {
+            Err(AllocError::Format(_) | AllocError::CorruptGroup { .. }) => None,
+            map => map?,
+        };
+        Ok(ToFreeInode { _held: Some((map, self.desc_buf(g)?.0)) })
+    }
+
     /// Frees an inode number in a handle. The caller has cleared the record and dropped the in-core inode's claims.
     ///
     /// Takes the group's lock. Credits: 2.
     ///
     /// # Errors
-    /// [`AllocError::NotInode`] for reserved numbers; corruption if the bitmap says that it is free.
+    /// [`AllocError::NotInode`] for reserved numbers; the device's, not after [`Self::prepare_free_inode`]; the journal's. A bitmap
+    /// that is corrupt or says that the number is free is reported, and keeps it.
     pub fn free_inode(&self, handle: &mut Handle, ino: Ino, is_dir: bool) -> Result<()> {
         let at = self.geo.inode_location(ino).filter(|_| ino >= self.geo.first_ino());
         let at = at.ok_or(AllocError::NotInode { ino })?;
         let g = at.group.0 as usize;
         let (desc_buf, offset) = self.desc_buf(g)?;
-        let Some(map) = self.inode_bitmap(g)? else { return Err(free_already(at.group, at.index)) };
+        let map = match self.inode_bitmap(g) {
+            Err(AllocError::Format(_) | AllocError::CorruptGroup { .. }) => return Ok(()),
+            map => map?,
+        };
         let mut state = self.groups[g].lock();
         if state.inodes_corrupt {
             return Ok(());
         }
+        let Some(map) = map else {
+            self.fail_inodes(g, state, &free_already(at.group, at.index));
+            return Ok(());
+        };
         let mut desc = state.desc;
         desc.free_inodes = (desc.free_inodes + 1).min(self.geo.inodes_per_group());
         if is_dir {
@@ -159,9 +187,8 @@ impl Allocator {
             was_set
         })?;
         if !cleared {
-            let error = free_already(at.group, at.index);
-            self.fail_inodes(g, state, &error);
-            return Err(error);
+            self.fail_inodes(g, state, &free_already(at.group, at.index));
+            return Ok(());
         }
         self.write_desc(handle, at.group, &mut state, desc, &desc_buf, offset)?;
         state.inode_hint = state.inode_hint.min(at.index);

@@ -10,6 +10,7 @@ use extant_sync::atomic::Ordering;
 
 use crate::allocator::Allocator;
 use crate::error::{AllocError, Result};
+use crate::group::GroupBufs;
 use crate::window::Taken;
 
 /// Freed clusters by transaction, oldest first.
@@ -66,6 +67,11 @@ impl Pending {
     }
 }
 
+/// What freeing a run needs, in memory ([`Allocator::prepare_free`]).
+pub struct ToFree {
+    _held: Vec<GroupBufs>,
+}
+
 impl Allocator {
     /// Frees `len` blocks from `pblk` in a handle. They are usable again once its transaction has committed (and
     /// been discarded, if that is on). With bigalloc every cluster that the range touches is freed: the caller makes
@@ -77,7 +83,8 @@ impl Allocator {
     /// ([`Self::free_credits`]).
     ///
     /// # Errors
-    /// [`AllocError::NotData`] and nothing changed if the range is not of data blocks; corruption found in a group.
+    /// [`AllocError::NotData`] and nothing changed if the range is not of data blocks; the device's, not after
+    /// [`Self::prepare_free`]; the journal's. A group that turns out to be corrupt is reported, and keeps its blocks.
     pub fn free(&self, handle: &mut Handle, pblk: Pblk, len: u64) -> Result<()> {
         if len == 0 {
             return Ok(());
@@ -102,7 +109,47 @@ impl Allocator {
     #[must_use]
     pub fn free_credits(&self, len: u64) -> u32 {
         let groups = len.div_ceil(u64::from(self.geo.blocks_per_group())) + 1;
-        (groups.min(u64::from(self.geo.groups())) as u32).saturating_mul(2)
+        self.alloc_credits(u32::try_from(groups).unwrap_or(u32::MAX))
+    }
+
+    /// The most blocks of one run that `credits` are enough to free.
+    #[must_use]
+    pub fn freeable(&self, credits: u32) -> u32 {
+        if credits >= self.alloc_credits(self.geo.groups()) {
+            return u32::MAX;
+        }
+        // A bitmap for each group, and a descriptor as long as there are others; a run begins and ends inside of a group.
+        let descs = self.geo.desc_blocks();
+        let groups = if credits <= 2 * descs { credits / 2 } else { credits - descs };
+        groups.saturating_sub(1).saturating_mul(self.geo.blocks_per_group())
+    }
+
+    /// Credits for bits of `claims` different places: a bitmap and a descriptor each, or all that there are.
+    #[must_use]
+    pub fn alloc_credits(&self, claims: u32) -> u32 {
+        claims.min(self.geo.groups()) + claims.min(self.geo.desc_blocks())
+    }
+
+    /// Reads what freeing these blocks will read, so that no device error comes between. As long as the result is held it stays in
+    /// the cache. A corrupt group is passed over: it keeps its blocks.
+    ///
+    /// # Errors
+    /// The device's.
+    pub fn prepare_free(&self, pblk: Pblk, len: u64) -> Result<ToFree> {
+        let mut held = Vec::new();
+        let (Some((first, _)), Some((last, _))) = (
+            self.geo.bit_of_block(pblk),
+            self.geo.bit_of_block(Pblk(pblk.0.saturating_add(len.saturating_sub(1)))),
+        ) else {
+            return Ok(ToFree { _held: held });
+        };
+        for g in first.0 as usize..=last.0 as usize {
+            let corrupt = self.groups[g].lock().corrupt;
+            if !corrupt {
+                held.push(self.block_bufs(g)?);
+            }
+        }
+        Ok(ToFree { _held: held })
     }
 
     fn free_in_group(&self, handle: &mut Handle, freed: Taken) -> Result<()> {
@@ -119,7 +166,8 @@ impl Allocator {
         if let Err(error) = changed {
             state.unpin(freed.len);
             self.fail_group(g, state, &error);
-            return Err(error);
+            // Whoever frees has taken the blocks out of his map: that they leak is all that can be done.
+            return if matches!(error, AllocError::Format(_)) { Ok(()) } else { Err(error) };
         }
         state.trimmed = None;
         drop(state);

@@ -151,7 +151,7 @@ impl Filesystem {
                 return Ok(());
             }
             inode.state().raw.ctime = self.now();
-            let mut handle = self.journal.start(1)?;
+            let mut handle = self.start_data(inode, 1)?;
             let done = self.write_inode(&mut handle, inode);
             return self.finish(handle, done, inode);
         }

@@ -11,7 +11,9 @@ use crate::filesystem::{Filesystem, Mode};
 use crate::freeze::Level;
 use crate::icache::InodeRef;
 use crate::inode::Inode;
+use crate::quota::Ids;
 use crate::time::atime_moves;
+use crate::xattr::XattrPlan;
 
 const S_ISUID: u16 = 0o4000;
 const S_ISGID: u16 = 0o2000;
@@ -235,10 +237,8 @@ impl Filesystem {
 
     fn change_attr(&self, inode: &Inode, change: &SetAttr, cred: &Credentials) -> Result<extant_format::Tid> {
         let now = self.now();
-        let (uid, gid, mut mode) = {
-            let state = inode.state();
-            (state.raw.uid, state.raw.gid, state.raw.mode)
-        };
+        let [uid, gid, project] = Self::quota_ids(inode);
+        let mut mode = inode.state().raw.mode;
         let old_mode = mode;
         let (new_uid, new_gid) = (change.uid.unwrap_or(uid), change.gid.unwrap_or(gid));
         if let Some(bits) = change.mode {
@@ -252,19 +252,17 @@ impl Filesystem {
             mode = without_setid(mode);
         }
         let acl = if (mode ^ old_mode) & 0o777 != 0 { self.acl_after_chmod(inode, mode)? } else { None };
-        let (blocks, mut credits) = acl.as_ref().map_or((0, 1), |a| self.xattr_needs(a.len()));
-        if acl.is_some() {
-            credits += 2 * self.values_named(inode)?;
-        }
+        let name = (INDEX_POSIX_ACL_ACCESS, &b""[..]);
+        let plan = acl.map(|acl| self.plan_xattr(inode, name, Some(&acl), cred)).transpose()?;
         if (new_uid, new_gid) != (uid, gid) {
-            let [_, _, project] = Self::quota_ids(inode);
             self.quota_admit_transfer(inode, [new_uid, new_gid, project], cred)?;
         }
-        let mut reservation = self.reserve_if_possible(blocks, cred);
-        let mut handle = self.journal.start(credits + 1)?;
-        {
+        let credits = 1 + plan.as_ref().map_or(0, XattrPlan::credits);
+        let mut handle = self.start(&[[uid, gid, project], [new_uid, new_gid, project]], credits)?;
+        let before = {
             let mut state = inode.state();
             let raw = &mut state.raw;
+            let before = (raw.uid, raw.gid, raw.mode, raw.ctime, raw.atime, raw.mtime);
             (raw.uid, raw.gid, raw.mode) = (new_uid, new_gid, mode);
             raw.ctime = change.ctime.unwrap_or(now);
             if let Some(t) = change.atime {
@@ -274,15 +272,18 @@ impl Filesystem {
                 raw.mtime = self.time_of(t, now);
             }
             raw.version = raw.version.wrapping_add(1);
-        }
+            before
+        };
         let tid = handle.tid();
-        let done = match acl {
-            Some(acl) => {
-                let name = (INDEX_POSIX_ACL_ACCESS, &b""[..]);
-                self.xattr_store(&mut handle, inode, name, Some(&acl), &mut reservation)
-            }
+        let done = match plan {
+            Some(plan) => self.apply_xattr(&mut handle, inode, plan),
             None => self.write_inode(&mut handle, inode),
         };
+        if done.is_err() {
+            let mut state = inode.state();
+            let raw = &mut state.raw;
+            (raw.uid, raw.gid, raw.mode, raw.ctime, raw.atime, raw.mtime) = before;
+        }
         self.finish(handle, done, inode)?;
         Ok(tid)
     }
@@ -347,17 +348,20 @@ impl Filesystem {
 
     /// Writes times that changed in memory only. The caller is inside the freeze gate, or has closed it.
     pub(crate) fn flush_times(&self) -> Result<()> {
+        let at_once = if self.has_quotas() { 8 } else { 64 };
         loop {
             let some: Vec<Ino> = {
                 let mut list = self.dirty_times.lock();
-                let keep = list.len().saturating_sub(64);
+                let keep = list.len().saturating_sub(at_once);
                 list.split_off(keep)
             };
             if some.is_empty() {
                 return Ok(());
             }
-            let mut handle = self.journal.start(some.len() as u32)?;
-            for inode in some.into_iter().filter_map(|ino| self.icache.cached(ino)) {
+            let some: Vec<InodeRef> = some.into_iter().filter_map(|ino| self.icache.cached(ino)).collect();
+            let owners: Vec<Ids> = some.iter().map(|inode| Self::quota_ids(inode)).collect();
+            let mut handle = self.start(&owners, some.len() as u32)?;
+            for inode in some {
                 if inode.state().times_dirty {
                     self.write_inode(&mut handle, &inode)?;
                 }
@@ -426,7 +430,7 @@ impl Filesystem {
             if (old ^ new).contains(InodeFlags::JOURNAL_DATA) {
                 self.settle_data(inode)?;
             }
-            let mut handle = self.journal.start(1)?;
+            let mut handle = self.start(&[[uid, gid, project], Self::quota_ids(inode)], 1)?;
             {
                 let mut state = inode.state();
                 state.raw.flags = new;
@@ -462,7 +466,7 @@ impl Filesystem {
         let _write = self.begin_write()?;
         let tid = {
             let _lock = inode.lock.write();
-            let mut handle = self.journal.start(1)?;
+            let mut handle = self.start_data(inode, 1)?;
             {
                 let mut state = inode.state();
                 state.raw.generation = generation;

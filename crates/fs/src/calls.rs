@@ -158,7 +158,7 @@ impl Filesystem {
             return self.check_not_aborted();
         }
         if !datasync && inode.state().times_dirty {
-            let mut handle = self.journal.start(1)?;
+            let mut handle = self.start_data(inode, 1)?;
             let done = self.write_inode(&mut handle, inode);
             self.finish(handle, done, inode)?;
         }

@@ -6,7 +6,7 @@ use extant_format::inode::device::DeviceNumber;
 use extant_format::inode::{
     FileType, GOOD_OLD_INODE_SIZE, I_BLOCK_SIZE, Inode as RawInode, InodeFlags, LINK_MAX,
 };
-use extant_format::xattr::INDEX_SYSTEM;
+use extant_format::xattr::{AttrSet, INDEX_SYSTEM};
 use extant_format::{Ino, Lblk, Tid};
 use extant_journal::Handle;
 use extant_map::{MapFs, MapKind};
@@ -14,6 +14,7 @@ use extant_sync::WriteGuard;
 use extant_sync::atomic::Ordering;
 
 use crate::cred::{Access, Caps, Credentials};
+use crate::credits::{NEW_INODE, ORPHAN};
 use crate::dir::{NamePlace, Plan, check_name};
 use crate::error::{Error, Result};
 use crate::filesystem::Filesystem;
@@ -21,6 +22,7 @@ use crate::icache::InodeRef;
 use crate::inode::Inode;
 use crate::late_features::LateFeature;
 use crate::mutant::without;
+use crate::quota::Ids;
 use crate::xattr::NewAttrs;
 
 const S_ISGID: u16 = 0o2000;
@@ -68,10 +70,18 @@ impl NewInode {
 struct Spec<'a> {
     kind: FileType,
     mode: u16,
-    attrs: NewAttrs,
+    /// Attributes in the inode and in a block.
+    attrs: [AttrSet; 2],
     i_block: Option<[u8; I_BLOCK_SIZE]>,
     /// Target of a symbolic link.
     target: &'a [u8],
+}
+
+impl Spec<'_> {
+    fn node(kind: FileType, mode: u16, rdev: DeviceNumber) -> Self {
+        let attrs = [AttrSet::new(), AttrSet::new()];
+        Self { kind, mode, attrs, i_block: Some(rdev.encode()), target: &[] }
+    }
 }
 
 /// A number to start generations from.
@@ -156,11 +166,29 @@ impl Filesystem {
                 self.check_subdir(dir)?;
             }
             let (mode, attrs) = self.inherit_acl(dir, kind, mode, cred)?;
-            let spec = Spec { kind, mode, attrs, i_block, target };
+            let spec = self.spec(dir, (kind, mode, attrs), i_block, target)?;
             self.make_locked(dir, &lock, name, plan, &spec, cred)
         })?;
         self.settle(tid, self.is_sync(dir))?;
         Ok(inode)
+    }
+
+    /// What a new inode in `dir` is made from, its attributes placed.
+    ///
+    /// # Errors
+    /// `NoSpace`: they do not fit into the inode and a block.
+    fn spec<'a>(
+        &self,
+        dir: &Inode,
+        (kind, mode, mut attrs): (FileType, u16, NewAttrs),
+        i_block: Option<[u8; I_BLOCK_SIZE]>,
+        target: &'a [u8],
+    ) -> Result<Spec<'a>> {
+        if self.starts_inline(kind) {
+            attrs.insert(0, (INDEX_SYSTEM, inline::DATA_NAME.to_vec(), Vec::new()));
+        }
+        let attrs = self.place_new(dir, &attrs)?;
+        Ok(Spec { kind, mode, attrs, i_block, target })
     }
 
     /// Whether the caller may make `name` in `dir`, where it is not yet; and where it will go.
@@ -203,8 +231,9 @@ impl Filesystem {
         self.need_attrs(spec)?;
         self.quota_admit_new(dir, spec, plan.blocks(), own, cred)?;
         let mut blocks = self.reserve(u64::from(plan.blocks() + own), cred)?;
-        let credits = plan.credits(self) + 6 + own * self.block_credits();
-        let mut handle = self.journal.start(credits)?;
+        let credits = self.plan_credits(dir, &plan)? + NEW_INODE + own * self.block_credits(0);
+        let owners = [self.new_owners(dir, spec, cred), Self::quota_ids(dir)];
+        let mut handle = self.start(&owners, credits)?;
         let tid = handle.tid();
         let inode = self.make_inode(&mut handle, dir, spec, name, cred, &mut blocks)?;
         let named = self.add_name(&mut handle, dir, plan, name, (inode.ino, spec.kind), &mut blocks);
@@ -231,8 +260,7 @@ impl Filesystem {
         if !self.has_quotas() {
             return Ok(());
         }
-        let raw = self.new_raw(dir, spec, cred);
-        self.quota_admit([raw.uid, raw.gid, raw.projid], u64::from(own_blocks), 1, cred)?;
+        self.quota_admit(self.new_owners(dir, spec, cred), u64::from(own_blocks), 1, cred)?;
         if dir_blocks > 0 {
             self.quota_admit(Self::quota_ids(dir), u64::from(dir_blocks), 0, cred)?;
         }
@@ -241,7 +269,16 @@ impl Filesystem {
 
     /// Attributes want a feature.
     fn need_attrs(&self, spec: &Spec<'_>) -> Result<()> {
-        if spec.attrs.is_empty() { Ok(()) } else { self.need_feature(LateFeature::ExtAttr) }
+        if spec.attrs.iter().all(AttrSet::is_empty) {
+            Ok(())
+        } else {
+            self.need_feature(LateFeature::ExtAttr)
+        }
+    }
+
+    fn new_owners(&self, dir: &Inode, spec: &Spec<'_>, cred: &Credentials) -> Ids {
+        let raw = self.new_raw(dir, spec, cred);
+        [raw.uid, raw.gid, raw.projid]
     }
 
     /// Blocks that the inode itself needs: a directory's first, a long target's, its attributes'.
@@ -251,7 +288,7 @@ impl Filesystem {
             FileType::Symlink => u32::from(spec.target.len() >= I_BLOCK_SIZE),
             _ => 0,
         };
-        content + u32::from(!spec.attrs.is_empty())
+        content + u32::from(!spec.attrs[1].is_empty())
     }
 
     /// Whether new inodes of this kind keep their content in the inode.
@@ -287,10 +324,8 @@ impl Filesystem {
         spec: &Spec<'_>,
         blocks: &mut Reservation,
     ) -> Result<()> {
-        let mut attrs = spec.attrs.clone();
         if spec.kind == FileType::Directory {
             if self.starts_inline(spec.kind) {
-                attrs.insert(0, (INDEX_SYSTEM, inline::DATA_NAME.to_vec(), Vec::new()));
                 let mut i_block = [0; I_BLOCK_SIZE];
                 inline::init_dir(&self.layout, &mut i_block, dir.ino);
                 *inode.map.write() = i_block;
@@ -306,10 +341,10 @@ impl Filesystem {
             let buf = self.add_meta_block(handle, inode, Lblk(0), blocks)?;
             handle.modify(&buf, |bytes| bytes[..spec.target.len()].copy_from_slice(spec.target))?;
         }
-        if attrs.is_empty() {
+        if spec.attrs.iter().all(AttrSet::is_empty) {
             return self.write_inode(handle, inode);
         }
-        self.xattr_init(handle, inode, &attrs, blocks)
+        self.xattr_init(handle, inode, &spec.attrs, blocks)
     }
 
     /// The fields of a new inode.
@@ -418,9 +453,14 @@ impl Filesystem {
         rdev: DeviceNumber,
         cred: &Credentials,
     ) -> Result<InodeRef> {
-        let spec = Spec { kind, mode, attrs: NewAttrs::new(), i_block: Some(rdev.encode()), target: &[] };
+        let spec = Spec::node(kind, mode, rdev);
         let mut none = self.alloc.no_reservation(extant_alloc::Privilege::Normal);
         self.make_inode(handle, dir, &spec, b"", cred, &mut none)
+    }
+
+    /// The owners of what [`Self::new_node`] makes.
+    pub(crate) fn node_owners(&self, dir: &Inode, kind: FileType, cred: &Credentials) -> Ids {
+        self.new_owners(dir, &Spec::node(kind, 0, DeviceNumber::default()), cred)
     }
 
     /// Makes an inode without a name from finished fields, near `parent`: for attribute values.
@@ -487,12 +527,13 @@ impl Filesystem {
             }
             self.permission(dir, Access::WRITE_EXEC, cred)?;
             let (mode, attrs) = self.inherit_acl(dir, FileType::Regular, mode & 0o7777, cred)?;
-            let spec = Spec { kind: FileType::Regular, mode, attrs, i_block: None, target: &[] };
+            let spec = self.spec(dir, (FileType::Regular, mode, attrs), None, &[])?;
             let own = self.own_blocks(&spec);
             self.need_attrs(&spec)?;
             self.quota_admit_new(dir, &spec, 0, own, cred)?;
             let mut blocks = self.reserve(u64::from(own), cred)?;
-            let mut handle = self.journal.start(9 + own * self.block_credits())?;
+            let credits = NEW_INODE + ORPHAN + own * self.block_credits(0);
+            let mut handle = self.start(&[self.new_owners(dir, &spec, cred)], credits)?;
             let inode = self.make_inode(&mut handle, dir, &spec, b"", cred, &mut blocks)?;
             inode.state().raw.links_count = 0;
             let done =
@@ -523,8 +564,12 @@ impl Filesystem {
             }
             let _child = inode.lock.write_ordered(key::child(inode.ino, false));
             self.may_link(inode, dir)?;
+            if plan.blocks() > 0 {
+                self.quota_admit(Self::quota_ids(dir), plan.blocks().into(), 0, cred)?;
+            }
             let mut blocks = self.reserve(u64::from(plan.blocks()), cred)?;
-            let mut handle = self.journal.start(plan.credits(self) + 5)?;
+            let owners = [Self::quota_ids(dir), Self::quota_ids(inode)];
+            let mut handle = self.start(&owners, self.plan_credits(dir, &plan)? + ORPHAN + 1)?;
             let tid = handle.tid();
             let done = self.link_in(&mut handle, inode, dir, name, plan, &mut blocks);
             self.finish(handle, done, dir)?;

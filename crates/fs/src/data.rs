@@ -18,7 +18,7 @@ use extant_device::MemSlice;
 use extant_format::inode::InodeFlags;
 use extant_format::{Ino, Lblk, Pblk};
 use extant_journal::Handle;
-use extant_map::{Content, Extent, MapKind, Placement as Cluster, Run, Written};
+use extant_map::{Content, Extent, MapFs, MapKind, Placement as Cluster, Run, Written};
 use extant_sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use extant_sync::{Arc, Mutex, Rank, Weak};
 use extant_vm::real::RealMmu;
@@ -236,7 +236,8 @@ impl FileData {
         let mut part = self.promise.lock().take(fs, clusters, 0);
         let goal = self.goal(fs, inode, lblk)?;
         let blocks = inode.size().div_ceil(u64::from(fs.geo.block_size()));
-        let request = ClaimRequest::file(goal, lblk, len, blocks, &inode.window);
+        let request =
+            ClaimRequest::file(goal, lblk, len, blocks, &inode.window).below(MapFs::reach(inode.map_kind()));
         let claim = fs.alloc.claim(&request, &mut part);
         let mut promise = self.promise.lock();
         promise.put_back(part);
@@ -278,6 +279,8 @@ impl FileData {
             return Ok(Placement { pblk, len, claim: None });
         }
         fs.split_unwritten(inode, lblk, len)?;
+        // One extent, not several that the cache of the map knows as one: so its handle knows what converting it takes.
+        let len = fs.map.lookup_extent(&inode.map_ref(&inode.map.read()), lblk, len)?.len();
         let data = Arc::clone(inode.data(fs));
         let claim = FileClaim { lblk: lblk.0, len, pblk, what: What::Convert, data };
         Ok(Placement { pblk, len, claim: Some(claim) })
@@ -414,13 +417,12 @@ impl FileData {
     /// Credits for publishing `claims`.
     fn credits(fs: &Filesystem, inode: &Inode, claims: &[FileClaim]) -> Result<u32> {
         let (kind, depth) = (inode.map_kind(), fs.depth(inode)?);
-        let runs = claims.len() as u32;
+        let conversions = claims.iter().filter(|c| matches!(c.what, What::Convert)).count() as u32;
         let map = match kind {
-            MapKind::Extents => fs.map.insert_credits(kind, depth, runs),
+            MapKind::Extents => fs.map.insert_credits(kind, depth, claims.len() as u32 - conversions),
             MapKind::Indirect => claims.iter().map(|c| fs.map.insert_credits_for(kind, depth, c.len)).sum(),
         };
-        let conversions = claims.iter().filter(|c| matches!(c.what, What::Convert)).count() as u32;
-        Ok(1 + map + if conversions > 0 { fs.map.convert_credits(kind, depth, conversions) } else { 0 })
+        Ok(1 + map + fs.map.convert_credits(kind, depth, conversions))
     }
 }
 
@@ -462,12 +464,6 @@ impl Filesystem {
         }
     }
 
-    /// Starts a handle that will write `inode`, with what its quota entries take beside `credits`.
-    pub(crate) fn start_data(&self, inode: &Inode, credits: u32) -> Result<Handle> {
-        self.quota_prepare(Self::quota_ids(inode))?;
-        Ok(self.journal.start(credits + if self.has_quotas() { 3 } else { 0 })?)
-    }
-
     /// Levels of a file's map.
     pub(crate) fn depth(&self, inode: &Inode) -> Result<u16> {
         Ok(self.map.depth(&inode.map_ref(&inode.map.read()))?)
@@ -477,7 +473,7 @@ impl Filesystem {
     pub(crate) fn split_unwritten(&self, inode: &Inode, lblk: Lblk, len: u32) -> Result<()> {
         let (kind, depth) = (inode.map_kind(), self.depth(inode)?);
         let mut spare = self.alloc.reserve(0, self.map.tree_blocks_worst(kind, depth, 2), Privilege::Pool)?;
-        let mut handle = self.start_data(inode, 2 * self.map.insert_credits(kind, depth, 1) + 1)?;
+        let mut handle = self.start_data(inode, self.map.convert_credits(kind, depth, 2) + 1)?;
         let done = (|| {
             let mut i_block = inode.map.write();
             let mut map = inode.map_mut(&mut i_block);
@@ -698,8 +694,7 @@ impl Host for FileData {
         let Ok((fs, inode)) = self.both() else { return 1 };
         let (kind, depth) = (inode.map_kind(), fs.depth(&inode).unwrap_or(5));
         let room = fs.journal.max_credits() / 4;
-        let fits =
-            |n: u32| fs.map.insert_credits(kind, depth, n) + fs.map.convert_credits(kind, depth, n) < room;
+        let fits = |n: u32| fs.map.insert_credits(kind, depth, n) < room;
         (1..=MOST_CLAIMS).rev().find(|n| fits(*n)).unwrap_or(1) as usize
     }
 

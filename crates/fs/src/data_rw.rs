@@ -10,6 +10,7 @@ use extant_sync::atomic::Ordering;
 use extant_vm::{Host, PageRefs, ReadAhead};
 
 use crate::cred::{Caps, Credentials};
+use crate::credits::ORPHAN;
 use crate::data::FileData;
 use crate::error::{Error, Result};
 use crate::filesystem::{Filesystem, Mode};
@@ -357,33 +358,39 @@ impl Filesystem {
     }
 
     fn shrink(&self, inode: &InodeRef, size: u64) -> Result<()> {
+        // What can fail comes before i_size moves.
+        self.quota_prepare(Self::quota_ids(inode))?;
+        let table = self.cache.read(inode.table.0)?;
         let data = inode.data(self);
         let guard = data.pages.exclusive();
         data.pages.truncate(&guard, &**data, size)?;
-        let mut handle = self.start_data(inode, self.free_credits(inode) + 3)?;
+        let credits = ORPHAN + self.inode_credits() + self.removal_credits(inode);
+        let mut handle = self.start_data(inode, credits)?;
         let done = (|| {
             self.orphan_add(&mut handle, inode)?;
             inode.state().raw.size = size;
-            self.write_inode(&mut handle, inode)?;
+            self.write_inode_to(&mut handle, inode, &table)?;
+            // If the blocks cannot be removed now, the next mount does it.
+            handle.keep();
             let from = size.div_ceil(u64::from(self.geo.block_size()));
             if let Ok(from) = u32::try_from(from) {
                 self.remove_blocks(&mut handle, inode, Lblk(from))?;
             }
             // Without a name it was an orphan before, and stays one until it is freed.
-            if !inode.is_dead() {
-                self.orphan_del(&mut handle, inode)?;
-            }
-            self.write_inode(&mut handle, inode)
+            if inode.is_dead() { Ok(()) } else { self.truncated(&mut handle, inode) }
         })();
         self.finish(handle, done, inode)
     }
 
-    /// Raises i_size to `size`, a hole.
-    fn extend(&self, inode: &InodeRef, size: u64) -> Result<()> {
+    /// Raises i_size to `size`, a hole. On an error it stays.
+    pub(crate) fn extend(&self, inode: &InodeRef, size: u64) -> Result<()> {
         let data = inode.data(self);
-        let guard = data.pages.exclusive();
-        data.pages.truncate(&guard, &**data, size)?;
-        self.raise_disk_size(inode, size)
+        let _guard = data.pages.exclusive();
+        data.pages.zero_tail(&**data, inode.size())?;
+        self.raise_disk_size(inode, size)?;
+        // Last, when nothing can fail any more: an i_size that the disk does not know of would be lost with nobody told.
+        data.set_size(size);
+        Ok(())
     }
 
     /// Raises i_disksize to `size` in a handle, after the block with its old end is on the device with a zeroed tail.

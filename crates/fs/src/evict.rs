@@ -1,9 +1,13 @@
 //! Freeing inodes that have no names and no users any more, and finishing truncations.
 
+use std::ops::Range;
+
+use extant_alloc::Reservation;
 use extant_format::Lblk;
 use extant_format::inode::{FileType, InodeFlags};
 use extant_journal::Handle;
 
+use crate::credits::ORPHAN;
 use crate::error::Result;
 use crate::filesystem::Filesystem;
 use crate::freeze::Level;
@@ -59,31 +63,23 @@ impl Filesystem {
 
     fn free_inode(&self, inode: &Inode) -> Result<()> {
         self.drop_data(inode);
-        let mut handle = self.journal.start(self.free_credits(inode))?;
-        match self.free_inode_in(&mut handle, inode) {
-            Ok(()) => {
-                handle.finish()?;
-                Ok(())
-            }
-            Err(e) => {
-                // What was freed so far is consistent with the inode, which is still an orphan.
-                let kept = self.write_inode(&mut handle, inode).and_then(|()| Ok(handle.finish()?));
-                kept.and(Err(e))
-            }
-        }
+        let credits = self.removal_credits(inode) + self.end_credits();
+        let mut handle = self.start_data(inode, credits)?;
+        let done = self.free_inode_in(&mut handle, inode);
+        self.finish(handle, done, inode)
     }
 
-    pub(crate) fn free_credits(&self, inode: &Inode) -> u32 {
-        let depth = self.map.depth(&inode.map_ref(&inode.map.read())).unwrap_or(5);
-        // Inode, its bitmap and descriptor, superblock or orphan slot, a neighbour in the orphan list, attribute block.
-        12 + 2 * self.map.remove_credits(inode.map_kind(), depth) + 2 * self.values_named(inode).unwrap_or(0)
-    }
-
-    /// The same in a handle that has the credits for all of it.
+    /// The same in a handle. What went before an error is whole (it is kept if the handle is dropped), and the inode still an
+    /// orphan.
     pub(crate) fn free_inode_in(&self, handle: &mut Handle, inode: &Inode) -> Result<()> {
         if self.has_map(inode) {
             self.remove_blocks(handle, inode, Lblk(0))?;
         }
+        self.shed_values(handle, inode)?;
+        handle.ensure(self.end_credits())?;
+        let table = self.cache.read(inode.table.0)?;
+        let _number = self.alloc.prepare_free_inode(inode.ino)?;
+        let _neighbour = self.orphan_neighbour(inode)?;
         self.xattr_free_all(handle, inode)?;
         self.orphan_del(handle, inode)?;
         // Before the flag goes by which a value's inode is known not to be counted.
@@ -96,10 +92,10 @@ impl Filesystem {
             state.raw.flags.remove(InodeFlags::EA_INODE);
         }
         if counted {
-            self.write_inode(handle, inode)?;
+            self.write_inode_to(handle, inode, &table)?;
             self.quota_gone(handle, inode)?;
         } else {
-            self.write_inode_uncounted(handle, inode, &self.cache.read(inode.table.0)?)?;
+            self.write_inode_uncounted(handle, inode, &table)?;
         }
         // The number may be loaded again from here on: before it can be allocated.
         self.icache.evicted(inode.ino);
@@ -118,39 +114,66 @@ impl Filesystem {
     }
 
     /// Makes a hole of everything from block `from`, over several transactions if it takes them. The inode must be an
-    /// orphan, or be dropped wholly in this handle. Nothing above rank 60 is held.
+    /// orphan, or be dropped wholly in this handle. Nothing above rank 60 is held. Credits: [`Filesystem::removal_credits`].
+    ///
+    /// What was removed before an error is whole: it is kept if the handle is dropped.
     pub(crate) fn remove_blocks(&self, handle: &mut Handle, inode: &Inode, from: Lblk) -> Result<()> {
+        let mut spare = self.alloc.no_reservation(extant_alloc::Privilege::Pool);
+        self.remove_range(handle, inode, from..Lblk(u32::MAX), &mut spare)
+    }
+
+    /// The same for a range; what splitting an extent takes comes out of `spare`.
+    pub(crate) fn remove_range(
+        &self,
+        handle: &mut Handle,
+        inode: &Inode,
+        range: Range<Lblk>,
+        spare: &mut Reservation,
+    ) -> Result<()> {
         inode.window.release();
         let content = self.content_of(inode);
-        let mut spare = self.alloc.no_reservation(extant_alloc::Privilege::Pool);
+        let table = self.cache.read(inode.table.0)?;
+        let Range { start, mut end } = range;
         loop {
             let left = {
                 let mut i_block = inode.map.write();
                 let mut map = inode.map_mut(&mut i_block);
-                let removed = self.map.remove(handle, &mut map, from..Lblk(u32::MAX), content, &mut spare)?;
+                let keep = self.inode_credits();
+                let removed = self.map.remove(handle, &mut map, start..end, content, keep, spare)?;
                 self.map_changed(inode, &i_block, removed.delta.total());
                 removed.left
             };
-            self.write_inode(handle, inode)?;
-            if left.is_none() {
-                return Ok(());
+            self.write_inode_to(handle, inode, &table)?;
+            handle.keep();
+            match left {
+                None => return Ok(()),
+                Some(left) => end = left,
             }
-            handle.restart(self.free_credits(inode))?;
+            handle.restart(self.removal_credits(inode))?;
         }
     }
 
     /// Frees what lies past i_size of a file whose truncation was interrupted, and takes it off the orphans.
     pub(crate) fn finish_truncate(&self, inode: &Inode) -> Result<()> {
-        let mut handle = self.journal.start(self.free_credits(inode))?;
-        if self.has_map(inode) {
-            let blocks = inode.size().div_ceil(u64::from(self.geo.block_size()));
-            if let Ok(from) = u32::try_from(blocks) {
-                self.remove_blocks(&mut handle, inode, Lblk(from))?;
+        let mut handle = self.start_data(inode, self.removal_credits(inode))?;
+        let done = (|| {
+            if self.has_map(inode) {
+                let blocks = inode.size().div_ceil(u64::from(self.geo.block_size()));
+                if let Ok(from) = u32::try_from(blocks) {
+                    self.remove_blocks(&mut handle, inode, Lblk(from))?;
+                }
             }
-        }
-        self.orphan_del(&mut handle, inode)?;
-        self.write_inode(&mut handle, inode)?;
-        handle.finish()?;
-        Ok(())
+            self.truncated(&mut handle, inode)
+        })();
+        self.finish(handle, done, inode)
+    }
+
+    /// Ends a truncation: nothing lies past i_size.
+    pub(crate) fn truncated(&self, handle: &mut Handle, inode: &Inode) -> Result<()> {
+        handle.ensure(ORPHAN + self.inode_credits())?;
+        let table = self.cache.read(inode.table.0)?;
+        let _neighbour = self.orphan_neighbour(inode)?;
+        self.orphan_del(handle, inode)?;
+        self.write_inode_to(handle, inode, &table)
     }
 }

@@ -106,10 +106,7 @@ impl Filesystem {
             FallocateMode::ZeroRange => self.zero_range(inode, range.clone(), cred)?,
         }
         if !keep_size && range.end > inode.size() {
-            let data = inode.data(self);
-            let guard = data.pages.exclusive();
-            data.pages.truncate(&guard, &**data, range.end)?;
-            self.raise_disk_size(inode, range.end)?;
+            self.extend(inode, range.end)?;
         }
         self.log_data(inode, 0)
     }
@@ -192,7 +189,8 @@ impl Filesystem {
         (range.start < size).then_some(range.start..end)
     }
 
-    /// Takes the range out of the cache, its edges zeroed; what the disk knows as the end of the file is brought behind it.
+    /// Takes the range out of the cache, its edges zeroed, after what the disk knows as the end of the file was brought behind it:
+    /// dropped blocks are never published, and their end with them.
     fn clear_cache(
         &self,
         inode: &Inode,
@@ -200,9 +198,12 @@ impl Filesystem {
         range: Range<u64>,
     ) -> Result<()> {
         let data = inode.data(self);
-        data.pages.punch(guard, &**data, range.clone())?;
         let end = range.end.min(inode.size());
-        if end > data.disk_size() { self.raise_disk_size(inode, end) } else { Ok(()) }
+        if end > data.disk_size() {
+            self.raise_disk_size(inode, end)?;
+        }
+        data.pages.punch(guard, &**data, range)?;
+        Ok(())
     }
 
     /// The whole blocks of a range.
@@ -216,35 +217,17 @@ impl Filesystem {
         let Some(range) = self.inside(inode, range) else { return Ok(()) };
         let data = inode.data(self);
         let guard = data.pages.exclusive();
+        // What can fail comes before anything is dropped.
+        let (kind, depth) = (inode.map_kind(), self.depth(inode)?);
+        let mut spare = self.alloc.reserve(0, self.map.tree_blocks_worst(kind, depth, 2), Privilege::Pool)?;
         self.clear_cache(inode, &guard, range.clone())?;
         let blocks = self.whole_blocks(&range);
         if blocks.start >= blocks.end {
             return Ok(());
         }
-        inode.window.release();
-        let (kind, depth) = (inode.map_kind(), self.depth(inode)?);
-        let mut spare = self.alloc.reserve(0, self.map.tree_blocks_worst(kind, depth, 2), Privilege::Pool)?;
-        let mut handle = self.start_data(inode, self.free_credits(inode))?;
-        let done = (|| {
-            let mut end = blocks.end;
-            loop {
-                let left = {
-                    let mut i_block = inode.map.write();
-                    let mut map = inode.map_mut(&mut i_block);
-                    let span = Lblk(blocks.start)..Lblk(end);
-                    let content = self.content_of(inode);
-                    let removed = self.map.remove(&mut handle, &mut map, span, content, &mut spare)?;
-                    self.map_changed(inode, &i_block, removed.delta.total());
-                    removed.left
-                };
-                self.write_inode(&mut handle, inode)?;
-                match left {
-                    None => return Ok(()),
-                    Some(from) => end = from.0,
-                }
-                handle.restart(self.free_credits(inode))?;
-            }
-        })();
+        let mut handle = self.start_data(inode, self.removal_credits(inode))?;
+        let range = Lblk(blocks.start)..Lblk(blocks.end);
+        let done = self.remove_range(&mut handle, inode, range, &mut spare);
         self.finish(handle, done, inode)
     }
 
@@ -258,7 +241,7 @@ impl Filesystem {
         while at < blocks.end {
             let run = self.map_lookup(inode, Lblk(at), blocks.end - at)?;
             if let Run::Mapped { len, unwritten: false, .. } = run {
-                let len = len.min(MOST_UNWRITTEN);
+                let len = self.one_extent(inode, at, len.min(MOST_UNWRITTEN))?;
                 self.unwrite(inode, at, len)?;
                 at += len;
             } else {
@@ -268,7 +251,12 @@ impl Filesystem {
         Ok(())
     }
 
-    /// Makes written blocks unwritten.
+    /// How many of `len` mapped blocks from `at` on are of one extent.
+    fn one_extent(&self, inode: &Inode, at: u32, len: u32) -> Result<u32> {
+        Ok(self.map.lookup_extent(&inode.map_ref(&inode.map.read()), Lblk(at), len)?.len())
+    }
+
+    /// Makes written blocks of one extent unwritten.
     fn unwrite(&self, inode: &Inode, at: u32, len: u32) -> Result<()> {
         let (kind, depth) = (inode.map_kind(), self.depth(inode)?);
         let mut spare = self.alloc.reserve(0, self.map.tree_blocks_worst(kind, depth, 2), Privilege::Pool)?;
@@ -344,8 +332,9 @@ impl Filesystem {
     /// The first piece of data at or after `offset`: written blocks, or dirty pages over a hole or unwritten blocks.
     fn next_data(&self, inode: &Inode, offset: u64, size: u64) -> Result<Option<Range<u64>>> {
         let dirty = inode.data.get().and_then(|data| data.pages.next_dirty(offset..size));
-        let limit = dirty.as_ref().map_or(size, |d| d.start);
         let block = u64::from(self.geo.block_size());
+        // A damaged size may lie past the last block that has a number: nothing is there.
+        let limit = dirty.as_ref().map_or(size, |d| d.start).min(u64::from(u32::MAX) * block);
         let mut at = offset;
         while at < limit {
             let lblk = Lblk((at / block) as u32);

@@ -9,7 +9,7 @@ use extant_format::hash::HashVersion;
 use extant_format::inode::InodeFormat;
 use extant_format::{Compat, Csum, Features, Geometry, Incompat, Ino, Lblk, Pblk, RoCompat, Superblock, Tid};
 use extant_journal::{BlockCache, Buf, Handle, Journal};
-use extant_map::{Extent, MapFs, MapKind, Run, StatusBudget};
+use extant_map::{Extent, MapFs, Run, StatusBudget};
 use extant_sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 use extant_sync::{Mutex, Rank, RwLock};
 use extant_vm::PageCache;
@@ -261,20 +261,6 @@ impl Filesystem {
         Ok(self.alloc.reserve(blocks, blocks, privilege)?)
     }
 
-    /// The same, or nothing where it is not certain that any block is needed.
-    pub(crate) fn reserve_if_possible(&self, blocks: u64, cred: &Credentials) -> Reservation {
-        self.reserve(blocks, cred).unwrap_or_else(|_| self.alloc.no_reservation(self.privilege(cred)))
-    }
-
-    /// Credits that one new metadata block of an inode takes: itself, its bitmap and descriptor, the map.
-    pub(crate) fn block_credits(&self) -> u32 {
-        1 + self.map.insert_credits(
-            if self.has_extents() { MapKind::Extents } else { MapKind::Indirect },
-            1,
-            1,
-        )
-    }
-
     /// Adds a metadata block (of a directory, a symbolic link, an attribute value) to an inode's map at `lblk`, zeroed. The
     /// caller writes the inode.
     pub(crate) fn add_meta_block(
@@ -298,21 +284,6 @@ impl Filesystem {
         Ok(self.alloc.goal_for_inode(inode.ino, false))
     }
 
-    /// A block for extended attributes, outside of any map.
-    pub(crate) fn new_xattr_block(
-        &self,
-        handle: &mut Handle,
-        inode: &Inode,
-        blocks: &mut Reservation,
-    ) -> Result<Buf> {
-        let goal = self.alloc.goal_for_inode(inode.ino, false);
-        let request = extant_alloc::ClaimRequest::plain(goal, Lblk(0), 1);
-        let mut claim = self.alloc.claim(&request, blocks)?;
-        let pblk = claim.pblk();
-        self.alloc.publish(handle, &mut claim, 1)?;
-        Ok(handle.create(pblk)?)
-    }
-
     /// Maps block `lblk` of `inode` to a newly claimed block.
     fn map_new_block(
         &self,
@@ -322,7 +293,7 @@ impl Filesystem {
         goal: Pblk,
         blocks: &mut Reservation,
     ) -> Result<Pblk> {
-        let request = extant_alloc::ClaimRequest::plain(goal, lblk, 1);
+        let request = extant_alloc::ClaimRequest::plain(goal, lblk, 1).below(MapFs::reach(inode.map_kind()));
         let mut i_block = inode.map.write();
         if let Some(pblk) = self.map.implied(&inode.map_ref(&i_block), lblk)? {
             let extent = Extent { lblk, len: 1, pblk, unwritten: false };

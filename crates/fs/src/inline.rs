@@ -4,7 +4,7 @@
 
 use extant_format::inline::{self, DATA_NAME, IBLOCK_LEN};
 use extant_format::inode::InodeFlags;
-use extant_format::xattr::{AttrSet, INDEX_SYSTEM, Value};
+use extant_format::xattr::{AreaKind, AttrSet, INDEX_SYSTEM, Value};
 use extant_journal::Handle;
 use extant_map::MapFs;
 
@@ -73,12 +73,19 @@ impl Filesystem {
         size: u64,
     ) -> Result<()> {
         let Inline { i_block, second, mut attrs, .. } = data;
+        // What can fail comes before the inode in memory changes: an error here does not abort the journal.
         attrs.set(INDEX_SYSTEM, DATA_NAME, Value::Inline(second)).map_err(|e| self.xattr_error(inode, &e))?;
+        if !attrs.fits(AreaKind::Ibody, self.ibody_len(inode)) {
+            return Err(Error::NoSpace);
+        }
+        let _table = self.cache.read(inode.table.0)?;
         *inode.map.write() = i_block;
         {
             let mut state = inode.state();
             state.raw.i_block = i_block;
             state.raw.flags.insert(InodeFlags::INLINE_DATA);
+            // A file that gets its first content has the flag of the map it does not use.
+            state.raw.flags.remove(InodeFlags::EXTENTS);
             state.size = size;
             state.raw.size = size;
         }
@@ -101,6 +108,7 @@ impl Filesystem {
 
     /// The attributes in the inode without the one that holds inline content. Under the xattr lock.
     pub(crate) fn attrs_without_inline(&self, inode: &Inode) -> Result<AttrSet> {
+        let _table = self.cache.read(inode.table.0)?;
         let mut attrs = self.ibody_attrs(inode)?;
         attrs.remove(INDEX_SYSTEM, DATA_NAME);
         Ok(attrs)

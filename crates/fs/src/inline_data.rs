@@ -6,8 +6,7 @@
 use extant_alloc::ClaimRequest;
 use extant_format::Lblk;
 use extant_format::inline::{self, IBLOCK_LEN};
-use extant_format::inode::InodeFlags;
-use extant_map::Extent;
+use extant_map::{Extent, MapFs, MapKind};
 
 use crate::cred::Credentials;
 use crate::error::{Error, Result};
@@ -136,8 +135,6 @@ impl Filesystem {
         let pages = inode.data(self);
         // Nobody may look up a block in `i_block` while it changes from a map to content.
         let _guard = (!self.is_inline(inode)).then(|| pages.pages.exclusive());
-        // A file that gets its first content has the flag of the map it does not use.
-        inode.state().raw.flags.remove(InodeFlags::EXTENTS);
         let first = content.len().min(IBLOCK_LEN);
         data.i_block = [0; IBLOCK_LEN];
         data.i_block[..first].copy_from_slice(&content[..first]);
@@ -152,11 +149,13 @@ impl Filesystem {
         let blocks = content.len().div_ceil(block) as u32;
         self.quota_admit(Self::quota_ids(inode), blocks.into(), 0, cred)?;
         let mut space = self.reserve(blocks.into(), cred)?;
+        let kind = if self.has_extents() { MapKind::Extents } else { MapKind::Indirect };
         let mut claims = Vec::new();
         let mut at = 0;
         while at < blocks {
             let goal = self.alloc.goal_for_inode(inode.ino, true);
-            let claim = self.alloc.claim(&ClaimRequest::plain(goal, Lblk(at), blocks - at), &mut space)?;
+            let request = ClaimRequest::plain(goal, Lblk(at), blocks - at).below(MapFs::reach(kind));
+            let claim = self.alloc.claim(&request, &mut space)?;
             let len = claim.len().min(blocks - at);
             let from = at as usize * block;
             let mut bytes = content[from..content.len().min(from + len as usize * block)].to_vec();
@@ -165,8 +164,6 @@ impl Filesystem {
             claims.push((at, len, claim));
             at += len;
         }
-        let kind =
-            if self.has_extents() { extant_map::MapKind::Extents } else { extant_map::MapKind::Indirect };
         let credits = 2 + self.map.insert_credits(kind, 0, claims.len().max(1) as u32);
         let mut handle = self.start_data(inode, credits)?;
         let done = (|| {

@@ -11,6 +11,7 @@
 //! | `options`, `cred`, `acl` | mount options; who asks; permission and access control lists |
 //! | `bootstrap`, `recovery`, `mount`, `mmp` | from a device to a mounted filesystem and back |
 //! | `filesystem` | what all parts share: locks, space, superblock |
+//! | `credits` | how many blocks each operation may change, and the largest of them |
 //! | `inode`, `icache`, `evict`, `orphan` | in-core inodes: reading, caching, freeing, recovering |
 //! | `dir` | names in directories: linear, hash trees, inline |
 //! | `calls`, `create`, `remove`, `rename`, `attr` | the operations |
@@ -29,7 +30,8 @@
 //! - rank 20: [`InodeRef`]'s inode lock: a directory's names (shared to look up), sizes, attributes as a whole. Parents come
 //!   before children, directories before other files, else the smaller number first;
 //! - rank 60: a journal handle. Everything that can fail for want of space or by damage is done before its first change; an
-//!   operation that fails later aborts the journal;
+//!   operation that fails later aborts the journal, unless what it did until then is whole by itself (blocks that were
+//!   removed from an orphan);
 //! - rank 70: extended attributes and inline data; rank 80: the block map; rank 95: orphans; rank 98: shards of the inode
 //!   cache, never over I/O;
 //! - single attributes are behind a leaf lock, so that `stat` waits for nobody.
@@ -43,6 +45,7 @@ mod bootstrap;
 mod calls;
 mod create;
 mod cred;
+mod credits;
 mod damage;
 mod data;
 mod data_rw;

@@ -30,7 +30,7 @@ impl Filesystem {
         let mut i_block = inode.map.write();
         let whole = Lblk(0)..Lblk(LBLK_END);
         let mut map = inode.map_mut(&mut i_block);
-        let removed = self.map.remove(handle, &mut map, whole, Content::Kept, purse)?;
+        let removed = self.map.remove(handle, &mut map, whole, Content::Kept, 0, purse)?;
         if removed.left.is_some() {
             let words = "it does not fit into one transaction";
             return Err(Error::corrupt(Place::Inode(inode.ino), CorruptKind::Map(words.into())));

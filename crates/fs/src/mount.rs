@@ -113,7 +113,8 @@ impl Filesystem {
     /// says that the filesystem is in use until [`Filesystem::unmount`].
     ///
     /// # Errors
-    /// `Incompatible` for features or options that are not supported; damage; the device's errors.
+    /// `Incompatible` for features or options that are not supported, and for writing through a journal that is too small for the
+    /// largest operation; damage; the device's errors.
     pub fn open(device: Arc<dyn BlockDevice>, setup: Setup) -> Result<Arc<Self>> {
         let sb = bootstrap::read_super(&*device, setup.options.sb)?;
         let setup = Setup { options: setup.options.over_superblock(&sb), ..setup };
@@ -146,8 +147,12 @@ impl Filesystem {
             fs.recover_to_read_only()?;
         } else if read_only {
             fs.set_mode(Mode::ReadOnly);
-        } else {
-            fs.begin()?;
+        } else if let Err(e) = fs.begin() {
+            if !fs.mount.begun.load(Ordering::Acquire) {
+                // Refused, with nothing written: and nothing is to be.
+                fs.set_mode(Mode::ReadOnly);
+            }
+            return Err(e);
         }
         match mmp {
             Some(mmp) if read_only => mmp.release()?,
@@ -159,6 +164,11 @@ impl Filesystem {
     /// A read-only mount that recovers the image: orphans are processed as for writing, then the superblock says clean. It does
     /// not count as a mount; a later one for writing does.
     fn recover_to_read_only(&self) -> Result<()> {
+        if self.check_journal_size().is_err() {
+            // The log was replayed; orphans wait for a mount with a larger one.
+            self.set_mode(Mode::ReadOnly);
+            return Ok(());
+        }
         self.mark_in_use()?;
         self.quota_open()?;
         self.process_orphans()?;
@@ -166,7 +176,11 @@ impl Filesystem {
     }
 
     /// What a mount for writing does first: orphans, and the superblock's record of the mount.
+    ///
+    /// # Errors
+    /// `Incompatible` with nothing written: the journal is too small. Damage; the device's.
     pub(crate) fn begin(&self) -> Result<()> {
+        self.check_journal_size()?;
         self.mount.begun.store(true, Ordering::Release);
         self.mark_mounted()?;
         self.quota_open()?;

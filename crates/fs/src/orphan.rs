@@ -31,8 +31,8 @@ enum Record {
 #[derive(Debug, Default)]
 struct State {
     records: FxHashMap<u32, Record>,
-    /// Blocks of the orphan file.
-    blocks: Vec<Pblk>,
+    /// Blocks of the orphan file; held, so that a slot is changed without a device.
+    blocks: Vec<Buf>,
     seed: Option<u32>,
     /// Where to look for a free slot next.
     hand: (u32, u32),
@@ -71,8 +71,8 @@ impl Orphans {
 }
 
 impl Filesystem {
-    /// Records `inode` as an orphan; once is enough. Up to three credits (a slot; or superblock and the inode itself). The
-    /// caller writes the inode afterwards.
+    /// Records `inode` as an orphan; once is enough. Credits: [`ORPHAN`](crate::credits::ORPHAN). The caller writes the
+    /// inode afterwards.
     pub(crate) fn orphan_add(&self, handle: &mut Handle, inode: &Inode) -> Result<()> {
         let mut state = self.orphans.0.lock();
         if state.records.contains_key(&inode.ino.0) {
@@ -96,8 +96,7 @@ impl Filesystem {
         let blocks = state.blocks.len() as u32;
         for step in 0..blocks {
             let block = (state.hand.0 + step) % blocks;
-            let pblk = state.blocks[block as usize];
-            let buf = self.cache.read(pblk)?;
+            let buf = state.blocks[block as usize].clone();
             let from = if step == 0 { state.hand.1 as usize } else { 0 };
             let Some(slot) = buf.with(|bytes| file::free_slot(bytes, from)) else { continue };
             self.set_slot(handle, state.seed, &buf, slot, ino)?;
@@ -121,13 +120,14 @@ impl Filesystem {
             .map_err(|e| slot_error(buf.pblk(), &e))
     }
 
-    /// Takes `inode` off the record of orphans. Up to three credits. The caller writes the inode afterwards.
+    /// Takes `inode` off the record of orphans. Credits: [`ORPHAN`](crate::credits::ORPHAN). The caller writes the inode
+    /// afterwards.
     pub(crate) fn orphan_del(&self, handle: &mut Handle, inode: &Inode) -> Result<()> {
         let mut state = self.orphans.0.lock();
         let Some(record) = state.records.remove(&inode.ino.0) else { return Ok(()) };
         let (before, after) = match record {
             Record::Slot { block, slot } => {
-                let buf = self.cache.read(state.blocks[block as usize])?;
+                let buf = state.blocks[block as usize].clone();
                 let seed = state.seed;
                 state.hand = (block, slot);
                 return self.set_slot(handle, seed, &buf, slot as usize, Ino(0));
@@ -146,6 +146,17 @@ impl Filesystem {
             *a = after;
         }
         self.relink(handle, before, after)
+    }
+
+    /// Reads what [`Self::orphan_del`] will change: as long as the result is held it stays in the cache.
+    pub(crate) fn orphan_neighbour(&self, inode: &Inode) -> Result<Option<Buf>> {
+        let record = self.orphans.0.lock().records.get(&inode.ino.0).copied();
+        match record {
+            Some(Record::List { before, .. }) if before.0 != 0 => {
+                Ok(Some(self.cache.read(self.inode_place(before)?.0)?))
+            }
+            _ => Ok(None),
+        }
     }
 
     /// Makes the orphan `before` lead to `after`, in memory and in its table block.
@@ -221,14 +232,14 @@ impl Filesystem {
         let Some(ino) = self.sb.lock().orphan_file() else { return Ok(()) };
         let inode = self.iget(ino)?;
         let blocks = inode.size() >> self.geo.log_block_size();
-        // The kernel's own limit: 512 blocks.
-        let blocks = u32::try_from(blocks).ok().filter(|b| *b <= 1 << 16);
+        // As many as e2fsprogs makes at most; all are held in memory.
+        let blocks = u32::try_from(blocks).ok().filter(|b| *b <= 512);
         let blocks =
             blocks.ok_or_else(|| Error::bad_inode(ino, "i_size of the orphan file", inode.size()))?;
         let mut places = Vec::new();
         for lblk in (0..blocks).map(Lblk) {
             match self.map_lookup(&inode, lblk, 1)? {
-                Run::Mapped { pblk, unwritten: false, .. } => places.push(pblk),
+                Run::Mapped { pblk, unwritten: false, .. } => places.push(self.cache.read(pblk)?),
                 _ => {
                     return Err(Error::corrupt(
                         Place::Inode(ino),
@@ -249,15 +260,15 @@ impl Filesystem {
             (state.blocks.clone(), state.seed)
         };
         let mut found = Vec::new();
-        for (n, pblk) in blocks.iter().enumerate() {
-            let buf = self.cache.read(*pblk)?;
-            let place = file::Place { inode_seed: seed, pblk: *pblk };
+        for (n, buf) in blocks.iter().enumerate() {
+            let pblk = buf.pblk();
+            let place = file::Place { inode_seed: seed, pblk };
             let bytes = buf.bytes();
-            file::verify(place, &bytes).map_err(|e| slot_error(*pblk, &e))?;
+            file::verify(place, &bytes).map_err(|e| slot_error(pblk, &e))?;
             for (slot, ino) in file::orphans(&bytes) {
                 if ino.0 > self.geo.inodes_count() || ino < self.geo.first_ino() {
                     return Err(Error::corrupt(
-                        Place::Block(*pblk),
+                        Place::Block(pblk),
                         CorruptKind::Orphans("an impossible inode number"),
                     ));
                 }

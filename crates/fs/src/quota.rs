@@ -166,6 +166,18 @@ impl Filesystem {
         self.quotas.get().is_some()
     }
 
+    /// Of how many kinds usage is kept.
+    pub(crate) fn quota_kinds(&self) -> u32 {
+        if !self.features.ro_compat.contains(RoCompat::QUOTA) {
+            return 0;
+        }
+        match self.quotas.get() {
+            Some(quotas) => quotas.each().count() as u32,
+            // Not opened yet: as many as there are files.
+            None => self.sb.lock().quota_inodes().into_iter().flatten().count() as u32,
+        }
+    }
+
     /// Whether an inode is counted: not the filesystem's own, not attribute values.
     pub(crate) fn is_counted(&self, inode: &Inode) -> bool {
         let ordinary = inode.ino == Ino::ROOT || inode.ino >= self.geo.first_ino();
@@ -194,7 +206,7 @@ impl Filesystem {
 
     /// Makes what the quota files count for an inode equal to what it is. Called with every write of an inode, in its handle.
     ///
-    /// Credits: one for each entry that changes (three at most; six when the owner changes).
+    /// Credits: one for each entry that changes ([`Self::quota_credits`]).
     pub(crate) fn quota_settle(&self, handle: &mut Handle, inode: &Inode) -> Result<()> {
         if !self.has_quotas() || !self.is_counted(inode) {
             return Ok(());

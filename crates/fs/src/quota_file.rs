@@ -16,7 +16,7 @@ use crate::inode::Inode;
 use crate::quota::{Entry, EntryState, Kind};
 
 /// 1 KiB blocks that one new entry may add: the levels below the root, and a data block.
-const NEW_BLOCKS: u32 = TREE_LEVELS as u32;
+pub(crate) const NEW_BLOCKS: u32 = TREE_LEVELS as u32;
 
 /// A quota file's blocks, to be read, or changed in a handle.
 struct Store<'a> {
@@ -97,8 +97,7 @@ impl Filesystem {
         }
         let most = u64::from(NEW_BLOCKS);
         let mut blocks = self.alloc.reserve(most, most, Privilege::Reserved)?;
-        // Each new block with its map, block 0, two blocks of lists, the inode.
-        let mut handle = self.journal.start(NEW_BLOCKS * self.block_credits() + 6)?;
+        let mut handle = self.journal.start(self.quota_entry_credits(self.depth(&kind.inode)?))?;
         let made = self.quota_make(kind, id, &mut handle, &mut blocks);
         self.finish(handle, made, &kind.inode)
     }

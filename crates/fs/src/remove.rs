@@ -5,6 +5,7 @@ use extant_journal::Handle;
 
 use crate::create::key;
 use crate::cred::{Access, Credentials};
+use crate::credits::UNLINK;
 use crate::dir::{Found, check_name};
 use crate::error::{Error, Result};
 use crate::filesystem::Filesystem;
@@ -53,7 +54,8 @@ impl Filesystem {
             if want_dir && !self.dir_is_empty(&victim)? {
                 return Err(Error::NotEmpty);
             }
-            let mut handle = self.journal.start(8)?;
+            let owners = [Self::quota_ids(dir), Self::quota_ids(&victim)];
+            let mut handle = self.start(&owners, UNLINK + 1)?;
             let tid = handle.tid();
             let done = self.remove_in(&mut handle, dir, &found, &victim);
             self.finish(handle, done, dir)?;
@@ -94,8 +96,8 @@ impl Filesystem {
         self.touch_dir(handle, dir)
     }
 
-    /// Takes one link away (all of a directory), records an orphan if that was the last, and writes the inode. Up to four
-    /// credits.
+    /// Takes one link away (all of a directory), records an orphan if that was the last, and writes the inode. Credits:
+    /// [`UNLINK`], with the name.
     pub(crate) fn drop_link(&self, handle: &mut Handle, victim: &InodeRef) -> Result<()> {
         let dead = {
             let mut state = victim.state();

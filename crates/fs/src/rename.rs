@@ -14,10 +14,12 @@ use rustc_hash::FxHashSet;
 
 use crate::create::key;
 use crate::cred::{Caps, Credentials};
+use crate::credits::{EXCHANGE, RENAME};
 use crate::dir::{Found, Plan, check_name};
 use crate::error::{CorruptKind, Error, Place, Result};
 use crate::filesystem::Filesystem;
 use crate::icache::InodeRef;
+use crate::quota::Ids;
 
 /// renameat2's flags.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -67,6 +69,13 @@ struct Cast {
     source: InodeRef,
     source_at: Found,
     target: Option<(InodeRef, Found)>,
+}
+
+/// `..` of a directory that moves, and of one that it is exchanged with, found before anything changes.
+#[derive(Default)]
+struct Parents {
+    source: Option<Found>,
+    target: Option<Found>,
 }
 
 impl Filesystem {
@@ -181,8 +190,9 @@ impl Filesystem {
         }
         let children = lock_children(&cast);
         self.may_rename(ends, &cast, flags, cred)?;
+        let parents = self.find_parents(ends, &cast, flags.exchange)?;
         if flags.exchange {
-            return self.exchange(ends, &cast).map(|(victim, tid)| Outcome::Done(victim, tid));
+            return self.exchange(ends, &cast, &parents).map(|(victim, tid)| Outcome::Done(victim, tid));
         }
         if self.replaces_unpublished(&cast) {
             if !published {
@@ -196,13 +206,20 @@ impl Filesystem {
             Some(_) => None,
         };
         let new_blocks = plan.as_ref().map_or(0, Plan::blocks);
+        if new_blocks > 0 {
+            self.quota_admit(Self::quota_ids(ends.to), new_blocks.into(), 0, cred)?;
+        }
+        let whiteout = flags.whiteout.then(|| self.node_owners(ends.from, FileType::CharDevice, cred));
+        if let Some(owners) = whiteout {
+            self.quota_admit(owners, 0, 1, cred)?;
+        }
         let mut blocks = self.reserve(u64::from(new_blocks), cred)?;
-        let credits = plan.as_ref().map_or(1, |p| p.credits(self)) + 14;
-        let mut handle = self.journal.start(credits)?;
+        let credits = RENAME + plan.as_ref().map_or(Ok(1), |plan| self.plan_credits(ends.to, plan))?;
+        let mut handle = self.start(&owners_of(ends, &cast, whiteout), credits)?;
         let tid = handle.tid();
         let whiteout =
             if flags.whiteout { Some(self.make_whiteout(&mut handle, ends.from, cred)?) } else { None };
-        let done = self.rename_in(&mut handle, ends, &cast, plan, whiteout.as_ref(), &mut blocks);
+        let done = self.rename_in(&mut handle, ends, (&cast, &parents), plan, whiteout.as_ref(), &mut blocks);
         self.finish(handle, done, ends.from)?;
         cast.source.note_tid(tid, true);
         drop(children);
@@ -222,6 +239,25 @@ impl Filesystem {
             None => None,
         };
         Ok(Cast { source, source_at, target })
+    }
+
+    /// `..` of a directory.
+    fn parent_entry(&self, dir: &InodeRef) -> Result<Found> {
+        let missing = || Error::corrupt(Place::Inode(dir.ino), CorruptKind::Dirent("no `..`", 0));
+        self.find(dir, b"..")?.ok_or_else(missing)
+    }
+
+    /// Finds the `..` that will change. Under the locks of the directories that move.
+    fn find_parents(&self, ends: Ends<'_>, cast: &Cast, exchange: bool) -> Result<Parents> {
+        if ends.from == ends.to {
+            return Ok(Parents::default());
+        }
+        let entry = |inode: &InodeRef| inode.is_dir().then(|| self.parent_entry(inode)).transpose();
+        let target = cast.target.as_ref().filter(|_| exchange);
+        Ok(Parents {
+            source: entry(&cast.source)?,
+            target: target.map_or(Ok(None), |(inode, _)| entry(inode))?,
+        })
     }
 
     fn may_rename(&self, ends: Ends<'_>, cast: &Cast, flags: RenameFlags, cred: &Credentials) -> Result<()> {
@@ -275,7 +311,7 @@ impl Filesystem {
         &self,
         handle: &mut Handle,
         ends: Ends<'_>,
-        cast: &Cast,
+        (cast, parents): (&Cast, &Parents),
         plan: Option<Plan>,
         whiteout: Option<&InodeRef>,
         blocks: &mut Reservation,
@@ -305,36 +341,41 @@ impl Filesystem {
             }
             self.drop_link(handle, target)?;
         }
-        self.moved(handle, source, ends.from, ends.to)?;
+        self.moved(handle, source, parents.source.as_ref(), ends.from, ends.to)?;
         self.touch_dir(handle, ends.from)?;
         if ends.from != ends.to { self.touch_dir(handle, ends.to) } else { Ok(()) }
     }
 
     /// After an inode got a name in `to` instead of `from`: its change time, and for a directory `..` and the counts.
-    fn moved(&self, handle: &mut Handle, inode: &InodeRef, from: &InodeRef, to: &InodeRef) -> Result<()> {
+    fn moved(
+        &self,
+        handle: &mut Handle,
+        inode: &InodeRef,
+        parent: Option<&Found>,
+        from: &InodeRef,
+        to: &InodeRef,
+    ) -> Result<()> {
         inode.state().raw.ctime = self.now();
-        if inode.is_dir() && from != to {
-            let parent = self
-                .find(inode, b"..")?
-                .ok_or_else(|| Error::corrupt(Place::Inode(inode.ino), CorruptKind::Dirent("no `..`", 0)))?;
-            self.redirect_name(handle, inode, &parent, (to.ino, FileType::Directory))?;
+        if let Some(parent) = parent {
+            self.redirect_name(handle, inode, parent, (to.ino, FileType::Directory))?;
             self.dec_links(from);
             self.inc_links(to);
         }
         self.write_inode(handle, inode)
     }
 
-    fn exchange(&self, ends: Ends<'_>, cast: &Cast) -> Result<(Option<InodeRef>, Tid)> {
+    fn exchange(&self, ends: Ends<'_>, cast: &Cast, parents: &Parents) -> Result<(Option<InodeRef>, Tid)> {
         let Some((target, target_at)) = &cast.target else { return Err(Error::NotFound) };
         let source = &cast.source;
-        let mut handle = self.journal.start(10)?;
+        let owners = [ends.from, ends.to, source, target].map(|inode| Self::quota_ids(inode));
+        let mut handle = self.start(&owners, EXCHANGE)?;
         let tid = handle.tid();
         let h = &mut handle;
         let done = self
             .redirect_name(h, ends.to, target_at, (source.ino, source.kind()))
             .and_then(|()| self.redirect_name(h, ends.from, &cast.source_at, (target.ino, target.kind())))
-            .and_then(|()| self.moved(h, source, ends.from, ends.to))
-            .and_then(|()| self.moved(h, target, ends.to, ends.from))
+            .and_then(|()| self.moved(h, source, parents.source.as_ref(), ends.from, ends.to))
+            .and_then(|()| self.moved(h, target, parents.target.as_ref(), ends.to, ends.from))
             .and_then(|()| self.touch_dir(h, ends.from))
             .and_then(|()| if ends.from != ends.to { self.touch_dir(h, ends.to) } else { Ok(()) });
         self.finish(handle, done, ends.from)?;
@@ -384,6 +425,14 @@ impl Ancestry {
         let first = lock_of(first, key::PARENT);
         [first, lock_of(second, key::SECOND_PARENT)]
     }
+}
+
+/// The owners of all inodes that a rename may write.
+fn owners_of(ends: Ends<'_>, cast: &Cast, whiteout: Option<Ids>) -> Vec<Ids> {
+    let target = cast.target.as_ref().map(|(inode, _)| inode);
+    let inodes = [Some(ends.from), Some(ends.to), Some(&cast.source), target];
+    let owners = inodes.into_iter().flatten().map(|inode| Filesystem::quota_ids(inode));
+    owners.chain(whiteout).collect()
 }
 
 fn lock_of<'a>(inode: &'a InodeRef, key: u64) -> WriteGuard<'a, ()> {

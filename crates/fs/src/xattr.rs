@@ -19,7 +19,7 @@ use extant_format::{Ino, Pblk};
 use extant_journal::Buf;
 
 pub use calls::XattrSet;
-pub(crate) use change::{NewAttrs, SharedBlocks};
+pub(crate) use change::{NewAttrs, SharedBlocks, XattrPlan};
 
 use crate::error::{CorruptKind, Error, Place, Result};
 use crate::filesystem::Filesystem;

@@ -17,8 +17,9 @@ use crate::{Error, Journal, Result};
 /// `finish` aborts the journal: its operation is half done, and must never be committed.
 ///
 /// # Credits
-/// One credit is one block changed for the first time in the transaction. Blocks that the transaction has already cost nothing,
-/// and neither do revoke records.
+/// One credit is one block of the log: a block changed for the first time in the transaction (those that it has already cost
+/// nothing), or as many of the handle's revoke records as fit in a block ([`Journal::revoke_credits`]). In debug builds a
+/// handle that needs more than it asked for panics, whether the transaction has room for it or not.
 #[must_use = "a handle that is dropped after a change aborts the journal"]
 pub struct Handle {
     journal: Arc<Journal>,
@@ -26,6 +27,10 @@ pub struct Handle {
     credits: u32,
     asked: u32,
     changed: bool,
+    /// Changes since it was started.
+    changes: u64,
+    /// Revoke records since its last start.
+    revoked: u32,
     open: bool,
     _held: Held,
 }
@@ -42,6 +47,8 @@ impl Handle {
             credits,
             asked: credits,
             changed: false,
+            changes: 0,
+            revoked: 0,
             open: true,
             _held: held,
         })
@@ -63,6 +70,19 @@ impl Handle {
     #[must_use]
     pub fn credits_left(&self) -> u32 {
         self.credits
+    }
+
+    /// Counts up with every change. Who compares it before and after a call that failed knows whether that left something
+    /// half done.
+    #[must_use]
+    pub fn changes(&self) -> u64 {
+        self.changes
+    }
+
+    /// Says that what was changed so far is whole, whatever comes: a handle that is dropped before its next change does not
+    /// abort the journal.
+    pub fn keep(&mut self) {
+        self.changed = false;
     }
 
     /// Changes a block under rank 100. The change becomes part of this handle's transaction. Checksums inside the block
@@ -105,11 +125,18 @@ impl Handle {
     /// Says that the metadata block `pblk` has been freed in this handle's transaction: its buffer is not written any
     /// more, a revoke record keeps recovery from writing older copies, and the buffer leaves the cache when the
     /// transaction is durable, before [`CommitObserver::committed`](crate::CommitObserver::committed) is told.
+    ///
+    /// Credits: [`Journal::revoke_credits`].
+    #[track_caller]
     pub fn revoke(&mut self, pblk: Pblk) -> Result<()> {
         self.journal.check()?;
         self.journal.check_64bit(pblk)?;
-        self.journal.reserve_for_revoke(pblk, self.asked)?;
-        self.changed = true;
+        if self.journal.revokes_per_block().is_some_and(|n| self.revoked.is_multiple_of(n)) {
+            self.use_credit()?;
+        }
+        self.revoked += 1;
+        self.note_change();
+        self.journal.running().revoke(pblk);
         self.journal.mark_begin();
         if let Some(buf) = self.journal.cache().find(pblk) {
             buf.state().forgotten = Some(self.tid);
@@ -130,6 +157,17 @@ impl Handle {
         Ok(extended)
     }
 
+    /// Sees to it that at least `credits` are left, by [`Self::extend`], else by [`Self::restart`], with all that a restart asks of
+    /// the caller.
+    #[track_caller]
+    pub fn ensure(&mut self, credits: u32) -> Result<()> {
+        match credits.saturating_sub(self.credits) {
+            0 => Ok(()),
+            more if self.extend(more)? => Ok(()),
+            _ => self.restart(credits),
+        }
+    }
+
     /// Ends this part of the operation and starts another with `credits`, maybe in a later transaction. What was changed so
     /// far may become durable without what follows. Nothing above rank 60 may be held, and what was read under such
     /// ranks must be read again.
@@ -140,6 +178,7 @@ impl Handle {
         self.tid = self.journal.enter(credits)?;
         self.credits = credits;
         self.asked = credits;
+        self.revoked = 0;
         self.open = true;
         Ok(())
     }
@@ -162,8 +201,9 @@ impl Handle {
     }
 
     /// Makes the buffer part of the transaction, preserving what an earlier one still has to write.
+    #[track_caller]
     fn join(&mut self, buf: &Buf, state: &mut State) -> Result<()> {
-        self.changed = true;
+        self.note_change();
         if state.running == Some(self.tid) && state.forgotten.is_none() {
             return Ok(());
         }
@@ -184,12 +224,19 @@ impl Handle {
         Ok(())
     }
 
+    fn note_change(&mut self) {
+        self.changed = true;
+        self.changes += 1;
+    }
+
+    #[track_caller]
     fn use_credit(&mut self) -> Result<()> {
         if self.credits > 0 {
             self.credits -= 1;
             return Ok(());
         }
         self.journal.note_overrun(self.asked);
+        assert!(!cfg!(debug_assertions), "a handle changes more blocks than the {} it asked for", self.asked);
         self.journal.running().reserve_at_once(1).map_err(|_| Error::OutOfCredits(self.asked))
     }
 }

@@ -91,7 +91,6 @@ pub(crate) struct Log {
     /// Held while the superblock is written, so that an older tail never overwrites a newer one.
     pub(crate) superblock: Mutex<Superblock>,
     pub(crate) max_credits: u64,
-    pub(crate) revoke_blocks: u32,
 }
 
 /// What rank 110 protects.
@@ -130,17 +129,9 @@ impl Log {
     fn new(place: LogPlace, sb: Superblock, max_blocks: u32) -> Self {
         let (first, end) = (sb.first(), sb.log_end());
         let format = sb.log_format();
-        let mut log = Self {
-            place,
-            format,
-            first,
-            end,
-            superblock: Mutex::new(Rank::CACHE, sb),
-            max_credits: 0,
-            revoke_blocks: ((end - first) / 32).max(2),
-        };
-        log.max_credits =
-            log.credits_in(u64::from(max_blocks.min(log.size() / 4)) + u64::from(log.revoke_blocks));
+        let mut log =
+            Self { place, format, first, end, superblock: Mutex::new(Rank::CACHE, sb), max_credits: 0 };
+        log.max_credits = log.credits_in(max_blocks.min(log.size() / 4).into());
         log
     }
 
@@ -149,10 +140,10 @@ impl Log {
         self.end - self.first
     }
 
-    /// How many blocks can surely be journalled in `blocks` of the log, beside the revoke blocks that every transaction may have.
+    /// How many credits `blocks` of the log are surely enough for.
     fn credits_in(&self, blocks: u64) -> u64 {
         let per_descriptor = self.format.tags_per_descriptor() as u64;
-        let left = blocks.saturating_sub(u64::from(self.revoke_blocks) + 2);
+        let left = blocks.saturating_sub(2);
         left - left.div_ceil(per_descriptor + 1)
     }
 
@@ -243,6 +234,22 @@ impl Journal {
     pub fn max_credits(&self) -> u32 {
         let most = self.log.as_ref().map_or(MOST_ROOM, |log| log.max_credits);
         u32::try_from(most).unwrap_or(u32::MAX)
+    }
+
+    /// Credits that a handle needs for `records` revoke records; none without a log.
+    #[must_use]
+    pub fn revoke_credits(&self, records: u32) -> u32 {
+        self.revokes_per_block().map_or(0, |n| records.div_ceil(n))
+    }
+
+    /// Revoke records that `credits` pay for.
+    #[must_use]
+    pub fn records_for(&self, credits: u32) -> u32 {
+        self.revokes_per_block().map_or(u32::MAX, |n| n.saturating_mul(credits))
+    }
+
+    pub(crate) fn revokes_per_block(&self) -> Option<u32> {
+        self.log.as_ref().map(|log| log.format.revokes_per_block() as u32)
     }
 
     /// Opens a handle that may change `credits` blocks. Counts as taking rank 60; may wait for a transaction to close, for
@@ -498,21 +505,6 @@ impl Journal {
     pub(crate) fn mark_begin(&self) {
         let now = || u64::try_from(self.options.clock.now().as_nanos()).unwrap_or(u64::MAX);
         self.running.mark_begin(now);
-    }
-
-    /// Adds a revoke record, asking for another log block where the transaction's own are used up.
-    pub(crate) fn reserve_for_revoke(&self, pblk: Pblk, asked: u32) -> Result<()> {
-        let (count, new) = self.running.revoke(pblk);
-        let Some(log) = self.log.as_ref().filter(|_| new) else { return Ok(()) };
-        let per_block = log.format.revokes_per_block() as u32;
-        let free = (log.revoke_blocks - 1) * per_block;
-        if count > free / 2 {
-            self.running.press();
-        }
-        if count > free && count % per_block == 1 && self.running.reserve_at_once(1).is_err() {
-            return Err(Error::OutOfCredits(asked));
-        }
-        Ok(())
     }
 
     #[cold]

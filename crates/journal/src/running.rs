@@ -208,12 +208,11 @@ impl Running {
         Some(self.began.load(Ordering::Relaxed)).filter(|began| *began != 0)
     }
 
-    /// Adds a revoke record. How many there are, and whether this one is new.
-    pub(crate) fn revoke(&self, pblk: Pblk) -> (u32, bool) {
-        if !self.revokes.lock().insert(pblk.0) {
-            return (self.revoke_count.load(Ordering::Relaxed), false);
+    /// Adds a revoke record.
+    pub(crate) fn revoke(&self, pblk: Pblk) {
+        if self.revokes.lock().insert(pblk.0) {
+            self.revoke_count.fetch_add(1, Ordering::Relaxed);
         }
-        (self.revoke_count.fetch_add(1, Ordering::Relaxed) + 1, true)
     }
 
     /// Takes a revoke record back: the block is metadata again in the same transaction.

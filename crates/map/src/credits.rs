@@ -2,54 +2,92 @@
 
 use extant_format::extent::{MAX_LEN, capacity};
 use extant_format::indirect::MapKind;
+use extant_journal::Journal;
 
-use crate::fs::MapFs;
+use crate::fs::{Content, MapFs};
+use crate::remove::MOST_REVOKED;
 
 impl MapFs {
-    /// Credits for publishing and mapping `runs` separate runs into a map of `depth` ([`MapFs::depth`]): bitmaps and
-    /// descriptors of data and tree blocks, and the tree. Without the inode's own block.
+    /// Credits for publishing and mapping `runs` separate runs, each at most an extent long, into a map of `depth`
+    /// ([`MapFs::depth`]): bitmaps and descriptors of data and tree blocks, and the tree. Without the inode's own block.
     #[must_use]
     pub fn insert_credits(&self, kind: MapKind, depth: u16, runs: u32) -> u32 {
-        let data = 2 * runs;
-        let levels = u32::from(depth) + 1;
         match kind {
-            // Each level: the node and its new sibling, and the sibling's bitmap and descriptor; one more for growth.
-            MapKind::Extents => data + runs.min(4) * (4 * levels + 3) + runs.saturating_sub(4) * (levels + 1),
-            // Each run: up to three indirect blocks with bitmap and descriptor, and one more for a run that crosses.
-            MapKind::Indirect => data + runs * 12,
+            MapKind::Extents => self.tree_credits(depth, runs, runs),
+            // Of a run that crosses from one branch into another: two blocks of pointers to data, two above, one at the top.
+            MapKind::Indirect => 5 * runs + self.alloc.alloc_credits(6 * runs),
         }
     }
 
-    /// Credits for mapping one run of `len` blocks into an indirect map, where each kibibyte or so of pointers is a
-    /// block of its own. For extents the length does not matter.
+    /// Credits for mapping one run of `len` blocks. In an indirect map a kibibyte of pointers or so is a block of its own.
     #[must_use]
     pub fn insert_credits_for(&self, kind: MapKind, depth: u16, len: u32) -> u32 {
         match kind {
-            MapKind::Extents => self.insert_credits(kind, depth, 1 + len / MAX_LEN),
+            MapKind::Extents => self.insert_credits(kind, depth, len.div_ceil(MAX_LEN - 1).max(1)),
             MapKind::Indirect => {
                 let per = self.geo.block_size() / 4;
-                self.insert_credits(kind, depth, 1) + 3 * (len / per + 1)
+                let nodes = 5 + len / per + len / per / per;
+                nodes + self.alloc.alloc_credits(nodes + 1)
             }
         }
     }
 
-    /// Credits for converting a range that covers at most `extents` extents. Without the inode's own block.
+    /// Credits for converting `extents` extents, or parts of them. Without the inode's own block.
     #[must_use]
     pub fn convert_credits(&self, kind: MapKind, depth: u16, extents: u32) -> u32 {
         match kind {
-            MapKind::Extents => self.insert_credits(kind, depth, extents + 2),
+            MapKind::Extents => self.tree_credits(depth, extents, 0),
             MapKind::Indirect => 0,
         }
     }
 
-    /// Credits with which one call of [`MapFs::remove`] makes progress; more let it do more. Without the inode's own
-    /// block.
+    /// Credits for `changes` changes of a leaf, each of which may split every node on its way, and for `claims` other claims. The
+    /// root grows once at most: one level more has room for more children than an operation makes.
+    fn tree_credits(&self, depth: u16, changes: u32, claims: u32) -> u32 {
+        if changes == 0 {
+            return 0;
+        }
+        let levels = u32::from(depth) + 1;
+        let made = changes * levels + 1;
+        changes * levels + made + self.alloc.alloc_credits(made + claims)
+    }
+
+    /// Credits that taking one extent out of a tree of `depth` takes beside the freeing of its blocks: the leaf and its parents, tree
+    /// blocks that go or come, and their revoke records.
+    pub(crate) fn take_credits(depth: usize) -> u32 {
+        5 * (depth as u32 + 1) + 1
+    }
+
+    /// Credits with which one call of [`MapFs::remove`] makes progress, beside those that it is to keep; more let it do more.
+    /// Without the inode's own block.
     #[must_use]
     pub fn remove_credits(&self, kind: MapKind, depth: u16) -> u32 {
-        match kind {
-            MapKind::Extents => self.alloc.free_credits(u64::from(MAX_LEN)) + 5 * (u32::from(depth) + 1),
-            MapKind::Indirect => 16,
-        }
+        // Some block groups, or half a log block of revoke records, at a time.
+        const PLENTY: u32 = 16;
+        let tree = match kind {
+            MapKind::Extents => Self::take_credits(depth.into()),
+            MapKind::Indirect => Self::EMPTIED,
+        };
+        tree + self.alloc.free_credits(MAX_LEN.into()).clamp(PLENTY / 2, PLENTY)
+    }
+
+    /// Credits that removing a run of pointers takes beside the freeing of its blocks: the block that has the pointers, three
+    /// levels that may go (each a bitmap, a descriptor and the pointer to it), and their revoke records.
+    pub(crate) const EMPTIED: u32 = 1 + 3 * Self::DROPPED;
+    /// The same for one level.
+    pub(crate) const DROPPED: u32 = 4;
+
+    /// How many blocks of one run `credits` are enough to free.
+    pub(crate) fn freeable(&self, journal: &Journal, credits: u32, content: Content) -> u32 {
+        let (records, credits) = match content {
+            Content::Data | Content::Kept => (u32::MAX, credits),
+            Content::Journalled => {
+                let least = self.alloc.free_credits(1);
+                let most = journal.revoke_credits(MOST_REVOKED).min(credits.saturating_sub(least));
+                (journal.records_for(most).min(MOST_REVOKED), credits - most)
+            }
+        };
+        self.alloc.freeable(credits).min(records)
     }
 
     /// Tree blocks (in clusters, as reservations count) that mapping `blocks` further blocks may need when every

@@ -387,14 +387,18 @@ impl Tree<'_> {
         Ok(freed + self.shrink(handle)?)
     }
 
-    /// While the root has one child whose entries fit into the root, they move there.
+    /// While the root has one child whose entries fit into the root, they move there. Not if that child cannot be read: the map is
+    /// whole without it.
     fn shrink(&mut self, handle: &mut Handle) -> Result<u32> {
         let mut freed = 0;
         loop {
             let root = self.root_node()?;
             let only = (root.len() == 1).then(|| root.index(0)).flatten();
             let (Some(index), Some(depth)) = (only, root.depth().checked_sub(1)) else { return Ok(freed) };
-            let buf = self.fs.read_node(self.ino, self.generation, index, MAX_LBLK, depth)?;
+            let read = self.fs.read_node(self.ino, self.generation, index, MAX_LBLK, depth);
+            let (Ok(buf), Ok(_held)) = (read, self.fs.alloc.prepare_free(index.child, 1)) else {
+                return Ok(freed);
+            };
             let bytes = buf.bytes();
             let child = Node::open(&bytes, self.ino, Some(buf.pblk()), Some(depth))?;
             // One entry of air, so that a file at the edge does not go up and down all the time.

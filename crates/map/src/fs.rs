@@ -10,7 +10,8 @@ use extant_journal::{BlockCache, Handle};
 use extant_sync::Arc;
 
 use crate::error::{MapError, Result};
-use crate::indirects::Indirects;
+use crate::indirects::{Indirects, POINTER_END};
+use crate::remove::Removal;
 use crate::status::{ExtentStatus, Run, Status};
 use crate::tree::{self, Tree};
 
@@ -185,6 +186,14 @@ impl MapFs {
         Ok(run.cut(max.max(1)))
     }
 
+    /// The same past the cache: the rest of one extent, never several that follow each other on the disk.
+    ///
+    /// # Errors
+    /// As [`Self::lookup`].
+    pub fn lookup_extent(&self, map: &MapRef<'_>, lblk: Lblk, max: u32) -> Result<Run> {
+        Ok(self.lookup_tree(map, lblk)?.cut(max.max(1)))
+    }
+
     /// What the tree has at `lblk`, past the cache.
     fn lookup_tree(&self, map: &MapRef<'_>, lblk: Lblk) -> Result<Run> {
         let run = match map.kind {
@@ -353,20 +362,23 @@ impl MapFs {
         Ok(Delta { data: 0, tree: i64::from(added?) })
     }
 
-    /// Makes a range a hole and frees its blocks, from its end backwards, as far as the handle's credits go: at least
-    /// one extent (or one indirect block's worth) if the handle has [`Self::remove_credits`]. With `Lblk(0)` and
+    /// Makes a range a hole and frees its blocks, from its end backwards, as far as the handle's credits go, of which `keep`
+    /// are left to the caller: some blocks at least if it has [`Self::remove_credits`] beside them. With `Lblk(0)` and
     /// `u32::MAX` everything goes and the map is empty.
     ///
     /// A range inside one extent splits it, which may take tree blocks out of `res`.
     ///
     /// # Errors
-    /// A damaged map; the allocator's; the journal's.
+    /// A damaged map; the device's; the journal's. Unless it is the journal's or damage that shows late
+    /// ([`Handle::changes`] tells), nothing was changed: what a call did before it met an error counts, and the next call
+    /// returns the error.
     pub fn remove(
         &self,
         handle: &mut Handle,
         map: &mut MapMut<'_>,
         range: Range<Lblk>,
         content: Content,
+        keep: u32,
         res: &mut Reservation,
     ) -> Result<Removed> {
         let reach = u32::try_from(self.max_blocks(map.kind)).unwrap_or(MAX_LBLK);
@@ -374,9 +386,10 @@ impl MapFs {
         if start >= end {
             return Ok(Removed { delta: Delta::default(), left: None });
         }
+        let removal = Removal { start, end, content, keep };
         let result = match map.kind {
-            MapKind::Extents => self.remove_extents(handle, map, (start, end), content, res),
-            MapKind::Indirect => Indirects::new(self, map).remove(handle, (start, end), content),
+            MapKind::Extents => self.remove_extents(handle, map, removal, res),
+            MapKind::Indirect => Indirects::new(self, map).remove(handle, removal),
         };
         match result {
             Ok(removed) => {
@@ -410,6 +423,15 @@ impl MapFs {
         match kind {
             MapKind::Extents => u64::from(MAX_LBLK),
             MapKind::Indirect => indirect::max_blocks(self.geo.block_size()).min(u64::from(MAX_LBLK)),
+        }
+    }
+
+    /// One past the last block that a map of this kind can name: where blocks for it must end.
+    #[must_use]
+    pub fn reach(kind: MapKind) -> u64 {
+        match kind {
+            MapKind::Extents => u64::MAX,
+            MapKind::Indirect => POINTER_END,
         }
     }
 

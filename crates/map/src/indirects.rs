@@ -11,14 +11,26 @@ use extant_format::{Corrupt, FormatError, Ino, Lblk, Pblk, Place};
 use extant_journal::{Buf, Handle};
 
 use crate::error::{MapError, Result};
-use crate::fs::{Content, Delta, MapFs, MapMut, Removed};
-use crate::remove::MOST_REVOKED;
+use crate::fs::{Delta, MapFs, MapMut, Removed};
+use crate::remove::Removal;
 use crate::status::Run;
+
+/// One past the last block that a pointer can name.
+pub(crate) const POINTER_END: u64 = 1 << 32;
 
 /// An indirect map that is being changed.
 pub(crate) struct Indirects<'a, 'b> {
     fs: &'a MapFs,
     map: &'a mut MapMut<'b>,
+    removed: Progress,
+}
+
+/// How far a removal came: everything from `left` to the range's end is a hole.
+struct Progress {
+    delta: Delta,
+    left: u32,
+    /// [`Handle::changes`] when that was so.
+    changes: u64,
 }
 
 /// Where a pointer is.
@@ -32,7 +44,7 @@ enum Slot {
 
 impl<'a, 'b> Indirects<'a, 'b> {
     pub(crate) fn new(fs: &'a MapFs, map: &'a mut MapMut<'b>) -> Self {
-        Self { fs, map }
+        Self { fs, map, removed: Progress { delta: Delta::default(), left: u32::MAX, changes: 0 } }
     }
 
     /// What is at `lblk`: a run of pointers in one block that follow each other, or a hole up to where something may
@@ -72,7 +84,7 @@ impl<'a, 'b> Indirects<'a, 'b> {
         if extent.unwritten {
             return Err(MapError::NoUnwritten { ino: self.map.ino });
         }
-        if extent.pblk.0 + u64::from(extent.len) > 1 << 32 {
+        if extent.pblk.0 + u64::from(extent.len) > POINTER_END {
             return Err(MapError::NotData {
                 ino: self.map.ino,
                 lblk: extent.lblk,
@@ -83,7 +95,7 @@ impl<'a, 'b> Indirects<'a, 'b> {
         let (kept, missing) = self.prepare(extent)?;
         let goal = self.fs.alloc.goal_for_inode(self.map.ino, false);
         let mut claims: Vec<Claim> = (0..missing)
-            .map(|_| self.fs.alloc.claim(&ClaimRequest::tree_block(goal), res))
+            .map(|_| self.fs.alloc.claim(&ClaimRequest::tree_block(goal).below(POINTER_END), res))
             .collect::<std::result::Result<_, _>>()?;
         let (mut at, mut added) = (extent.lblk.0, 0);
         while at < extent.end() {
@@ -193,59 +205,64 @@ impl<'a, 'b> Indirects<'a, 'b> {
     }
 
     /// Makes a range a hole, from its end, as far as the credits go.
-    pub(crate) fn remove(
-        &mut self,
-        handle: &mut Handle,
-        (start, end): (u32, u32),
-        content: Content,
-    ) -> Result<Removed> {
-        let mut delta = Delta::default();
+    pub(crate) fn remove(&mut self, handle: &mut Handle, removal: Removal) -> Result<Removed> {
+        self.removed = Progress { delta: Delta::default(), left: removal.end, changes: handle.changes() };
+        let finished = self.remove_all(handle, removal);
+        let Progress { delta, left, changes } = self.removed;
+        match finished {
+            Ok(true) => Ok(Removed { delta, left: None }),
+            Ok(false) => Ok(Removed { delta, left: Some(Lblk(left)) }),
+            // What was done before is whole, and counts. The next call will meet the error, with nothing done.
+            Err(_) if left < removal.end && handle.changes() == changes => {
+                Ok(Removed { delta, left: Some(Lblk(left)) })
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The same; false if the credits are used up.
+    fn remove_all(&mut self, handle: &mut Handle, removal: Removal) -> Result<bool> {
+        let bs = self.fs.geo.block_size();
         for slot in [TIND_BLOCK, DIND_BLOCK, IND_BLOCK] {
-            let bs = self.fs.geo.block_size();
             let level = (slot - IND_BLOCK + 1) as u8;
             let first = first_of_slot(slot, bs);
-            let (lo, hi) = (
-                u64::from(start).max(first),
-                u64::from(end).min(first + span(level, bs) * u64::from(bs / 4)),
-            );
+            let lo = u64::from(removal.start).max(first);
+            let hi = u64::from(removal.end).min(first + span(level, bs) * u64::from(bs / 4));
             let pointer = word(self.map.i_block, slot);
             if lo >= hi || pointer == 0 {
                 continue;
             }
             let branch = Branch { level, first, pointer };
-            let left = self.remove_branch(handle, &branch, (lo, hi), content, &mut delta)?;
-            if let Some(left) = left {
-                return Ok(Removed { delta, left: Some(Lblk(left as u32)) });
-            }
-            self.drop_if_empty(handle, &branch, &Slot::Root(slot), &mut delta)?;
-        }
-        let end = end.min(NDIR_BLOCKS);
-        if start < end {
-            let words: Vec<u32> = (start..end).map(|i| word(self.map.i_block, i as usize)).collect();
-            let mut at = end;
-            for (run, len) in runs_backwards(&words) {
-                if handle.credits_left() < self.fs.alloc.free_credits(u64::from(len))
-                    || revoked_enough(content, delta)
-                {
-                    return Ok(Removed { delta, left: Some(Lblk(at)) });
-                }
-                at = start + run as u32;
-                self.write_words(handle, &Slot::Root(at as usize), len, 0)?;
-                self.free_run(handle, at, words[run], len, content, &mut delta)?;
+            if !self.remove_branch(handle, &branch, (lo, hi), removal, &Slot::Root(slot))? {
+                return Ok(false);
             }
         }
-        Ok(Removed { delta, left: None })
+        let end = removal.end.min(NDIR_BLOCKS);
+        if removal.start >= end {
+            return Ok(true);
+        }
+        let words: Vec<u32> = (removal.start..end).map(|i| word(self.map.i_block, i as usize)).collect();
+        for (run, len) in runs_backwards(&words) {
+            let most = self.fs.freeable(handle.journal(), removal.budget(handle), removal.content);
+            // Twelve pointers at most: all of them or nothing.
+            if most < len {
+                return Ok(false);
+            }
+            let at = removal.start + run as u32;
+            self.free_run(handle, (at, words[run], len), &Slot::Root(at as usize), removal)?;
+        }
+        Ok(true)
     }
 
-    /// Removes `[lo, hi)` below an indirect block; returns where it had to stop.
+    /// Removes `[lo, hi)` below an indirect block, and the block if it has no pointer left; false if the credits are used up.
     fn remove_branch(
         &mut self,
         handle: &mut Handle,
         branch: &Branch,
         (lo, hi): (u64, u64),
-        content: Content,
-        delta: &mut Delta,
-    ) -> Result<Option<u64>> {
+        removal: Removal,
+        parent: &Slot,
+    ) -> Result<bool> {
         let buf = self.fs.read_indirect(self.map.ino, branch.pointer)?;
         let size = span(branch.level, self.fs.geo.block_size());
         let from = ((lo - branch.first) / size) as usize;
@@ -256,63 +273,71 @@ impl<'a, 'b> Indirects<'a, 'b> {
                 let first = branch.first + i as u64 * size;
                 let child = Branch { level: branch.level - 1, first, pointer: words[i - from] };
                 let part = (lo.max(first), hi.min(first + size));
-                // An indirect block without pointers takes credits too when it goes.
-                if handle.credits_left() < 8 || revoked_enough(content, *delta) {
-                    return Ok(Some(part.1));
+                if !self.remove_branch(handle, &child, part, removal, &Slot::Block(buf.clone(), i))? {
+                    return Ok(false);
                 }
-                if let Some(left) = self.remove_branch(handle, &child, part, content, delta)? {
-                    return Ok(Some(left));
+            }
+        } else {
+            let (first, fs) = (branch.first + from as u64, self.fs);
+            for (run, len) in runs_backwards(&words) {
+                let mut left = len;
+                while left > 0 {
+                    let budget = removal.budget(handle).saturating_sub(MapFs::EMPTIED);
+                    let now = fs.freeable(handle.journal(), budget, removal.content).min(left);
+                    if now == 0 {
+                        return Ok(false);
+                    }
+                    left -= now;
+                    let at = run + left as usize;
+                    let lblk = first as u32 + at as u32;
+                    let slot = Slot::Block(buf.clone(), from + at);
+                    self.free_run(handle, (lblk, words[run] + left, now), &slot, removal)?;
                 }
-                self.drop_if_empty(handle, &child, &Slot::Block(buf.clone(), i), delta)?;
             }
-            return Ok(None);
         }
-        let mut at = hi;
-        for (run, len) in runs_backwards(&words) {
-            // Two for the run's bitmap, and what emptied blocks above may need.
-            if handle.credits_left() < self.fs.alloc.free_credits(u64::from(len)).min(8) + 8
-                || revoked_enough(content, *delta)
-            {
-                return Ok(Some(at));
-            }
-            at = branch.first + (from + run) as u64;
-            self.write_words(handle, &Slot::Block(buf.clone(), from + run), len, 0)?;
-            self.free_run(handle, at as u32, words[run], len, content, delta)?;
-        }
-        Ok(None)
+        self.drop_if_empty(handle, &buf, parent, removal, lo as u32)
     }
 
+    /// Frees `len` blocks from `pblk` on that are mapped at `lblk`, their pointers from `slot` on.
     fn free_run(
         &mut self,
         handle: &mut Handle,
-        lblk: u32,
-        first: u32,
-        len: u32,
-        content: Content,
-        delta: &mut Delta,
+        (lblk, pblk, len): (u32, u32, u32),
+        slot: &Slot,
+        removal: Removal,
     ) -> Result<()> {
-        let gone = Extent { lblk: Lblk(lblk), len, pblk: Pblk(u64::from(first)), unwritten: false };
-        delta.data -= self.fs.free_runs(handle, self.map, &[gone], content)?;
+        let gone = [Extent { lblk: Lblk(lblk), len, pblk: Pblk(u64::from(pblk)), unwritten: false }];
+        let _held = self.fs.prepare_free(self.map.ino, &gone, removal.content)?;
+        self.write_words(handle, slot, len, 0)?;
+        self.removed.delta.data -= self.fs.free_runs(handle, self.map, &gone, removal.content)?;
+        (self.removed.left, self.removed.changes) = (lblk, handle.changes());
         Ok(())
     }
 
-    /// Frees an indirect block that has no pointer left, and clears the one to it.
+    /// Frees an indirect block that has no pointer left, and clears the one to it; false if the credits are used up. The range
+    /// from `lblk` on, which is as far as it reaches below the block, is a hole then.
     fn drop_if_empty(
         &mut self,
         handle: &mut Handle,
-        branch: &Branch,
-        slot: &Slot,
-        delta: &mut Delta,
-    ) -> Result<()> {
-        let buf = self.fs.read_indirect(self.map.ino, branch.pointer)?;
+        buf: &Buf,
+        parent: &Slot,
+        removal: Removal,
+        lblk: u32,
+    ) -> Result<bool> {
         if buf.with(|bytes| bytes.iter().any(|b| *b != 0)) {
-            return Ok(());
+            return Ok(true);
         }
-        self.write_words(handle, slot, 1, 0)?;
+        if removal.budget(handle) < MapFs::DROPPED {
+            return Ok(false);
+        }
+        let _held = self.fs.alloc.prepare_free(buf.pblk(), 1)?;
+        self.write_words(handle, parent, 1, 0)?;
         handle.revoke(buf.pblk())?;
         self.fs.alloc.free(handle, buf.pblk(), 1)?;
-        delta.tree -= i64::from(self.fs.geo.cluster_ratio());
-        Ok(())
+        self.removed.delta.tree -= i64::from(self.fs.geo.cluster_ratio());
+        self.removed.left = self.removed.left.min(lblk);
+        self.removed.changes = handle.changes();
+        Ok(true)
     }
 }
 
@@ -323,11 +348,6 @@ struct Branch {
     /// The first block that it covers.
     first: u64,
     pointer: u32,
-}
-
-/// Whether a removal of journalled content has to go on in another handle.
-fn revoked_enough(content: Content, delta: Delta) -> bool {
-    content == Content::Journalled && -delta.data >= i64::from(MOST_REVOKED)
 }
 
 impl MapFs {

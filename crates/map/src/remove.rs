@@ -1,8 +1,8 @@
 //! Removing ranges from extent trees, from the end backwards, so that what is left is always a whole map.
 
-use extant_alloc::Reservation;
-use extant_format::Lblk;
+use extant_alloc::{Reservation, ToFree};
 use extant_format::extent::{Extent, Node};
+use extant_format::{Ino, Lblk};
 use extant_journal::Handle;
 
 use crate::edit::{Pieces, part};
@@ -10,89 +10,141 @@ use crate::error::{MapError, Result};
 use crate::fs::{Content, Delta, MapFs, MapMut, Removed};
 use crate::tree::Path;
 
-/// Blocks of journalled content that one call frees: each takes a revoke record, and those take room in the log beside the
-/// handle's credits.
+/// Blocks of journalled content that one step frees: each takes a revoke record.
 pub(crate) const MOST_REVOKED: u32 = 2048;
 /// Whole extents that one step takes out of a leaf.
 const BATCH: usize = 64;
+
+/// What is to be removed, and how.
+#[derive(Clone, Copy)]
+pub(crate) struct Removal {
+    /// The first block of the range.
+    pub(crate) start: u32,
+    /// One past its last block.
+    pub(crate) end: u32,
+    pub(crate) content: Content,
+    /// Credits that stay in the handle.
+    pub(crate) keep: u32,
+}
+
+impl Removal {
+    /// Credits that a step may use.
+    pub(crate) fn budget(&self, handle: &Handle) -> u32 {
+        handle.credits_left().saturating_sub(self.keep)
+    }
+}
 
 impl MapFs {
     pub(crate) fn remove_extents(
         &self,
         handle: &mut Handle,
         map: &mut MapMut<'_>,
-        (start, end): (u32, u32),
-        content: Content,
+        removal: Removal,
         res: &mut Reservation,
     ) -> Result<Removed> {
         let mut delta = Delta::default();
-        let (lowest, mut end) = (start, end);
-        let mut limit = None;
+        let mut todo = removal;
         loop {
-            let tree = self.tree(map);
-            let path = tree.descend(Lblk(end - 1))?;
-            let Some((at, last)) = path.at().zip(tree.neighbours(&path)?.0).filter(|(_, e)| e.end() > start)
-            else {
-                return Ok(Removed { delta, left: None });
-            };
-            let cost = self.remove_cost(path.depth(), &last);
-            if handle.credits_left() < cost {
-                return Ok(Removed { delta, left: Some(Lblk(end)) });
-            }
-            let start = match content {
-                Content::Data | Content::Kept => start,
-                Content::Journalled => {
-                    let most = last.end().min(end).saturating_sub(MOST_REVOKED);
-                    start.max(*limit.get_or_insert(most))
+            let before = handle.changes();
+            match self.remove_step(handle, map, todo, res) {
+                Ok(Stepped::Done(step)) => {
+                    delta.add(step);
+                    return Ok(Removed { delta, left: None });
                 }
-            };
-            if last.end() <= start {
-                return Ok(Removed { delta, left: Some(Lblk(start)) });
+                Ok(Stepped::On(step, from)) => {
+                    delta.add(step);
+                    todo.end = from;
+                }
+                Ok(Stepped::Short) => return Ok(Removed { delta, left: Some(Lblk(todo.end)) }),
+                // What was done before is whole, and counts. The next call will meet the error, with nothing done.
+                Err(_) if todo.end < removal.end && handle.changes() == before => {
+                    return Ok(Removed { delta, left: Some(Lblk(todo.end)) });
+                }
+                Err(error) => return Err(error),
             }
-            let inside = start <= last.lblk.0 && last.end() <= end;
-            let (step, from) = if inside {
-                self.remove_whole(handle, map, &path, at, start)?
-            } else {
-                self.remove_part(handle, map, &path, at, &last, (start, end), res)?
-            };
-            delta.add(step.1);
-            delta.data -= self.free_runs(handle, map, &step.0, content)?;
-            if from <= start {
-                return Ok(Removed { delta, left: (start > lowest).then_some(Lblk(start)) });
-            }
-            end = from;
         }
     }
 
-    /// Takes out a run of whole extents that ends at entry `at`, as many as the handle has credits for.
+    /// Removes what is at the end of the range: extents of one leaf, or a part of one, as much as the credits are enough for.
+    fn remove_step(
+        &self,
+        handle: &mut Handle,
+        map: &mut MapMut<'_>,
+        todo: Removal,
+        res: &mut Reservation,
+    ) -> Result<Stepped> {
+        let tree = self.tree(map);
+        let path = tree.descend(Lblk(todo.end - 1))?;
+        let Some((at, last)) = path.at().zip(tree.neighbours(&path)?.0).filter(|(_, e)| e.end() > todo.start)
+        else {
+            return Ok(Stepped::Done(Delta::default()));
+        };
+        let budget = todo.budget(handle).saturating_sub(Self::take_credits(path.depth()));
+        let most = self.freeable(handle.journal(), budget, todo.content);
+        if most == 0 {
+            return Ok(Stepped::Short);
+        }
+        let end = last.end().min(todo.end);
+        let start = todo.start.max(end.saturating_sub(most));
+        let inside = start <= last.lblk.0 && last.end() <= todo.end;
+        let (gone, mut delta, from) = if inside {
+            self.remove_whole(handle, map, &path, at, Removal { start, ..todo }, budget)?
+        } else {
+            self.remove_part(handle, map, &path, at, &last, (start, todo.end), todo.content, res)?
+        };
+        delta.data -= self.free_runs(handle, map, &gone, todo.content)?;
+        Ok(if from <= todo.start { Stepped::Done(delta) } else { Stepped::On(delta, from) })
+    }
+
+    /// Takes out a run of whole extents that ends at entry `at`, as many as `budget` is enough for; the first of them always.
     fn remove_whole(
         &self,
         handle: &mut Handle,
         map: &mut MapMut<'_>,
         path: &Path,
         at: u16,
-        start: u32,
-    ) -> Result<(Step, u32)> {
-        let mut tree = self.tree(map);
-        let mut budget = handle.credits_left();
-        let depth = path.depth();
+        todo: Removal,
+        mut budget: u32,
+    ) -> Result<Step> {
+        let tree = self.tree(map);
+        let journal = std::sync::Arc::clone(handle.journal());
         let gone: Vec<Extent> = tree.with_leaf(path, |leaf: &Node<'_>| {
             let mut gone = Vec::new();
             for i in (0..=at).rev() {
-                let Some(extent) = leaf.extent(i).filter(|e| e.lblk.0 >= start) else { break };
-                let cost = self.remove_cost(depth, &extent);
+                let Some(extent) = leaf.extent(i).filter(|e| e.lblk.0 >= todo.start) else { break };
+                let records = if todo.content == Content::Journalled { extent.len } else { 0 };
+                let cost = self.alloc.free_credits(extent.len.into()) + journal.revoke_credits(records);
                 if gone.len() == BATCH || !gone.is_empty() && budget < cost {
                     break;
                 }
-                budget = budget.saturating_sub(self.alloc.free_credits(u64::from(extent.len)));
+                budget = budget.saturating_sub(cost);
                 gone.push(extent);
             }
             gone
         })?;
-        let first = gone.last().map_or(start, |e| e.lblk.0);
+        let _held = self.prepare_free(map.ino, &gone, todo.content)?;
+        let _nodes = self.prepare_nodes(path)?;
+        let first = gone.last().map_or(todo.start, |e| e.lblk.0);
         let count = gone.len() as u16;
-        let freed = tree.take_out(handle, path, at + 1 - count, count)?;
-        Ok(((gone, Delta { data: 0, tree: -i64::from(freed) }), first))
+        let freed = self.tree(map).take_out(handle, path, at + 1 - count, count)?;
+        Ok((gone, Delta { data: 0, tree: -i64::from(freed) }, first))
+    }
+
+    /// The same for the nodes on a way, each of which may be emptied.
+    fn prepare_nodes(&self, path: &Path) -> Result<Vec<ToFree>> {
+        path.steps.iter().map(|step| Ok(self.alloc.prepare_free(step.buf.pblk(), 1)?)).collect()
+    }
+
+    /// Reads what freeing these runs will read, so that it cannot fail once they have left the map.
+    pub(crate) fn prepare_free(&self, ino: Ino, runs: &[Extent], content: Content) -> Result<Vec<ToFree>> {
+        if content == Content::Kept {
+            return Ok(Vec::new());
+        }
+        let held = runs.iter().map(|run| {
+            self.check_data(ino, run.lblk, run.pblk, run.len)?;
+            Ok(self.alloc.prepare_free(run.pblk, run.len.into())?)
+        });
+        held.collect()
     }
 
     /// Cuts the end, the start or the middle out of one extent.
@@ -105,13 +157,15 @@ impl MapFs {
         at: u16,
         last: &Extent,
         (start, end): (u32, u32),
+        content: Content,
         res: &mut Reservation,
-    ) -> Result<(Step, u32)> {
-        let mut tree = self.tree(map);
+    ) -> Result<Step> {
         let (from, to) = (start.max(last.lblk.0), end.min(last.end()));
         let head = (from > last.lblk.0).then(|| part(last, last.lblk.0, from));
         let tail = (to < last.end()).then(|| part(last, to, last.end()));
         let gone = part(last, from, to);
+        let _held = self.prepare_free(map.ino, &[gone], content)?;
+        let mut tree = self.tree(map);
         let mut delta = Delta::default();
         match (head, tail) {
             (Some(_), Some(_)) => {
@@ -125,13 +179,7 @@ impl MapFs {
                 tree.replace(handle, path, at, 1, &Pieces::one(rest))?;
             }
         }
-        Ok(((vec![gone], delta), from))
-    }
-
-    /// Credits that taking out one extent may need: the leaf and its parents, tree blocks that go or come, the
-    /// bitmaps of its blocks.
-    fn remove_cost(&self, depth: usize, extent: &Extent) -> u32 {
-        self.alloc.free_credits(u64::from(extent.len)) + 5 * (depth as u32 + 1)
+        Ok((vec![gone], delta, from))
     }
 
     /// Frees the blocks of runs that left the map, the last first; with bigalloc a cluster goes with its last mapped block.
@@ -194,5 +242,15 @@ impl MapFs {
     }
 }
 
-/// Extents that left the tree, and what happened to the tree's own blocks.
-type Step = (Vec<Extent>, Delta);
+/// Extents that left the tree, what happened to the tree's own blocks, and the first block of them.
+type Step = (Vec<Extent>, Delta, u32);
+
+/// How far a step came.
+enum Stepped {
+    /// Nothing is left of the range.
+    Done(Delta),
+    /// The range is empty from this block on.
+    On(Delta, u32),
+    /// The credits are not enough for anything.
+    Short,
+}

@@ -143,3 +143,20 @@ fn trim_discards_what_is_free_once() {
     rig.close();
     oracle::assert_clean(&rig.image);
 }
+
+#[test]
+fn what_credits_are_enough_to_free_takes_no_more_of_them() {
+    need!(needs());
+    for args in [
+        "-t ext4 -b 1024 -O ^has_journal",
+        "-t ext4 -b 1024 -g 256 -O ^has_journal",
+        "-t ext2 -b 1024 -g 256",
+    ] {
+        let rig = Rig::new(args, 32 << 20);
+        for credits in 0..200 {
+            let most = rig.alloc.freeable(credits);
+            assert!(most == u32::MAX || rig.alloc.free_credits(most.into()) <= credits || most == 0);
+        }
+        assert!(rig.alloc.freeable(rig.alloc.free_credits(1)) > 0, "{args}");
+    }
+}

@@ -60,9 +60,9 @@ impl Plan {
         }
     }
 
-    /// Blocks of the journal for the directory alone, its inode included.
-    pub(crate) fn credits(&self, fs: &Filesystem) -> u32 {
-        let growth = fs.block_credits();
+    /// Blocks of the journal for the directory alone, whose map has `depth`, its inode included.
+    pub(crate) fn credits(&self, fs: &Filesystem, depth: u16) -> u32 {
+        let growth = fs.block_credits(depth);
         match self {
             Self::Block { .. } | Self::Inline => 2,
             plan => 2 + 4 + plan.blocks() * growth,
@@ -71,6 +71,11 @@ impl Plan {
 }
 
 impl Filesystem {
+    /// [`Plan::credits`] for `dir`.
+    pub(crate) fn plan_credits(&self, dir: &Inode, plan: &Plan) -> Result<u32> {
+        Ok(plan.credits(self, if self.is_inline(dir) { 0 } else { self.depth(dir)? }))
+    }
+
     /// Finds `name` in `dir`, or else where it will go. The caller holds the directory's lock exclusively and keeps it
     /// until the name was added.
     pub(crate) fn find_or_plan(&self, dir: &Inode, name: &[u8]) -> Result<Place> {
@@ -81,8 +86,13 @@ impl Filesystem {
             if self.find(dir, name)?.is_some() {
                 return Ok(Place::Taken);
             }
-            let plan = if self.inline_has_room(dir, name)? { Plan::Inline } else { Plan::FromInline };
-            return Ok(Place::Free(plan));
+            if self.inline_has_room(dir, name)? {
+                return Ok(Place::Free(Plan::Inline));
+            }
+            if !self.block_would_have_room(dir, name)? {
+                self.check_growth(self.geo.block_size().into(), 3)?;
+            }
+            return Ok(Place::Free(Plan::FromInline));
         }
         if self.is_indexed(dir) {
             match self.find_or_plan_in_tree(dir, name) {
@@ -110,9 +120,10 @@ impl Filesystem {
         }
         let index = blocks == 1 && self.has_dir_index() && !dir.flags().contains(InodeFlags::INDEX);
         if index {
+            self.check_growth(dir.size(), 2)?;
             return Ok(Place::Free(Plan::Index));
         }
-        self.check_growth(dir, 1)?;
+        self.check_growth(dir.size(), 1)?;
         Ok(Place::Free(Plan::Append))
     }
 
@@ -138,7 +149,7 @@ impl Filesystem {
         if let Some(plan) = room {
             return Ok(Place::Free(plan));
         }
-        self.check_growth(dir, 4)?;
+        self.check_growth(dir.size(), 4)?;
         if can_grow { Ok(Place::Free(Plan::Split)) } else { Err(Error::NoSpace) }
     }
 
@@ -156,17 +167,18 @@ impl Filesystem {
         path.frames.len() < most || path.frames.iter().any(|f| f.count < f.limit)
     }
 
-    /// Refuses growth past `max_dir_size_kb`, past what i_size can hold, and past the last logical block.
-    fn check_growth(&self, dir: &Inode, blocks: u32) -> Result<()> {
-        let size = dir.size() + u64::from(blocks) * u64::from(self.geo.block_size());
+    /// Refuses growth of a directory of `now` bytes past `max_dir_size_kb`, past what i_size can hold, and past the last logical
+    /// block.
+    fn check_growth(&self, now: u64, blocks: u32) -> Result<()> {
+        let size = now + u64::from(blocks) * u64::from(self.geo.block_size());
         let limit_kb = self.options().max_dir_size_kb;
-        if limit_kb != 0 && dir.size() >= u64::from(limit_kb) * 1024 {
+        if limit_kb != 0 && now >= u64::from(limit_kb) * 1024 {
             return Err(Error::NoSpace);
         }
         if size > u64::from(u32::MAX) && !self.has_large_dir() {
             return Err(Error::NoSpace);
         }
-        let last = u64::from(self.dir_blocks(dir)) + u64::from(blocks);
+        let last = size >> self.geo.log_block_size();
         if last > u64::from(u32::MAX) { Err(Error::NoSpace) } else { Ok(()) }
     }
 

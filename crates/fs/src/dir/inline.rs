@@ -95,6 +95,22 @@ impl Filesystem {
         Ok(vec![first, data.i_block[inline::DOTDOT_LEN..].to_vec(), data.second])
     }
 
+    /// The first block of an inline directory once it has blocks.
+    fn first_block(&self, dir: &Inode) -> Result<Vec<u8>> {
+        let data = self.inline_read(dir)?;
+        let mut block = vec![0; self.geo.block_size() as usize];
+        inline::to_block(&self.layout, &data.i_block, &data.second, dir.ino, &mut block)
+            .map_err(|e| dir_error(dir, Lblk(0), &e))?;
+        records::set_tail(&self.layout, &mut block, dir.csum_seed);
+        Ok(block)
+    }
+
+    /// Whether that block will have room for a name.
+    pub(super) fn block_would_have_room(&self, dir: &Inode, name: &[u8]) -> Result<bool> {
+        let scan = records::scan(&self.layout, &self.first_block(dir)?, name);
+        Ok(scan.map_err(|e| dir_error(dir, Lblk(0), &e))?.room.is_some())
+    }
+
     /// Moves the names of an inline directory to a first block.
     pub(super) fn convert_inline_dir(
         &self,
@@ -102,11 +118,7 @@ impl Filesystem {
         dir: &Inode,
         blocks: &mut Reservation,
     ) -> Result<()> {
-        let data = self.inline_read(dir)?;
-        let mut block = vec![0; self.geo.block_size() as usize];
-        inline::to_block(&self.layout, &data.i_block, &data.second, dir.ino, &mut block)
-            .map_err(|e| dir_error(dir, Lblk(0), &e))?;
-        records::set_tail(&self.layout, &mut block, dir.csum_seed);
+        let block = self.first_block(dir)?;
         self.inline_drop(handle, dir)?;
         {
             let mut state = dir.state();

@@ -500,7 +500,7 @@ impl<'a> Replay<'a> {
             }
             let mut map = inode.map_mut(&mut i_block);
             let span = Lblk(from)..Lblk(to);
-            let removed = self.fs.map.remove(handle, &mut map, span, Content::Kept, &mut self.purse)?;
+            let removed = self.fs.map.remove(handle, &mut map, span, Content::Kept, 0, &mut self.purse)?;
             if removed.left.is_some() {
                 return Err(bad(inode.ino, "a range with more extents than can be removed at once"));
             }

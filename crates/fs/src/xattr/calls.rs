@@ -207,18 +207,14 @@ impl Filesystem {
         if value.is_some() {
             self.need_feature(LateFeature::ExtAttr)?;
         }
-        let (blocks, mut credits) = self.xattr_needs(value.map_or(0, <[u8]>::len));
-        if self.has_ea_inode() {
-            // A block that is shared or freed changes the references of all values that it names.
-            credits += 2 * self.values_named(inode)?;
-            if value.is_some_and(|v| v.len() > self.geo.block_size() as usize) {
-                self.quota_admit(Self::quota_ids(inode), blocks, 1, cred)?;
-            }
+        let plan = self.plan_xattr(inode, (index, name), value, cred)?;
+        if let Some(value) = value.filter(|v| self.has_ea_inode() && v.len() > self.geo.block_size() as usize)
+        {
+            let blocks = 1 + (value.len() as u64).div_ceil(self.geo.block_size().into());
+            self.quota_admit(Self::quota_ids(inode), blocks, 1, cred)?;
         }
-        let mut reservation = self.reserve_if_possible(blocks, cred);
-        let mut handle = self.journal.start(credits)?;
-        // What cannot fit is found out before the first change, except the allocation of an EA inode.
-        let done = self.xattr_store(&mut handle, inode, (index, name), value, &mut reservation);
+        let mut handle = self.start_data(inode, plan.credits() + 1)?;
+        let done = self.apply_xattr(&mut handle, inode, plan);
         if index == INDEX_SECURITY {
             inode.no_file_caps.store(false, Ordering::Release);
         }

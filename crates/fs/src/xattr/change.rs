@@ -3,21 +3,29 @@
 //! An attribute goes into the inode if it fits there, else into the block, else (with `ea_inode`) its value goes into an
 //! inode of its own. A block that others share is never changed: the inode takes a copy, or joins another block that
 //! already says the same.
+//!
+//! A change has two steps. [`Filesystem::plan_xattr`] finds, under the inode's exclusive lock and without a handle, what the
+//! attributes will be, and claims the blocks for it; [`Filesystem::apply_xattr`] does it in a handle, where the only thing
+//! left to fail is an inode for a value, before anything is changed.
 
-use extant_alloc::Reservation;
+use extant_alloc::{Claim, ClaimRequest, Reservation};
 use extant_format::inode::InodeFlags;
-use extant_format::xattr::{self as format, Area, AreaKind, AttrSet, BlockHeader, MAX_REFCOUNT, Value};
-use extant_format::{Pblk, RoCompat};
+use extant_format::xattr::{
+    self as format, Area, AreaKind, AttrSet, BlockHeader, MAX_REFCOUNT, Value, XattrError,
+};
+use extant_format::{Ino, Lblk, Pblk, RoCompat};
 use extant_journal::{Buf, Error as JournalError, Handle};
 use extant_sync::atomic::Ordering;
 use extant_sync::{Mutex, Rank};
 use rustc_hash::FxHashMap;
 
+use crate::cred::Credentials;
+use crate::credits::{VALUE, VALUES_AT_ONCE, XATTR_BLOCK};
 use crate::error::{Error, Result};
 use crate::filesystem::Filesystem;
 use crate::inode::Inode;
 
-use super::value::References;
+use super::value::{NewValue, References, named};
 
 /// Attribute blocks by the hash of their content, to find one to share. A hint: what it names is checked.
 #[derive(Debug)]
@@ -56,6 +64,39 @@ impl SharedBlocks {
 /// Attributes that a new inode begins with.
 pub(crate) type NewAttrs = Vec<(u8, Vec<u8>, Vec<u8>)>;
 
+/// What a change of one attribute comes to, with everything claimed that it takes.
+pub(crate) struct XattrPlan {
+    /// The attributes in the inode and in its block, before and after.
+    before: [AttrSet; 2],
+    now: [AttrSet; 2],
+    large: Option<Large>,
+    /// A block, if one may be needed.
+    fresh: Option<Claim>,
+    values: References,
+    credits: u32,
+    _table: Buf,
+}
+
+/// A value that goes to an inode of its own.
+struct Large {
+    /// The area that names it.
+    area: usize,
+    index: u8,
+    name: Vec<u8>,
+    value: NewValue,
+}
+
+impl XattrPlan {
+    /// Credits beside the inode's own block.
+    pub(crate) fn credits(&self) -> u32 {
+        self.credits
+    }
+
+    fn changes_block(&self) -> bool {
+        self.now[1] != self.before[1]
+    }
+}
+
 impl Filesystem {
     /// Writes the attributes inside the inode, and the inode. The caller holds the xattr lock exclusively. One credit.
     pub(crate) fn write_ibody(&self, handle: &mut Handle, inode: &Inode, attrs: &AttrSet) -> Result<()> {
@@ -74,118 +115,154 @@ impl Filesystem {
         self.write_inode_to(handle, inode, &buf)
     }
 
-    /// What [`Self::xattr_store`] may need: blocks to reserve, credits.
-    pub(crate) fn xattr_needs(&self, value_len: usize) -> (u64, u32) {
-        let large = if self.has_ea_inode() { self.ea_blocks(value_len) } else { 0 };
-        let blocks = 1 + u64::from(large);
-        // Inode, both attribute blocks, an EA inode and the one it replaces, the orphan record.
-        (blocks, 12 + (1 + large) * self.block_credits())
-    }
-
-    /// How many values of the inode are in inodes of their own.
-    pub(crate) fn values_named(&self, inode: &Inode) -> Result<u32> {
-        if !self.has_ea_inode() {
-            return Ok(0);
-        }
-        let _xattr = inode.xattr.read();
-        let count =
-            |area: Option<&Area<'_>>| area.map_or(0, |a| a.entries().filter(|e| e.value_inum.0 != 0).count());
-        Ok((self.with_ibody(inode, count)? + self.with_block(inode, count)?) as u32)
-    }
-
-    /// Sets (`Some`) or removes (`None`) an attribute. The caller holds the inode lock exclusively, and has checked
-    /// that the attribute is there or not there as wanted. Writes the inode.
-    pub(crate) fn xattr_store(
+    /// Finds out what setting (`Some`) or removing (`None`) an attribute comes to. The caller holds the inode lock exclusively until
+    /// the plan was carried out, and has checked that the attribute is there or not there as wanted.
+    ///
+    /// # Errors
+    /// `NoSpace`: nowhere is room for it; damage.
+    pub(crate) fn plan_xattr(
         &self,
-        handle: &mut Handle,
         inode: &Inode,
         (index, name): (u8, &[u8]),
         value: Option<&[u8]>,
-        blocks: &mut Reservation,
-    ) -> Result<()> {
-        let _xattr = inode.xattr.write();
-        let mut body = self.ibody_attrs(inode)?;
-        let mut block = self.with_block(inode, |area| area.map_or_else(AttrSet::new, AttrSet::from_area))?;
-        let (body_before, block_before) = (body.clone(), block.clone());
-        let mut values = self.references(inode, [&body, &block])?;
-        body.remove(index, name);
-        block.remove(index, name);
-        if let Some(value) = value {
-            self.place(handle, inode, (index, name), value, (&mut body, &mut block), blocks)?;
+        cred: &Credentials,
+    ) -> Result<XattrPlan> {
+        let (before, values, own, _table) = {
+            let _xattr = inode.xattr.read();
+            let held = |area: Option<&Area<'_>>| area.map_or_else(AttrSet::new, AttrSet::from_area);
+            let before = [self.ibody_attrs(inode)?, self.with_block(inode, held)?];
+            let values = self.references(inode, [&before[0], &before[1]])?;
+            let own = self.xattr_block(inode)?.map(|buf| buf.with(refcount));
+            (before, values, own, self.cache.read(inode.table.0)?)
+        };
+        let mut now = before.clone();
+        now.iter_mut().for_each(|set| drop(set.remove(index, name)));
+        let lens = self.area_lens(inode);
+        let large = match value {
+            Some(value) => self.place(inode, lens, (index, name), value, &mut now, cred)?,
+            None => None,
+        };
+        let mut plan = XattrPlan { before, now, large, fresh: None, values, credits: 0, _table };
+        plan.credits = self.xattr_credits(&plan, own);
+        if plan.changes_block() && !plan.now[1].is_empty() && (own != Some(1) || plan.large.is_some()) {
+            plan.fresh = match self.claim_xattr_block(inode, cred) {
+                // A block that says the same may be found, and nothing is changed before that is known.
+                Err(Error::NoSpace) if plan.large.is_none() => None,
+                fresh => Some(fresh?),
+            };
         }
-        self.count_values(inode, [&body_before, &block_before], [&body, &block]);
-        values.left(&body_before);
-        values.joined(&body);
-        if block != block_before {
-            self.store_block(handle, inode, (&block_before, block), &mut values, blocks)?;
+        Ok(plan)
+    }
+
+    /// Credits of a change, the inode's own block apart: an attribute block that is left or joined, a new one, a value and its
+    /// inode, the references of values. `own`: how many inodes share the block that there is.
+    fn xattr_credits(&self, plan: &XattrPlan, own: Option<u32>) -> u32 {
+        let [before, now] = [&plan.before[1], &plan.now[1]].map(|set| named(set).count() as u32);
+        // The value that goes and another one; leaving a block that stays is a reference for each value of the copy.
+        let values = if own.is_some_and(|n| n > 1) && plan.changes_block() { before + now } else { 2 };
+        let values = if self.has_ea_inode() { VALUE * values } else { 0 };
+        2 * XATTR_BLOCK + values + plan.large.as_ref().map_or(0, |large| large.value.credits())
+    }
+
+    /// Bytes for attributes inside the inode, and in a block.
+    fn area_lens(&self, inode: &Inode) -> [usize; 2] {
+        let body = if inode.state().raw.extra_isize == 0 { 0 } else { self.ibody_len(inode) };
+        [body, self.geo.block_size() as usize]
+    }
+
+    /// Carries out a plan, and writes the inode. Credits: the plan's, and the inode's.
+    ///
+    /// # Errors
+    /// `NoSpace` with nothing changed; the journal's.
+    pub(crate) fn apply_xattr(&self, handle: &mut Handle, inode: &Inode, plan: XattrPlan) -> Result<()> {
+        let changes_block = plan.changes_block();
+        let XattrPlan { before, mut now, large, fresh, mut values, .. } = plan;
+        let _xattr = inode.xattr.write();
+        if let Some(Large { area, index, name, value }) = large {
+            let stored = self.ea_create(handle, inode, value)?;
+            now[area].set(index, &name, stored).map_err(|e| self.xattr_error(inode, &e))?;
+        }
+        values.left(&before[0]);
+        values.joined(&now[0]);
+        if changes_block {
+            self.store_block(handle, inode, (&before[1], now[1].clone()), &mut values, fresh)?;
         }
         self.settle_references(handle, values)?;
+        self.count_values(inode, [&before[0], &before[1]], [&now[0], &now[1]]);
         inode.state().raw.ctime = self.now();
-        if body != body_before {
-            self.write_ibody(handle, inode, &body)
-        } else {
+        if now[0] == before[0] {
             self.write_inode(handle, inode)
+        } else {
+            self.write_ibody(handle, inode, &now[0])
         }
     }
 
-    /// Adds an attribute to the area that has room for it.
+    /// Adds an attribute to the area that has room for it, of which there are `lens` bytes. The value is returned that goes to an
+    /// inode of its own.
     fn place(
         &self,
-        handle: &mut Handle,
         inode: &Inode,
+        lens: [usize; 2],
         (index, name): (u8, &[u8]),
         value: &[u8],
-        (body, block): (&mut AttrSet, &mut AttrSet),
-        blocks: &mut Reservation,
-    ) -> Result<()> {
-        let fits = |set: &AttrSet, kind, len: usize, value: &Value| -> Result<Option<AttrSet>> {
-            let mut with = set.clone();
-            with.set(index, name, value.clone()).map_err(|e| self.xattr_error(inode, &e))?;
-            Ok(with.fits(kind, len).then_some(with))
-        };
-        let block_len = self.geo.block_size() as usize;
-        let body_len = if inode.state().raw.extra_isize == 0 { 0 } else { self.ibody_len(inode) };
-        let mut stored = Value::Inline(value.to_vec());
-        for large in [false, true] {
-            if large {
-                if !self.has_ea_inode() || value.is_empty() {
-                    break;
-                }
-                // Only made when the entry itself has room.
-                let probe = Value::EaInode { ino: inode.ino, size: value.len() as u32, hash: 0 };
-                let room = fits(body, AreaKind::Ibody, body_len, &probe)?.is_some()
-                    || fits(block, AreaKind::Block, block_len, &probe)?.is_some();
-                // The value's blocks and an attribute block must be there before the first change.
-                let enough = blocks.data() > u64::from(self.ea_blocks(value.len()));
-                if !room || !enough {
-                    break;
-                }
-                let holder = self.ea_create(handle, inode, value, blocks)?;
-                let hash = format::ea_inode_hash(self.csum.seed(), value);
-                stored = Value::EaInode { ino: holder.ino, size: value.len() as u32, hash };
-            }
-            if let Some(with) = fits(body, AreaKind::Ibody, body_len, &stored)? {
-                *body = with;
-                return Ok(());
-            }
-            if let Some(with) = fits(block, AreaKind::Block, block_len, &stored)? {
-                *block = with;
-                return Ok(());
-            }
+        sets: &mut [AttrSet; 2],
+        cred: &Credentials,
+    ) -> Result<Option<Large>> {
+        let here = Value::Inline(value.to_vec());
+        if place_in(sets, lens, (index, name), &here).map_err(|e| self.xattr_error(inode, &e))?.is_some() {
+            return Ok(None);
         }
-        Err(Error::NoSpace)
+        if !self.has_ea_inode() || value.is_empty() {
+            return Err(Error::NoSpace);
+        }
+        // The number is known once the inode is there.
+        let there = Value::EaInode { ino: Ino(u32::MAX), size: value.len() as u32, hash: 0 };
+        let area = place_in(sets, lens, (index, name), &there).map_err(|e| self.xattr_error(inode, &e))?;
+        let area = area.ok_or(Error::NoSpace)?;
+        Ok(Some(Large { area, index, name: name.to_vec(), value: self.plan_value(inode, value, cred)? }))
+    }
+
+    /// Finds places for the first attributes of a new inode, none of which goes to an inode of its own.
+    ///
+    /// # Errors
+    /// `NoSpace`: they do not fit.
+    pub(crate) fn place_new(&self, dir: &Inode, attrs: &NewAttrs) -> Result<[AttrSet; 2]> {
+        let mut sets = [AttrSet::new(), AttrSet::new()];
+        let size = usize::from(self.inode_format.inode_size());
+        let body = size.saturating_sub(128 + usize::from(self.want_extra_isize));
+        let body = if self.want_extra_isize == 0 { 0 } else { body };
+        for (index, name, value) in attrs {
+            let lens = [body, self.geo.block_size() as usize];
+            let placed = place_in(&mut sets, lens, (*index, name), &Value::Inline(value.clone()));
+            placed.map_err(|e| self.xattr_error(dir, &e))?.ok_or(Error::NoSpace)?;
+        }
+        Ok(sets)
+    }
+
+    /// A block for attributes, taken in memory.
+    fn claim_xattr_block(&self, inode: &Inode, cred: &Credentials) -> Result<Claim> {
+        let mut purse = self.alloc.reserve(1, 0, self.privilege(cred))?;
+        self.xattr_claim(inode, &mut purse)
+    }
+
+    fn xattr_claim(&self, inode: &Inode, purse: &mut Reservation) -> Result<Claim> {
+        let goal = self.alloc.goal_for_inode(inode.ino, false);
+        Ok(self.alloc.claim(&ClaimRequest::plain(goal, Lblk(0), 1), purse)?)
     }
 
     /// Makes `attrs` the content of the inode's attribute block, which had `before`: in place, in a new block, in one that it
     /// shares, or in none. The caller writes the inode, and settles the references of `values`: each block has its own, however
-    /// many inodes share it.
+    /// many inodes share it. Credits: twice [`XATTR_BLOCK`].
+    ///
+    /// # Errors
+    /// `NoSpace` with nothing changed, if a new block is needed and `fresh` is none.
     fn store_block(
         &self,
         handle: &mut Handle,
         inode: &Inode,
         (before, mut attrs): (&AttrSet, AttrSet),
         values: &mut References,
-        blocks: &mut Reservation,
+        fresh: Option<Claim>,
     ) -> Result<()> {
         let old = self.xattr_block(inode)?;
         if attrs.is_empty() {
@@ -197,7 +274,9 @@ impl Filesystem {
         let mut bytes = vec![0; self.geo.block_size() as usize];
         attrs.write_block(&mut bytes, 1).map_err(|e| self.xattr_error(inode, &e))?;
         let hash = BlockHeader::read(&bytes).map_err(|e| self.xattr_error(inode, &e))?.hash;
-        if let Some(shared) = self.join_block(handle, hash, &bytes)? {
+        // Joining one that names values would be a reference to each of them less: more than there are credits for.
+        let may_join = named(&attrs).next().is_none();
+        if may_join && let Some(shared) = self.join_block(handle, hash, &bytes)? {
             if self.leave_block(handle, inode, old)? {
                 values.left(before);
             }
@@ -213,7 +292,9 @@ impl Filesystem {
             values.joined(&attrs);
             return Ok(());
         }
-        let buf = self.new_xattr_block(handle, inode, blocks)?;
+        let mut claim = fresh.ok_or(Error::NoSpace)?;
+        self.alloc.publish(handle, &mut claim, 1)?;
+        let buf = handle.create(claim.pblk())?;
         if self.leave_block(handle, inode, old)? {
             values.left(before);
         }
@@ -294,6 +375,7 @@ impl Filesystem {
         let Some(buf) = old else { return Ok(false) };
         let pblk = buf.pblk();
         let hash = buf.with(|b| BlockHeader::read(b).map(|h| h.hash).unwrap_or(0));
+        let _held = self.alloc.prepare_free(pblk, 1)?;
         let last = handle.modify(&buf, |place| {
             let count = BlockHeader::read(place).map_or(1, |h| h.refcount);
             if count <= 1 {
@@ -368,6 +450,48 @@ impl Filesystem {
         inode.counted = crate::quota::counted(Self::quota_ids(inode), sectors, inodes);
     }
 
+    /// Drops attribute values of an inode that is going away until so few are left that they go with the rest
+    /// ([`Filesystem::xattr_free_all`]), in handles of their own. The inode is recorded as an orphan; nothing above rank 60 is held.
+    pub(crate) fn shed_values(&self, handle: &mut Handle, inode: &Inode) -> Result<()> {
+        while self.has_ea_inode() && self.shed_some(handle, inode)? {
+            handle.keep();
+            handle.ensure(self.end_credits())?;
+        }
+        Ok(())
+    }
+
+    /// Drops some values, if there are many; whether there were.
+    fn shed_some(&self, handle: &mut Handle, inode: &Inode) -> Result<bool> {
+        let _xattr = inode.xattr.write();
+        let held = |area: Option<&Area<'_>>| area.map_or_else(AttrSet::new, AttrSet::from_area);
+        let before = [self.ibody_attrs(inode)?, self.with_block(inode, held)?];
+        let own = self.xattr_block(inode)?.is_some_and(|buf| buf.with(refcount) == 1);
+        let mut now = before.clone();
+        let mut gone = 0;
+        for (area, set) in before.iter().enumerate().filter(|(area, _)| *area == 0 || own) {
+            let many = set.iter().filter(|attr| matches!(attr.value, Value::EaInode { .. }));
+            for attr in many {
+                gone += 1;
+                if gone <= VALUES_AT_ONCE {
+                    now[area].remove(attr.index, &attr.name);
+                }
+            }
+        }
+        if gone <= VALUES_AT_ONCE {
+            return Ok(false);
+        }
+        let mut values = self.references(inode, [&before[0], &before[1]])?;
+        values.left(&before[0]);
+        values.joined(&now[0]);
+        if now[1] != before[1] {
+            self.store_block(handle, inode, (&before[1], now[1].clone()), &mut values, None)?;
+        }
+        self.settle_references(handle, values)?;
+        self.count_values(inode, [&before[0], &before[1]], [&now[0], &now[1]]);
+        self.write_ibody(handle, inode, &now[0])?;
+        Ok(true)
+    }
+
     /// Frees every attribute of an inode that is going away. The caller writes the inode afterwards.
     pub(crate) fn xattr_free_all(&self, handle: &mut Handle, inode: &Inode) -> Result<()> {
         let _xattr = inode.xattr.write();
@@ -383,27 +507,43 @@ impl Filesystem {
         self.settle_references(handle, values)
     }
 
-    /// Gives a new inode, which nobody else sees yet, its first attributes, and writes it.
+    /// Gives a new inode, which nobody else sees yet, its first attributes ([`Filesystem::place_new`]), and writes it.
     pub(crate) fn xattr_init(
         &self,
         handle: &mut Handle,
         inode: &Inode,
-        attrs: &NewAttrs,
+        [body, block]: &[AttrSet; 2],
         blocks: &mut Reservation,
     ) -> Result<()> {
         let _xattr = inode.xattr.write();
-        let mut body = self.ibody_attrs(inode)?;
-        let (mut block, none) = (AttrSet::new(), AttrSet::new());
-        for (index, name, value) in attrs {
-            self.place(handle, inode, (*index, name), value, (&mut body, &mut block), blocks)?;
-        }
-        self.count_values(inode, [&none, &none], [&body, &block]);
-        let mut values = References::default();
-        values.joined(&body);
         if !block.is_empty() {
-            self.store_block(handle, inode, (&none, block), &mut values, blocks)?;
+            let fresh = self.xattr_claim(inode, blocks)?;
+            let mut values = References::default();
+            self.store_block(handle, inode, (&AttrSet::new(), block.clone()), &mut values, Some(fresh))?;
         }
-        self.settle_references(handle, values)?;
-        self.write_ibody(handle, inode, &body)
+        self.write_ibody(handle, inode, body)
     }
+}
+
+/// Puts an attribute into the first area that has room for it; which that is.
+fn place_in(
+    sets: &mut [AttrSet; 2],
+    lens: [usize; 2],
+    (index, name): (u8, &[u8]),
+    value: &Value,
+) -> Result<Option<usize>, XattrError> {
+    for (area, kind) in [AreaKind::Ibody, AreaKind::Block].into_iter().enumerate() {
+        let mut with = sets[area].clone();
+        with.set(index, name, value.clone())?;
+        if with.fits(kind, lens[area]) {
+            sets[area] = with;
+            return Ok(Some(area));
+        }
+    }
+    Ok(None)
+}
+
+/// How many inodes have an attribute block.
+fn refcount(block: &[u8]) -> u32 {
+    BlockHeader::read(block).map_or(0, |header| header.refcount)
 }

@@ -3,13 +3,15 @@
 //! Such an inode has no name, one flag and one link; it counts references in fields it does not need (kernel ext4
 //! documentation, "Large Extended Attribute Values"). Its blocks are metadata buffers.
 
-use extant_alloc::Reservation;
+use extant_alloc::{Claim, ClaimRequest, Reservation};
 use extant_format::inode::{FileType, Inode as RawInode, InodeFlags};
 use extant_format::xattr::{AttrSet, Value, ea_inode_hash};
-use extant_format::{Ino, Lblk};
-use extant_journal::Handle;
-use extant_map::Run;
+use extant_format::{Ino, Lblk, Pblk};
+use extant_journal::{Buf, Handle};
+use extant_map::{Extent, MapFs, MapKind, Run};
 
+use crate::cred::Credentials;
+use crate::credits::NEW_INODE;
 use crate::error::{CorruptKind, Error, Place, Result};
 use crate::filesystem::Filesystem;
 use crate::icache::InodeRef;
@@ -55,27 +57,49 @@ impl Filesystem {
         Ok(value)
     }
 
-    /// Blocks of a value of `len` bytes.
-    pub(super) fn ea_blocks(&self, len: usize) -> u32 {
-        (len as u64).div_ceil(u64::from(self.geo.block_size())) as u32
+    /// Claims the blocks of a value for an attribute of `owner`.
+    ///
+    /// # Errors
+    /// `NoSpace`.
+    pub(super) fn plan_value(&self, owner: &Inode, value: &[u8], cred: &Credentials) -> Result<NewValue> {
+        let blocks = (value.len() as u64).div_ceil(u64::from(self.geo.block_size())) as u32;
+        let kind = if self.has_extents() { MapKind::Extents } else { MapKind::Indirect };
+        let tree = self.map.tree_blocks_worst(kind, 0, blocks.into());
+        let mut purse = self.alloc.reserve(blocks.into(), tree, self.privilege(cred))?;
+        let (mut claims, mut at) = (Vec::new(), 0);
+        while at < blocks {
+            let goal = self.alloc.goal_for_inode(owner.ino, false);
+            let request = ClaimRequest::plain(goal, Lblk(at), blocks - at).below(MapFs::reach(kind));
+            let claim = self.alloc.claim(&request, &mut purse)?;
+            let len = claim.len().min(blocks - at);
+            claims.push((at, len, claim));
+            at += len;
+        }
+        let map = match kind {
+            MapKind::Extents => self.map.insert_credits(kind, 0, claims.len() as u32),
+            MapKind::Indirect => {
+                claims.iter().map(|(_, len, _)| self.map.insert_credits_for(kind, 0, *len)).sum()
+            }
+        };
+        Ok(NewValue { bytes: value.to_vec(), claims, purse, credits: NEW_INODE + blocks + map })
     }
 
-    /// Makes an inode that holds `value`, with one reference, for an attribute of `owner`.
-    pub(super) fn ea_create(
-        &self,
-        handle: &mut Handle,
-        owner: &Inode,
-        value: &[u8],
-        blocks: &mut Reservation,
-    ) -> Result<InodeRef> {
+    /// Makes an inode that holds a value, with one reference, for an attribute of `owner`. What that says of it.
+    ///
+    /// # Errors
+    /// `NoSpace` if there is no inode, with nothing changed; the journal's.
+    pub(super) fn ea_create(&self, handle: &mut Handle, owner: &Inode, value: NewValue) -> Result<Value> {
+        let NewValue { bytes, claims, mut purse, .. } = value;
         let (uid, gid) = {
             let state = owner.state();
             (state.raw.uid, state.raw.gid)
         };
+        let hash = ea_inode_hash(self.csum.seed(), &bytes);
         let mut raw = RawInode {
             mode: FileType::Regular.mode_bits() | 0o600,
             uid,
             gid,
+            size: bytes.len() as u64,
             links_count: 1,
             flags: InodeFlags::EA_INODE,
             ..RawInode::default()
@@ -83,27 +107,34 @@ impl Filesystem {
         raw.mtime = self.now();
         raw.crtime = raw.mtime;
         raw.set_ea_refcount(1);
-        raw.set_ea_hash(ea_inode_hash(self.csum.seed(), value));
+        raw.set_ea_hash(hash);
         let inode = self.new_inode_of(handle, owner.ino, raw, FileType::Regular)?;
         let block_size = self.geo.block_size() as usize;
-        for (n, part) in value.chunks(block_size).enumerate() {
-            let buf = self.add_meta_block(handle, &inode, Lblk(n as u32), blocks)?;
-            handle.modify(&buf, |bytes| bytes[..part.len()].copy_from_slice(part))?;
-        }
-        {
-            let mut state = inode.state();
-            state.size = value.len() as u64;
-            state.raw.size = state.size;
+        let mut parts = bytes.chunks(block_size);
+        for (lblk, len, mut claim) in claims {
+            self.alloc.publish(handle, &mut claim, len)?;
+            let extent = Extent { lblk: Lblk(lblk), len, pblk: claim.pblk(), unwritten: false };
+            let mut i_block = inode.map.write();
+            let mut map = inode.map_mut(&mut i_block);
+            let delta = self.map.insert(handle, &mut map, extent, &mut purse)?;
+            self.map_changed(&inode, &i_block, delta.total());
+            drop(i_block);
+            for (n, part) in (0..u64::from(len)).zip(&mut parts) {
+                let buf = handle.create(Pblk(extent.pblk.0 + n))?;
+                handle.modify(&buf, |block| block[..part.len()].copy_from_slice(part))?;
+            }
         }
         self.write_inode(handle, &inode)?;
-        Ok(inode)
+        Ok(Value::EaInode { ino: inode.ino, size: bytes.len() as u32, hash })
     }
 
     /// The inodes of the values that these attributes of `owner` name, read before the first change.
     pub(super) fn references(&self, owner: &Inode, sets: [&AttrSet; 2]) -> Result<References> {
         let mut values = References::default();
         for ino in sets.into_iter().flat_map(named) {
-            values.known.push((ino, self.ea_inode(owner, ino)?));
+            let inode = self.ea_inode(owner, ino)?;
+            let table = self.cache.read(inode.table.0)?;
+            values.known.push((ino, inode, table));
         }
         Ok(values)
     }
@@ -112,7 +143,9 @@ impl Filesystem {
     pub(super) fn settle_references(&self, handle: &mut Handle, values: References) -> Result<()> {
         for (ino, change) in values.changes {
             // A value that was just made has its first reference, and is not known here.
-            let Some((_, inode)) = values.known.iter().find(|(known, _)| *known == ino) else { continue };
+            let Some((_, inode, table)) = values.known.iter().find(|(known, ..)| *known == ino) else {
+                continue;
+            };
             if change == 0 {
                 continue;
             }
@@ -129,9 +162,26 @@ impl Filesystem {
                 inode.set_dead(true);
                 self.orphan_add(handle, inode)?;
             }
-            self.write_inode(handle, inode)?;
+            self.write_inode_to(handle, inode, table)?;
         }
         Ok(())
+    }
+}
+
+/// A value on its way into an inode of its own: its blocks are claimed.
+pub(super) struct NewValue {
+    bytes: Vec<u8>,
+    /// First block of the value, blocks, and where they are.
+    claims: Vec<(u32, u32, Claim)>,
+    /// For tree blocks.
+    purse: Reservation,
+    credits: u32,
+}
+
+impl NewValue {
+    /// Credits for making the inode.
+    pub(super) fn credits(&self) -> u32 {
+        self.credits
     }
 }
 
@@ -139,7 +189,8 @@ impl Filesystem {
 /// names the value, and by an attribute block that does, however many inodes share it.
 #[derive(Default)]
 pub(super) struct References {
-    known: Vec<(Ino, InodeRef)>,
+    /// With their blocks of the inode table, so that writing them needs no device.
+    known: Vec<(Ino, InodeRef, Buf)>,
     changes: Vec<(Ino, i64)>,
 }
 
@@ -163,7 +214,7 @@ impl References {
 }
 
 /// The inodes that attributes have their values in.
-fn named(attrs: &AttrSet) -> impl Iterator<Item = Ino> + '_ {
+pub(super) fn named(attrs: &AttrSet) -> impl Iterator<Item = Ino> + '_ {
     attrs.iter().filter_map(|attr| match attr.value {
         Value::EaInode { ino, .. } => Some(ino),
         Value::Inline(_) => None,

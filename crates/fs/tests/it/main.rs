@@ -38,6 +38,8 @@ mod recover;
 #[cfg(not(feature = "shuttle"))]
 mod settings;
 #[cfg(not(feature = "shuttle"))]
+mod small_journal;
+#[cfg(not(feature = "shuttle"))]
 mod speed;
 #[cfg_attr(feature = "shuttle", expect(dead_code, reason = "the explored scenarios use a part of it"))]
 mod support;
@@ -45,3 +47,5 @@ mod support;
 mod threads;
 #[cfg(not(feature = "shuttle"))]
 mod values;
+#[cfg(not(feature = "shuttle"))]
+mod whole;

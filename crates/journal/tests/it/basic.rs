@@ -284,3 +284,57 @@ fn a_block_that_could_not_be_read_is_read_again() {
     assert!(cache.cached(Pblk(7)).is_none());
     assert!(cache.read(Pblk(7)).is_ok());
 }
+
+#[test]
+fn revoke_records_take_credits_and_as_many_as_there_are_fit_the_log() {
+    let setup = Setup::default();
+    let device = setup.device();
+    let journal = setup.open(&device);
+    let most = journal.max_credits();
+    let records = journal.records_for(most);
+    assert_eq!(journal.revoke_credits(records), most);
+    for _ in 0..3 {
+        let mut handle = journal.start(most).unwrap();
+        (0..u64::from(records)).for_each(|n| handle.revoke(Pblk(100_000 + n)).unwrap());
+        assert_eq!(handle.credits_left(), 0);
+        handle.finish().unwrap();
+    }
+    journal.commit_all().unwrap();
+    assert!(!journal.is_aborted());
+    assert!(journal.stats().commits >= 3);
+}
+
+#[test]
+#[cfg(debug_assertions)]
+#[should_panic(expected = "more blocks than the 1 it asked for")]
+fn a_handle_that_needs_more_than_it_asked_for_is_found_out() {
+    let setup = Setup::default();
+    let journal = setup.open(&setup.device());
+    let mut handle = journal.start(1).unwrap();
+    for n in 0..2 {
+        let buf = handle.create(Pblk(n)).unwrap();
+        handle.modify(&buf, |b| b.fill(7)).unwrap();
+    }
+}
+
+#[test]
+fn what_a_handle_says_to_keep_is_kept_when_it_is_dropped() {
+    let setup = Setup::default();
+    let device = setup.device();
+    let journal = setup.open(&device);
+    let buf = journal.cache().read(Pblk(2)).unwrap();
+    let mut handle = journal.start(2).unwrap();
+    handle.modify(&buf, |b| b.fill(2)).unwrap();
+    let changes = handle.changes();
+    handle.keep();
+    assert_eq!(handle.changes(), changes);
+    drop(handle);
+    assert!(!journal.is_aborted());
+    let mut handle = journal.start(2).unwrap();
+    handle.modify(&buf, |b| b.fill(3)).unwrap();
+    handle.keep();
+    handle.modify(&buf, |b| b.fill(4)).unwrap();
+    assert_eq!(handle.changes(), 2);
+    drop(handle);
+    assert!(journal.is_aborted(), "it was changed again");
+}

@@ -92,7 +92,7 @@ fn walk(device: Arc<dyn BlockDevice>) -> Option<Tally> {
         let mut change = MapMut { ino, generation, kind, i_block: &mut inode.i_block, es: &es };
         let mut res = alloc.no_reservation(Privilege::Normal);
         let all = Lblk(0)..Lblk(u32::MAX);
-        let _ = map.remove(&mut handle, &mut change, all, Content::Data, &mut res);
+        let _ = map.remove(&mut handle, &mut change, all, Content::Data, 0, &mut res);
         let _ = handle.finish();
     }
     Some(tally)

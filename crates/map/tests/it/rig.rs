@@ -219,8 +219,9 @@ impl Rig {
             let mut handle = self.journal.start(credits).expect("handle");
             let map = Arc::clone(&self.map);
             let range = Lblk(lblk)..Lblk(range_end);
-            let removed =
-                map.remove(&mut handle, &mut file.map_mut(), range, Content::Data, &mut res).expect("remove");
+            let removed = map
+                .remove(&mut handle, &mut file.map_mut(), range, Content::Data, 0, &mut res)
+                .expect("remove");
             self.account(file, removed.delta.total());
             self.write_inode(&mut handle, file);
             handle.finish().expect("finish");

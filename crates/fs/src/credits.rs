@@ -1,0 +1,127 @@
+//! How many blocks an operation may change at worst: the credits of its handles, in one place.
+//!
+//! An operation on names, attributes or one run of blocks is one handle, and [`Filesystem::largest_handle`] is the largest of
+//! them: a journal that has not as much room is not written to. What has no bound of its own is cut into pieces that are each
+//! whole, one handle after the other: removing blocks, publishing data, dropping the attribute values of a dead inode. What
+//! can be neither bounded nor cut is refused before its first change if the journal is too small for it: a large attribute value
+//! in many pieces, unsharing an attribute block that names hundreds of values, another kind of map for a fragmented file.
+
+use extant_format::extent::MAX_DEPTH;
+use extant_journal::Handle;
+use extant_map::MapKind;
+
+use crate::dir::Plan;
+use crate::error::{Error, Result};
+use crate::filesystem::Filesystem;
+use crate::inode::Inode;
+use crate::quota::Ids;
+
+/// One name goes: its block, the inode that it led to, the record of orphans.
+pub(crate) const UNLINK: u32 = 4;
+/// A new inode: its bitmap, the descriptor, its block of the inode table.
+pub(crate) const NEW_INODE: u32 = 3;
+/// A record of orphans comes or goes: a slot, the superblock, or a neighbour in the list.
+pub(crate) const ORPHAN: u32 = 1;
+/// A rename beside the new name: the old one and what that takes, a whiteout, the inode that moves and its `..`, both directories.
+pub(crate) const RENAME: u32 = UNLINK + NEW_INODE + 5;
+/// An exchange: two names, two inodes, two `..`, both directories.
+pub(crate) const EXCHANGE: u32 = 8;
+/// An attribute block comes or goes: itself, its bitmap, the descriptor, a revoke record.
+pub(crate) const XATTR_BLOCK: u32 = 4;
+/// A reference to an attribute value comes or goes: the inode that holds the value, and a record of orphans.
+pub(crate) const VALUE: u32 = 1 + ORPHAN;
+/// Attribute values of a dead inode that go in one handle.
+pub(crate) const VALUES_AT_ONCE: usize = 16;
+
+impl Filesystem {
+    /// Opens a handle for changes of inodes with these owners: `credits`, and what the entries of the owners in the quota files
+    /// take, which are found or made first. Nothing above rank 60 is held.
+    ///
+    /// An inode may change its owner, or another thread's change of owner may be written with it: two entries of each kind.
+    ///
+    /// # Errors
+    /// Damage of a quota file; `NoSpace` for a new entry; the journal's.
+    #[track_caller]
+    pub(crate) fn start(&self, owners: &[Ids], credits: u32) -> Result<Handle> {
+        for ids in owners {
+            self.quota_prepare(*ids)?;
+        }
+        Ok(self.journal.start(credits + self.quota_credits(owners.len() as u32))?)
+    }
+
+    /// The same for one inode. Its own block is counted by the caller, and is read first: what is done in the handle is mostly in
+    /// memory already, and a device that fails only then would leave it half done.
+    #[track_caller]
+    pub(crate) fn start_data(&self, inode: &Inode, credits: u32) -> Result<Handle> {
+        self.cache.read(inode.table.0)?;
+        self.start(&[Self::quota_ids(inode)], credits)
+    }
+
+    /// Credits for the quota entries of so many inodes.
+    pub(crate) fn quota_credits(&self, inodes: u32) -> u32 {
+        2 * self.quota_kinds() * inodes
+    }
+
+    /// Credits for writing one inode.
+    pub(crate) fn inode_credits(&self) -> u32 {
+        1 + self.quota_credits(1)
+    }
+
+    /// Credits that one new metadata block of an inode takes, in a map of `depth`: itself, its bitmap and descriptor, the map.
+    pub(crate) fn block_credits(&self, depth: u16) -> u32 {
+        let kind = if self.has_extents() { MapKind::Extents } else { MapKind::Indirect };
+        1 + self.map.insert_credits(kind, depth, 1)
+    }
+
+    /// Credits with which a removal of blocks goes on, after a restart too. See [`Filesystem::remove_blocks`].
+    pub(crate) fn removal_credits(&self, inode: &Inode) -> u32 {
+        // A damaged root is met by the removal.
+        let depth = self.depth(inode).unwrap_or(MAX_DEPTH);
+        self.map.remove_credits(inode.map_kind(), depth) + self.inode_credits()
+    }
+
+    /// Credits for the end of an inode: its attributes, its record as an orphan, itself, its bitmap and descriptor.
+    pub(crate) fn end_credits(&self) -> u32 {
+        let values = if self.has_ea_inode() { VALUE * VALUES_AT_ONCE as u32 } else { 0 };
+        XATTR_BLOCK + values + ORPHAN + self.inode_credits() + 2
+    }
+
+    /// Credits for a new entry in a quota file whose map has `depth`: the blocks that it adds, block 0, the tree's root, two blocks
+    /// of entries, and the inode.
+    pub(crate) fn quota_entry_credits(&self, depth: u16) -> u32 {
+        crate::quota_file::NEW_BLOCKS * self.block_credits(depth) + 5
+    }
+
+    /// The largest handle that is neither cut into pieces nor refused beforehand, in the deepest maps that there can be.
+    pub(crate) fn largest_handle(&self) -> u32 {
+        let (kind, depth) =
+            if self.has_extents() { (MapKind::Extents, MAX_DEPTH) } else { (MapKind::Indirect, 3) };
+        let renamed = Plan::Split.credits(self, depth) + RENAME + self.quota_credits(5);
+        let created =
+            Plan::Split.credits(self, depth) + NEW_INODE + 2 * self.block_credits(0) + self.quota_credits(2);
+        let removed = self.map.remove_credits(kind, depth) + self.inode_credits() + self.end_credits();
+        // One claim, which is of one group; it may be a file's of the other kind.
+        let mapped = |kind, depth| self.map.insert_credits_for(kind, depth, self.geo.blocks_per_group());
+        let published = mapped(kind, depth).max(mapped(MapKind::Indirect, 3))
+            + self.map.convert_credits(kind, depth, 1)
+            + self.inode_credits();
+        let entry = if self.quota_kinds() > 0 { self.quota_entry_credits(depth) } else { 0 };
+        [renamed, created, removed, published, entry].into_iter().max().unwrap_or_default()
+    }
+
+    /// Refuses to write through a journal that has no room for the largest handle.
+    ///
+    /// # Errors
+    /// `Incompatible`.
+    pub(crate) fn check_journal_size(&self) -> Result<()> {
+        let (most, wanted) = (self.journal.max_credits(), self.largest_handle());
+        if most >= wanted {
+            return Ok(());
+        }
+        let why = format!(
+            "its journal is too small for writing: a transaction holds {most} blocks, and one operation may change {wanted}: \
+             mount it with `ro`, or give it a larger journal (`tune2fs -O ^has_journal`, then `tune2fs -J size=`)"
+        );
+        Err(Error::Incompatible(why.into()))
+    }
+}
