@@ -264,7 +264,10 @@ impl AddressSpace {
         let (inside, len) = (geo.in_page(from), (to - from) as usize);
         let set = geo.touched(inside, inside + len);
         let present = self.index.read().find(index).is_some();
-        if !present {
+        // Past the end only what is written can have anything but zeros, and an unwritten block that was made dirty would become a
+        // written one past the end (fs test `zeroing_past_the_end_leaves_unwritten_blocks_unwritten`).
+        let past_end = from - from % u64::from(geo.block_size()) >= host.size();
+        if !present || past_end {
             let mapped = host.map(Lblk(geo.first_block(index) + set.trailing_zeros()), 1)?;
             if !matches!(mapped.backing, Backing::Data(_)) {
                 return Ok(());

@@ -279,6 +279,22 @@ fn a_file_whose_bitmaps_cannot_be_read_is_freed_by_the_next_mount() {
     }
 }
 
+/// Blocks that were preallocated past the end, in a page that holds the end too: a written one there contradicts i_size.
+#[test]
+fn zeroing_past_the_end_leaves_unwritten_blocks_unwritten() {
+    need!(tools(&["mke2fs", "e2fsck"]));
+    let (device, fs) = mounted("-t ext4 -b 1024", "");
+    let cred = Credentials::root();
+    let inode = file(&fs, b"file", &[3; 21_418]);
+    fs.fallocate(&inode, FallocateMode::Allocate, 21_504, 3072, true, &cred).unwrap();
+    fs.fallocate(&inode, FallocateMode::ZeroRange, 21_600, 2400, true, &cred).unwrap();
+    fs.sync().unwrap();
+    assert_eq!(inode.size(), 21_418);
+    drop(inode);
+    fs.unmount().unwrap();
+    assert_device_clean(&device);
+}
+
 /// A damaged size of more blocks than have numbers: what lies past them is an error, not another block of the file.
 #[test]
 fn reading_past_the_last_block_number_is_an_error() {
