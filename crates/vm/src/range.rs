@@ -20,7 +20,8 @@ pub struct Dropped {
 impl AddressSpace {
     /// Brings the cache and `i_size` to `size`. The caller then changes the map in a handle of its own; with `size` smaller,
     /// nothing from its block on is in the cache, and the rest of a last partial block is zero in the cache and dirty. With
-    /// `size` larger, the rest of the old last block is.
+    /// `size` larger, the rest of the old last block is. (Who grows a file and can fail afterwards zeroes that block by
+    /// [`Self::zero_tail`], and sets `i_size` last of all.)
     ///
     /// The caller holds the inode lock exclusively; takes the gate, page locks, [`Host::unreserve`].
     ///

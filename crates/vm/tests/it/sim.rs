@@ -380,12 +380,16 @@ impl SimFile {
     pub(crate) fn truncate(&self, size: u64) -> io::Result<()> {
         let guard = self.pages.exclusive();
         let old = self.size();
-        self.pages.truncate(&guard, self, size)?;
         if size > old {
+            // i_size last: on an error it stays, or no later sync would know that its end is not on disk.
+            self.pages.zero_tail(self, old)?;
             self.settle_old_end()?;
-        } else {
-            self.unmap(size.div_ceil(self.block_size)..u64::MAX);
+            self.disk_size.store(size, Ordering::Release);
+            self.set_size(size);
+            return Ok(());
         }
+        self.pages.truncate(&guard, self, size)?;
+        self.unmap(size.div_ceil(self.block_size)..u64::MAX);
         self.disk_size.store(size, Ordering::Release);
         Ok(())
     }
@@ -399,11 +403,12 @@ impl SimFile {
         }
         // A punch up to the end covers the last block whole.
         let covered = if end == self.size() { end.next_multiple_of(self.block_size) } else { end };
-        self.pages.punch(&guard, self, range.start..covered)?;
+        // Before blocks are dropped that nobody publishes any more.
         if end > self.disk_size() {
             self.settle_old_end()?;
             self.disk_size.fetch_max(end, Ordering::AcqRel);
         }
+        self.pages.punch(&guard, self, range.start..covered)?;
         let first = range.start.div_ceil(self.block_size);
         self.unmap(first..first.max(covered / self.block_size));
         Ok(())
