@@ -15,6 +15,7 @@ use crate::features::{Compat, Features, Incompat, RoCompat};
 use crate::geometry::Geometry;
 use crate::types::{Ino, Pblk};
 
+mod over;
 mod record;
 
 pub use record::{ErrorRecord, SbTime};

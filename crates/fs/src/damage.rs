@@ -63,9 +63,10 @@ impl Filesystem {
     pub(crate) fn leave_record(&self) -> crate::error::Result<()> {
         let sb = self.options().given.sb;
         let mut there = crate::bootstrap::read_super(&*self.device, sb)?;
+        let before = there.encode();
         there.take_errors_of(&self.sb.lock());
         let at = sb.map_or(SUPERBLOCK_OFFSET, |kib| kib * 1024);
-        self.device.write_at(at, &there.encode())?;
+        self.device.write_at(at, &there.encode_over(&before))?;
         Ok(self.device.flush()?)
     }
 

@@ -320,7 +320,8 @@ impl Filesystem {
         handle.modify(&self.sb_buf, |bytes| {
             let mut sb = self.sb.lock();
             change(&mut sb);
-            bytes[at..at + 1024].copy_from_slice(&sb.encode());
+            let encoded = sb.encode_over(&bytes[at..at + 1024]);
+            bytes[at..at + 1024].copy_from_slice(&encoded);
         })?;
         Ok(())
     }

@@ -204,19 +204,22 @@ impl Filesystem {
     /// Changes the superblock in memory and at once on the device, outside of any transaction; flushed.
     ///
     /// The first backup is written before the primary: a crash may tear either write at a sector, never both, and the
-    /// checksum tells which (`bootstrap::read_super`).
+    /// checksum tells which (`bootstrap::read_super`). As a rule the primary cannot be torn: one sector of it changes.
     pub(crate) fn store_super(&self, change: impl FnOnce(&mut Superblock)) -> Result<()> {
         let (primary, backup) = {
             let mut sb = self.sb.lock();
             change(&mut sb);
-            (sb.encode(), backup_of(&sb))
+            (sb.clone(), backup_of(&sb))
         };
         if let Some((at, bytes)) = backup {
             self.device.write_at(at, &bytes)?;
             self.device.flush()?;
         }
         let at = self.sb_offset();
-        self.cache.write_through(&self.sb_buf, |bytes| bytes[at..at + 1024].copy_from_slice(&primary))?;
+        self.cache.write_through(&self.sb_buf, |bytes| {
+            let primary = primary.encode_over(&bytes[at..at + 1024]);
+            bytes[at..at + 1024].copy_from_slice(&primary);
+        })?;
         self.device.flush()?;
         Ok(())
     }

@@ -56,9 +56,10 @@ pub(crate) fn recover(
 /// Takes over into the superblock that the journal was aborted: with a device that failed, it was all that could be written.
 fn note_error(device: &Arc<dyn BlockDevice>, setup: &Setup) -> Result<()> {
     let mut sb = bootstrap::read_super(&**device, setup.options.sb)?;
+    let before = sb.encode();
     sb.set_state(sb.state() | State::ERROR);
     let at = setup.options.sb.map_or(SUPERBLOCK_OFFSET, |kib| kib * 1024);
-    device.write_at(at, &sb.encode())?;
+    device.write_at(at, &sb.encode_over(&before))?;
     Ok(device.flush()?)
 }
 

@@ -200,3 +200,46 @@ fn random_damage_never_panics() {
     }
     assert!(good > 100, "the damage must leave some that can be read");
 }
+
+#[test]
+fn a_superblock_over_another_changes_its_first_sector_only() {
+    let old = superblock(|_| ());
+    assert!(old.csum().has_metadata());
+    let before = old.encode();
+    let mut sb = old.clone();
+    for n in 1..200u64 {
+        sb.set_last_mounted(
+            &b"/mnt/a/place/that/is/as/long/as/may/be/and/a/bit/longer/stil"[..(n % 60) as usize],
+        );
+        sb.set_time(SbTime::Mount, 1_800_000_000 + n * n);
+        sb.set_free_blocks(n);
+        sb.set_state(if n % 3 == 0 { State::VALID } else { State::ORPHAN });
+        let over = sb.encode_over(&before);
+        assert_eq!(over[512..], before[512..], "{n}");
+        let back = Superblock::read(&over).unwrap();
+        assert_eq!((back.free_blocks(), back.state()), (n, sb.state()));
+        assert_eq!(
+            (back.last_mounted(), back.time(SbTime::Mount)),
+            (sb.last_mounted(), sb.time(SbTime::Mount))
+        );
+        sb = back;
+    }
+}
+
+#[test]
+fn a_superblock_that_cannot_keep_its_checksum_has_a_new_one() {
+    let old = superblock(|_| ());
+    let mut before = old.encode();
+    let mut sb = old.clone();
+    sb.set_free_blocks(5);
+    let long = |sb: &mut Superblock| sb.set_last_mounted(&[b'x'; 60]);
+    let mut no_room = sb.clone();
+    long(&mut no_room);
+    assert_eq!(no_room.encode_over(&before), no_room.encode());
+    let mut second_half = sb.clone();
+    second_half.update(|raw| raw.s_overhead_clusters.set(9)).unwrap();
+    assert_eq!(second_half.encode_over(&before), second_half.encode());
+    before[0x78] ^= 1;
+    assert_eq!(sb.encode_over(&before), sb.encode(), "what was there is damaged");
+    assert_eq!(sb.encode_over(&[]), sb.encode());
+}
