@@ -385,8 +385,8 @@ impl Filesystem {
     /// Raises i_size to `size`, a hole. On an error it stays.
     pub(crate) fn extend(&self, inode: &InodeRef, size: u64) -> Result<()> {
         let data = inode.data(self);
-        let _guard = data.pages.exclusive();
-        data.pages.zero_tail(&**data, inode.size())?;
+        let guard = data.pages.exclusive();
+        data.pages.prepare_growth(&guard, &**data, size)?;
         self.raise_disk_size(inode, size)?;
         // Last, when nothing can fail any more: an i_size that the disk does not know of would be lost with nobody told.
         data.set_size(size);

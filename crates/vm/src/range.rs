@@ -20,8 +20,8 @@ pub struct Dropped {
 impl AddressSpace {
     /// Brings the cache and `i_size` to `size`. The caller then changes the map in a handle of its own; with `size` smaller,
     /// nothing from its block on is in the cache, and the rest of a last partial block is zero in the cache and dirty. With
-    /// `size` larger, the rest of the old last block is. (Who grows a file and can fail afterwards zeroes that block by
-    /// [`Self::zero_tail`], and sets `i_size` last of all.)
+    /// `size` larger, the rest of the old last block is. (Who grows a file and can fail afterwards calls
+    /// [`Self::prepare_growth`], and sets `i_size` last of all.)
     ///
     /// The caller holds the inode lock exclusively; takes the gate, page locks, [`Host::unreserve`].
     ///
@@ -29,25 +29,17 @@ impl AddressSpace {
     /// From reading a partial block; then nothing is changed.
     pub fn truncate<H: Host>(
         &self,
-        _guard: &ExclusiveGuard<'_>,
+        guard: &ExclusiveGuard<'_>,
         host: &H,
         size: u64,
     ) -> Result<Dropped, H::Error> {
         let old = host.size();
-        self.zero_tail(host, size.min(old))?;
         if size >= old {
-            self.grow_memory(size)?;
-            // Faults are kept away until `i_size` has moved.
-            let end = self
-                .mmu()
-                .and_then(|_| self.cache.geometry().page_of(old))
-                .and_then(|p| self.lock_present(p));
-            if let Some(end) = &end {
-                self.settle_old_end(&end.pages[0], old)?;
-            }
+            self.prepare_growth(guard, host, size)?;
             host.set_size(size);
             return Ok(Dropped::default());
         }
+        self.zero_tail(host, size)?;
         let gate = self.gate();
         let block = u64::from(self.cache.geometry().block_size());
         let gone = size.next_multiple_of(block)..u64::MAX;
@@ -59,6 +51,28 @@ impl AddressSpace {
             let _ = mmu.resize(size);
         }
         Ok(dropped)
+    }
+
+    /// Everything that growing a file to `size` needs but `i_size` itself, which the caller raises while it still holds the guard: the
+    /// rest of the old last block zero, the memory file of mappings long enough, and stores to the page with the old end faults
+    /// again, which wait for the guard.
+    ///
+    /// # Errors
+    /// From reading a partial block; the system's.
+    pub fn prepare_growth<H: Host>(
+        &self,
+        _guard: &ExclusiveGuard<'_>,
+        host: &H,
+        size: u64,
+    ) -> Result<(), H::Error> {
+        let old = host.size();
+        self.zero_tail(host, old)?;
+        self.grow_memory(size)?;
+        let end = self.mmu().and_then(|_| self.cache.geometry().page_of(old));
+        if let Some(end) = end.and_then(|page| self.lock_present(page)) {
+            self.settle_old_end(&end.pages[0], old)?;
+        }
+        Ok(())
     }
 
     /// Makes the bytes `range` read as zeros as far as the cache is concerned: blocks at the edges that are covered in part are

@@ -382,7 +382,7 @@ impl SimFile {
         let old = self.size();
         if size > old {
             // i_size last: on an error it stays, or no later sync would know that its end is not on disk.
-            self.pages.zero_tail(self, old)?;
+            self.pages.prepare_growth(&guard, self, size)?;
             self.settle_old_end()?;
             self.disk_size.store(size, Ordering::Release);
             self.set_size(size);
