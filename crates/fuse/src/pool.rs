@@ -1,4 +1,7 @@
-//! Readers to spare: while every reader waits in a long operation, another one takes requests.
+//! Readers to spare: while every reader is in a long operation, another one takes requests.
+//!
+//! A reader that serves a short request comes back by itself. Waking another one for it would cost more than the request: after
+//! each WRITE whose caller goes on with FSYNC before the reader of the WRITE is back, for example.
 
 use extant_sync::atomic::{AtomicU32, Ordering};
 use extant_sync::{Condvar, Mutex, Rank};
@@ -16,25 +19,37 @@ struct State {
     closed: bool,
 }
 
-/// Counts the readers that wait for requests.
+/// Counts the readers.
 pub(crate) struct Pool {
+    /// Those that wait for requests.
     idle: AtomicU32,
+    /// Those that are in a long operation.
+    long: AtomicU32,
+    /// All but the parked ones.
+    active: AtomicU32,
     state: Mutex<State>,
     changed: Condvar,
 }
 
 /// What to do when no reader is left.
 pub(crate) enum Relief {
-    /// Somebody reads, or was woken, or no more are allowed.
+    /// Somebody reads or will soon, or was woken, or no more are allowed.
     None,
     /// Start one more spare reader.
     Start,
 }
 
 impl Pool {
-    pub(crate) fn new() -> Self {
+    /// For so many readers that always run.
+    pub(crate) fn new(readers: u32) -> Self {
         let state = State { wanted: 0, parked: 0, spares: 0, closed: false };
-        Self { idle: AtomicU32::new(0), state: Mutex::new(Rank::LEAF, state), changed: Condvar::new() }
+        Self {
+            idle: AtomicU32::new(0),
+            long: AtomicU32::new(0),
+            active: AtomicU32::new(readers),
+            state: Mutex::new(Rank::LEAF, state),
+            changed: Condvar::new(),
+        }
     }
 
     /// A reader goes to wait for a request.
@@ -53,9 +68,10 @@ impl Pool {
         self.idle.load(Ordering::Relaxed) > 0
     }
 
-    /// Called before a long operation.
-    pub(crate) fn relieve(&self) -> Relief {
-        if self.anybody_reads() {
+    /// A reader begins a long operation.
+    pub(crate) fn begin_long(&self) -> Relief {
+        self.long.fetch_add(1, Ordering::SeqCst);
+        if !self.all_in_long() {
             return Relief::None;
         }
         let mut state = self.state.lock();
@@ -63,19 +79,44 @@ impl Pool {
             Relief::None
         } else if state.parked > state.wanted {
             state.wanted += 1;
+            self.active.fetch_add(1, Ordering::SeqCst);
             self.changed.notify_one();
             Relief::None
         } else if state.spares < MOST_SPARES {
             state.spares += 1;
+            self.active.fetch_add(1, Ordering::SeqCst);
             Relief::Start
         } else {
             Relief::None
         }
     }
 
+    /// The long operation has ended.
+    pub(crate) fn end_long(&self) {
+        self.long.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// The reader that [`Self::begin_long`] asked for could not be started.
+    pub(crate) fn not_started(&self) {
+        self.active.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    fn all_in_long(&self) -> bool {
+        self.long.load(Ordering::SeqCst) >= self.active.load(Ordering::SeqCst)
+    }
+
     /// A spare reader waits until it is asked for; false if the session ends.
     pub(crate) fn park(&self) -> bool {
         let mut state = self.state.lock();
+        if state.closed {
+            return false;
+        }
+        self.active.fetch_sub(1, Ordering::SeqCst);
+        // Who began a long operation meanwhile has counted on this reader: either it is seen here, or it sees one reader less.
+        if self.all_in_long() {
+            self.active.fetch_add(1, Ordering::SeqCst);
+            return true;
+        }
         state.parked += 1;
         while state.wanted == 0 && !state.closed {
             self.changed.wait(&mut state);
@@ -94,3 +135,6 @@ impl Pool {
         self.changed.notify_all();
     }
 }
+
+#[cfg(test)]
+mod tests;

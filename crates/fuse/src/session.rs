@@ -126,7 +126,7 @@ impl Session {
             channel: self.channel,
             options: self.options,
             max_write: self.config.max_write,
-            pool: Pool::new(),
+            pool: Pool::new(u32::try_from(readers).unwrap_or(u32::MAX)),
             slots: std::iter::repeat_with(Slot::default).take(slots).collect(),
             next_slot: AtomicU64::new(readers as u64),
             spare_slots: first_seat,
@@ -244,10 +244,14 @@ impl<S: Server + ?Sized> Shared<'_, S> {
                 Reply::<Empty>::new(channel, header.unique, 0).done();
             }
             _ => {
-                if may_block(header) && matches!(self.pool.relieve(), Relief::Start) {
+                let long = may_block(header);
+                if long && matches!(self.pool.begin_long(), Relief::Start) {
                     self.start_spare(scope);
                 }
                 self.serve(channel, header, Body { fixed: body, rest: None }, slot);
+                if long {
+                    self.pool.end_long();
+                }
             }
         }
         Ok(true)
@@ -292,12 +296,15 @@ impl<S: Server + ?Sized> Shared<'_, S> {
 
     fn start_spare<'scope, 'env>(&'scope self, scope: &'scope thread::Scope<'scope, 'env>) {
         let slot = self.next_slot.fetch_add(1, Ordering::Relaxed);
-        let Some(index) = usize::try_from(slot).ok().filter(|&i| i < self.spare_slots) else { return };
+        let Some(index) = usize::try_from(slot).ok().filter(|&i| i < self.spare_slots) else {
+            return self.pool.not_started();
+        };
         let started = thread::Builder::new()
             .name(format!("fuse-{index}"))
             .spawn_scoped(scope, move || self.spare(scope, index));
         if let Err(error) = started {
             tracing::error!(%error, "no further reader could be started");
+            self.pool.not_started();
         }
     }
 
