@@ -1,6 +1,7 @@
 //! The pages of an inode by number, with a mark for the dirty ones.
 
 use extant_sync::Arc;
+use smallvec::SmallVec;
 use std::collections::BTreeMap;
 
 use crate::page::Page;
@@ -19,14 +20,28 @@ pub(crate) struct PageIndex {
     marked: usize,
 }
 
+/// Holds only what is there: most files are small, and a leaf of places would be larger than all else that is kept of one.
+#[derive(Default)]
 struct Leaf {
     present: u64,
     marked: u64,
-    slots: [Option<Arc<Page>>; FAN as usize],
+    /// The pages of the places in `present`, ascending.
+    pages: SmallVec<[Arc<Page>; 1]>,
 }
 
-fn place(index: u32) -> (u32, usize, u64) {
-    let slot = (index % FAN) as usize;
+impl Leaf {
+    /// How many pages are before a place: where its own is, or would be.
+    fn rank(&self, slot: u32) -> usize {
+        (self.present & ((1 << slot) - 1)).count_ones() as usize
+    }
+
+    fn get(&self, slot: u32) -> Option<&Arc<Page>> {
+        if self.present & 1 << slot == 0 { None } else { self.pages.get(self.rank(slot)) }
+    }
+}
+
+fn place(index: u32) -> (u32, u32, u64) {
+    let slot = index % FAN;
     (index / FAN, slot, 1 << slot)
 }
 
@@ -44,7 +59,7 @@ impl PageIndex {
 
     pub(crate) fn find(&self, index: u32) -> Option<&Arc<Page>> {
         let (leaf, slot, _) = place(index);
-        self.leaves.get(&leaf)?.slots[slot].as_ref()
+        self.leaves.get(&leaf)?.get(slot)
     }
 
     /// Pages `first..` in consecutive places, until one is absent, `take` says no, or `last` is passed.
@@ -52,7 +67,7 @@ impl PageIndex {
         let mut index = first;
         while let Some(leaf) = self.leaves.get(&(index / FAN)) {
             loop {
-                match &leaf.slots[(index % FAN) as usize] {
+                match leaf.get(index % FAN) {
                     Some(page) if take(page) => {}
                     _ => return,
                 }
@@ -78,12 +93,11 @@ impl PageIndex {
     /// Puts a page in an empty place.
     pub(crate) fn insert(&mut self, page: Arc<Page>) {
         let (leaf, slot, bit) = place(page.index);
-        let leaf = self.leaves.entry(leaf).or_insert_with(|| {
-            Box::new(Leaf { present: 0, marked: 0, slots: [const { None }; FAN as usize] })
-        });
+        let leaf = self.leaves.entry(leaf).or_default();
         assert!(leaf.present & bit == 0, "two pages in one place");
+        let at = leaf.rank(slot);
+        leaf.pages.insert(at, page);
         leaf.present |= bit;
-        leaf.slots[slot] = Some(page);
         self.count += 1;
     }
 
@@ -97,8 +111,8 @@ impl PageIndex {
     /// Takes a page out; its mark goes too, and whether it had one is returned.
     pub(crate) fn remove(&mut self, index: u32) -> Option<(Arc<Page>, bool)> {
         let (number, slot, bit) = place(index);
-        let leaf = self.leaves.get_mut(&number)?;
-        let page = leaf.slots[slot].take()?;
+        let leaf = self.leaves.get_mut(&number).filter(|l| l.present & bit != 0)?;
+        let page = leaf.pages.remove(leaf.rank(slot));
         let was_marked = leaf.marked & bit != 0;
         leaf.present &= !bit;
         leaf.marked &= !bit;
@@ -133,7 +147,7 @@ impl PageIndex {
                     continue;
                 }
                 leaf.marked &= !(1 << slot);
-                taken.extend(leaf.slots[slot as usize].clone());
+                taken.extend(leaf.get(slot).cloned());
             }
         }
         self.marked -= taken.len();
@@ -148,7 +162,7 @@ impl PageIndex {
             while rest != 0 {
                 let slot = rest.trailing_zeros();
                 rest &= rest - 1;
-                if !leaf.slots[slot as usize].as_ref().is_none_or(&mut look) {
+                if !leaf.get(slot).is_none_or(&mut look) {
                     return Some(number * FAN + slot);
                 }
             }

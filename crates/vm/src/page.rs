@@ -6,6 +6,7 @@ use std::ops::Range;
 use extant_sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use extant_sync::{Arc, Held, Rank};
 use extant_sys::{MemSlice, PageMem};
+use smallvec::{SmallVec, smallvec};
 
 use crate::wait::WaitTable;
 
@@ -303,7 +304,7 @@ impl fmt::Debug for Page {
 /// Pages that one operation has locked, ascending; unlocked when dropped.
 pub(crate) struct LockedPages<'a> {
     waits: &'a WaitTable,
-    pub(crate) pages: Vec<Arc<Page>>,
+    pub(crate) pages: SmallVec<[Arc<Page>; 1]>,
     _held: Held,
 }
 
@@ -313,7 +314,7 @@ impl<'a> LockedPages<'a> {
     pub(crate) fn wait_for(page: Arc<Page>, waits: &'a WaitTable) -> Option<Self> {
         let held = Held::enter(Rank::PAGE, Some(page.index.into()));
         page.lock_raw(waits);
-        let locked = Self { waits, pages: vec![page], _held: held };
+        let locked = Self { waits, pages: smallvec![page], _held: held };
         (!locked.pages[0].state().is_detached()).then_some(locked)
     }
 
@@ -321,7 +322,7 @@ impl<'a> LockedPages<'a> {
     #[track_caller]
     pub(crate) fn none(first: u32, waits: &'a WaitTable, capacity: usize) -> Self {
         let held = Held::enter(Rank::PAGE, Some(first.into()));
-        Self { waits, pages: Vec::with_capacity(capacity), _held: held }
+        Self { waits, pages: SmallVec::with_capacity(capacity), _held: held }
     }
 
     /// Adds a page that was locked without waiting, or later than the others and with a larger number.
