@@ -43,6 +43,8 @@ struct Outcome {
     syncs: bool,
     /// What took so long, where it is not the whole workload.
     timed: Option<Duration>,
+    /// How long the sync at the end took, where there is one.
+    sync: Duration,
 }
 
 fn run(name: &str, t: &dyn Target, args: &Args) -> Result<Outcome> {
@@ -103,7 +105,9 @@ fn run(name: &str, t: &dyn Target, args: &Args) -> Result<Outcome> {
         _ => return Err(format!("no workload named {name}").into()),
     }
     if out.syncs {
+        let begin = Instant::now();
         t.sync()?;
+        out.sync = begin.elapsed();
     }
     Ok(out)
 }
@@ -147,7 +151,7 @@ fn real_main() -> Result<()> {
     target.close()?;
     let line = serde_json::json!({
         "workload": name, "target": place, "wall_s": wall.as_secs_f64(), "cpu_s": cpu,
-        "open_s": opened.as_secs_f64(), "close_cpu_s": processor_seconds() - cpu,
+        "sync_s": outcome.sync.as_secs_f64(), "open_s": opened.as_secs_f64(), "close_cpu_s": processor_seconds() - cpu,
         "entries": outcome.entries, "bytes": outcome.bytes, "peak_rss_kib": peak_rss_kib(), "device": device,
     });
     println!("{line}");
