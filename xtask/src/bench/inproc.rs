@@ -101,8 +101,12 @@ fn on_kernel(image: &Path, workload: &str, args: &[&str]) -> Result<Sample, Stri
 }
 
 fn on_image(image: &Path, workload: &str, args: &[&str]) -> Result<Sample, String> {
+    fresh(image, |target| measure::workload(workload, target, args, None))
+}
+
+fn fresh(image: &Path, run: impl Fn(&str) -> Result<Sample, String>) -> Result<Sample, String> {
     place::make_image(image, "2g")?;
-    let sample = measure::workload(workload, &format!("image:{}", image.display()), args, None)?;
+    let sample = run(&format!("image:{}", image.display()))?;
     check(image)?;
     Ok(sample)
 }
@@ -179,6 +183,10 @@ pub(crate) fn scaling(rounds: Rounds, only: Option<&str>) -> Result<Vec<Figure>,
             rounds,
             || create(&["threads=1", "dirs=64", "files=20000"]),
             || create(&["threads=4", "dirs=16", "files=20000"]),
+            || {
+                let args = ["threads=1", "dirs=64", "files=20000"];
+                fresh(&image, |target| measure::confined_workload("create", target, &args))
+            },
         )?);
     }
     if only.is_none_or(|o| o == "read") {
@@ -191,29 +199,37 @@ pub(crate) fn scaling(rounds: Rounds, only: Option<&str>) -> Result<Vec<Figure>,
             rounds,
             || read(&["ro=1", "threads=1"]),
             || read(&["ro=1", "threads=4"]),
+            || measure::confined_workload("read-tree", &target, &["ro=1", "threads=1"]),
         )?);
     }
     Ok(out)
 }
 
 /// The figures of one kind of work. The processor time that four threads take beside what one takes says what is lost by sharing,
-/// whatever else the machine does.
+/// whatever else the machine does. One thread that writes has a second processor to itself, where the background threads run: the
+/// same on one processor says what the processors add.
 fn scaling_of(
     name: &str,
     rounds: Rounds,
     alone: impl Fn() -> Result<Sample, String>,
     together: impl Fn() -> Result<Sample, String>,
+    confined: impl Fn() -> Result<Sample, String>,
 ) -> Result<Vec<Figure>, String> {
-    let (mut one, mut four, mut busy) = (Series::default(), Series::default(), Vec::new());
+    let (mut one, mut four, mut on_one) = (Series::default(), Series::default(), Series::default());
+    let mut busy = Vec::new();
     for _ in 0..rounds.0 {
         one.0.push(alone()?);
         four.0.push(together()?);
+        on_one.0.push(confined()?);
         busy.push(busy_loop());
     }
-    let (one, four) = (("1 thread", &one), ("4 threads", &four));
+    let (one, four, on_one) =
+        (("1 thread", &one), ("4 threads", &four), ("1 thread on 1 processor", &on_one));
+    let processors = format!("scale: {name}, from one processor");
     Ok(vec![
         ratio_figure(format!("scale: {name}"), one, four, Metric::Wall, Some(Bound::AtLeast(1.6))),
         ratio_figure(format!("scale: {name} (cpu)"), one, four, Metric::Cpu, None),
+        ratio_figure(processors, on_one, four, Metric::Wall, None),
         Figure {
             name: format!("scale: {name}: a busy loop beside it"),
             figure: measure::median(busy),

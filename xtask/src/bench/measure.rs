@@ -51,6 +51,14 @@ pub(crate) fn workload(
     json_line(command.arg(name).arg(target).args(args))
 }
 
+/// The same on one processor, as one program among others.
+pub(crate) fn confined_workload(name: &str, target: &str, args: &[&str]) -> Result<Sample, String> {
+    let mut command = Command::new("taskset");
+    json_line(
+        command.args(["-c", "0"]).arg(crate::proc::release("extant-bench")?).arg(name).arg(target).args(args),
+    )
+}
+
 /// Runs a program that prints its own measurements as one line of JSON.
 pub(crate) fn json_line(command: &mut Command) -> Result<Sample, String> {
     let text = crate::proc::output(command)?;
