@@ -104,8 +104,9 @@ impl PageIndex {
     /// Puts a page in the place of the one with its number, whose mark it gets.
     pub(crate) fn replace(&mut self, page: Arc<Page>) {
         let (leaf, slot, bit) = place(page.index);
-        let leaf = self.leaves.get_mut(&leaf).filter(|l| l.present & bit != 0);
-        leaf.expect("a page to replace").slots[slot] = Some(page);
+        let leaf = self.leaves.get_mut(&leaf).filter(|l| l.present & bit != 0).expect("a page to replace");
+        let at = leaf.rank(slot);
+        leaf.pages[at] = page;
     }
 
     /// Takes a page out; its mark goes too, and whether it had one is returned.
