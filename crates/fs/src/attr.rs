@@ -253,6 +253,8 @@ impl Filesystem {
         }
         let acl = if (mode ^ old_mode) & 0o777 != 0 { self.acl_after_chmod(inode, mode)? } else { None };
         let name = (INDEX_POSIX_ACL_ACCESS, &b""[..]);
+        // As in `store_xattr`.
+        let _first = acl.as_ref().and_then(|_| inode.data.get()).map(|data| data.pages.lock_inline());
         let plan = acl.map(|acl| self.plan_xattr(inode, name, Some(&acl), cred)).transpose()?;
         if (new_uid, new_gid) != (uid, gid) {
             self.quota_admit_transfer(inode, [new_uid, new_gid, project], cred)?;
@@ -427,9 +429,13 @@ impl Filesystem {
             if (old ^ new).contains(InodeFlags::EXTENTS) {
                 self.migrate(inode, new.contains(InodeFlags::EXTENTS), cred)?;
             }
+            let data = inode.data.get().filter(|_| (old ^ new).contains(InodeFlags::JOURNAL_DATA));
+            // No store and no writeback until the flag is what the next one goes by.
+            let _guard = data.map(|data| data.pages.exclusive());
             if (old ^ new).contains(InodeFlags::JOURNAL_DATA) {
                 self.settle_data(inode)?;
             }
+            let _gate = data.map(|data| data.pages.gate());
             let mut handle = self.start(&[[uid, gid, project], Self::quota_ids(inode)], 1)?;
             {
                 let mut state = inode.state();

@@ -100,11 +100,11 @@ impl Filesystem {
         let created =
             Plan::Split.credits(self, depth) + NEW_INODE + 2 * self.block_credits(0) + self.quota_credits(2);
         let removed = self.map.remove_credits(kind, depth) + self.inode_credits() + self.end_credits();
-        // One claim, which is of one group; it may be a file's of the other kind.
+        // One claim, which is of one group; it may be a file's of the other kind, but for clusters, which only extents have.
         let mapped = |kind, depth| self.map.insert_credits_for(kind, depth, self.geo.blocks_per_group());
-        let published = mapped(kind, depth).max(mapped(MapKind::Indirect, 3))
-            + self.map.convert_credits(kind, depth, 1)
-            + self.inode_credits();
+        let other = if self.geo.cluster_ratio() == 1 { mapped(MapKind::Indirect, 3) } else { 0 };
+        let published =
+            mapped(kind, depth).max(other) + self.map.convert_credits(kind, depth, 1) + self.inode_credits();
         let entry = if self.quota_kinds() > 0 { self.quota_entry_credits(depth) } else { 0 };
         [renamed, created, removed, published, entry].into_iter().max().unwrap_or_default()
     }

@@ -17,6 +17,7 @@ use crate::filesystem::{Filesystem, Mode};
 use crate::freeze::Level;
 use crate::icache::InodeRef;
 use crate::inode::Inode;
+use crate::mapping::{into_caller, of_caller};
 
 /// Most bytes that are written under one holding of the inode lock: so much may the cache be overdrawn.
 pub(crate) const PIECE: usize = 16 << 20;
@@ -102,9 +103,11 @@ impl Filesystem {
         buf: &mut [u8],
         ahead: &mut ReadAhead,
     ) -> Result<usize> {
-        self.read_content(inode, |data| match data {
-            Content::Inline => self.read_inline(inode, offset, buf),
-            Content::Pages(data) => data.pages.read(&**data, offset, buf, ahead).map(Some),
+        into_caller(buf, |buf| {
+            self.read_content(inode, |data| match data {
+                Content::Inline => self.read_inline(inode, offset, buf),
+                Content::Pages(data) => data.pages.read(&**data, offset, buf, ahead).map(Some),
+            })
         })
     }
 
@@ -122,13 +125,15 @@ impl Filesystem {
         ahead: &mut ReadAhead,
     ) -> Result<usize> {
         refs.clear();
-        self.read_content(inode, |data| match data {
-            Content::Inline => {
-                let done = self.read_inline(inode, offset, buf)?;
-                done.into_iter().for_each(|n| refs.push_buffer(0, n));
-                Ok(done)
-            }
-            Content::Pages(data) => data.pages.read_refs(&**data, offset, buf, refs, ahead).map(Some),
+        into_caller(buf, |buf| {
+            self.read_content(inode, |data| match data {
+                Content::Inline => {
+                    let done = self.read_inline(inode, offset, buf)?;
+                    done.into_iter().for_each(|n| refs.push_buffer(0, n));
+                    Ok(done)
+                }
+                Content::Pages(data) => data.pages.read_refs(&**data, offset, buf, refs, ahead).map(Some),
+            })
         })
     }
 
@@ -186,6 +191,8 @@ impl Filesystem {
         flags: WriteFlags,
         cred: &Credentials,
     ) -> Result<(usize, u64)> {
+        let own = of_caller(bytes);
+        let bytes = &*own;
         let mut done = 0;
         let mut start = offset;
         loop {
@@ -389,7 +396,9 @@ impl Filesystem {
         data.pages.prepare_growth(&guard, &**data, size)?;
         self.raise_disk_size(inode, size)?;
         // Last, when nothing can fail any more: an i_size that the disk does not know of would be lost with nobody told.
+        let old = inode.size();
         data.set_size(size);
+        data.pages.grown(old, size);
         Ok(())
     }
 

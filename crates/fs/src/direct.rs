@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::filesystem::Filesystem;
 use crate::freeze::Level;
 use crate::icache::InodeRef;
+use crate::mapping::{into_caller, of_caller};
 
 impl Filesystem {
     /// The number that offset and length of direct I/O must be multiples of.
@@ -33,6 +34,11 @@ impl Filesystem {
     /// # Errors
     /// `Invalid` for an offset or length that is not aligned to sectors; as [`Self::read_at`].
     pub fn read_direct(&self, inode: &InodeRef, offset: u64, buf: &mut [u8]) -> Result<usize> {
+        into_caller(buf, |buf| self.read_direct_own(inode, offset, buf))
+    }
+
+    /// The same into memory that is in no mapping.
+    fn read_direct_own(&self, inode: &InodeRef, offset: u64, buf: &mut [u8]) -> Result<usize> {
         let done = self.noted(self.check_alive().and_then(|()| {
             self.check_content(inode)?;
             self.check_aligned(offset, buf.len())?;
@@ -67,6 +73,8 @@ impl Filesystem {
         cred: &Credentials,
     ) -> Result<(usize, u64)> {
         self.check_aligned(if flags.append { 0 } else { offset }, bytes.len())?;
+        let own = of_caller(bytes);
+        let bytes = &*own;
         let (mut done, mut start) = (0, offset);
         while done < bytes.len() {
             let piece = &bytes[done..bytes.len().min(done + PIECE)];

@@ -114,9 +114,10 @@ impl Filesystem {
     /// Gives unwritten blocks to every hole of the range, in as many handles as it takes.
     fn preallocate(&self, inode: &InodeRef, range: Range<u64>, cred: &Credentials) -> Result<()> {
         let data = inode.data(self);
+        // Faults wait: a store would make a hole of the range delayed that gets a block here.
+        let _guard = data.pages.exclusive();
         // Delayed blocks of the range are reserved holes; afterwards they have their places.
         data.pages.sync(&**data, range.clone())?;
-        let _guard = data.pages.exclusive();
         // With bigalloc, blocks beside the range may be on their way into the same clusters.
         let _gate = data.pages.gate();
         let size = u64::from(self.geo.block_size());

@@ -90,14 +90,14 @@ pub use extant_format::inode::{FileType, InodeFlags, Timestamp};
 pub use extant_format::quota::{Dqblk, QuotaKind};
 pub use extant_format::{GroupNr, Ino, Lblk, Pblk};
 pub use extant_sys::{Protection, Target, UserPages};
-pub use extant_vm::{ErrCursor, PageRefs, Pin, ReadAhead};
+pub use extant_vm::{ErrCursor, PageRefs, ReadAhead};
 #[cfg(feature = "shuttle")]
 pub use extant_vm::{Fault, MapAdvice, MapView, SimMmu};
 pub use fallocate::{FallocateMode, SeekKind};
 pub use filesystem::Filesystem;
 pub use icache::InodeRef;
 pub use inode::Inode;
-pub use mapping::{Advice, MapOptions, Mapping, SyncMode, overlaps_mapping};
+pub use mapping::{Advice, MapOptions, Mapping, Pin, SyncMode, overlaps_mapping};
 pub use mount::Setup;
 #[cfg(feature = "shuttle")]
 pub use mutant::Mutant;

@@ -14,6 +14,7 @@
 //!   is not there yet answers EFAULT; loads and stores work.
 //! - A page that could not be had is SIGBUS for a short while, then it is tried again.
 
+use std::borrow::Cow;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::OnceLock;
@@ -23,7 +24,7 @@ use extant_sync::Arc;
 use extant_sync::atomic::{AtomicU8, AtomicU32, Ordering};
 use extant_sys::{MapRequest, MemFile, Protection, UserPages, user_atomic};
 use extant_vm::real::{FaultHandler, FaultServer, FaultThreads, RealMapping, RealMmu};
-use extant_vm::{Access, Fault, MapAdvice, MapId, MapView, Pin};
+use extant_vm::{Access, Fault, MapAdvice, MapId, MapView};
 
 use crate::cred::Credentials;
 use crate::data::FileData;
@@ -96,6 +97,25 @@ pub struct Mapping {
     handler: Arc<Handler>,
     /// For msync's errors.
     file: OpenFile,
+    /// Bytes from the start of its first page of the cache on.
+    inside: usize,
+}
+
+/// Memory of a mapping that a device may write at any time: its pages are dirty and in memory until this is dropped. It keeps the
+/// filesystem open, which is not unmounted meanwhile.
+#[derive(Debug)]
+pub struct Pin {
+    pages: extant_vm::Pin,
+    _of: Arc<Handler>,
+}
+
+impl Pin {
+    /// Pages of the file's cache.
+    #[must_use]
+    #[allow(clippy::len_without_is_empty, reason = "it is never empty")]
+    pub fn len(&self) -> usize {
+        self.pages.len()
+    }
 }
 
 /// Answers the faults of one mapping.
@@ -178,7 +198,7 @@ impl OpenFile {
         let map = mmu.map(&request, Arc::clone(&handler) as Arc<dyn FaultHandler>).map_err(map_error)?;
         // An open file of its own: what writeback fails is reported to the program by fsync and by msync.
         let file = OpenFile::new(fs, self.inode(), OpenMode { direct: false, ..mode }, self.credentials())?;
-        Ok(Mapping { map, handler, file })
+        Ok(Mapping { map, handler, file, inside: (offset % page) as usize })
     }
 }
 
@@ -389,7 +409,7 @@ impl Mapping {
         loop {
             fs.check_alive()?;
             match data.pages.pin(&**data, &self.handler.view(self.map.id()), pages.clone()) {
-                Ok(pin) => return Ok(pin),
+                Ok(pages) => return Ok(Pin { pages, _of: Arc::clone(&self.handler) }),
                 // Until the thaw.
                 Err(Fault::Parked) => drop(fs.gate.enter(Level::Fault)),
                 Err(Fault::Oom) => return Err(Error::OutOfMemory),
@@ -422,7 +442,8 @@ impl Mapping {
         }
         let page = self.map.pages().file().page_size();
         let first = self.handler.first.load(Ordering::Relaxed);
-        let of = |at: usize| first + (at / page) as u32;
+        // The mapping may begin inside a page of the cache, which is larger than the system's with blocks above 4 KiB.
+        let of = |at: usize| first + ((at + self.inside) / page) as u32;
         Ok(of(range.start)..of(range.end - 1) + 1)
     }
 }
@@ -475,35 +496,39 @@ impl Filesystem {
     }
 }
 
+impl Drop for Mapping {
+    /// What a device put into it without a fault is found now at the latest.
+    fn drop(&mut self) {
+        if !self.handler.fs.is_read_only() {
+            self.handler.data.pages.find_unseen_changes(0..u64::MAX);
+        }
+    }
+}
+
 /// Whether any byte of a buffer lies in a mapping of a file of this library.
 #[must_use]
 pub fn overlaps_mapping(addr: *const u8, len: usize) -> bool {
     extant_sys::user_memory::overlaps(addr.addr(), len)
 }
 
-/// Calls `read` with a buffer of `len` bytes, which is `buf` itself unless that lies in a mapping: no memory of a mapping is touched
-/// while a lock is held (a fault there may need the lock).
-pub(crate) fn into_caller<T>(
-    buf: &mut [u8],
-    read: impl FnOnce(&mut [u8]) -> Result<T>,
-    done: impl Fn(&T) -> usize,
-) -> Result<T> {
+/// Calls `read` with a buffer for the caller's, which is that one unless it lies in a mapping: no memory of a mapping is touched while a
+/// lock is held (a fault there may need the lock).
+pub(crate) fn into_caller<T>(buf: &mut [u8], read: impl FnOnce(&mut [u8]) -> Result<T>) -> Result<T> {
     if !overlaps_mapping(buf.as_ptr(), buf.len()) {
         return read(buf);
     }
-    let mut own = vec![0; buf.len()];
+    // What is not read stays what it is.
+    let mut own = buf.to_vec();
     let result = read(&mut own)?;
-    let n = done(&result);
-    buf[..n].copy_from_slice(&own[..n]);
+    buf.copy_from_slice(&own);
     Ok(result)
 }
 
-/// The same for bytes that are written.
-pub(crate) fn from_caller<T>(bytes: &[u8], write: impl FnOnce(&[u8]) -> T) -> T {
-    if !overlaps_mapping(bytes.as_ptr(), bytes.len()) {
-        return write(bytes);
+/// Bytes of the caller that are no memory of a mapping: its own, or a copy, whose faults are met here.
+pub(crate) fn of_caller(bytes: &[u8]) -> Cow<'_, [u8]> {
+    if overlaps_mapping(bytes.as_ptr(), bytes.len()) {
+        Cow::Owned(bytes.to_vec())
+    } else {
+        Cow::Borrowed(bytes)
     }
-    // Its faults are met here, with nothing held.
-    let own = bytes.to_vec();
-    write(&own)
 }

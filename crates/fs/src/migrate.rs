@@ -55,8 +55,9 @@ impl Filesystem {
         }
         let data = inode.data(self);
         data.set_rights(self, cred);
-        data.pages.sync(&**data, 0..u64::MAX)?;
+        // Faults wait: what they delay would count on the old map.
         let _guard = data.pages.exclusive();
+        data.pages.sync(&**data, 0..u64::MAX)?;
         let runs = self.map_runs(inode)?;
         self.check_indirect(&runs, extents)?;
         let (old, new) = (self.tree_blocks(!extents, &runs), self.tree_blocks(extents, &runs));

@@ -10,7 +10,6 @@ use crate::error::{Error, Result};
 use crate::fallocate::{FallocateMode, SeekKind};
 use crate::filesystem::Filesystem;
 use crate::icache::InodeRef;
-use crate::mapping::{from_caller, into_caller};
 
 /// How a file is open.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -90,11 +89,6 @@ impl OpenFile {
         if !self.mode.read {
             return Err(Error::BadFile);
         }
-        into_caller(buf, |buf| self.read_own(offset, buf), |n| *n)
-    }
-
-    /// The same into memory that is in no mapping.
-    fn read_own(&self, offset: u64, buf: &mut [u8]) -> Result<usize> {
         if self.mode.direct {
             return self.fs.read_direct(&self.inode, offset, buf);
         }
@@ -163,12 +157,10 @@ impl OpenFile {
     pub fn write_killing(&self, offset: u64, bytes: &[u8], kill_suidgid: bool) -> Result<(usize, u64)> {
         self.may_write()?;
         let flags = self.write_flags(kill_suidgid);
-        from_caller(bytes, |bytes| {
-            if self.mode.direct {
-                return self.fs.write_direct(&self.inode, offset, bytes, flags, &self.cred);
-            }
-            self.fs.write_at(&self.inode, offset, bytes, flags, &self.cred)
-        })
+        if self.mode.direct {
+            return self.fs.write_direct(&self.inode, offset, bytes, flags, &self.cred);
+        }
+        self.fs.write_at(&self.inode, offset, bytes, flags, &self.cred)
     }
 
     /// [`Self::write_killing`] for O_DIRECT as a server passes it on: what overwrites blocks in place goes past the cache, if

@@ -163,6 +163,10 @@ impl Filesystem {
     }
 
     pub(crate) fn to_read_only(&self) -> Result<()> {
+        if self.pages.stats().pins > 0 {
+            // A device may still write what is then not written.
+            return Err(Error::Busy);
+        }
         let done = self.still().and_then(|()| self.write_still());
         if done.is_ok() {
             self.set_mode(Mode::ReadOnly);

@@ -24,6 +24,8 @@ const WINDOW: u64 = 256 << 20;
 pub struct MemFile {
     fd: OwnedFd,
     page_size: usize,
+    /// It is in a directory whose filesystem may be full: pages get their memory before they are touched.
+    bounded: bool,
     /// Start of each window of the view, by number.
     windows: Mutex<BTreeMap<u64, NonNull<u8>>>,
 }
@@ -43,7 +45,7 @@ impl MemFile {
     /// # Panics
     /// Unless `page_size` is a power of two from 4096 to 2 MiB.
     pub fn new(name: &str, page_size: usize) -> io::Result<Arc<Self>> {
-        Ok(Self::over(memfd_create(name, MemfdFlags::CLOEXEC)?, page_size))
+        Ok(Self::over(memfd_create(name, MemfdFlags::CLOEXEC)?, page_size, false))
     }
 
     /// The same as a file without a name in a directory of a tmpfs, which may have huge pages where the system's own has none.
@@ -56,15 +58,15 @@ impl MemFile {
     pub fn in_dir(dir: &Path, page_size: usize) -> io::Result<Arc<Self>> {
         let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
         let fd = openat(rustix::fs::CWD, dir, flags, Mode::RUSR | Mode::WUSR)?;
-        Ok(Self::over(fd, page_size))
+        Ok(Self::over(fd, page_size, true))
     }
 
-    fn over(fd: OwnedFd, page_size: usize) -> Arc<Self> {
+    fn over(fd: OwnedFd, page_size: usize, bounded: bool) -> Arc<Self> {
         assert!(
             page_size.is_power_of_two() && (4096..=2 << 20).contains(&page_size),
             "page size {page_size}"
         );
-        Arc::new(Self { fd, page_size, windows: Mutex::new(BTreeMap::new()) })
+        Arc::new(Self { fd, page_size, bounded, windows: Mutex::new(BTreeMap::new()) })
     }
 
     /// Bytes of a page.
@@ -89,6 +91,10 @@ impl MemFile {
     /// The system's, when the view cannot be mapped.
     pub fn page(self: &Arc<Self>, index: u32) -> io::Result<PageMem> {
         let at = u64::from(index) * self.page_size as u64;
+        if self.bounded {
+            // Without it the first touch of a page on a full filesystem would be a signal to this process.
+            fallocate(&self.fd, FallocateFlags::KEEP_SIZE, at, self.page_size as u64)?;
+        }
         let window = self.window(at / WINDOW)?;
         let inside = (at % WINDOW) as usize;
         // SAFETY: `inside` is less than the window's length, and pages do not cross windows (both are powers of two).

@@ -461,12 +461,30 @@ impl UserPages {
         let state = &mut *guard;
         for piece in state.pieces.iter().filter(|p| !p.busy && p.overlaps(&bytes)) {
             for at in piece.part(&bytes).step_by(page_size()) {
+                let part = at..at + page_size();
                 // SAFETY: a registered part of this mapping, which stays what it is while `state` is held.
-                match unsafe { self.uffd.poison(at..at + page_size()) } {
+                let mut outcome = unsafe { self.uffd.poison(part.clone()) };
+                if matches!(outcome, Outcome::Exists) && self.shared {
+                    // Visible without the right to store, or marked so: the page goes first, then the mark, so that no store slips
+                    // through in between. Nothing is installed meanwhile.
+                    self.zap_addresses(part.clone())?;
+                    // SAFETY: as above.
+                    match unsafe { self.uffd.protect(part.clone(), false) } {
+                        Outcome::Done
+                        | Outcome::Part(_)
+                        | Outcome::Moving
+                        | Outcome::NotMapped
+                        | Outcome::NoProcess => {}
+                        other => return Err(other.error()),
+                    }
+                    // SAFETY: as above.
+                    outcome = unsafe { self.uffd.poison(part) };
+                }
+                match outcome {
                     Outcome::Done | Outcome::Part(_) => {
                         state.poisoned.insert(piece.file_byte(at));
                     }
-                    // Somebody got the page after all, or asks again.
+                    // A private mapping's own copy, or a part that is being changed: who waits asks again.
                     Outcome::Exists | Outcome::Moving | Outcome::NotMapped | Outcome::NoProcess => {}
                     other => return Err(other.error()),
                 }

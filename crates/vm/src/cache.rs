@@ -302,7 +302,18 @@ impl PageCache {
         let removed = {
             let mut work = self.work.lock();
             // Who marks a page counts it, then lists its inode: either the count is seen here, or the listing comes later.
-            if owner.pages().unclean() > 0 { None } else { work.dirty.remove(&address) }
+            if owner.pages().unclean() > 0 {
+                let tick = work.tick;
+                // What is pinned is dirty again, from now on: else its inode would be the oldest one for ever.
+                if let Some(listed) =
+                    work.dirty.get_mut(&address).filter(|_| self.pins.load(Ordering::Relaxed) > 0)
+                {
+                    listed.tick = tick;
+                }
+                None
+            } else {
+                work.dirty.remove(&address)
+            }
         };
         drop(removed);
     }
@@ -322,6 +333,11 @@ impl PageCache {
     /// is asked for more: fresh memory costs more than reading something again from a device that is cached below.
     fn easy_limit(&self) -> usize {
         (EASY_BYTES / self.geometry.page_size()).min(self.limit())
+    }
+
+    /// Dirty pages that writing makes clean: pinned ones stay dirty.
+    fn dirty_to_write(&self) -> usize {
+        self.dirty.load(Ordering::Relaxed).saturating_sub(self.pins.load(Ordering::Relaxed))
     }
 
     fn limit(&self) -> usize {
@@ -347,11 +363,11 @@ impl PageCache {
     /// data that may never reach the disk.
     #[track_caller]
     pub fn throttle(&self) -> io::Result<()> {
-        if self.dirty.load(Ordering::Relaxed) > self.dirty_limit() {
+        if self.dirty_to_write() > self.dirty_limit() {
             assert_nothing_held(Rank::INODE, "waiting for the dirty limit");
             let written = self.write_down_to(self.dirty_limit());
             // A file that cannot be written is no reason to refuse the others, until it takes half of the memory.
-            if self.dirty.load(Ordering::Relaxed) > self.limit() / 2 {
+            if self.dirty_to_write() > self.limit() / 2 {
                 written?;
             }
         }
@@ -378,7 +394,7 @@ impl PageCache {
             if over == 0 || self.reclaim(over + RECLAIM_BATCH.min(self.limit() / 8)) >= over {
                 return Ok(());
             }
-            let dirty = self.dirty.load(Ordering::Relaxed);
+            let dirty = self.dirty_to_write();
             if dirty == 0 {
                 // Everything else is locked by somebody who is at work, or used all the time: they will throttle too.
                 return Ok(());
@@ -390,7 +406,7 @@ impl PageCache {
     /// Writes inodes, oldest first, until at most `most` pages are dirty. In the calling thread: progress needs no other.
     fn write_down_to(&self, most: usize) -> io::Result<()> {
         let mut failed = FxHashSet::default();
-        while self.dirty.load(Ordering::Relaxed) > most {
+        while self.dirty_to_write() > most {
             let some = self.next_dirty(TOGETHER, |address, _| !failed.contains(&address));
             if some.is_empty() {
                 return if failed.is_empty() { Ok(()) } else { Err(io::Error::from_raw_os_error(5)) };
@@ -565,7 +581,7 @@ impl PageCache {
             // Once above the limit, well below it: else every newly dirty page would wake the thread for one write.
             let low = self.background_limit() / 4 * 3;
             loop {
-                let over = self.dirty.load(Ordering::Relaxed) > low;
+                let over = self.dirty_to_write() > low;
                 if !over && oldest.is_none() {
                     break;
                 }

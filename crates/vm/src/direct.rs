@@ -50,7 +50,10 @@ impl AddressSpace {
         let _guard = self.mmu().map(|_| self.exclusive());
         self.settle_range(host, range.clone())?;
         let Some(runs) = self.written_runs(host, &range)? else { return Ok(false) };
-        self.invalidate(range.clone());
+        // A pinned page stays, and dirty: what it has would be written over this.
+        if !self.invalidate(range.clone()) && self.mmu().is_some() {
+            return Ok(false);
+        }
         let mut rest = data;
         let mut result = Ok(());
         for (pblk, len) in runs {

@@ -65,7 +65,7 @@ impl FaultAhead {
             MapAdvice::Normal if page == self.next && page > 0 => (self.window * 2).clamp(least.max(2), MOST),
             MapAdvice::Normal => least,
         };
-        self.next = page + 1;
+        self.next = page.saturating_add(1);
         self.window
     }
 }
@@ -203,10 +203,10 @@ impl AddressSpace {
             Access::Write => 1,
         };
         let window = self.faults.lock()[access as usize].window(page, least, view.advice);
-        let last = (page + (window - 1)).min(view.pages.end.saturating_sub(1).max(page));
+        let last = page.saturating_add(window - 1).min(view.pages.end.saturating_sub(1).max(page));
         let end = geo.page_of(host.size().saturating_sub(1)).unwrap_or(u32::MAX).max(page);
         let last = last.min(end);
-        self.faults.lock()[access as usize].next = last + 1;
+        self.faults.lock()[access as usize].next = last.saturating_add(1);
         last
     }
 
@@ -318,12 +318,13 @@ impl AddressSpace {
     fn find_page_space<H: Host>(&self, host: &H, page: &Arc<Page>, set: Blocks) -> Result<(), H::Error> {
         let geo = self.cache.geometry();
         let start = geo.page_start(page.index);
-        let before = page.state().has(Kind::Delayed);
+        // A writeback that fails gives blocks back their reservation meanwhile: those are not this fault's.
+        let before = page.state().has_space();
         for run in runs_of(set) {
             let span =
                 Span { start: start + geo.block_bytes(run.start), end: start + geo.block_bytes(run.end) };
             if let Err((_, error)) = self.find_space(host, std::slice::from_ref(page), span) {
-                let new = page.state().has(Kind::Delayed) & !before;
+                let new = page.state().has(Kind::Delayed) & set & !before;
                 if without!(self.cache, FaultUndone) {
                     return Err(error);
                 }

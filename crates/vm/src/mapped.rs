@@ -96,12 +96,13 @@ impl AddressSpace {
         self.mmu()?;
         let geo = self.cache.geometry();
         let page = geo.page_of(size).filter(|p| *p < first && geo.in_page(size) > 0)?;
-        self.lock_present(page)
+        // Also one that is not there yet: a store must not bring it before `i_size` has moved.
+        Some(self.lock_or_create(page, page))
     }
 
     /// Before `i_size` leaves `size`, inside a locked page: stores fault again, since more blocks of the page are the file's now, and
     /// what programs stored past the end is gone.
-    pub(crate) fn settle_old_end(&self, page: &Page, size: u64) -> io::Result<()> {
+    pub(crate) fn settle_old_end(&self, page: &Arc<Page>, size: u64) -> io::Result<()> {
         let geo = self.cache.geometry();
         let from = geo.in_page(size);
         let Some(mmu) = self.mmu().filter(|_| page.state().was_write_mapped() && from > 0) else {
@@ -110,12 +111,19 @@ impl AddressSpace {
         if !without!(self.cache, OldEndProtected) {
             mmu.protect(page.index..page.index + 1)?;
         }
-        page.forget_sum();
+        self.accept_unseen(page);
         if without!(self.cache, OldEndZeroed) {
             return Ok(());
         }
         page.mem().zero(from, geo.page_size() - from);
         Ok(())
+    }
+
+    /// After `i_size` has grown from `old`: pages that an access was refused for, because they were past the end, are asked for again.
+    pub fn grown(&self, old: u64, new: u64) {
+        if let (Some(mmu), Some(pages)) = (self.mmu(), self.pages_of(&(old..new))) {
+            mmu.heal(pages);
+        }
     }
 
     /// Takes pages away from all mappings, before the blocks of `range` (bytes) are dropped. Under exclusive `invalidate_lock`: they
@@ -225,15 +233,19 @@ impl AddressSpace {
         !without!(self.cache, UnseenFound) && page.written_sum().is_some_and(|sum| sum_of(page) != sum)
     }
 
-    /// Looks at all clean pages that a mapping could ever store to, and makes those dirty that have changed without a fault: a transfer
+    /// Looks at all clean pages of `range` (bytes) that a mapping could ever store to, and makes those dirty that have changed without a fault: a transfer
     /// into a mapping, begun before the last writeback and over after it, leaves no other trace. Takes page locks, one at a time, as
     /// tries: a page that somebody works on is dirty soon or looked at the next time.
-    pub(crate) fn find_unseen_changes(&self) {
+    pub fn find_unseen_changes(&self, range: Range<u64>) {
         if self.mmu().is_none() || without!(self.cache, UnseenFound) {
             return;
         }
+        let Some(pages) = self.pages_of(&range) else { return };
         let mut suspects = Vec::new();
-        self.index.read().each_from(0, |page| {
+        self.index.read().each_from(pages.start, |page| {
+            if page.index >= pages.end {
+                return false;
+            }
             let state = page.state();
             if page.written_sum().is_some() && state.has(Kind::Dirty) == 0 && !state.in_writeback() {
                 suspects.push(Arc::clone(page));
@@ -251,6 +263,17 @@ impl AddressSpace {
             if clean && self.changed_unseen(&page) {
                 self.dirty_again(&one.pages);
             }
+        }
+    }
+
+    /// Before a locked page changes in part by rights: what changed of it without a fault is dirty, and nothing is known any more of
+    /// what was written.
+    pub(crate) fn accept_unseen(&self, page: &Arc<Page>) {
+        if page.written_sum().is_some() {
+            if page.state().has(Kind::Dirty) == 0 && self.changed_unseen(page) {
+                self.dirty_again(std::slice::from_ref(page));
+            }
+            page.forget_sum();
         }
     }
 

@@ -89,6 +89,11 @@ pub trait Mmu: Send + Sync {
     /// The system's; then it has its old size.
     fn resize(&self, size: u64) -> io::Result<()>;
 
+    /// Lets pages that an access was refused for be asked for again at once. With nothing held.
+    fn heal(&self, pages: Range<u32>) {
+        let _ = pages;
+    }
+
     /// Lets threads that wait for any of the pages in `mapping` look again.
     fn wake(&self, mapping: MapId, pages: Range<u32>);
 }

@@ -37,6 +37,7 @@ impl AddressSpace {
         if size >= old {
             self.prepare_growth(guard, host, size)?;
             host.set_size(size);
+            self.grown(old, size);
             return Ok(Dropped::default());
         }
         self.zero_tail(host, size)?;
@@ -178,8 +179,8 @@ impl AddressSpace {
                 if set == geo.all_blocks() {
                     self.detach(&page);
                 } else {
+                    self.accept_unseen(&page);
                     page.update(|s| forget(s, set));
-                    page.forget_sum();
                 }
                 self.unreserve(host, next, delayed);
                 dropped.delayed_bytes += geo.block_bytes(delayed.count_ones());

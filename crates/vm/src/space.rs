@@ -77,8 +77,10 @@ impl AddressSpace {
     }
 
     /// Gives the inode mappings, whose memory file is `i_size` long. From now on new pages are in its memory, and those that are
-    /// there move at their first fault. Under the inode lock, held exclusively; `false` when it has some already.
+    /// there move at their first fault. Under the inode lock, held exclusively; takes the gate: a writeback that has begun ends as one
+    /// of a file without mappings. `false` when it has some already.
     pub fn attach(&self, mmu: Arc<dyn Mmu>) -> bool {
+        let _gate = self.gate();
         self.mmu.set(mmu).is_ok()
     }
 

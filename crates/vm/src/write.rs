@@ -46,13 +46,15 @@ impl AddressSpace {
         if let Err(error) = self.grow_memory(size.max(pos.saturating_add(data.len() as u64))) {
             return WriteOutcome { written, error: Some(error.into()) };
         }
-        while written < data.len() {
+        let mut error = None;
+        while written < data.len() && error.is_none() {
             match self.write_batch(host, pos + written as u64, &data[written..]) {
                 Ok(n) => written += n,
-                Err(error) => return WriteOutcome { written, error: Some(error) },
+                Err(e) => error = Some(e),
             }
         }
-        WriteOutcome { written, error: None }
+        self.grown(size, host.size());
+        WriteOutcome { written, error }
     }
 
     /// Writes the start of `data` into as many pages as can be locked at once; how many bytes.
@@ -66,6 +68,13 @@ impl AddressSpace {
         // Growing past the end inside a page that programs have mapped changes what the page's blocks are: under its lock.
         let old_end = if end > size { self.lock_old_end(size, first) } else { None };
         let mut locked = self.lock_or_create(first, last);
+        if end > size {
+            // Before anything is reserved: it may fail.
+            let ends = old_end.iter().flat_map(|l| &l.pages).chain(&locked.pages);
+            for page in ends.filter(|p| Some(p.index) == geo.page_of(size)) {
+                self.settle_old_end(page, size)?;
+            }
+        }
         let span = self.span(&locked, pos, end);
         let (ready, error) = self.prepare(host, &locked.pages, span);
         if ready.end == span.start {
@@ -74,12 +83,6 @@ impl AddressSpace {
         let wanted = geo.page_of(ready.end - 1).expect("inside the batch") - first + 1;
         locked.truncate(wanted as usize);
         let n = (ready.end - pos) as usize;
-        if ready.end > size {
-            let ends = old_end.iter().flat_map(|l| &l.pages).chain(&locked.pages);
-            for page in ends.filter(|p| Some(p.index) == geo.page_of(size)) {
-                self.settle_old_end(page, size)?;
-            }
-        }
         self.copy_in(&locked, ready, &data[..n]);
         // Under the locks: a writeback of the last page zeroes what lies past the end of the file.
         host.grow_size(ready.end);
@@ -233,7 +236,7 @@ impl AddressSpace {
         for page in &locked.pages {
             let at = geo.in_page(span.start + done as u64);
             let n = (geo.page_size() - at).min(data.len() - done);
-            page.forget_sum();
+            self.accept_unseen(page);
             page.mem().copy_from(at, &data[done..done + n]);
             let set = geo.touched(at, at + n);
             debug_assert_eq!(set & !page.state().has_space(), 0, "a dirty block without space: {page:?}");
@@ -288,7 +291,7 @@ impl AddressSpace {
             page.mem().zero(inside, len);
             return Ok(());
         }
-        page.forget_sum();
+        self.accept_unseen(page);
         page.mem().zero(inside, len);
         page.update(|s| s.with(Kind::Dirty, set));
         self.mark_dirty(&locked.pages);

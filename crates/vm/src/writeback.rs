@@ -101,7 +101,7 @@ impl AddressSpace {
             return Ok(());
         };
         let last = geo.page_of(end - 1).unwrap_or(u32::MAX);
-        self.find_unseen_changes();
+        self.find_unseen_changes(range.start..end);
         self.write_range(host, first, last, usize::MAX).1
     }
 
@@ -196,7 +196,7 @@ impl AddressSpace {
         mut batch: Batch<H::Error>,
         mut placed: Vec<Placed<H::Claim>>,
     ) -> Result<(), H::Error> {
-        if batch.pages.is_empty() {
+        if batch.pages.is_empty() && batch.error.is_none() {
             return Ok(());
         }
         self.hold_back_past_old_end(host, &batch.pages, &mut placed);

@@ -207,6 +207,8 @@ impl Filesystem {
         if value.is_some() {
             self.need_feature(LateFeature::ExtAttr)?;
         }
+        // A store through a mapping would move content out of the attributes that the plan has read.
+        let _first = inode.data.get().map(|data| data.pages.lock_inline());
         let plan = self.plan_xattr(inode, (index, name), value, cred)?;
         if let Some(value) = value.filter(|v| self.has_ea_inode() && v.len() > self.geo.block_size() as usize)
         {

@@ -125,6 +125,16 @@ const OPS: &[Op] = &[
         run: |f| errno(f.buffered.fallocate(FallocateMode::PunchHole, 10, 2100, true)),
         model: |m| cut(m, 10, 2110),
     },
+    Op {
+        name: "allocate",
+        run: |f| errno(f.buffered.fallocate(FallocateMode::Allocate, 10, 6000, true)),
+        model: |_| {},
+    },
+    Op {
+        name: "zero range",
+        run: |f| errno(f.buffered.fallocate(FallocateMode::ZeroRange, 10, 2100, true)),
+        model: |m| cut(m, 10, 2110),
+    },
     Op { name: "fsync", run: |f| errno(f.buffered.fsync(false)), model: |_| {} },
     Op {
         name: "reclaim",

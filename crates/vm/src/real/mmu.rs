@@ -117,6 +117,10 @@ impl Mmu for RealMmu {
         self.file.resize(whole.ok_or(io::ErrorKind::FileTooLarge)?)
     }
 
+    fn heal(&self, pages: Range<u32>) {
+        self.all().iter().for_each(|map| map.heal(&pages));
+    }
+
     fn wake(&self, mapping: MapId, pages: Range<u32>) {
         if let Some(map) = self.find(mapping) {
             map.wake(pages);
