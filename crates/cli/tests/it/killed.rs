@@ -17,13 +17,34 @@ use crate::run::ok;
 /// A user of no importance.
 const NOBODY: u32 = 65_534;
 
-/// What is done on the mount: two fsyncs (a file; a directory after a rename), syncfs(2), and a write that nothing follows. sync(2)
-/// is syncfs(2) of every filesystem of the machine, of which a test must not depend: the kernel asks a server the same for both.
-const WORK: &str = "set -e; cd \"$1\"
-    head -c 10000 /dev/zero | tr '\\0' k >kept; sync kept; sync .
-    echo old >old; sync old; mv old new; sync .
-    echo synced >synced; mkdir dir; echo inner >dir/inner; ln kept dir/link; sync -f .
-    echo unsynced >unsynced";
+/// What is done on the mount before the server is killed, always ended by a write that nothing follows.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Work {
+    /// fsync(2) of a file, and of a directory after a rename.
+    Fsync,
+    /// syncfs(2). sync(2) is that of every filesystem of the machine, of which a test must not depend: the kernel asks a server
+    /// the same for both.
+    Sync,
+}
+
+impl Work {
+    fn script(self) -> &'static str {
+        match self {
+            Self::Fsync => {
+                "set -e; cd \"$1\"
+                head -c 10000 /dev/zero | tr '\\0' k >kept; sync kept; sync .
+                echo old >old; sync old; mv old new; sync .
+                echo unsynced >unsynced"
+            }
+            Self::Sync => {
+                "set -e; cd \"$1\"
+                head -c 10000 /dev/zero | tr '\\0' k >kept
+                echo synced >synced; mkdir dir; echo inner >dir/inner; ln kept dir/link; sync -f .
+                echo unsynced >unsynced"
+            }
+        }
+    }
+}
 
 fn image(dir: &Scratch) -> PathBuf {
     let image = dir.join("image");
@@ -37,9 +58,9 @@ fn run(command: &mut Command) {
 }
 
 /// Does the work on `dir`, kills the server that serves it, and takes the dead mount away.
-fn work_and_kill(dir: &Path, mut shell: Command) {
+fn work_and_kill(dir: &Path, mut shell: Command, work: Work) {
     let server = server_of(dir);
-    run(shell.args(["-c", WORK, "sh"]).arg(dir));
+    run(shell.args(["-c", work.script(), "sh"]).arg(dir));
     kill(server);
     rustix::mount::unmount(dir, UnmountFlags::empty()).expect("unmount");
 }
@@ -64,20 +85,25 @@ fn kill(pid: Pid) {
 }
 
 /// The image wants a replay and nothing else, and what was promised is there.
-fn check(image: &Path, by_sync: bool) {
+fn check(image: &Path, work: Work) {
     let replayed = oracle::replay_journal(image);
     assert!(replayed.status <= 1, "{replayed}");
     oracle::assert_clean(image);
     let names = ok(&[&"ls", &image, &"/"]).text();
     let has = |name: &str| names.split_whitespace().any(|n| n == name);
     let content = |path: &str| ok(&[&"cat", &image, &path]).out;
-    assert_eq!(content("/kept"), vec![b'k'; 10_000], "fsync of a file");
-    assert!(has("new") && !has("old"), "fsync of a directory after a rename: {names}");
-    assert_eq!(content("/new"), b"old\n");
-    if by_sync {
-        assert_eq!(content("/synced"), b"synced\n", "sync(2)");
-        assert_eq!(content("/dir/inner"), b"inner\n");
-        assert_eq!(content("/dir/link").len(), 10_000);
+    match work {
+        Work::Fsync => {
+            assert!(has("kept") && content("/kept") == [b'k'; 10_000], "fsync of a file: {names}");
+            assert!(has("new") && !has("old"), "fsync of a directory after a rename: {names}");
+            assert_eq!(content("/new"), b"old\n");
+        }
+        Work::Sync => {
+            assert!(has("synced") && has("dir"), "sync(2): {names}");
+            assert_eq!(content("/synced"), b"synced\n");
+            assert_eq!(content("/dir/inner"), b"inner\n");
+            assert_eq!(content("/dir/link"), [b'k'; 10_000]);
+        }
     }
 }
 
@@ -88,26 +114,30 @@ fn sh() -> Command {
 #[test]
 fn on_a_block_device_fsync_and_sync_survive() {
     need!(env::kernel_mounts(), env::fuse());
-    let dir = scratch();
-    let image = image(&dir);
-    let device = Loop::attach(&image, false);
-    let mounted = Mounted::of(device.device(), &dir.join("mnt"), "");
-    work_and_kill(mounted.path(), sh());
-    mounted.gone();
-    drop(device);
-    check(&image, true);
+    for work in [Work::Fsync, Work::Sync] {
+        let dir = scratch();
+        let image = image(&dir);
+        let device = Loop::attach(&image, false);
+        let mounted = Mounted::of(device.device(), &dir.join("mnt"), "");
+        work_and_kill(mounted.path(), sh(), work);
+        mounted.gone();
+        drop(device);
+        check(&image, work);
+    }
 }
 
 #[test]
 fn on_an_image_file_fsync_and_sync_survive() {
     need!(env::kernel_mounts(), env::fuse());
-    let dir = scratch();
-    let image = image(&dir);
-    let mounted = Mounted::new(&image, "attach=loop");
-    work_and_kill(mounted.path(), sh());
-    mounted.gone();
-    wait_until_detached(&image);
-    check(&image, true);
+    for work in [Work::Fsync, Work::Sync] {
+        let dir = scratch();
+        let image = image(&dir);
+        let mounted = Mounted::new(&image, "attach=loop");
+        work_and_kill(mounted.path(), sh(), work);
+        mounted.gone();
+        wait_until_detached(&image);
+        check(&image, work);
+    }
 }
 
 /// The kernel keeps sync(2) to itself here.
@@ -117,9 +147,9 @@ fn on_a_plain_mount_fsync_survives() {
     let dir = scratch();
     let image = image(&dir);
     let mounted = Mounted::new(&image, "attach=plain");
-    work_and_kill(mounted.path(), sh());
+    work_and_kill(mounted.path(), sh(), Work::Fsync);
     mounted.gone();
-    check(&image, false);
+    check(&image, Work::Fsync);
 }
 
 /// As on a plain mount.
@@ -148,8 +178,8 @@ fn on_a_users_mount_fsync_survives() {
         command
     };
     run(as_nobody(extant().get_program()).arg("mount").arg(&image).arg(&mnt));
-    work_and_kill(&mnt, as_nobody("sh".as_ref()));
-    check(&image, false);
+    work_and_kill(&mnt, as_nobody("sh".as_ref()), Work::Fsync);
+    check(&image, Work::Fsync);
 }
 
 /// The command kills the program that serves it.
@@ -158,9 +188,9 @@ fn under_exec_fsync_survives() {
     need!(env::root(), env::fuse());
     let dir = scratch();
     let image = image(&dir);
-    let work = WORK.replace("$1", "$EXTANT_ROOT") + "; kill -9 $PPID";
+    let work = Work::Fsync.script().replace("$1", "$EXTANT_ROOT") + "; kill -9 $PPID";
     let out = oracle::output(extant().arg("exec").arg(&image).args(["--", "sh", "-c", &work]))
         .expect("extant exec");
     assert_eq!(std::os::unix::process::ExitStatusExt::signal(&out.status), Some(9), "{out:?}");
-    check(&image, false);
+    check(&image, Work::Fsync);
 }
