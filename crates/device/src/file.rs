@@ -153,9 +153,11 @@ impl OpenOptions {
     fn open_file(self, path: &Path, block_device: bool) -> Result<File, OpenError> {
         // On a block device O_EXCL without O_CREAT means: nobody has it mounted or claimed (open(2)).
         let exclusive = if block_device && self.write { OFlags::EXCL } else { OFlags::empty() };
-        let open = |flags: OFlags| {
+        let open = |flags: OFlags| -> io::Result<File> {
             let mut options = std::fs::OpenOptions::new();
-            options.read(true).write(self.write).custom_flags(flags.bits().cast_signed()).open(path)
+            let file =
+                options.read(true).write(self.write).custom_flags(flags.bits().cast_signed()).open(path)?;
+            Ok(File::from(extant_sys::descriptor::lift(file.into())))
         };
         let claimed = open(exclusive).and_then(|file| {
             if !self.claimed_by_mount {

@@ -44,8 +44,9 @@ enum Content<'a> {
 }
 
 impl Filesystem {
-    /// The largest size that a file of this map kind may have.
-    pub(crate) fn max_file_size(&self, inode: &Inode) -> u64 {
+    /// The largest size in bytes that a file of this inode's map kind may have.
+    #[must_use]
+    pub fn max_file_size(&self, inode: &Inode) -> u64 {
         let huge = self.features.ro_compat.contains(RoCompat::HUGE_FILE);
         indirect::max_file_size(inode.map_kind(), self.geo.block_size(), huge)
     }

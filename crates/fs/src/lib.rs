@@ -89,7 +89,7 @@ pub use extant_format::inode::device::DeviceNumber;
 pub use extant_format::inode::{FileType, InodeFlags, Timestamp};
 pub use extant_format::quota::{Dqblk, QuotaKind};
 pub use extant_format::{GroupNr, Ino, Lblk, Pblk};
-pub use extant_sys::{Protection, Target, UserPages};
+pub use extant_sys::{Protection, Target, UserPages, descriptor};
 pub use extant_vm::{ErrCursor, PageRefs, ReadAhead};
 #[cfg(feature = "shuttle")]
 pub use extant_vm::{Fault, MapAdvice, MapView, SimMmu};

@@ -12,7 +12,7 @@ use rustix::io::Errno;
 /// # Errors
 /// The system's.
 pub fn new() -> io::Result<OwnedFd> {
-    Ok(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?)
+    Ok(crate::descriptor::lift(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?))
 }
 
 /// Ends one [`wait`], now or later.

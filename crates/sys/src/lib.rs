@@ -4,6 +4,7 @@
 
 pub mod bell;
 pub mod blkdev;
+pub mod descriptor;
 pub mod fuse;
 mod fuse_ring;
 pub mod loopdev;

@@ -66,7 +66,8 @@ impl MemFile {
             page_size.is_power_of_two() && (4096..=2 << 20).contains(&page_size),
             "page size {page_size}"
         );
-        Arc::new(Self { fd, page_size, bounded, windows: Mutex::new(BTreeMap::new()) })
+        let windows = Mutex::new(BTreeMap::new());
+        Arc::new(Self { fd: crate::descriptor::lift(fd), page_size, bounded, windows })
     }
 
     /// Bytes of a page.

@@ -214,7 +214,7 @@ impl Uffd {
         let call = unsafe { Updater::<UFFDIO_API, ApiArg>::new(&mut arg) };
         // SAFETY: as above.
         match unsafe { ioctl(&fd, call) } {
-            Ok(()) => Ok(Self { fd, kernel_faults }),
+            Ok(()) => Ok(Self { fd: crate::descriptor::lift(fd), kernel_faults }),
             Err(Errno::INVAL) => Err(io::Error::new(
                 io::ErrorKind::Unsupported,
                 "mappings need userfaultfd with minor faults, write protection and poison of shared memory (Linux 6.6)",
