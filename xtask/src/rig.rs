@@ -58,6 +58,17 @@ fn built() -> Result<PathBuf, String> {
     proc::release("extant")
 }
 
+/// A library of the workspace that programs load, built now unless `EXTANT_PRELOAD` names one.
+pub(crate) fn built_library(package: &str, file: &str) -> Result<PathBuf, String> {
+    if let Some(path) = std::env::var_os("EXTANT_PRELOAD") {
+        return Ok(PathBuf::from(path));
+    }
+    if !proc::succeeds(proc::cargo().args(["build", "--release", "--locked", "-q", "-p", package]))? {
+        return Err(format!("{package} does not build"));
+    }
+    proc::release(file)
+}
+
 impl Drop for Rig {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.dir);

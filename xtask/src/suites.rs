@@ -4,6 +4,7 @@
 //! `pjd/bin/pjdfstest`, `pjd/bin/fsx`, `xfstests/{check,ltp/fsx,ltp/fsstress}`. Each runs on a fresh image in memory; afterwards
 //! the image must be clean for e2fsck. What fails on the kernel's ext4 too is the environment's.
 
+mod preload;
 mod xfstests;
 
 use std::collections::BTreeSet;
@@ -28,6 +29,8 @@ const SUITES: &[Suite] = &[
     Suite { name: "fsx", program: "pjd/bin/fsx", run: fsx },
     Suite { name: "ltp-fsx", program: "xfstests/ltp/fsx", run: ltp_fsx },
     Suite { name: "fsstress", program: "xfstests/ltp/fsstress", run: fsstress },
+    Suite { name: "preload-fsx", program: "xfstests/ltp/fsx", run: preload::fsx },
+    Suite { name: "preload-mmap", program: "xfstests/src/holetest", run: preload::mappings },
     Suite { name: "xfstests", program: "xfstests/check", run: xfstests::xfstests },
 ];
 

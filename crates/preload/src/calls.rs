@@ -1,0 +1,18 @@
+//! The exported functions, by subject.
+
+mod aio;
+mod attributes;
+mod descriptors;
+mod directories;
+mod ioctl;
+mod locks;
+mod mapping;
+mod names;
+mod open;
+mod process;
+mod raw;
+mod read_write;
+mod stdio;
+mod xattrs;
+
+pub(crate) use mapping::{has_mappings, overlaps_mapping, serves_system_calls};

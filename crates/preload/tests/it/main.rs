@@ -1,0 +1,6 @@
+//! Unmodified programs over the preloaded library, beside the same programs on the kernel's ext4.
+
+mod ending;
+mod programs;
+mod semantics;
+mod support;

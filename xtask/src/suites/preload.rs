@@ -1,0 +1,144 @@
+//! Programs over the preloaded library: the data path and the faults of the library itself, in the program's own process.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use super::Built;
+use crate::rig::{built_library, quiet, tool};
+
+/// Where the programs see the image.
+const ROOT: &str = "/extant-suites";
+/// Block sizes, and features of mke2fs.
+const KINDS: [(&str, &str); 6] = [
+    ("1024", "extents"),
+    ("2048", "extents"),
+    ("4096", "extents"),
+    ("1024", "inline_data"),
+    ("2048", "inline_data"),
+    ("4096", "inline_data"),
+];
+
+/// A fresh image, and programs that see it.
+struct Preloaded<'a> {
+    library: PathBuf,
+    dir: &'a Path,
+    image: PathBuf,
+}
+
+impl<'a> Preloaded<'a> {
+    fn new(library: &Path, dir: &'a Path, (block, features): (&str, &str)) -> Result<Self, String> {
+        let image = dir.join("preload.img");
+        let _ = fs::remove_file(&image);
+        quiet(Command::new("truncate").args(["-s", "256M"]).arg(&image))?;
+        let mut mkfs = Command::new(tool("mke2fs")?);
+        quiet(mkfs.args(["-q", "-F", "-t", "ext4", "-b", block, "-O", features]).arg(&image))?;
+        Ok(Self { library: library.to_owned(), dir, image })
+    }
+
+    /// Runs a program to its end; it must succeed.
+    fn run(&self, program: &Path, args: &[&str]) -> Result<String, String> {
+        let mut command = Command::new(program);
+        command.env("LD_PRELOAD", &self.library).env("EXTANT_IMAGE", &self.image).env("EXTANT_ROOT", ROOT);
+        // What programs put beside their file goes to the rig's folder.
+        quiet(command.args(args).current_dir(self.dir).stdin(Stdio::null()))
+    }
+
+    /// The image is clean for e2fsck.
+    fn check(&self) -> Result<(), String> {
+        quiet(Command::new(tool("e2fsck")?).arg("-fn").arg(&self.image)).map(drop)
+    }
+}
+
+/// ltp/fsx with mapped reads and writes on, and in its other forms.
+pub(super) fn fsx(built: &Built<'_>, long: bool) -> Result<String, String> {
+    let program = built.suites.join("xfstests/ltp/fsx");
+    let file = format!("{ROOT}/file");
+    let library = built_library("extant-preload", "libextant_preload.so")?;
+    let (once, five) = if long { ("1000000", "100000") } else { ("20000", "2000") };
+    let forms: [&[&str]; 5] = [
+        &["-A"],
+        &["-e", "1"],
+        // Direct I/O excludes mapped I/O and buffered of fsx's own (its manual).
+        &["-Z", "-R", "-W", "-r", "512", "-w", "512"],
+        &["-A", "-Z", "-R", "-W", "-r", "512", "-w", "512"],
+        &["-X", "-f"],
+    ];
+    let mut runs = 0;
+    for kind in KINDS {
+        let image = Preloaded::new(&library, &built.rig.dir, kind)?;
+        let describe = |err: String| format!("{} {}: {err}", kind.0, kind.1);
+        image.run(&program, &["-q", "-N", once, "-S", "1", &file]).map_err(describe)?;
+        for form in forms {
+            for seed in ["1", "2", "3", "4", "5"] {
+                let mut args = vec!["-q", "-N", five, "-S", seed];
+                args.extend(form);
+                args.push(&file);
+                image.run(&program, &args).map_err(describe)?;
+                runs += 1;
+            }
+        }
+        image.check().map_err(describe)?;
+    }
+    let small = inline(&library, built, long)?;
+    Ok(format!(
+        "6 kinds of image: {once} operations once each, {five} in each of {runs} runs; {small} small inline files"
+    ))
+}
+
+/// Many fresh files that are small enough to begin in their inode: one that has left it does not go back.
+fn inline(library: &Path, built: &Built<'_>, long: bool) -> Result<usize, String> {
+    let program = built.suites.join("xfstests/ltp/fsx");
+    let files = if long { 2000 } else { 50 };
+    for (block, size, most) in [("1024", "256", "150"), ("4096", "4096", "3500")] {
+        let features = "inline_data";
+        let image = Preloaded::new(library, &built.rig.dir, (block, features))?;
+        let mut mkfs = Command::new(tool("mke2fs")?);
+        quiet(
+            mkfs.args(["-q", "-F", "-t", "ext4", "-b", block, "-I", size, "-O", features]).arg(&image.image),
+        )?;
+        for number in 0..files {
+            let (file, seed) = (format!("{ROOT}/file-{number}"), (number + 1).to_string());
+            image
+                .run(&program, &["-q", "-N", "300", "-l", most, "-S", &seed, &file])
+                .map_err(|err| format!("inodes of {size} bytes, seed {seed}: {err}"))?;
+        }
+        image.check()?;
+    }
+    Ok(2 * files)
+}
+
+/// xfstests' own programs about mappings. holetest not with `-F`: a mapping is not inherited.
+pub(super) fn mappings(built: &Built<'_>, _long: bool) -> Result<String, String> {
+    let library = built_library("extant-preload", "libextant_preload.so")?;
+    let at = |name: &str| format!("{ROOT}/{name}");
+    let (hole, file, other) = (at("hole"), at("file"), at("other"));
+    let programs: [(&str, Vec<&str>); 10] = [
+        ("holetest", vec!["-f", &hole, "16"]),
+        ("holetest", vec!["-f", "-w", &hole, "16"]),
+        ("holetest", vec!["-f", "-r", &hole, "16"]),
+        ("holetest", vec!["-f", "-p", &hole, "16"]),
+        ("pwrite_mmap_blocked", vec![&file]),
+        ("mmap-rw-fault", vec![&file]),
+        ("mmap-rw-fault", vec!["-2", &file]),
+        ("writev_on_pagefault", vec!["-i", "64", &file]),
+        ("t_mmap_writev_overlap", vec!["-b", "4096", "-c", "32", "-l", "32", &file]),
+        ("mmap-write-concurrent", vec!["4", "65536", &file, &other]),
+    ];
+    for kind in KINDS {
+        let image = Preloaded::new(&library, &built.rig.dir, kind)?;
+        for (name, args) in &programs {
+            if name.starts_with("t_mmap") || name.starts_with("mmap-write") {
+                for target in [&file, &other] {
+                    let of = format!("of={target}");
+                    image.run(&tool("dd")?, &["if=/dev/zero", &of, "bs=64k", "count=16", "status=none"])?;
+                }
+            }
+            image
+                .run(&built.suites.join("xfstests/src").join(name), args)
+                .map_err(|err| format!("{} {}: {err}", kind.0, kind.1))?;
+        }
+        image.check()?;
+    }
+    Ok(format!("{} runs on each of {} kinds of image", programs.len(), KINDS.len()))
+}
