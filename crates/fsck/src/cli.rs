@@ -1,6 +1,6 @@
 //! `extant fsck`: arguments, text, exit status.
 
-use crate::{Options, Report, Severity, check, json};
+use crate::{Options, Report, Severity, check_with_journal, json};
 use extant_device::{BlockDevice, OpenOptions, Window, partition_window};
 use std::ffi::OsString;
 use std::io::Write;
@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 /// What the command does, in the words of `--help`.
 pub const USAGE: &str = "\
-usage: extant fsck [-n] [-f] [--json] [-b SUPERBLOCK] [-B BLOCKSIZE] [--offset BYTES | --partition NUMBER]
-           [--force-read] IMAGE
+usage: extant fsck [-n] [-f] [--json] [-b SUPERBLOCK] [-B BLOCKSIZE] [-j JOURNAL]
+           [--offset BYTES | --partition NUMBER] [--force-read] IMAGE
 
 Checks the ext2, ext3 or ext4 filesystem in IMAGE and changes nothing.
 
@@ -19,6 +19,8 @@ Checks the ext2, ext3 or ext4 filesystem in IMAGE and changes nothing.
   -y, -p        refused: this command does not repair
   -b BLOCK      use the superblock in this block
   -B BYTES      the block size that goes with -b
+  -j JOURNAL    the device or file with the filesystem's external journal; without it such a filesystem cannot be checked.
+                (An external journal as IMAGE is checked alone.)
   --offset BYTES, --partition NUMBER
                 where in the image the filesystem is (GPT or MBR, counted as Linux does)
   --json        print the report as JSON: image, clean, exit_status, inodes, inodes_count, blocks, blocks_count, directories,
@@ -31,6 +33,7 @@ Exit status: 0 clean, 4 errors were found, 8 the check could not be done, 16 wro
 /// What the arguments ask for.
 struct Request {
     image: PathBuf,
+    journal: Option<PathBuf>,
     json: bool,
     force_read: bool,
     part: Option<Part>,
@@ -89,7 +92,17 @@ pub fn run(args: impl IntoIterator<Item = OsString>, out: &mut dyn Write, err: &
             return 8;
         }
     };
-    let report = check(&*device, &request.options);
+    let journal =
+        request.journal.as_ref().map(|path| OpenOptions::new().force_read(request.force_read).open(path));
+    let journal = match journal.transpose() {
+        Ok(journal) => journal,
+        Err(e) => {
+            let _ = writeln!(err, "extant fsck: {e}");
+            return 8;
+        }
+    };
+    let journal = journal.as_ref().map(|file| file as &dyn BlockDevice);
+    let report = check_with_journal(&*device, journal, &request.options);
     let text = if request.json { json::report(&report, &image) + "\n" } else { human(&report, &image) };
     match out.write_all(text.as_bytes()) {
         Ok(()) => report.exit_status(),
@@ -99,7 +112,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>, out: &mut dyn Write, err: &
 
 fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Option<Request>, String> {
     let (mut image, mut json, mut force_read) = (None, false, false);
-    let (mut superblock, mut block_size, mut part) = (None, None, None);
+    let (mut superblock, mut block_size, mut part, mut journal) = (None, None, None, None);
     let mut args = args.into_iter();
     let mut plain = false;
     while let Some(arg) = args.next() {
@@ -123,6 +136,7 @@ fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Option<Request>, St
             "--force-read" => force_read = true,
             "-b" => superblock = Some(number("-b")?),
             "-B" => block_size = Some(number("-B")?),
+            "-j" => journal = Some(PathBuf::from(args.next().ok_or("-j wants a device")?)),
             "--offset" => part = Some(Part::Offset(number("--offset")?)),
             "--partition" => {
                 let number = number("--partition")?;
@@ -141,7 +155,7 @@ fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Option<Request>, St
         let size = u32::try_from(size).ok().filter(|_| valid).ok_or("-B: not a block size")?;
         options.superblock = Some((block, size));
     }
-    Ok(Some(Request { image, json, force_read, part, options }))
+    Ok(Some(Request { image, journal, json, force_read, part, options }))
 }
 
 fn human(report: &Report, image: &str) -> String {

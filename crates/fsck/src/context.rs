@@ -65,6 +65,8 @@ impl Sink {
 /// What the passes share.
 pub(crate) struct Context<'d> {
     pub(crate) dev: &'d dyn BlockDevice,
+    /// The external journal, if it is at hand.
+    pub(crate) journal: Option<&'d dyn BlockDevice>,
     pub(crate) sb: Superblock,
     pub(crate) geo: Geometry,
     pub(crate) csum: Csum,

@@ -166,6 +166,11 @@ kinds! {
     JournalUnsupported {} Fatal "the journal has unknown features";
     JournalWithoutFeature { ino } Note "there is a journal inode {ino} without the has_journal feature";
     JournalExternalMissing {} Fatal "the external journal is not at hand";
+    JournalDeviceSuperblock {} Fatal "the external journal has no usable superblock of a journal device";
+    JournalDeviceOther {} Fatal "the external journal has another UUID than the filesystem asks for";
+    JournalUserUnlisted {} Note "the external journal does not list the filesystem among its users";
+    JournalDeviceAlone {} Note "this is an external journal; -j checks it with its filesystem";
+    JournalDeviceNotEmpty {} Note "the journal has data; its filesystem says whether they are to be replayed";
     RecoveryWithoutJournal {} Error "needs_recovery is set without a journal";
     RecoveryFlagMissing {} Note "the journal has data, but needs_recovery is clear";
     JournalShort { blocks } Fatal "the journal has only {blocks} blocks";

@@ -15,6 +15,7 @@ mod blocks;
 pub mod cli;
 mod context;
 mod dirs;
+mod external;
 mod finding;
 mod index;
 mod inodes;
@@ -112,8 +113,19 @@ impl Report {
 /// Checks the filesystem on `dev`, which is only read.
 #[must_use]
 pub fn check(dev: &dyn BlockDevice, options: &Options) -> Report {
+    check_with_journal(dev, None, options)
+}
+
+/// The same with the external journal of the filesystem, where it has one and that is at hand. An external journal may also be
+/// checked as `dev`, alone.
+#[must_use]
+pub fn check_with_journal(
+    dev: &dyn BlockDevice,
+    journal: Option<&dyn BlockDevice>,
+    options: &Options,
+) -> Report {
     let sink = context::Sink::new(options.max_findings);
-    let totals = run(dev, options, &sink).unwrap_or_default();
+    let totals = run(dev, journal, options, &sink).unwrap_or_default();
     let (clean, fatal) = (!sink.has_errors(), sink.is_fatal());
     let (mut findings, left_out) = sink.into_parts();
     // Threads report as they go; the order within an inode or group is kept.
@@ -121,13 +133,22 @@ pub fn check(dev: &dyn BlockDevice, options: &Options) -> Report {
     Report { findings, left_out, totals, clean, fatal }
 }
 
-fn run(dev: &dyn BlockDevice, options: &Options, sink: &context::Sink) -> Option<Totals> {
+fn run<'d>(
+    dev: &'d dyn BlockDevice,
+    journal: Option<&'d dyn BlockDevice>,
+    options: &Options,
+    sink: &'d context::Sink,
+) -> Option<Totals> {
+    if let Some(raw) = external::superblock_of(dev).filter(|_| options.superblock.is_none()) {
+        return Some(external::check_alone(dev, &raw, sink));
+    }
     let threads = match options.threads {
         0 if dev.size() <= SMALL => 1,
         0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(16),
         n => n.min(64),
     };
     let mut cx = superblock::open(dev, &Options { threads, ..*options }, sink)?;
+    cx.journal = journal;
     superblock::check(&mut cx);
     if sink.is_fatal() {
         return None;

@@ -2,6 +2,7 @@
 
 use crate::blocks::{BlockMap, spans};
 use crate::context::{Context, Record};
+use crate::external;
 use crate::finding::{Kind, Pass, Place};
 use crate::inodes::{self, Info, Scratch, Tally};
 use crate::map::{self, Piece};
@@ -320,7 +321,10 @@ fn journal(cx: &Context<'_>) {
         add(Kind::RecoveryWithoutJournal {});
     }
     if raw.s_journal_uuid != [0; 16] || (has && raw.s_journal_dev.get() != 0 && ino == 0) {
-        add(Kind::JournalExternalMissing {});
+        match cx.journal {
+            Some(dev) => external::check(cx, dev),
+            None => add(Kind::JournalExternalMissing {}),
+        }
         return;
     }
     if ino == 0 && !has {
@@ -352,7 +356,24 @@ fn journal(cx: &Context<'_>) {
         add(Kind::JournalSuperblock {});
         return;
     }
-    journal_superblock(cx, &bytes, blocks.min(mapped), &add);
+    let log = Log {
+        block_size: cx.geo.block_size(),
+        blocks: blocks.min(mapped),
+        has_journal: has,
+        needs_recovery: cx.incompat(Incompat::RECOVER),
+    };
+    journal_superblock(&log, &bytes, &add);
+}
+
+/// What a journal's superblock is held against.
+pub(crate) struct Log {
+    /// Of the filesystem.
+    pub(crate) block_size: u32,
+    /// How many there are for the journal.
+    pub(crate) blocks: u64,
+    /// The filesystem says that it has a journal, and that it needs recovery.
+    pub(crate) has_journal: bool,
+    pub(crate) needs_recovery: bool,
 }
 
 /// Whether the inode can be read as a journal at all.
@@ -366,7 +387,7 @@ fn is_log(cx: &Context<'_>, rec: &Record) -> bool {
     let mut bytes = vec![0; cx.block_size()];
     blocks <= mapped
         && inodes::first_block(&runs).is_some_and(|first| cx.read_block(first, &mut bytes))
-        && is_log_superblock(cx, &bytes, blocks)
+        && is_log_superblock(&bytes, cx.geo.block_size(), blocks)
 }
 
 /// The journal's inode as the superblock keeps a copy of its map and size. e2fsck takes that where the inode itself is no
@@ -387,26 +408,26 @@ fn log_backup(cx: &Context<'_>, rec: &Record) -> Option<Record> {
     Some(copy)
 }
 
-fn is_log_superblock(cx: &Context<'_>, bytes: &[u8], blocks: u64) -> bool {
-    let word = |at: usize| bytes.get(at..at + 4).map_or(0, |b| u32::from_be_bytes([b[0], b[1], b[2], b[3]]));
+fn is_log_superblock(bytes: &[u8], block_size: u32, blocks: u64) -> bool {
+    let word = |at| crate::superblock::word_be(bytes, at);
     word(0) == jbd2::MAGIC
         && matches!(word(4), 3 | 4)
-        && word(0x0c) == cx.geo.block_size()
+        && word(0x0c) == block_size
         && u64::from(word(0x10)) <= blocks
 }
 
 /// The journal's superblock, as far as a journal that is not replayed matters: words are big-endian.
-fn journal_superblock(cx: &Context<'_>, bytes: &[u8], blocks: u64, add: &impl Fn(Kind)) {
-    let word = |at: usize| bytes.get(at..at + 4).map_or(0, |b| u32::from_be_bytes([b[0], b[1], b[2], b[3]]));
+pub(crate) fn journal_superblock(log: &Log, bytes: &[u8], add: &impl Fn(Kind)) {
+    let word = |at| crate::superblock::word_be(bytes, at);
     let (version2, users) = (word(4) == 4, word(0x40));
-    if !is_log_superblock(cx, bytes, blocks) {
+    if !is_log_superblock(bytes, log.block_size, log.blocks) {
         add(Kind::JournalSuperblock {});
         return;
     }
     if word(0x20) != 0 {
         add(Kind::JournalErrno { errno: u64::from(word(0x20)) });
     }
-    if word(0x1c) != 0 && cx.compat(Compat::HAS_JOURNAL) && !cx.incompat(Incompat::RECOVER) {
+    if word(0x1c) != 0 && log.has_journal && !log.needs_recovery {
         add(Kind::RecoveryFlagMissing {});
     }
     if !version2 {
@@ -424,7 +445,7 @@ fn journal_superblock(cx: &Context<'_>, bytes: &[u8], blocks: u64, add: &impl Fn
         return;
     }
     // The decoder's other demands are those of a replay.
-    let decoded = jbd2::Superblock::decode(bytes, cx.geo.block_size(), blocks);
+    let decoded = jbd2::Superblock::decode(bytes, log.block_size, log.blocks);
     if let Err(
         SuperblockError::Checksum { .. }
         | SuperblockError::ChecksumType(_)

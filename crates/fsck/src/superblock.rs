@@ -97,6 +97,11 @@ fn read_bytes(dev: &dyn BlockDevice, at: u64) -> Option<[u8; SUPERBLOCK_SIZE]> {
     Some(bytes)
 }
 
+/// A big-endian word of a journal's superblock; 0 past the end.
+pub(crate) fn word_be(bytes: &[u8], at: usize) -> u32 {
+    bytes.get(at..at + 4).map_or(0, |b| u32::from_be_bytes([b[0], b[1], b[2], b[3]]))
+}
+
 fn has_magic(dev: &dyn BlockDevice) -> bool {
     read_bytes(dev, 1024)
         .and_then(|b| Superblock::raw_from(&b).ok())
@@ -441,6 +446,7 @@ fn load<'d>(
         sb,
         sink,
         threads: options.threads,
+        journal: None,
         extra_desc_blocks: 0,
         entered: Default::default(),
     })
