@@ -83,6 +83,12 @@ const CLAIMS: &[Claim] = &[
     claim("writing", "files created and written in process against the kernel", others::writing),
     claim("mounted", "whole work on a mount against the null server and the kernel", others::mounted),
     claim("unpinned", "the same on all processors: not slower than fuse2fs", others::unpinned),
+    claim("mmap", "mapped files in process against the kernel's ext4 and tmpfs", others::mmap),
+    claim(
+        "map-threads",
+        "mapped files under real threads, 10 minutes each of three kinds",
+        others::map_threads,
+    ),
     claim("mkfs", "mkfs -d of 20,000 files against mkext4 and mke2fs", others::mkfs),
     claim("mkfs-reproducible", "two runs of mkfs -d give the same bytes", images::reproducible),
     claim("scaling", "4 threads against 1", others::scaling),

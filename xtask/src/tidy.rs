@@ -62,7 +62,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ),
     ("extant-preload", &["extant", "extant-device"]),
     ("extant-testkit", &["extant-format", "extant-device"]),
-    ("extant-bench", &["extant", "extant-device"]),
+    ("extant-bench", &["extant", "extant-device", "extant-sys"]),
     (
         "extant-trials",
         &[

@@ -4,8 +4,12 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering::Relaxed;
 
-use crate::target::{Kind, Result, Target, TargetFile};
+use extant_sys::FileMap;
+
+use crate::mapped::{PAGE, words};
+use crate::target::{Kind, Result, Target, TargetFile, TargetMap};
 
 pub(crate) struct Dir {
     root: PathBuf,
@@ -102,5 +106,34 @@ impl TargetFile for DirFile {
 
     fn fsync(&self) -> Result<()> {
         Ok(self.0.sync_all()?)
+    }
+
+    fn map(&self) -> Result<Box<dyn TargetMap>> {
+        let len = usize::try_from(self.0.metadata()?.len())?;
+        Ok(Box::new(KernelMap(FileMap::new(&self.0, len)?)))
+    }
+}
+
+struct KernelMap(FileMap);
+
+impl TargetMap for KernelMap {
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    fn load_each(&self) -> u64 {
+        words(self.0.len()).fold(0, |sum, at| sum.wrapping_add(self.0.atomic_u64(at).load(Relaxed)))
+    }
+
+    fn store_each(&self, value: u64) {
+        words(self.0.len()).for_each(|at| self.0.atomic_u64(at).store(value, Relaxed));
+    }
+
+    fn time_each(&self, _: &mut Vec<u64>) -> Result<()> {
+        Err(format!("single faults of {PAGE} bytes are timed on an image").into())
+    }
+
+    fn sync(&self) -> Result<()> {
+        Ok(self.0.sync()?)
     }
 }

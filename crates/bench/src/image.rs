@@ -1,12 +1,14 @@
 //! An image through the library, in this process, as a [`Target`].
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
-use extant::{Filesystem, OpenOptions, Paths, Setup};
+use extant::{Advice, Filesystem, MapOptions, Mapping, OpenOptions, Paths, Protection, Setup, SyncMode};
 use extant_device::{BlockDevice, Counting, ReadOnly};
 
 use crate::Args;
-use crate::target::{Kind, Result, Target, TargetFile};
+use crate::mapped::{time_each, words};
+use crate::target::{Kind, Result, Target, TargetFile, TargetMap};
 
 pub(crate) struct Image {
     paths: Paths,
@@ -120,5 +122,39 @@ impl TargetFile for ImageFile {
 
     fn fsync(&self) -> Result<()> {
         Ok(self.0.sync_all()?)
+    }
+
+    fn map(&self) -> Result<Box<dyn TargetMap>> {
+        let len = usize::try_from(self.0.metadata().size)?;
+        let options = MapOptions { protection: Protection::READ_WRITE, ..MapOptions::default() };
+        Ok(Box::new(OurMap(self.0.open_file().map(0, len, &options)?)))
+    }
+}
+
+struct OurMap(Mapping);
+
+impl TargetMap for OurMap {
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    fn load_each(&self) -> u64 {
+        words(self.0.len()).fold(0, |sum, at| sum.wrapping_add(self.0.atomic_u64(at).load(Relaxed)))
+    }
+
+    fn store_each(&self, value: u64) {
+        words(self.0.len()).for_each(|at| self.0.atomic_u64(at).store(value, Relaxed));
+    }
+
+    fn time_each(&self, into: &mut Vec<u64>) -> Result<()> {
+        let all = 0..self.0.len();
+        self.0.advise(all.clone(), Advice::Random)?;
+        self.0.advise(all, Advice::DontNeed)?;
+        time_each(self.0.len(), |at| self.0.atomic_u64(at).load(Relaxed), into);
+        Ok(())
+    }
+
+    fn sync(&self) -> Result<()> {
+        Ok(self.0.sync(0..self.0.len(), SyncMode::Sync)?)
     }
 }

@@ -11,6 +11,7 @@ use crate::work::Visit;
 
 mod dir;
 mod image;
+mod mapped;
 mod rate;
 mod target;
 mod work;
@@ -45,6 +46,8 @@ struct Outcome {
     timed: Option<Duration>,
     /// How long the sync at the end took, where there is one.
     sync: Duration,
+    /// Parts of it by name, seconds each.
+    parts: Vec<(&'static str, f64)>,
 }
 
 fn run(name: &str, t: &dyn Target, args: &Args) -> Result<Outcome> {
@@ -96,6 +99,10 @@ fn run(name: &str, t: &dyn Target, args: &Args) -> Result<Outcome> {
         "random-read" => work::random_read(t, path, args.number("n", 30_000)?)?,
         "random-write" => work::random_write(t, path, args.number("n", 30_000)?)?,
         "append-fsync" => work::append_fsync(t, path, args.number("n", 1_000)?)?,
+        "map-cold" => mapped::cold(t, path, &mut out)?,
+        "map-work" => mapped::work(t, path, &mut out)?,
+        "map-latency" => mapped::latency(t, path, args.size("rounds", 20)?, &mut out)?,
+        "map-protect" => mapped::protect(args.size("mib", 1024)?, &mut out)?,
         "forget" => rate::forget(t.mounted_at().ok_or("not a mounted filesystem")?)?,
         _ if name.starts_with("rate-") => {
             let dir = t.mounted_at().ok_or("rates are of mounted filesystems")?;
@@ -112,7 +119,7 @@ fn run(name: &str, t: &dyn Target, args: &Args) -> Result<Outcome> {
     Ok(out)
 }
 
-fn processor_seconds() -> f64 {
+pub(crate) fn processor_seconds() -> f64 {
     let t = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
     t.tv_sec as f64 + t.tv_nsec as f64 * 1e-9
 }
@@ -126,16 +133,24 @@ fn peak_rss_kib() -> u64 {
 
 fn real_main() -> Result<()> {
     let mut argv = std::env::args().skip(1);
-    let usage = "usage: extant-bench WORKLOAD dir:PATH|image:FILE [name=value ...]";
+    let usage = "usage: extant-bench WORKLOAD dir:PATH|image:FILE|none: [name=value ...]";
     let (name, place) = (argv.next().ok_or(usage)?, argv.next().ok_or(usage)?);
     let pairs: Option<Vec<_>> =
         argv.map(|a| a.split_once('=').map(|(n, v)| (n.to_owned(), v.to_owned()))).collect();
     let args = Args(pairs.ok_or(usage)?);
 
+    let cpu = args.number("cpu", u64::MAX)?;
+    if cpu != u64::MAX {
+        // Before there is any other thread: they get the same.
+        let mut set = rustix::thread::CpuSet::new();
+        set.set(usize::try_from(cpu)?);
+        rustix::thread::sched_setaffinity(None, &set)?;
+    }
     let begin = Instant::now();
     let mut counts = None;
     let target: Box<dyn Target> = match place.split_once(':') {
         Some(("dir", path)) => Box::new(dir::Dir::new(path)),
+        Some(("none", "")) => Box::new(dir::Dir::new("")),
         Some(("image", path)) => {
             let image = image::Image::open(path, &args)?;
             counts = Some(image.counts());
@@ -153,6 +168,7 @@ fn real_main() -> Result<()> {
         "workload": name, "target": place, "wall_s": wall.as_secs_f64(), "cpu_s": cpu,
         "sync_s": outcome.sync.as_secs_f64(), "open_s": opened.as_secs_f64(), "close_cpu_s": processor_seconds() - cpu,
         "entries": outcome.entries, "bytes": outcome.bytes, "peak_rss_kib": peak_rss_kib(), "device": device,
+        "parts": outcome.parts.iter().map(|(n, v)| ((*n).to_owned(), (*v).into())).collect::<serde_json::Map<_, _>>(),
     });
     println!("{line}");
     Ok(())

@@ -43,4 +43,21 @@ pub(crate) trait TargetFile: Sync {
     fn read_at(&self, pos: u64, buf: &mut [u8]) -> Result<usize>;
     fn write_at(&self, pos: u64, data: &[u8]) -> Result<()>;
     fn fsync(&self) -> Result<()>;
+    /// Maps all of it, shared, for loads and stores.
+    fn map(&self) -> Result<Box<dyn TargetMap>>;
+}
+
+/// A mapping of a file of a [`Target`].
+pub(crate) trait TargetMap {
+    /// Bytes.
+    fn len(&self) -> usize;
+    /// Loads one word of each page, in order; their sum.
+    fn load_each(&self) -> u64;
+    /// Stores one word to each page, in order.
+    fn store_each(&self, value: u64);
+    /// Loads one word of each page and notes how long each took, in nanoseconds. Every page is taken
+    /// out of the mapping, not out of the cache, first.
+    fn time_each(&self, into: &mut Vec<u64>) -> Result<()>;
+    /// Everything stored is on the device when this returns.
+    fn sync(&self) -> Result<()>;
 }

@@ -16,6 +16,7 @@
 
 use std::borrow::Cow;
 use std::ops::Range;
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
@@ -308,6 +309,20 @@ impl Mapping {
     /// When the bytes are not all inside.
     pub fn write_at(&self, at: usize, bytes: &[u8]) -> Result<()> {
         self.map.copy_in(at, bytes).map_err(map_error)
+    }
+
+    /// pread(2) from byte `offset` of a file of the system to a range of the mapping; bytes read. Where a store would be a signal this
+    /// is an error. A file that is open for O_DIRECT has its device write the memory: with a [`pin`](Self::pin) that is the file's
+    /// whenever it comes.
+    ///
+    /// # Errors
+    /// `AccessDenied` when it may not be stored to; EFAULT where a page cannot be had, or [`Self::serves_system_calls`] says no; what
+    /// reading the file gives.
+    ///
+    /// # Panics
+    /// When the bytes are not all inside.
+    pub fn read_from(&self, file: impl AsFd, offset: u64, range: Range<usize>) -> Result<usize> {
+        self.map.read_from(file, offset, range.start, range.len()).map_err(map_error)
     }
 
     /// A byte, for atomic access.

@@ -5,6 +5,7 @@
 pub mod bell;
 pub mod blkdev;
 pub mod descriptor;
+mod file_map;
 pub mod fuse;
 mod fuse_ring;
 pub mod loopdev;
@@ -18,6 +19,7 @@ mod uffd;
 mod user_map;
 pub mod user_memory;
 
+pub use file_map::FileMap;
 pub use fuse_ring::{Delivered, FuseSeat};
 pub use mem::{MemSlice, preadv, pwritev, writev};
 pub use mem_file::MemFile;

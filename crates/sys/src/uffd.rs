@@ -278,6 +278,19 @@ impl Uffd {
         Outcome::of(result, arg.done)
     }
 
+    /// Maps pages of the memory file that it has, protected, and wakes who waits for them.
+    ///
+    /// # Safety
+    /// As [`Self::cont`].
+    pub(crate) unsafe fn cont_waking(&self, range: Range<usize>) -> Outcome {
+        let mut arg = ProgressArg { range: RangeArg::of(&range), mode: CONTINUE_WP, done: 0 };
+        // SAFETY: UFFDIO_CONTINUE takes a pointer to a `struct uffdio_continue`, reads and writes nothing else of ours.
+        let call = unsafe { Updater::<UFFDIO_CONTINUE, ProgressArg>::new(&mut arg) };
+        // SAFETY: the caller's promise.
+        let result = unsafe { ioctl(&self.fd, call) };
+        Outcome::of(result, arg.done)
+    }
+
     /// Makes accesses of pages that are not mapped SIGBUS; wakes nobody.
     ///
     /// # Safety

@@ -23,6 +23,7 @@ mod pieces;
 use std::fmt;
 use std::io;
 use std::ops::Range;
+use std::os::fd::AsFd;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -190,6 +191,19 @@ impl UserMap {
         Ok(())
     }
 
+    /// pread(2) from byte `offset` of another file to the `len` bytes at `at`: the kernel stores, or, where the file is open for
+    /// O_DIRECT, its device does.
+    ///
+    /// # Errors
+    /// EACCES when it may not be stored to; EFAULT where a store would be a signal, or its fault is not served; the file's.
+    ///
+    /// # Panics
+    /// When the bytes are not all inside.
+    pub fn read_from(&self, file: impl AsFd, offset: u64, at: usize, len: usize) -> io::Result<usize> {
+        self.may(at, len, true)?;
+        crate::preadv(file, &[self.memory().slice(at, len)], offset)
+    }
+
     /// The byte at `at`, loaded by the kernel: where a load would be a signal, this is EFAULT.
     ///
     /// # Errors
@@ -334,6 +348,26 @@ impl UserPages {
             }
         }
         Ok(())
+    }
+
+    /// Makes a page that the file has visible for loads at an address, and wakes who waits for it, in one system call and with no
+    /// look at anything: the least that a fault can get.
+    ///
+    /// # Errors
+    /// EFAULT when the file has no such page, EEXIST when it is visible; the system's; EINVAL outside of the mapping.
+    pub fn answer(&self, addr: usize) -> io::Result<()> {
+        let at = addr & !(page_size() - 1);
+        let state = self.read();
+        if !state.pieces.iter().any(|p| !p.busy && p.range.contains(&at)) {
+            return Err(Errno::INVAL.into());
+        }
+        // SAFETY:
+        // - A registered part of this mapping, which stays what it is while `state` is held.
+        // - Who accesses a mapping of the file may see what the file has.
+        match unsafe { self.uffd.cont_waking(at..at + page_size()) } {
+            Outcome::Done => Ok(()),
+            other => Err(other.error()),
+        }
     }
 
     /// Read-only, and what is visible stays as it is.

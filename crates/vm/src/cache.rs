@@ -380,7 +380,9 @@ impl PageCache {
             // If little comes of it, not again before a good many pages were used.
             // Each inode once: what is dirty there now stays so for a while.
             let visits = EASY_VISITS.min(self.ring.lock().len());
-            if self.reclaim_from(2 * RECLAIM_BATCH, visits) < RECLAIM_BATCH {
+            let freed = self.reclaim_from(2 * RECLAIM_BATCH, visits);
+            // Pages of mapped files give the pool nothing: without growing it, every fault would take more of them away.
+            if freed < RECLAIM_BATCH || self.pool.free_pages() < RECLAIM_BATCH {
                 self.pool.grow();
             }
         }

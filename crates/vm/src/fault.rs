@@ -154,6 +154,7 @@ impl AddressSpace {
         };
         locked.truncate(if without!(self.cache, InstallLocked) { 0 } else { count });
         mmu.install(view.id, page..page + count as u32, access == Access::Write)?;
+        self.went_up_to(access, page + count as u32);
         Ok(Fault::Mapped)
     }
 
@@ -192,6 +193,7 @@ impl AddressSpace {
         self.lock_more(&mut locked, last, Page::is_of_file);
         let count = locked.pages.len() as u32;
         mmu.install(view.id, page..page + count, access == Access::Write).ok()?;
+        self.went_up_to(access, page + count);
         Some(Fault::Mapped)
     }
 
@@ -205,9 +207,12 @@ impl AddressSpace {
         let window = self.faults.lock()[access as usize].window(page, least, view.advice);
         let last = page.saturating_add(window - 1).min(view.pages.end.saturating_sub(1).max(page));
         let end = geo.page_of(host.size().saturating_sub(1)).unwrap_or(u32::MAX).max(page);
-        let last = last.min(end);
-        self.faults.lock()[access as usize].next = last.saturating_add(1);
-        last
+        last.min(end)
+    }
+
+    /// Notes that a fault has mapped the pages before `next`: the one that goes on there belongs to the same stream.
+    fn went_up_to(&self, access: Access, next: u32) {
+        self.faults.lock()[access as usize].next = next;
     }
 
     /// The page of a fault, locked, uptodate and in the memory of the file, and as many after it as are to be had.

@@ -73,6 +73,11 @@ pub(crate) fn json_line(command: &mut Command) -> Result<Sample, String> {
             extra.insert(format!("device.{key}"), value.as_f64().unwrap_or(0.0));
         }
     }
+    if let Some(parts) = line["parts"].as_object() {
+        for (key, value) in parts {
+            extra.insert(format!("part.{key}"), value.as_f64().unwrap_or(f64::NAN));
+        }
+    }
     Ok(Sample { wall_s: number("wall_s")?, cpu_s: number("cpu_s")?, extra })
 }
 

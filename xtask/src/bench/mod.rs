@@ -4,6 +4,7 @@
 //! memory, so the device is a copy.
 
 mod inproc;
+mod mapped;
 mod measure;
 mod mounted;
 mod peers;
@@ -20,7 +21,7 @@ pub(crate) use report::Figure;
 pub(crate) struct Rounds(pub(crate) usize);
 
 const GROUPS: &[&str] =
-    &["writing", "reading", "scaling", "mkfs", "peers", "mounted", "unpinned", "writeback"];
+    &["writing", "reading", "scaling", "mkfs", "peers", "mounted", "unpinned", "writeback", "mmap"];
 
 /// `cargo xtask bench [--long|--short] [--no-build] [GROUP[=CASE]…]`.
 pub(crate) fn run(args: &[String]) -> Verdict {
@@ -71,6 +72,7 @@ pub(crate) fn one_group(group: &str, rounds: Rounds) -> Result<Vec<Figure>, Stri
         "mkfs" => peers::mkfs(rounds),
         "peers" => peers::reading(rounds),
         "scaling" => inproc::scaling(rounds, only),
+        "mmap" => mapped::run(rounds, only),
         "mounted" => mounted::run(rounds, Some(0), only),
         "unpinned" => mounted::run(rounds, None, only),
         "writeback" => mounted::writeback(rounds, Some(0), only),

@@ -24,6 +24,8 @@ mod hostile;
 #[cfg(not(feature = "shuttle"))]
 mod journalled;
 #[cfg(not(feature = "shuttle"))]
+mod map_stress;
+#[cfg(not(feature = "shuttle"))]
 mod mapping;
 #[cfg(not(feature = "shuttle"))]
 mod names;

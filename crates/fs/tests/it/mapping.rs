@@ -29,23 +29,23 @@ const KINDS: &[&str] = &[
     "-t ext2 -b 4096",
 ];
 
-fn userfaultfd() -> Result<(), String> {
+pub(crate) fn userfaultfd() -> Result<(), String> {
     match std::fs::File::open("/dev/userfaultfd") {
         Ok(_) => Ok(()),
         Err(e) => Err(format!("/dev/userfaultfd: {e}")),
     }
 }
 
-fn open(fs: &Arc<Filesystem>, inode: &InodeRef, direct: bool) -> OpenFile {
+pub(crate) fn open(fs: &Arc<Filesystem>, inode: &InodeRef, direct: bool) -> OpenFile {
     let mode = OpenMode { read: true, write: true, direct, ..OpenMode::default() };
     OpenFile::new(fs, inode, mode, &Credentials::root()).unwrap()
 }
 
-fn new_file(fs: &Arc<Filesystem>, name: &str) -> InodeRef {
+pub(crate) fn new_file(fs: &Arc<Filesystem>, name: &str) -> InodeRef {
     fs.mknod(&fs.root().unwrap(), name.as_bytes(), &NewInode::file(0o644), &Credentials::root()).unwrap()
 }
 
-fn shared() -> MapOptions {
+pub(crate) fn shared() -> MapOptions {
     MapOptions { protection: Protection::READ_WRITE, ..MapOptions::default() }
 }
 
