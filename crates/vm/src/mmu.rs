@@ -55,6 +55,9 @@ pub trait Mmu: Send + Sync {
     /// The system's, when there is none.
     fn memory(&self, index: u32) -> io::Result<PageMem>;
 
+    /// Says that the memory of so many pages will be written now, all of them: advice, which need not do anything. Under their locks.
+    fn populate(&self, _pages: Range<u32>) {}
+
     /// Lets `mapping` see pages that are in memory and uptodate; `writable`: also store. Under the pages' locks. Says nothing to
     /// a thread that waits: [`Self::wake`] does. A page that another thread has installed already is no error; one that is
     /// installed read-only becomes writable if asked for.

@@ -415,6 +415,10 @@ impl AddressSpace {
     ) -> Result<LockedPages<'_>, H::Error> {
         let mut pages = self.lock_to_fill(first, last);
         let all = self.cache.geometry().all_blocks();
+        if let (Some(mmu), [one, .., last]) = (self.mmu(), &pages.pages[..]) {
+            // Several are new ones, in a row.
+            mmu.populate(one.index..last.index + 1);
+        }
         match self.fill_locked(host, &pages.pages, |_| all) {
             Ok(()) => Ok(pages),
             Err(e) if pages.pages[0].is_uptodate(all) => {

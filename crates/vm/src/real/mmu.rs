@@ -91,6 +91,10 @@ impl Mmu for RealMmu {
         self.file.page(index)
     }
 
+    fn populate(&self, pages: Range<u32>) {
+        self.file.populate(pages);
+    }
+
     fn install(&self, mapping: MapId, pages: Range<u32>, writable: bool) -> io::Result<()> {
         // Unmapped meanwhile: nobody waits.
         self.find(mapping).map_or(Ok(()), |map| map.install(pages, writable))
