@@ -164,11 +164,13 @@ fn real_main() -> Result<()> {
     let (wall, cpu) = (outcome.timed.unwrap_or_else(|| start.elapsed()), processor_seconds());
     let device = counts.as_ref().map(image::Counts::json);
     target.close()?;
+    let parts: serde_json::Map<String, serde_json::Value> =
+        outcome.parts.iter().map(|(name, value)| ((*name).to_owned(), (*value).into())).collect();
     let line = serde_json::json!({
         "workload": name, "target": place, "wall_s": wall.as_secs_f64(), "cpu_s": cpu,
         "sync_s": outcome.sync.as_secs_f64(), "open_s": opened.as_secs_f64(), "close_cpu_s": processor_seconds() - cpu,
         "entries": outcome.entries, "bytes": outcome.bytes, "peak_rss_kib": peak_rss_kib(), "device": device,
-        "parts": outcome.parts.iter().map(|(n, v)| ((*n).to_owned(), (*v).into())).collect::<serde_json::Map<_, _>>(),
+        "parts": parts,
     });
     println!("{line}");
     Ok(())

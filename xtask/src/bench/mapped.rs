@@ -23,7 +23,7 @@ const PROTECT: f64 = 0.05;
 pub(crate) fn run(rounds: Rounds, only: Option<&str>) -> Result<Vec<Figure>, String> {
     let mib = if rounds.0 >= MANY { LONG } else { SHORT };
     let scratch = Scratch::new()?;
-    let mut sides = Sides::make(&scratch, mib)?;
+    let sides = Sides::make(&scratch, mib)?;
     let mut out = Vec::new();
     if only.is_none_or(|o| o == "cold") {
         out.extend(sides.cold(rounds)?);
@@ -76,7 +76,7 @@ impl Sides {
     }
 
     /// Loads from a file of which neither side has anything in memory; the image is in memory.
-    fn cold(&mut self, rounds: Rounds) -> Result<Vec<Figure>, String> {
+    fn cold(&self, rounds: Rounds) -> Result<Vec<Figure>, String> {
         let (mut ours, mut kernel) = (Series::default(), Series::default());
         for _ in 0..rounds.0 {
             kernel.0.push(self.on_kernel("map-cold")?);
@@ -90,7 +90,7 @@ impl Sides {
         ])
     }
 
-    fn work(&mut self, rounds: Rounds) -> Result<Vec<Figure>, String> {
+    fn work(&self, rounds: Rounds) -> Result<Vec<Figure>, String> {
         let (mut ours, mut kernel, mut tmpfs) = (Series::default(), Series::default(), Series::default());
         for _ in 0..rounds.0 {
             kernel.0.push(self.on_kernel("map-work")?);
@@ -111,7 +111,7 @@ impl Sides {
         ])
     }
 
-    fn latency(&mut self, rounds: Rounds) -> Result<Figure, String> {
+    fn latency(&self, rounds: Rounds) -> Result<Figure, String> {
         let mut ours = Series::default();
         for _ in 0..rounds.0 {
             ours.0.push(self.on_us("map-latency", &[PLACE])?);

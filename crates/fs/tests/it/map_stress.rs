@@ -405,4 +405,4 @@ fn direct_reads_into_a_mapping() {
 }
 
 /// As the system calls it on this architecture.
-const O_DIRECT: i32 = rustix::fs::OFlags::DIRECT.bits() as i32;
+const O_DIRECT: i32 = rustix::fs::OFlags::DIRECT.bits().cast_signed();
