@@ -3,7 +3,7 @@
 use std::io;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, mpsc};
 use std::thread::{self, JoinHandle};
 
 use super::{MapRequest, Protection, Target, UserMap};
@@ -19,6 +19,26 @@ struct Rig {
     faults: mpsc::Receiver<Seen>,
     bell: Arc<OwnedFd>,
     reader: Option<JoinHandle<()>>,
+    /// Addresses that one test unmaps are others' to get: who looks at what is left there is alone.
+    _turn: Turn,
+}
+
+static TURN: RwLock<()> = RwLock::new(());
+
+/// Held until the test ends.
+enum Turn {
+    Shared { _guard: RwLockReadGuard<'static, ()> },
+    Alone { _guard: RwLockWriteGuard<'static, ()> },
+}
+
+impl Turn {
+    fn shared() -> Self {
+        Self::Shared { _guard: TURN.read().unwrap_or_else(PoisonError::into_inner) }
+    }
+
+    fn alone() -> Self {
+        Self::Alone { _guard: TURN.write().unwrap_or_else(PoisonError::into_inner) }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,12 +50,16 @@ struct Seen {
 
 /// Needs a userfaultfd; with `kernel`, one that serves system calls.
 fn rig(kernel: bool) -> Option<Rig> {
+    rig_in(Turn::shared(), kernel)
+}
+
+fn rig_in(turn: Turn, kernel: bool) -> Option<Rig> {
     match Uffd::open() {
         Ok(uffd) if kernel && !uffd.handles_kernel_faults() => {
             println!("skipped: no userfaultfd that serves faults in system calls");
             None
         }
-        Ok(uffd) => Some(Rig::over(uffd)),
+        Ok(uffd) => Some(Rig::over(uffd, turn)),
         Err(error) => {
             println!("skipped: no userfaultfd: {error}");
             None
@@ -44,7 +68,7 @@ fn rig(kernel: bool) -> Option<Rig> {
 }
 
 impl Rig {
-    fn over(uffd: Uffd) -> Self {
+    fn over(uffd: Uffd, turn: Turn) -> Self {
         let uffd = Arc::new(uffd);
         let file = MemFile::new("test", PAGE).expect("a memory file");
         file.resize(64 * PAGE as u64).expect("resize");
@@ -54,7 +78,7 @@ impl Rig {
             let (uffd, bell) = (Arc::clone(&uffd), Arc::clone(&bell));
             thread::spawn(move || read_all(&uffd, &bell, &sender))
         };
-        Self { uffd, file, faults, bell, reader: Some(reader) }
+        Self { uffd, file, faults, bell, reader: Some(reader), _turn: turn }
     }
 
     fn map(&self, request: MapRequest) -> UserMap {
@@ -412,7 +436,7 @@ fn past_the_end_the_kernel_answers() {
 
 #[test]
 fn parts_are_unmapped() {
-    let Some(rig) = rig(true) else { return };
+    let Some(rig) = rig_in(Turn::alone(), true) else { return };
     let map = rig.map(MapRequest { offset: 2 * PAGE as u64, ..shared(8) });
     let base = map.as_ptr().addr();
     rig.fill(0..64, 1);
@@ -650,7 +674,7 @@ fn user_mode_only_says_so() {
         return;
     };
     assert!(!uffd.handles_kernel_faults());
-    let rig = Rig::over(uffd);
+    let rig = Rig::over(uffd, Turn::shared());
     let map = rig.map(shared(2));
     rig.fill(0..2, 4);
     assert!(is_fault(&look(map.as_ptr().addr())));
