@@ -165,7 +165,7 @@ fn read_pjdfstest(text: &str) -> (BTreeSet<String>, usize) {
 /// Operations of one run of `fsx`. Version 0.3.2 never unmaps what it reads through a mapping: the work of each truncation and
 /// invalidation grows with the mappings left behind, and at 65,530 of them (`vm.max_map_count`; a million operations make 175,000) it
 /// panics on any file system.
-const FSX_RUN: u32 = 20_000;
+const FSX_RUN: u32 = 5_000;
 
 fn fsx(built: &Built<'_>, long: bool) -> Result<String, String> {
     const WEIGHTS: &str = "flen = 262144\n[weights]\nclose_open = 1\nread = 10\nwrite = 10\nmapread = 10\nmapwrite = 10\n\
@@ -173,7 +173,7 @@ fn fsx(built: &Built<'_>, long: bool) -> Result<String, String> {
         posix_fadvise = 2\ncopy_file_range = 3\n";
     let config = built.rig.dir.join("fsx.toml");
     fs::write(&config, WEIGHTS).map_err(|err| err.to_string())?;
-    let runs = if long { 50 } else { 2 };
+    let runs = if long { 200 } else { 10 };
     let mounted = built.rig.mounted("fsx", 256, false)?;
     for seed in 1..=runs {
         let mut command = built.program("pjd/bin/fsx");
