@@ -23,7 +23,7 @@
 //! # Rules
 //! - A descriptor of ours is a real one, of `/dev/null` opened for neither reading nor writing: numbers, limits, `dup`, `poll`
 //!   and `close` are the kernel's. What reaches it past this library gets an error and changes nothing.
-//! - While a thread is inside this library, its calls go straight to the C library ([`abi`]): the device and the filesystem's
+//! - While a thread is inside this library, its calls go straight to the C library (`abi`): the device and the filesystem's
 //!   threads are never served by themselves, and a signal handler that interrupts a call is refused, not deadlocked.
 //! - Nothing unwinds into the program: a panic is reported on standard error and answered with EIO.
 
