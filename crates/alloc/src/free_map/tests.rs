@@ -41,12 +41,19 @@ fn same(plain: &[bool], start: u32, most: u32) -> u32 {
 #[test]
 fn random_operations_and_changes_of_form_equal_the_plain_map() {
     let mut rng = Rng::from_env("free_map");
-    // Of all sizes together: a single map may never meet one.
-    let mut all_opened = 0;
-    for len in [64u32, 1000, 8192, 32768, 32768, 32768] {
+    for len in [64u32, 1000, 8192, 32768] {
         let mut plain = vec![false; len as usize];
         let mut map = FreeMap::Open(Box::new(Buddy::new_full(len)));
         let (mut packed, mut opened) = (0, 0);
+        // Chance alone meets a full list in most runs only: large maps begin with one, and are then empty again.
+        if len >= 8192 {
+            let starts = (0..=MOST_RUNS as u32).map(|run| run * 3);
+            for start in starts.clone() {
+                opened += u32::from(map.give(start, 1));
+                map.pack();
+            }
+            starts.for_each(|start| map.buddy_mut().expect("open: the list was full").take(start, 1));
+        }
         for step in 0..3000 {
             let start = rng.below(u64::from(len)) as u32;
             // Long runs first, then ever shorter ones, so that maps with few runs and with many are met.
@@ -69,9 +76,8 @@ fn random_operations_and_changes_of_form_equal_the_plain_map() {
             }
         }
         assert!(packed > 0, "never packed");
-        all_opened += opened;
+        assert!(opened > 0 || len < 8192, "no give ever met a full list");
     }
-    assert!(all_opened > 0, "no give ever met a full list");
 }
 
 #[test]
