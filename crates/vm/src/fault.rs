@@ -295,7 +295,7 @@ impl AddressSpace {
     }
 
     /// Gets locked, uptodate pages ready for stores: space for every block that the file has, dirty. The first for sure, those after
-    /// it where no new space is needed; how many. On an error all are as they were.
+    /// it where that needs no new space and can be found out; how many. On an error, which is the first page's, all are as they were.
     pub(crate) fn make_storable<H: Host>(
         &self,
         host: &H,
@@ -306,7 +306,9 @@ impl AddressSpace {
             let set = self.blocks_of_file(host, page.index);
             if count == 0 {
                 self.find_page_space(host, page, set)?;
-            } else if set == 0 || !self.has_place(host, page, set)? {
+            } else if set == 0 || !self.has_place(host, page, set).unwrap_or(false) {
+                // An error here concerns a page that nobody asked for; its own fault meets it again. The pages before it are dirty, and
+                // their marks are still to be made.
                 break;
             }
             page.mark_write_mapped();
