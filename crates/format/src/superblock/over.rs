@@ -43,27 +43,60 @@ fn steady(new: [u8; SUPERBLOCK_SIZE], old: &[u8; SUPERBLOCK_SIZE]) -> [u8; SUPER
 }
 
 /// The four bytes that change the checksum of the first half by `wanted`. The checksum is linear, and no two values of four bytes
-/// in a row change it alike: so there is one, and elimination over the bits finds it.
+/// in a row change it alike: so there is one, and it is the sum of those for each bit.
 fn solve(wanted: u32) -> u32 {
-    // By its highest bit: what a value changes, and that value.
-    let mut basis = [(0u32, 0u32); 32];
-    let reduce = |basis: &[(u32, u32); 32], (mut change, mut value): (u32, u32)| {
-        while change != 0 {
-            let (other, its_value) = basis[change.ilog2() as usize];
-            if other == 0 {
-                break;
-            }
-            (change, value) = (change ^ other, value ^ its_value);
+    let bits = (0..32).filter(|bit| wanted >> bit & 1 != 0);
+    bits.fold(0, |value, bit| value ^ FOR_BIT[bit])
+}
+
+/// For each bit of the checksum of the first half: the four bytes that change it alone.
+const FOR_BIT: [u32; 32] = invert(changes());
+
+/// What each bit of the four bytes changes in the checksum of the first half.
+const fn changes() -> [u32; 32] {
+    /// Castagnoli's polynomial, lowest bit first.
+    const POLYNOMIAL: u32 = 0x82F6_3B78;
+    let mut out = [0; 32];
+    let mut bit = 0;
+    while bit < 32 {
+        // The bits before it are nought and leave nothing; those behind it up to the end of the half are.
+        let mut sum = 1 << bit;
+        let mut left = (SECTOR - FREE) * 8;
+        while left > 0 {
+            sum = if sum & 1 == 0 { sum >> 1 } else { sum >> 1 ^ POLYNOMIAL };
+            left -= 1;
         }
-        (change, value)
-    };
-    for bit in 0..32 {
-        let mut alone = [0; SECTOR];
-        alone[FREE..FREE + 4].copy_from_slice(&(1u32 << bit).to_le_bytes());
-        let (change, value) = reduce(&basis, (crc32c(0, &alone), 1 << bit));
-        if change != 0 {
-            basis[change.ilog2() as usize] = (change, value);
-        }
+        out[bit] = sum;
+        bit += 1;
     }
-    reduce(&basis, (wanted, 0)).1
+    out
+}
+
+/// The inverse of the map from four bytes to the change of the checksum, by elimination.
+const fn invert(mut change: [u32; 32]) -> [u32; 32] {
+    let mut value = [0; 32];
+    let mut row = 0;
+    while row < 32 {
+        value[row] = 1 << row;
+        row += 1;
+    }
+    let mut bit = 0;
+    while bit < 32 {
+        let mut from = bit;
+        while change[from] >> bit & 1 == 0 {
+            from += 1;
+        }
+        (change[bit], change[from]) = (change[from], change[bit]);
+        (value[bit], value[from]) = (value[from], value[bit]);
+        let mut row = 0;
+        while row < 32 {
+            if row != bit && change[row] >> bit & 1 != 0 {
+                change[row] ^= change[bit];
+                value[row] ^= value[bit];
+            }
+            row += 1;
+        }
+        bit += 1;
+    }
+    value
 }
