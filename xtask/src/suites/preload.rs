@@ -95,7 +95,8 @@ fn inline(library: &Path, built: &Built<'_>, long: bool) -> Result<usize, String
         let image = Preloaded::new(library, &built.rig.dir, (block, features))?;
         let mut mkfs = Command::new(tool("mke2fs")?);
         quiet(
-            mkfs.args(["-q", "-F", "-t", "ext4", "-b", block, "-I", size, "-O", features]).arg(&image.image),
+            mkfs.args(["-q", "-F", "-t", "ext4", "-b", block, "-I", size, "-N", "4096", "-O", features])
+                .arg(&image.image),
         )?;
         for number in 0..files {
             let (file, seed) = (format!("{ROOT}/file-{number}"), (number + 1).to_string());

@@ -158,11 +158,7 @@ const OPS: &[Op] = &[
         },
         model: |_| {},
     },
-    Op {
-        name: "direct write",
-        run: |f| f.whole(&f.direct, 0, 2048, 6),
-        model: |m| put(m, 0, 2048, 6),
-    },
+    Op { name: "direct write", run: |f| f.whole(&f.direct, 0, 2048, 6), model: |m| put(m, 0, 2048, 6) },
     Op { name: "direct read", run: |f| f.read(&f.direct), model: |_| {} },
     Op {
         name: "map and unmap",
