@@ -1,9 +1,10 @@
 //! `cargo xtask suites`: the field's own test suites against a mount of ours, with the kernel's ext4 as the measure.
 //!
 //! The suites are built outside of the project, in a folder given by `SUITES`:
-//! `pjd/bin/pjdfstest`, `pjd/bin/fsx`, `xfstests/{check,ltp/fsx,ltp/fsstress}`. Each runs on a fresh image in memory; afterwards
+//! `pjd/bin/pjdfstest`, `pjd/bin/fsx`, `xfstests/{check,ltp/fsx,ltp/fsstress}`, `lmdb/{mtest…,mdb_dump}`. Each runs on a fresh image in memory; afterwards
 //! the image must be clean for e2fsck. What fails on the kernel's ext4 too is the environment's.
 
+mod databases;
 mod preload;
 mod xfstests;
 
@@ -31,6 +32,7 @@ const SUITES: &[Suite] = &[
     Suite { name: "fsstress", program: "xfstests/ltp/fsstress", run: fsstress },
     Suite { name: "preload-fsx", program: "xfstests/ltp/fsx", run: preload::fsx },
     Suite { name: "preload-mmap", program: "xfstests/src/holetest", run: preload::mappings },
+    Suite { name: "preload-databases", program: "lmdb/mtest", run: databases::databases },
     Suite { name: "xfstests", program: "xfstests/check", run: xfstests::xfstests },
 ];
 

@@ -8,9 +8,9 @@ use super::Built;
 use crate::rig::{built_library, quiet, tool};
 
 /// Where the programs see the image.
-const ROOT: &str = "/extant-suites";
+pub(super) const ROOT: &str = "/extant-suites";
 /// Block sizes, and features of mke2fs.
-const KINDS: [(&str, &str); 6] = [
+pub(super) const KINDS: [(&str, &str); 6] = [
     ("1024", "extents"),
     ("2048", "extents"),
     ("4096", "extents"),
@@ -20,14 +20,18 @@ const KINDS: [(&str, &str); 6] = [
 ];
 
 /// A fresh image, and programs that see it.
-struct Preloaded<'a> {
+pub(super) struct Preloaded<'a> {
     library: PathBuf,
     dir: &'a Path,
-    image: PathBuf,
+    pub(super) image: PathBuf,
 }
 
 impl<'a> Preloaded<'a> {
-    fn new(library: &Path, dir: &'a Path, (block, features): (&str, &str)) -> Result<Self, String> {
+    pub(super) fn new(
+        library: &Path,
+        dir: &'a Path,
+        (block, features): (&str, &str),
+    ) -> Result<Self, String> {
         let image = dir.join("preload.img");
         let _ = fs::remove_file(&image);
         quiet(Command::new("truncate").args(["-s", "256M"]).arg(&image))?;
@@ -37,7 +41,7 @@ impl<'a> Preloaded<'a> {
     }
 
     /// Runs a program to its end; it must succeed.
-    fn run(&self, program: &Path, args: &[&str]) -> Result<String, String> {
+    pub(super) fn run(&self, program: &Path, args: &[&str]) -> Result<String, String> {
         let mut command = Command::new(program);
         command.env("LD_PRELOAD", &self.library).env("EXTANT_IMAGE", &self.image).env("EXTANT_ROOT", ROOT);
         // What programs put beside their file goes to the rig's folder.
@@ -45,7 +49,7 @@ impl<'a> Preloaded<'a> {
     }
 
     /// The image is clean for e2fsck.
-    fn check(&self) -> Result<(), String> {
+    pub(super) fn check(&self) -> Result<(), String> {
         quiet(Command::new(tool("e2fsck")?).arg("-fn").arg(&self.image)).map(drop)
     }
 }
