@@ -8,12 +8,17 @@ const COMMON: &str = include_str!("probes/common.py");
 
 #[track_caller]
 fn probe(text: &str) {
+    probe_on("-t ext4 -b 1024", text);
+}
+
+#[track_caller]
+fn probe_on(mkfs: &str, text: &str) {
     need!(env::kernel_mounts());
     let Some(python) = python() else {
         println!("skipped: no python3 on this machine");
         return;
     };
-    compare("-t ext4 -b 1024", &python, &["-c", &format!("{COMMON}\n{text}")]);
+    compare(mkfs, &python, &["-c", &format!("{COMMON}\n{text}")]);
 }
 
 #[test]
@@ -54,4 +59,12 @@ fn streams() {
 #[test]
 fn asynchronous_requests() {
     probe(include_str!("probes/aio.py"));
+}
+
+/// Caller memory that lies in a mapping of the very file (S0-E).
+#[test]
+fn buffers_in_a_mapping() {
+    for mkfs in ["-t ext4 -b 1024", "-t ext4 -b 4096", "-t ext4 -b 1024 -O inline_data"] {
+        probe_on(mkfs, include_str!("probes/mapped.py"));
+    }
 }
