@@ -84,7 +84,8 @@ impl Filesystem {
                         start = from;
                     }
                     done += n;
-                    if n < piece.len() {
+                    // Short of space: once more, after space was made. Not so an append, whose bytes stay together.
+                    if n == 0 || (n < piece.len() && flags.append) {
                         break;
                     }
                 }

@@ -261,3 +261,25 @@ fn past_the_cache_where_that_serves() {
     [0..8192, 16384..24576, 32768..32868].into_iter().for_each(|range| want[range].fill(2));
     assert!(debugfs_cat(&image, "/file") == want);
 }
+
+/// What was freed and is not committed is space all the same: a direct write is not cut short for it, on whole blocks or parts of them.
+#[test]
+fn direct_writes_use_what_was_freed_just_now() {
+    let dir = scratch();
+    let image = dir.join("image");
+    mke2fs(&image, 8 << 20, "-t ext4 -b 1024 -m 0");
+    let fs = open_rw(&image);
+    let inode = new_file(&fs);
+    let direct = open(&fs, &inode, true);
+    let bytes = vec![7; 3 << 20];
+    for at in [0, 512] {
+        // Five times what the filesystem holds, in less than a commit's interval.
+        for _ in 0..14 {
+            assert_eq!(direct.write_at(at, &bytes).unwrap(), (bytes.len(), at));
+            direct.set_len(0).unwrap();
+        }
+    }
+    drop((direct, inode));
+    fs.unmount().unwrap();
+    assert_clean(&image);
+}
