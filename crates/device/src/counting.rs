@@ -132,6 +132,9 @@ impl BlockDevice for Counting {
         self.zeroes.fetch_add(1, Relaxed);
         self.base.write_zeroes(offset, len)
     }
+    fn makes_zeros(&self) -> bool {
+        self.base.makes_zeros()
+    }
     fn advise(&self, offset: u64, len: u64) {
         self.base.advise(offset, len);
     }

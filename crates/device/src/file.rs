@@ -406,6 +406,10 @@ impl BlockDevice for FileDevice {
         self.punch(FallocateFlags::PUNCH_HOLE, offset, len)
     }
 
+    fn makes_zeros(&self) -> bool {
+        !self.block_device
+    }
+
     fn write_zeroes(&self, offset: u64, len: u64) -> io::Result<()> {
         self.check_write(offset, len)?;
         if len == 0 {

@@ -124,6 +124,11 @@ pub trait BlockDevice: Send + Sync + Debug {
     /// Makes these bytes read as zeros, without writing them where the device can.
     fn write_zeroes(&self, offset: u64, len: u64) -> io::Result<()>;
 
+    /// Whether [`Self::write_zeroes`] costs next to nothing, however much it is: an image file, memory.
+    fn makes_zeros(&self) -> bool {
+        false
+    }
+
     /// Says that these bytes will be read soon. May do nothing.
     fn advise(&self, offset: u64, len: u64) {
         let _ = (offset, len);
@@ -169,6 +174,9 @@ impl<D: BlockDevice + ?Sized> BlockDevice for Arc<D> {
     }
     fn write_zeroes(&self, offset: u64, len: u64) -> io::Result<()> {
         (**self).write_zeroes(offset, len)
+    }
+    fn makes_zeros(&self) -> bool {
+        (**self).makes_zeros()
     }
     fn advise(&self, offset: u64, len: u64) {
         (**self).advise(offset, len);

@@ -124,6 +124,10 @@ impl BlockDevice for MemoryDevice {
         self.write_zeroes(offset, len)
     }
 
+    fn makes_zeros(&self) -> bool {
+        true
+    }
+
     fn write_zeroes(&self, offset: u64, len: u64) -> io::Result<()> {
         check_range(self.size, offset, len)?;
         let end = offset + len;

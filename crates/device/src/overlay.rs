@@ -202,6 +202,10 @@ impl BlockDevice for Overlay {
         check_range(self.size(), offset, len)
     }
 
+    fn makes_zeros(&self) -> bool {
+        true
+    }
+
     fn write_zeroes(&self, offset: u64, len: u64) -> io::Result<()> {
         check_range(self.size(), offset, len)?;
         let end = offset + len;

@@ -86,6 +86,9 @@ impl BlockDevice for Window {
     fn write_zeroes(&self, offset: u64, len: u64) -> io::Result<()> {
         self.base.write_zeroes(self.place(offset, len)?, len)
     }
+    fn makes_zeros(&self) -> bool {
+        self.base.makes_zeros()
+    }
     fn advise(&self, offset: u64, len: u64) {
         if let Ok(at) = self.place(offset, len) {
             self.base.advise(at, len);

@@ -5,6 +5,7 @@ use extant_format::inline;
 use extant_format::inode::InodeFlags;
 use extant_format::{Lblk, RoCompat, Tid};
 use extant_journal::Flushed;
+use extant_map::MapKind;
 use extant_sync::Arc;
 use extant_sync::atomic::Ordering;
 use extant_vm::{Host, PageRefs, ReadAhead};
@@ -47,8 +48,17 @@ impl Filesystem {
     /// The largest size in bytes that a file of this inode's map kind may have.
     #[must_use]
     pub fn max_file_size(&self, inode: &Inode) -> u64 {
+        self.max_size_of(inode.map_kind())
+    }
+
+    /// The largest size that a file may have, whatever its map.
+    pub(crate) fn largest_file(&self) -> u64 {
+        self.max_size_of(MapKind::Extents)
+    }
+
+    fn max_size_of(&self, kind: MapKind) -> u64 {
         let huge = self.features.ro_compat.contains(RoCompat::HUGE_FILE);
-        indirect::max_file_size(inode.map_kind(), self.geo.block_size(), huge)
+        indirect::max_file_size(kind, self.geo.block_size(), huge)
     }
 
     /// Refuses content that this program cannot make sense of.
@@ -392,9 +402,19 @@ impl Filesystem {
 
     /// Raises i_size to `size`, a hole. On an error it stays.
     pub(crate) fn extend(&self, inode: &InodeRef, size: u64) -> Result<()> {
+        let guard = inode.data(self).pages.exclusive();
+        self.extend_under(inode, &guard, size)
+    }
+
+    /// The same for who holds `invalidate_lock` exclusively.
+    pub(crate) fn extend_under(
+        &self,
+        inode: &InodeRef,
+        guard: &extant_vm::ExclusiveGuard<'_>,
+        size: u64,
+    ) -> Result<()> {
         let data = inode.data(self);
-        let guard = data.pages.exclusive();
-        data.pages.prepare_growth(&guard, &**data, size)?;
+        data.pages.prepare_growth(guard, &**data, size)?;
         self.raise_disk_size(inode, size)?;
         // Last, when nothing can fail any more: an i_size that the disk does not know of would be lost with nobody told.
         let old = inode.size();

@@ -130,6 +130,19 @@ impl Filesystem {
         range: Range<Lblk>,
         spare: &mut Reservation,
     ) -> Result<()> {
+        let credits = self.removal_credits(inode);
+        self.remove_range_keeping(handle, inode, range, spare, (self.inode_credits(), credits))
+    }
+
+    /// The same, with `keep` credits left in the handle for what comes after (those of the inode among them); a restart gets `credits`.
+    pub(crate) fn remove_range_keeping(
+        &self,
+        handle: &mut Handle,
+        inode: &Inode,
+        range: Range<Lblk>,
+        spare: &mut Reservation,
+        (keep, credits): (u32, u32),
+    ) -> Result<()> {
         inode.window.release();
         let content = self.content_of(inode);
         let table = self.cache.read(inode.table.0)?;
@@ -138,7 +151,6 @@ impl Filesystem {
             let left = {
                 let mut i_block = inode.map.write();
                 let mut map = inode.map_mut(&mut i_block);
-                let keep = self.inode_credits();
                 let removed = self.map.remove(handle, &mut map, start..end, content, keep, spare)?;
                 self.map_changed(inode, &i_block, removed.delta.total());
                 removed.left
@@ -149,7 +161,8 @@ impl Filesystem {
                 None => return Ok(()),
                 Some(left) => end = left,
             }
-            handle.restart(self.removal_credits(inode))?;
+            // A split on the way may have made the tree deeper.
+            handle.restart(credits.max(self.removal_credits(inode)))?;
         }
     }
 

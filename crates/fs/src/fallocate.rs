@@ -1,4 +1,4 @@
-//! Preallocation, holes, zeroed ranges; finding data and holes.
+//! Preallocation, holes, zeroed ranges; finding data and holes. Ranges that go out of a file or come in are in `shift`.
 
 use std::ops::Range;
 
@@ -6,7 +6,7 @@ use extant_alloc::{ClaimRequest, Privilege};
 use extant_format::inode::InodeFlags;
 use extant_format::{Lblk, Pblk};
 use extant_map::{Extent, MapKind, Placement, Run, Written};
-use extant_vm::Host;
+use extant_vm::{ExclusiveGuard, Host};
 
 use crate::cred::Credentials;
 use crate::error::{Error, Result};
@@ -27,7 +27,39 @@ pub enum FallocateMode {
     PunchHole,
     /// Zeros, with blocks behind them.
     ZeroRange,
+    /// The range goes out of the file, what is behind it moves down. Whole blocks (clusters), not up to the end.
+    CollapseRange,
+    /// A hole comes in, what is there and behind it moves up. Whole blocks (clusters), before the end.
+    InsertRange,
+    /// Zeros in blocks that count as written, where the device makes zeros itself.
+    WriteZeroes,
+    /// Blocks of its own for what is shared: ext4 shares nothing, and refuses this.
+    UnshareRange,
 }
+
+impl FallocateMode {
+    /// What a mode word of fallocate(2) asks for, and whether i_size stays.
+    ///
+    /// # Errors
+    /// `NotSupported` for the words and combinations that the kernel refuses.
+    pub fn from_flags(flags: u32) -> Result<(Self, bool)> {
+        let keep_size = flags & KEEP_SIZE != 0;
+        let mode = match flags & !KEEP_SIZE {
+            0 => Self::Allocate,
+            2 if keep_size => Self::PunchHole,
+            8 if !keep_size => Self::CollapseRange,
+            16 => Self::ZeroRange,
+            32 if !keep_size => Self::InsertRange,
+            64 => Self::UnshareRange,
+            128 if !keep_size => Self::WriteZeroes,
+            _ => return Err(Error::NotSupported("that mode of fallocate(2)")),
+        };
+        Ok((mode, keep_size))
+    }
+}
+
+/// `FALLOC_FL_KEEP_SIZE`
+const KEEP_SIZE: u32 = 1;
 
 /// What to look for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,8 +74,9 @@ impl Filesystem {
     /// fallocate(2). `keep_size`: i_size stays although the range goes past it.
     ///
     /// # Errors
-    /// `Invalid`, `FileTooBig`, `NoSpace` (what was allocated until then stays), `NotSupported` for files without extents;
-    /// damage; the device's.
+    /// `Invalid`, `FileTooBig`, `NotPermitted` as the kernel; `NoSpace` (what was allocated until then stays); `NotSupported` for files
+    /// without extents, and of [`FallocateMode::WriteZeroes`] for devices that do not make zeros; `Busy` where a pinned page would
+    /// move; damage; the device's.
     pub fn fallocate(
         &self,
         inode: &InodeRef,
@@ -56,7 +89,7 @@ impl Filesystem {
         if len == 0 {
             return Err(Error::Invalid("a length of zero"));
         }
-        let end = offset.checked_add(len).ok_or(Error::FileTooBig)?;
+        let end = offset.saturating_add(len);
         self.pages.throttle()?;
         let run = || self.noted(self.fallocate_once(inode, mode, offset..end, keep_size, cred));
         let done = match run() {
@@ -70,6 +103,8 @@ impl Filesystem {
         if self.is_sync(inode) { self.fsync(inode, false) } else { Ok(()) }
     }
 
+    /// The one entry of all modes. The inode lock is held exclusively, so direct I/O is over; content has left the inode;
+    /// `invalidate_lock` is held exclusively, so no fault, fill or read-ahead is under way until the operation is over.
     fn fallocate_once(
         &self,
         inode: &InodeRef,
@@ -84,38 +119,77 @@ impl Filesystem {
         if mode != FallocateMode::Allocate && inode.flags().contains(InodeFlags::APPEND) {
             return Err(Error::NotPermitted);
         }
-        if mode != FallocateMode::PunchHole && range.end > self.max_file_size(inode) {
+        // For whatever a mode does there, and however much less a map without extents can hold: as the kernel.
+        if range.end > self.largest_file() {
             return Err(Error::FileTooBig);
         }
-        if mode != FallocateMode::PunchHole && !keep_size {
-            self.need_size(range.end)?;
-        }
+        self.check_mode(mode)?;
         self.kill_privs(inode, false, cred)?;
         self.make_blocks(inode, cred)?;
         if mode != FallocateMode::PunchHole && inode.map_kind() == MapKind::Indirect {
-            return Err(Error::NotSupported("preallocation in a file without extents"));
+            return Err(Error::NotSupported("preallocated or moved blocks in a file without extents"));
         }
-        inode.data(self).set_rights(self, cred);
+        let data = inode.data(self);
+        data.set_rights(self, cred);
         self.touch_written(inode);
-        match mode {
-            FallocateMode::Allocate => self.preallocate(inode, range.clone(), cred)?,
-            FallocateMode::PunchHole => {
-                self.punch_hole(inode, range)?;
-                return self.log_data(inode, 0);
-            }
-            FallocateMode::ZeroRange => self.zero_range(inode, range.clone(), cred)?,
-        }
-        if !keep_size && range.end > inode.size() {
-            self.extend(inode, range.end)?;
-        }
+        let guard = data.pages.exclusive();
+        self.operate(inode, &guard, mode, range, keep_size, cred)?;
+        drop(guard);
         self.log_data(inode, 0)
     }
 
+    fn operate(
+        &self,
+        inode: &InodeRef,
+        guard: &ExclusiveGuard<'_>,
+        mode: FallocateMode,
+        range: Range<u64>,
+        keep_size: bool,
+        cred: &Credentials,
+    ) -> Result<()> {
+        match mode {
+            FallocateMode::PunchHole => return self.punch_hole(inode, guard, range),
+            FallocateMode::CollapseRange => return self.collapse_range(inode, guard, range),
+            FallocateMode::InsertRange => return self.insert_range(inode, guard, range),
+            FallocateMode::Allocate | FallocateMode::ZeroRange | FallocateMode::WriteZeroes => {}
+            FallocateMode::UnshareRange => return self.check_mode(mode),
+        }
+        if !keep_size {
+            self.need_size(range.end)?;
+        }
+        match mode {
+            FallocateMode::Allocate => self.preallocate(inode, guard, range.clone(), cred)?,
+            _ => self.zero_range(inode, guard, range.clone(), cred)?,
+        }
+        if !keep_size && range.end > inode.size() {
+            self.extend_under(inode, guard, range.end)?;
+        }
+        // After i_size: past it no block is written.
+        if mode == FallocateMode::WriteZeroes { self.write_zeroes(inode, &range) } else { Ok(()) }
+    }
+
+    /// Refuses modes that nothing here, or not this device, can do.
+    fn check_mode(&self, mode: FallocateMode) -> Result<()> {
+        match mode {
+            FallocateMode::UnshareRange => Err(Error::NotSupported("unsharing: ext4 shares no blocks")),
+            FallocateMode::WriteZeroes if !self.device.makes_zeros() => {
+                Err(Error::NotSupported("written zeros on a device that does not make them itself"))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Gives unwritten blocks to every hole of the range, in as many handles as it takes.
-    fn preallocate(&self, inode: &InodeRef, range: Range<u64>, cred: &Credentials) -> Result<()> {
+    ///
+    /// Faults wait: a store would make a hole of the range delayed that gets a block here.
+    fn preallocate(
+        &self,
+        inode: &InodeRef,
+        _guard: &ExclusiveGuard<'_>,
+        range: Range<u64>,
+        cred: &Credentials,
+    ) -> Result<()> {
         let data = inode.data(self);
-        // Faults wait: a store would make a hole of the range delayed that gets a block here.
-        let _guard = data.pages.exclusive();
         // Delayed blocks of the range are reserved holes; afterwards they have their places.
         data.pages.sync(&**data, range.clone())?;
         // With bigalloc, blocks beside the range may be on their way into the same clusters.
@@ -192,12 +266,7 @@ impl Filesystem {
 
     /// Takes the range out of the cache, its edges zeroed, after what the disk knows as the end of the file was brought behind it:
     /// dropped blocks are never published, and their end with them.
-    fn clear_cache(
-        &self,
-        inode: &Inode,
-        guard: &extant_vm::ExclusiveGuard<'_>,
-        range: Range<u64>,
-    ) -> Result<()> {
+    fn clear_cache(&self, inode: &Inode, guard: &ExclusiveGuard<'_>, range: Range<u64>) -> Result<()> {
         let data = inode.data(self);
         let end = range.end.min(inode.size());
         if end > data.disk_size() {
@@ -208,20 +277,18 @@ impl Filesystem {
     }
 
     /// The whole blocks of a range.
-    fn whole_blocks(&self, range: &Range<u64>) -> Range<u32> {
+    pub(crate) fn whole_blocks(&self, range: &Range<u64>) -> Range<u32> {
         let size = u64::from(self.geo.block_size());
         let block = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
         block(range.start.div_ceil(size))..block(range.end / size)
     }
 
-    fn punch_hole(&self, inode: &InodeRef, range: Range<u64>) -> Result<()> {
+    fn punch_hole(&self, inode: &InodeRef, guard: &ExclusiveGuard<'_>, range: Range<u64>) -> Result<()> {
         let Some(range) = self.inside(inode, range) else { return Ok(()) };
-        let data = inode.data(self);
-        let guard = data.pages.exclusive();
         // What can fail comes before anything is dropped.
         let (kind, depth) = (inode.map_kind(), self.depth(inode)?);
         let mut spare = self.alloc.reserve(0, self.map.tree_blocks_worst(kind, depth, 2), Privilege::Pool)?;
-        self.clear_cache(inode, &guard, range.clone())?;
+        self.clear_cache(inode, guard, range.clone())?;
         let blocks = self.whole_blocks(&range);
         if blocks.start >= blocks.end {
             return Ok(());
@@ -232,22 +299,47 @@ impl Filesystem {
         self.finish(handle, done, inode)
     }
 
-    fn zero_range(&self, inode: &InodeRef, range: Range<u64>, cred: &Credentials) -> Result<()> {
-        self.preallocate(inode, range.clone(), cred)?;
-        let data = inode.data(self);
-        let guard = data.pages.exclusive();
-        self.clear_cache(inode, &guard, range.clone())?;
+    fn zero_range(
+        &self,
+        inode: &InodeRef,
+        guard: &ExclusiveGuard<'_>,
+        range: Range<u64>,
+        cred: &Credentials,
+    ) -> Result<()> {
+        self.preallocate(inode, guard, range.clone(), cred)?;
+        self.clear_cache(inode, guard, range.clone())?;
         let blocks = self.whole_blocks(&range);
         let mut at = blocks.start;
         while at < blocks.end {
             let run = self.map_lookup(inode, Lblk(at), blocks.end - at)?;
             if let Run::Mapped { len, unwritten: false, .. } = run {
                 let len = self.one_extent(inode, at, len.min(MOST_UNWRITTEN))?;
-                self.unwrite(inode, at, len)?;
+                self.set_written(inode, at, len, Written::No)?;
                 at += len;
             } else {
                 at = at.saturating_add(run.len());
             }
+        }
+        Ok(())
+    }
+
+    /// Makes the unwritten whole blocks of a range written ones that hold zeros.
+    fn write_zeroes(&self, inode: &InodeRef, range: &Range<u64>) -> Result<()> {
+        let blocks = self.whole_blocks(range);
+        let mut at = blocks.start;
+        while at < blocks.end {
+            let run = self.map_lookup(inode, Lblk(at), blocks.end - at)?;
+            let Run::Mapped { unwritten: true, .. } = run else {
+                at = at.saturating_add(run.len());
+                continue;
+            };
+            let len = self.one_extent(inode, at, run.len())?;
+            let Run::Mapped { pblk, len, .. } = run.cut(len) else { continue };
+            let (start, bytes) =
+                (pblk.0 << self.geo.log_block_size(), u64::from(len) << self.geo.log_block_size());
+            self.device.write_zeroes(start, bytes)?;
+            self.set_written(inode, at, len, Written::Yes)?;
+            at += len;
         }
         Ok(())
     }
@@ -257,15 +349,15 @@ impl Filesystem {
         Ok(self.map.lookup_extent(&inode.map_ref(&inode.map.read()), Lblk(at), len)?.len())
     }
 
-    /// Makes written blocks of one extent unwritten.
-    fn unwrite(&self, inode: &Inode, at: u32, len: u32) -> Result<()> {
+    /// Makes blocks of one extent written or unwritten.
+    fn set_written(&self, inode: &Inode, at: u32, len: u32, to: Written) -> Result<()> {
         let (kind, depth) = (inode.map_kind(), self.depth(inode)?);
         let mut spare = self.alloc.reserve(0, self.map.tree_blocks_worst(kind, depth, 2), Privilege::Pool)?;
         let mut handle = self.start_data(inode, self.map.convert_credits(kind, depth, 1) + 1)?;
         let done = (|| {
             let mut i_block = inode.map.write();
             let mut map = inode.map_mut(&mut i_block);
-            let delta = self.map.convert(&mut handle, &mut map, Lblk(at), len, Written::No, &mut spare)?;
+            let delta = self.map.convert(&mut handle, &mut map, Lblk(at), len, to, &mut spare)?;
             self.map_changed(inode, &i_block, delta.total());
             drop(i_block);
             self.write_inode(&mut handle, inode)

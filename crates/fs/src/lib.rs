@@ -18,7 +18,7 @@
 //! | `quota`, `quota_file` | usage by user, group and project, and its limits |
 //! | `xattr`, `inline` | extended attributes; content kept in the inode |
 //! | `migrate` | from extents to indirect blocks and back |
-//! | `data`, `data_rw`, `inline_data`, `fallocate` | file content: its pages and how they reach the disk; reading, writing, sizes; in the inode; ranges |
+//! | `data`, `data_rw`, `inline_data`, `fallocate`, `shift` | file content: its pages and how they reach the disk; reading, writing, sizes; in the inode; ranges |
 //! | `open_file`, `mapping` | an open file; a file mapped into memory |
 //! | `state`, `freeze`, `background`, `time` | freezing, remounting, shutting down; threads; clocks |
 //!
@@ -75,6 +75,7 @@ mod quota_file;
 mod recovery;
 mod remove;
 mod rename;
+mod shift;
 mod state;
 mod time;
 mod xattr;

@@ -210,7 +210,9 @@ impl OpenFile {
     /// # Errors
     /// `BadFile`; as [`Filesystem::fallocate`].
     pub fn fallocate(&self, mode: FallocateMode, offset: u64, len: u64, keep_size: bool) -> Result<()> {
-        self.may_write()?;
+        if len > 0 {
+            self.may_write()?;
+        }
         self.fs.fallocate(&self.inode, mode, offset, len, keep_size, &self.cred)
     }
 

@@ -18,7 +18,7 @@
 //! |---|---|
 //! | `status` | the extent-status cache, its sequence number |
 //! | `fs` | the interface for both kinds of map |
-//! | `tree`, `edit`, `remove` | extent trees: lookup; insert, split, merge, convert; removal |
+//! | `tree`, `edit`, `remove`, `shift` | extent trees: lookup; insert, split, merge, convert; removal; moving |
 //! | `indirects` | maps of ext2 and ext3 |
 //! | `credits` | worst cases: credits, tree blocks |
 
@@ -28,6 +28,7 @@ mod error;
 mod fs;
 mod indirects;
 mod remove;
+mod shift;
 mod status;
 #[cfg(test)]
 mod testrand;
@@ -37,4 +38,5 @@ pub use error::{MapError, Result};
 pub use extant_format::extent::Extent;
 pub use extant_format::indirect::MapKind;
 pub use fs::{Content, Delta, MapFs, MapMut, MapRef, Placement, Removed, Written};
+pub use shift::Shift;
 pub use status::{ExtentStatus, LBLK_END, Run, Status, StatusBudget};

@@ -363,16 +363,25 @@ impl Tree {
 
     /// Takes `[start, end)` out; entries across its edges keep their outer parts.
     fn cut(&mut self, start: u32, end: u32) {
-        let from = self.last_before(start.saturating_add(1)).map_or(start, |(s, _)| s);
-        while let Some(&(at, entry)) = self.between(from, end).iter().find(|(s, e)| s + e.len > start) {
-            self.take(at);
-            if at < start {
-                self.insert(at, Entry { len: start - at, status: entry.status });
-            }
-            let last = at + entry.len;
-            if last > end {
-                self.insert(end, Entry { len: last - end, status: entry.status.advance(end - at) });
-            }
+        if start >= end {
+            return;
+        }
+        // Entries do not overlap, so both ends are ascending.
+        let first = self.entries.partition_point(|(s, e)| s + e.len <= start);
+        let after = self.entries.partition_point(|(s, _)| *s < end);
+        if first >= after {
+            return;
+        }
+        let (at, head) = self.entries[first];
+        let (from, tail) = self.entries[after - 1];
+        let cut = self.entries.drain(first..after);
+        self.delayed -= cut.filter(|(_, e)| e.status == Status::Delayed).count();
+        if at < start {
+            self.insert(at, Entry { len: start - at, status: head.status });
+        }
+        let last = from + tail.len;
+        if last > end {
+            self.insert(end, Entry { len: last - end, status: tail.status.advance(end - from) });
         }
     }
 

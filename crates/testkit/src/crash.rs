@@ -77,6 +77,12 @@ pub fn changes() -> Vec<Vec<Op>> {
         punch a 1024 4096
         punch a 0 9000
         zero a 2000 5000
+        zero a 4096 16384
+        zero a 1024 7168 keep
+        collapse a 0 4096
+        collapse a 4096 4096
+        insert a 4096 4096
+        insert a 0 8192
         chmod a 600
         setxattr a user.x 100 18
         setxattr d/c user.old 700 19
@@ -90,6 +96,9 @@ pub fn changes() -> Vec<Vec<Op>> {
         truncate @a 30000
         fallocate @a 8192 16384
         punch @a 1024 4096
+        zero @a 1024 20000
+        collapse @a 0 4096
+        insert @a 4096 4096
         setxattr @a user.x 700 22
         close @a
         write @c 100 5000 23
@@ -135,6 +144,8 @@ fn changed_by(op: &Op) -> &str {
         | Op::Fallocate { path, .. }
         | Op::Punch { path, .. }
         | Op::Zero { path, .. }
+        | Op::Collapse { path, .. }
+        | Op::Insert { path, .. }
         | Op::Setxattr { path, .. }
         | Op::Removexattr { path, .. }
         | Op::Open { path, .. }

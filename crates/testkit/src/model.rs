@@ -323,6 +323,35 @@ impl Model {
         Ok(())
     }
 
+    /// Offset and length are whole blocks, whatever size those have: that alone is not judged.
+    fn collapse(&mut self, path: &str, offset: u64, len: u64) -> Result<(), Errno> {
+        let inode = self.file(path)?;
+        let size = inode.node.data.size;
+        if len == 0 || offset + len >= size {
+            return Err(Errno::INVAL);
+        }
+        inode.data.shift(size, |bytes| drop(bytes.drain(offset as usize..(offset + len) as usize)));
+        inode.node.data.size = size - len;
+        inode.node.mtime = None;
+        Ok(())
+    }
+
+    fn insert(&mut self, path: &str, offset: u64, len: u64) -> Result<(), Errno> {
+        let inode = self.file(path)?;
+        let size = inode.node.data.size;
+        if len == 0 || offset >= size {
+            return Err(Errno::INVAL);
+        }
+        inode.data.shift(size, |bytes| {
+            let tail = bytes.split_off(offset as usize);
+            bytes.resize((offset + len) as usize, 0);
+            bytes.extend(tail);
+        });
+        inode.node.data.size = size + len;
+        inode.node.mtime = None;
+        Ok(())
+    }
+
     fn xattr_target(&mut self, path: &str, name: &str) -> Result<&mut Node, Errno> {
         let number = self.lookup(path)?;
         let node = &mut self.inode_mut(number).node;
@@ -475,6 +504,8 @@ impl Executor for Model {
             Op::Zero { path, offset, len, keep_size } => {
                 self.fallocate(path, *offset, *len, *keep_size, true)
             }
+            Op::Collapse { path, offset, len } => self.collapse(path, *offset, *len),
+            Op::Insert { path, offset, len } => self.insert(path, *offset, *len),
             Op::Setxattr { path, name, len, seed } => {
                 let value = pattern(*seed, 0, *len);
                 self.xattr_target(path, name)?.xattrs.insert(name.clone().into_bytes(), value);
@@ -520,6 +551,15 @@ impl Sparse {
             let to = (end - at).min(size) as usize;
             chunk[from..to].fill(0);
         }
+    }
+
+    /// Changes all of the first `size` bytes; files of models are small.
+    fn shift(&mut self, size: u64, change: impl FnOnce(&mut Vec<u8>)) {
+        let mut bytes = vec![0; size as usize];
+        self.read(&mut bytes);
+        change(&mut bytes);
+        self.0.clear();
+        self.write(0, &bytes);
     }
 
     fn read(&self, bytes: &mut [u8]) {

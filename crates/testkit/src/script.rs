@@ -6,6 +6,7 @@
 //! rename OLD NEW [noreplace|exchange]                  chmod PATH MODE          chown PATH UID GID
 //! write PATH OFFSET LEN SEED append PATH LEN SEED      truncate PATH SIZE       utimes PATH SECONDS NANOSECONDS
 //! fallocate PATH OFFSET LEN [keep]                     punch PATH OFFSET LEN    zero PATH OFFSET LEN [keep]
+//! collapse PATH OFFSET LEN   insert PATH OFFSET LEN
 //! setxattr PATH NAME LEN SEED                          removexattr PATH NAME
 //! open PATH HANDLE           close HANDLE
 //! fsync PATH                 fdatasync PATH            sync
@@ -50,6 +51,8 @@ pub enum Op {
     Fallocate { path: String, offset: u64, len: u64, keep_size: bool },
     Punch { path: String, offset: u64, len: u64 },
     Zero { path: String, offset: u64, len: u64, keep_size: bool },
+    Collapse { path: String, offset: u64, len: u64 },
+    Insert { path: String, offset: u64, len: u64 },
     Setxattr { path: String, name: String, len: usize, seed: u64 },
     Removexattr { path: String, name: String },
     Open { path: String, handle: String },

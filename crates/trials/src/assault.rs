@@ -312,8 +312,22 @@ impl Attack<'_> {
             let change = SetAttr { size: Some(at), ..SetAttr::default() };
             return self.fs.set_attr(&inode, &change, &self.cred).map(drop);
         }
-        let modes = [FallocateMode::Allocate, FallocateMode::PunchHole, FallocateMode::ZeroRange];
+        let modes = [
+            FallocateMode::Allocate,
+            FallocateMode::PunchHole,
+            FallocateMode::ZeroRange,
+            FallocateMode::WriteZeroes,
+            FallocateMode::CollapseRange,
+            FallocateMode::InsertRange,
+        ];
         let mode = *self.rng.pick(&modes);
+        let (at, len) = match mode {
+            // Mostly what is not refused at once.
+            FallocateMode::CollapseRange | FallocateMode::InsertRange => {
+                (at & !0xFFFF, (len & 0x7_0000) | 0x1_0000)
+            }
+            _ => (at, len),
+        };
         self.fs.fallocate(&inode, mode, at, len, self.rng.chance(1, 2), &self.cred)
     }
 

@@ -28,6 +28,12 @@ pub enum Mutant {
     UnseenFound,
     /// A page that lost blocks to a range operation is shown by no mapping.
     PartHidden,
+    /// Blocks of pinned pages do not move to another place in the file.
+    PinSeen,
+    /// What is dirty is written before its blocks move to another place in the file.
+    MoveWritten,
+    /// Pages leave the cache before their blocks move to another place in the file.
+    MoveDropped,
     /// A fault looks again at a page that moved to the memory of the file.
     MovedMark,
     /// What a failed store fault reserved is given back.

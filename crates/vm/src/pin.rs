@@ -58,8 +58,10 @@ impl AddressSpace {
         Ok(pin)
     }
 
-    /// Pins a page that is dirty and in the file's memory; `None` when it is so no more.
+    /// Pins a page that is dirty and in the file's memory; `None` when it is so no more. Under shared `invalidate_lock`: who holds it
+    /// exclusively and finds no pin gets none.
     fn pin_dirty(&self, page: u32) -> Option<Arc<Page>> {
+        let _guard = self.shared();
         let locked: LockedPages<'_> = self.lock_present(page)?;
         let found = &locked.pages[0];
         let dirty = found.state().has(crate::page::Kind::Dirty) != 0;

@@ -1,10 +1,11 @@
-//! Operations on ranges: truncate, punch, invalidate, and dropping everything.
+//! Operations on ranges: truncate, punch, moving blocks, invalidate, and dropping everything.
 
 use std::ops::Range;
 
 use extant_sync::Arc;
 
 use crate::Host;
+use crate::mutant::without;
 use crate::page::Kind;
 use crate::space::{AddressSpace, ExclusiveGuard, Gate, forget};
 
@@ -110,6 +111,65 @@ impl AddressSpace {
         let dropped = self.drop_blocks(host, &gate, first_whole..end_whole);
         self.give_back(&(first_whole..end_whole));
         Ok(dropped)
+    }
+
+    /// Whether a page is pinned that has bytes from `start` on. Who holds `invalidate_lock` exclusively knows that none will be.
+    pub fn has_pins(&self, _guard: &ExclusiveGuard<'_>, start: u64) -> bool {
+        let Some(first) = self.cache.geometry().page_of(start) else { return false };
+        let mut found = false;
+        self.index.read().each_from(first, |page| {
+            found = page.is_pinned() && !without!(self.cache, PinSeen);
+            !found
+        });
+        found
+    }
+
+    /// Before blocks from byte `start` (a multiple of the block size) on move to other places in the file: what is dirty there is
+    /// written, then all of it leaves the cache and the mappings. Until the gate that this returns is dropped nothing of the file is
+    /// written or finds a place; the caller moves the blocks and says so ([`Self::moved`]).
+    ///
+    /// The caller holds the inode lock exclusively and has found no pin ([`Self::has_pins`]); takes the gate, page locks, and what
+    /// writing takes.
+    ///
+    /// # Errors
+    /// From writing; the system's. Then nothing has left the cache.
+    pub fn take_out<H: Host>(
+        &self,
+        _guard: &ExclusiveGuard<'_>,
+        host: &H,
+        start: u64,
+    ) -> Result<Gate<'_>, H::Error> {
+        let gone = start..u64::MAX;
+        // Under the gate, since an fsync finds changes without a fault, and makes pages dirty, at any time.
+        let gate = loop {
+            let gate = self.gate();
+            let dirty = self.is_dirty() && self.next_dirty(gone.clone()).is_some();
+            if !dirty || without!(self.cache, MoveWritten) {
+                break gate;
+            }
+            drop(gate);
+            self.sync(host, gone.clone())?;
+        };
+        if without!(self.cache, MoveDropped) {
+            return Ok(gate);
+        }
+        self.hide(&gone)?;
+        self.drop_blocks(host, &gate, gone);
+        let page = self.cache.geometry().page_size() as u64;
+        self.give_back(&(start..host.size().next_multiple_of(page)));
+        Ok(gate)
+    }
+
+    /// Ends what [`Self::take_out`] began: the blocks have moved, and the file has `size` bytes now.
+    pub fn moved<H: Host>(&self, _guard: &ExclusiveGuard<'_>, host: &H, size: u64) {
+        let old = host.size();
+        host.set_size(size);
+        if size >= old {
+            self.grown(old, size);
+        } else if let Some(mmu) = self.mmu() {
+            // As in a truncate: an access past the end is a fault, which finds that.
+            let _ = mmu.resize(size);
+        }
     }
 
     /// Takes clean pages that touch `range` out of the cache; whether none is left. For direct I/O, after [`Self::sync`] of the

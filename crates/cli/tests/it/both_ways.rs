@@ -99,7 +99,7 @@ fn population() -> Vec<Op> {
 }
 
 fn mix() -> Mix {
-    Mix { names: 50, syncs: 4, reach: 200_000, longest: 20_000, xattr: 200, fallocate: true }
+    Mix { names: 50, syncs: 4, reach: 200_000, longest: 20_000, xattr: 200, fallocate: true, shift: 0 }
 }
 
 /// Operations that this map or feature set refuses for everyone are left out of random parts.

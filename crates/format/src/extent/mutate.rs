@@ -112,6 +112,21 @@ impl<'a> NodeMut<'a> {
         }
     }
 
+    /// Adds `by` to the first logical blocks of the entries `from` to `to` (without `to`), which stay in order among themselves.
+    pub fn shift_keys(&mut self, from: u16, to: u16, by: i64) {
+        let to = to.min(self.as_node().len());
+        if from >= to {
+            return;
+        }
+        for entry in self.bytes[offset(from)..offset(to)].chunks_exact_mut(ENTRY_SIZE) {
+            if let Some(key) = entry.first_chunk_mut::<4>() {
+                *key = u32::from_le_bytes(*key).wrapping_add(by as u32).to_le_bytes();
+            }
+        }
+        self.debug_check_order(from);
+        self.debug_check_order(to - 1);
+    }
+
     fn replace(&mut self, at: u16, entry: &[u8]) {
         if at < self.as_node().len() {
             self.bytes[offset(at)..offset(at + 1)].copy_from_slice(entry);

@@ -136,6 +136,22 @@ impl File {
         self.open.fallocate(FallocateMode::ZeroRange, offset, len, keep_size)
     }
 
+    /// Takes a range of whole blocks (with bigalloc: clusters) out of the file, which gets shorter by it.
+    ///
+    /// # Errors
+    /// As [`OpenFile::fallocate`].
+    pub fn collapse_range(&self, offset: u64, len: u64) -> Result<()> {
+        self.open.fallocate(FallocateMode::CollapseRange, offset, len, false)
+    }
+
+    /// Makes room of whole blocks (clusters) inside the file, which gets longer by it: a hole.
+    ///
+    /// # Errors
+    /// As [`OpenFile::fallocate`].
+    pub fn insert_range(&self, offset: u64, len: u64) -> Result<()> {
+        self.open.fallocate(FallocateMode::InsertRange, offset, len, false)
+    }
+
     /// The start of the next data at or after `offset`.
     ///
     /// # Errors

@@ -54,7 +54,9 @@ fn random_work_with_a_small_cache() {
         let fs = open_with(&image, "data=journal,cache_size=4m");
         let mut ours = LibExecutor::new(Arc::clone(&fs));
         let mut rng = Rng::new(seed).fork(round as u64);
-        for op in random(&mut rng, 250, &Mix { reach: 2 << 20, longest: 200 << 10, ..Mix::default() }) {
+        for op in
+            random(&mut rng, 250, &Mix { reach: 2 << 20, longest: 200 << 10, shift: 4096, ..Mix::default() })
+        {
             let _ = ours.apply(&op);
         }
         drop(ours);

@@ -19,6 +19,8 @@ fn of_names(op: &Op) -> bool {
             | Op::Fallocate { .. }
             | Op::Punch { .. }
             | Op::Zero { .. }
+            | Op::Collapse { .. }
+            | Op::Insert { .. }
             | Op::Truncate { .. }
             | Op::Fdatasync { .. }
     )

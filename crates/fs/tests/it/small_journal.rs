@@ -70,6 +70,14 @@ fn strain(fs: &Arc<Filesystem>) {
         Err(e) => panic!("{e}"),
     }
     sync();
+    let cluster = u64::from(fs.geometry().block_size()) << fs.geometry().log_cluster_ratio();
+    for (mode, at) in [(FallocateMode::CollapseRange, 5), (FallocateMode::InsertRange, 200)] {
+        match fs.fallocate(&file, mode, at * cluster, 40 * cluster, false, &cred) {
+            Ok(()) | Err(Error::NotSupported(_)) => {}
+            Err(e) => panic!("{e}"),
+        }
+        sync();
+    }
     fs.set_attr(&file, &size(700_001), &cred).expect("truncate");
     sync();
     fs.set_attr(&other, &size(0), &cred).expect("truncate");
@@ -145,7 +153,11 @@ fn random_operations_with_a_commit_before_each() {
         mke2fs(&image, 24 << 20, args);
         let mut rng = Rng::new(seed).fork(n as u64);
         let mut fs = LibExecutor::new(open_with(&image, ""));
-        for op in random(&mut rng, 150, &extant_testkit::script::Mix { xattr: 2000, ..Default::default() }) {
+        for op in random(
+            &mut rng,
+            150,
+            &extant_testkit::script::Mix { xattr: 2000, shift: 4096, ..Default::default() },
+        ) {
             fs.fs.sync().expect("sync");
             let _ = fs.apply(&op);
         }

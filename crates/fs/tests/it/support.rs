@@ -185,6 +185,12 @@ impl LibExecutor {
             Op::Zero { path, offset, len, keep_size } => {
                 self.open(path)?.fallocate(FallocateMode::ZeroRange, *offset, *len, *keep_size)?;
             }
+            Op::Collapse { path, offset, len } => {
+                self.open(path)?.fallocate(FallocateMode::CollapseRange, *offset, *len, false)?;
+            }
+            Op::Insert { path, offset, len } => {
+                self.open(path)?.fallocate(FallocateMode::InsertRange, *offset, *len, false)?;
+            }
         }
         Ok(())
     }

@@ -12,7 +12,13 @@ use crate::support::{LibExecutor, open_rw, tree_of};
 fn of_names(op: &Op) -> bool {
     !matches!(
         op,
-        Op::Write { .. } | Op::Append { .. } | Op::Fallocate { .. } | Op::Punch { .. } | Op::Zero { .. }
+        Op::Write { .. }
+            | Op::Append { .. }
+            | Op::Fallocate { .. }
+            | Op::Punch { .. }
+            | Op::Zero { .. }
+            | Op::Collapse { .. }
+            | Op::Insert { .. }
     )
 }
 

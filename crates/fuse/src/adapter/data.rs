@@ -13,9 +13,6 @@ use crate::reply::{Bytes, Reply};
 use crate::server::Request;
 use crate::wire::{self, BmapIn, BmapOut, CopyFileRangeIn, FallocateIn, LseekIn, ReadIn, WriteIn, WriteOut};
 
-const FALLOC_KEEP_SIZE: u32 = 0x1;
-const FALLOC_PUNCH_HOLE: u32 = 0x2;
-const FALLOC_ZERO_RANGE: u32 = 0x10;
 const SEEK_DATA: u32 = 3;
 const SEEK_HOLE: u32 = 4;
 /// Set-user-id and set-group-id.
@@ -162,13 +159,7 @@ impl Adapter {
     }
 
     pub(super) fn do_fallocate(&self, req: &Request<'_>, args: &FallocateIn) -> Result<(), Errno> {
-        let keep_size = args.mode & FALLOC_KEEP_SIZE != 0;
-        let mode = match args.mode & !FALLOC_KEEP_SIZE {
-            0 => FallocateMode::Allocate,
-            FALLOC_PUNCH_HOLE if keep_size => FallocateMode::PunchHole,
-            FALLOC_ZERO_RANGE => FallocateMode::ZeroRange,
-            _ => return Err(Errno::OPNOTSUPP),
-        };
+        let (mode, keep_size) = FallocateMode::from_flags(args.mode).map_err(|e| errno(&e))?;
         let file = self.file(args.fh)?;
         let done = match file.fallocate(mode, args.offset, args.length, keep_size) {
             Err(Error::NoSpace) => {

@@ -4,4 +4,5 @@ mod fragments;
 mod hostile;
 mod random;
 mod rig;
+mod shift;
 mod speed;

@@ -19,7 +19,11 @@ fn random_ops(args: &str, size: u64, span: u32, steps: u32) {
     let before = counts(&rig);
     for step in 0..steps {
         let file = &mut files[rng.below(3) as usize];
-        one_op(&rig, file, &mut rng, span);
+        if file.kind() == MapKind::Extents && rng.chance(1, 6) {
+            shift(&rig, file, &mut rng, span);
+        } else {
+            one_op(&rig, file, &mut rng, span);
+        }
         if step % 8 == 0 {
             rig.check(file);
         } else {
@@ -72,6 +76,20 @@ fn one_op(rig: &Rig, file: &mut File, rng: &mut Rng, span: u32) {
             }
         }
     }
+}
+
+/// Collapse or insert, in one handle or with as few nodes in each as can be.
+fn shift(rig: &Rig, file: &mut File, rng: &mut Rng, span: u32) {
+    let ratio = rig.map.geometry().cluster_ratio();
+    let whole = |n: u64| n as u32 / ratio * ratio;
+    let (lblk, len) = (whole(rng.below(span.into())), whole(rng.below(12 * u64::from(ratio))) + ratio);
+    let most = if rng.chance(1, 2) { u32::MAX - 1 } else { 1 + rng.below(3) as u32 };
+    if rng.chance(1, 2) {
+        rig.collapse(file, lblk, len, most);
+    } else {
+        rig.insert(file, lblk, len, most);
+    }
+    rig.check(file);
 }
 
 fn counts(rig: &Rig) -> (u64, u64) {

@@ -11,7 +11,8 @@ use extant_format::inode::{Inode, InodeFlags, InodeFormat};
 use extant_format::{Ino, Lblk, Pblk, Superblock};
 use extant_journal::{BlockCache, CommitObserver, Handle, Journal, JournalOptions, LogPlace};
 use extant_map::{
-    Content, Extent, ExtentStatus, MapFs, MapKind, MapMut, MapRef, Placement, Run, StatusBudget, Written,
+    Content, Extent, ExtentStatus, LBLK_END, MapFs, MapKind, MapMut, MapRef, Placement, Run, Shift,
+    StatusBudget, Written,
 };
 use extant_testkit::env::Scratch;
 use extant_testkit::{env, oracle};
@@ -267,6 +268,50 @@ impl Rig {
         });
     }
 
+    /// Takes whole clusters out of the file, with at most `most` nodes moved in a handle.
+    pub(crate) fn collapse(&self, file: &mut File, lblk: u32, len: u32, most: u32) {
+        self.punch(file, lblk, lblk + len);
+        self.shift(file, lblk + len, Shift::Down(len), most);
+        let moved = file.truth.split_off(&(lblk + len));
+        file.truth.extend(moved.into_iter().map(|(l, v)| (l - len, v)));
+    }
+
+    /// Makes room for whole clusters in the file.
+    pub(crate) fn insert(&self, file: &mut File, lblk: u32, len: u32, most: u32) {
+        self.split(file, lblk);
+        self.shift(file, lblk, Shift::Up(len), most);
+        let moved = file.truth.split_off(&lblk);
+        file.truth.extend(moved.into_iter().map(|(l, v)| (l + len, v)));
+    }
+
+    /// Moves everything from a block on; after each handle the map is read to its end.
+    fn shift(&self, file: &mut File, from: u32, by: Shift, most: u32) {
+        let (map, seq) = (Arc::clone(&self.map), file.es.seq());
+        let mut todo = Lblk(from)..Lblk(LBLK_END);
+        let mapped = file.truth.len();
+        loop {
+            let depth = u32::from(map.depth(&file.map_ref()).expect("depth"));
+            let nodes = map.shift_credits(&file.map_ref(), todo.clone()).expect("nodes");
+            let most = most.max(depth + 1);
+            let mut handle = self.journal.start(nodes.min(most) + 1).expect("handle");
+            let left = map.shift(&mut handle, &mut file.map_mut(), todo.clone(), by, 1).expect("shift");
+            assert!(handle.credits_left() >= 1, "the caller's credit is used up");
+            self.write_inode(&mut handle, file);
+            handle.finish().expect("finish");
+            let all: u32 = all_runs(&map, file).iter().map(|r| r.2).sum();
+            assert_eq!(all as usize, mapped, "blocks came or went");
+            match left {
+                None => break,
+                Some(left) => {
+                    assert!(nodes > most, "not all was done with credits for all");
+                    assert_ne!(left, todo, "no progress");
+                    todo = left;
+                }
+            }
+        }
+        assert!(file.es.seq() > seq, "the map moved and its number did not");
+    }
+
     pub(crate) fn account(&self, file: &mut File, blocks: i64) {
         let sectors = i64::from(self.block_size() / 512) * blocks;
         file.inode.blocks = file.inode.blocks.checked_add_signed(sectors).expect("i_blocks never negative");
@@ -311,6 +356,13 @@ impl Rig {
     pub(crate) fn debugfs_extents(&self, file: &File) -> Vec<(u32, u64, u32, bool)> {
         let text = oracle::debugfs(&self.image, &[&format!("ex -l <{}>", file.ino.0)]);
         text.lines().filter_map(parse_extent).collect()
+    }
+
+    /// The same of a rig that goes on.
+    pub(crate) fn debugfs_extents_after_commit(&self, file: &File) -> Vec<(u32, u64, u32, bool)> {
+        self.journal.commit_all().expect("commit");
+        self.journal.checkpoint_all().expect("checkpoint");
+        self.debugfs_extents(file)
     }
 
     /// Unmounts: everything on disk, the superblock's counts too.

@@ -226,17 +226,9 @@ fn allocate(fd: c_int, mode: c_int, at: off_t, len: off_t) -> Answer<c_int> {
     if len == 0 {
         return Err(Errno(libc::EINVAL));
     }
-    let keep_size = mode & libc::FALLOC_FL_KEEP_SIZE != 0;
-    let what = match mode & !libc::FALLOC_FL_KEEP_SIZE {
-        0 => FallocateMode::Allocate,
-        libc::FALLOC_FL_PUNCH_HOLE if keep_size => FallocateMode::PunchHole,
-        libc::FALLOC_FL_ZERO_RANGE => FallocateMode::ZeroRange,
-        _ => return Err(Errno(libc::EOPNOTSUPP)),
-    };
-    if i64::try_from(at + len).is_err() {
-        return Err(Errno(libc::EFBIG));
-    }
-    let file = description.file().map_err(|_| Errno(libc::EISDIR))?;
+    let (what, keep_size) = FallocateMode::from_flags(mode.cast_unsigned())?;
+    // What is no regular file here is a directory, which is never open for writing.
+    let file = description.file().map_err(|_| Errno(libc::EBADF))?;
     file.fallocate(what, at, len, keep_size)?;
     Ok(Some(0))
 }

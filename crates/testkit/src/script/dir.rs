@@ -138,6 +138,12 @@ impl Executor for DirExecutor {
                 let keep = if *keep_size { FallocateFlags::KEEP_SIZE } else { FallocateFlags::empty() };
                 self.fallocate(path, *offset, *len, FallocateFlags::ZERO_RANGE | keep)
             }
+            Op::Collapse { path, offset, len } => {
+                self.fallocate(path, *offset, *len, FallocateFlags::COLLAPSE_RANGE)
+            }
+            Op::Insert { path, offset, len } => {
+                self.fallocate(path, *offset, *len, FallocateFlags::INSERT_RANGE)
+            }
             Op::Setxattr { path, name, len, seed } => {
                 let name = CString::new(name.as_str()).map_err(|_| Errno::INVAL)?;
                 let value = pattern(*seed, 0, *len);

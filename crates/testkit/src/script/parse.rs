@@ -48,6 +48,8 @@ impl fmt::Display for Op {
             Self::Zero { path, offset, len, keep_size } => {
                 write!(f, "zero {path} {offset} {len}{}", keep(*keep_size))
             }
+            Self::Collapse { path, offset, len } => write!(f, "collapse {path} {offset} {len}"),
+            Self::Insert { path, offset, len } => write!(f, "insert {path} {offset} {len}"),
             Self::Setxattr { path, name, len, seed } => write!(f, "setxattr {path} {name} {len} {seed}"),
             Self::Removexattr { path, name } => write!(f, "removexattr {path} {name}"),
             Self::Open { path, handle } => write!(f, "open {path} {handle}"),
@@ -118,6 +120,8 @@ impl Words<'_> {
                 len: self.number()?,
                 keep_size: self.keep()?,
             },
+            "collapse" => Op::Collapse { path: self.path()?, offset: self.number()?, len: self.number()? },
+            "insert" => Op::Insert { path: self.path()?, offset: self.number()?, len: self.number()? },
             "setxattr" => Op::Setxattr {
                 path: self.path()?,
                 name: self.path()?,

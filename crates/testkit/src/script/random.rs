@@ -18,11 +18,21 @@ pub struct Mix {
     pub xattr: u64,
     /// Whether fallocate, punch and zero are among the operations.
     pub fallocate: bool,
+    /// Whether collapse and insert are: of multiples of so many bytes (a filesystem's blocks, or clusters); 0 for none.
+    pub shift: u64,
 }
 
 impl Default for Mix {
     fn default() -> Self {
-        Self { names: 45, syncs: 5, reach: 256 << 10, longest: 32 << 10, xattr: 300, fallocate: true }
+        Self {
+            names: 45,
+            syncs: 5,
+            reach: 256 << 10,
+            longest: 32 << 10,
+            xattr: 300,
+            fallocate: true,
+            shift: 0,
+        }
     }
 }
 
@@ -103,6 +113,10 @@ fn content_op(rng: &mut Rng, mix: &Mix) -> Op {
     let len = 1 + rng.below(mix.longest);
     let seed = rng.below(1000);
     let keep_size = rng.chance(1, 2);
+    if mix.shift > 0 && rng.chance(1, 8) {
+        let (offset, len) = (offset - offset % mix.shift, (1 + rng.below(8)) * mix.shift);
+        return if keep_size { Op::Collapse { path, offset, len } } else { Op::Insert { path, offset, len } };
+    }
     match rng.below(14) {
         0..=2 => Op::Write { path, offset, len, seed },
         3 | 4 => Op::Append { path, len: 1 + rng.below(5000), seed },

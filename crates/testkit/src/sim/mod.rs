@@ -421,6 +421,10 @@ impl BlockDevice for SimDevice {
         self.zero(offset, len)
     }
 
+    fn makes_zeros(&self) -> bool {
+        true
+    }
+
     fn write_zeroes(&self, offset: u64, len: u64) -> io::Result<()> {
         self.zero(offset, len)
     }

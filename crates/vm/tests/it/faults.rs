@@ -103,6 +103,16 @@ impl Rig {
         self.file.punch(from..to).expect("punch");
     }
 
+    fn collapse(&self, from: u64, to: u64) {
+        let _inode = self.inode.lock();
+        self.file.collapse(from..to).expect("collapse");
+    }
+
+    fn insert(&self, from: u64, to: u64) {
+        let _inode = self.inode.lock();
+        self.file.insert(from..to).expect("insert");
+    }
+
     fn sync(&self) {
         self.file.pages.sync(&*self.file, 0..u64::MAX).expect("sync");
     }
@@ -247,6 +257,134 @@ fn store_against_punch_of_blocks() {
         assert!(got[1100] == 0 && got[2000] == 0 && got[5] == 2 && got[3073] == 1);
     }
     explore("store against punch of blocks", scenario, &[Mutant::PartHidden]);
+}
+
+/// What a collapse takes out and what it moves, under loads, stores, fills and read-ahead (S3): each access is before it or after it,
+/// what was dirty is where it moved to, no byte comes from blocks that went to another file.
+#[test]
+fn faults_against_collapse() {
+    fn scenario(mutant: Mutant) {
+        let bytes = [[1; PAGE], [2; PAGE], [3; PAGE]].concat();
+        let (rig, mmu, map) = Rig::with(&bytes, mutant);
+        let third = 2 * PAGE as u64;
+        assert!(store(&rig, &mmu, &map, third + 10, 9));
+        let stored = Arc::new(Mutex::new(Rank::LEAF, false));
+        together(vec![
+            task!([rig, mmu, map, stored] {
+                let seen = load(&rig, &mmu, &map, PAGE as u64 + 5).expect("inside");
+                assert!([2, 3].contains(&seen), "a byte of another file: {seen}");
+                *stored.lock() = store(&rig, &mmu, &map, third + 20, 8);
+            }),
+            task!([rig] { rig.collapse(PAGE as u64, third); }),
+            task!([rig] {
+                let got = rig.read();
+                assert!(got.iter().all(|b| [1, 2, 3, 8, 9].contains(b)), "a reader saw another file's byte");
+            }),
+        ]);
+        let at = |at: u64| load(&rig, &mmu, &map, at);
+        let want = if *stored.lock() { 8 } else { 3 };
+        assert_eq!((at(PAGE as u64 + 10), at(PAGE as u64 + 20), at(third)), (Some(9), Some(want), None));
+        let got = rig.settled();
+        assert_eq!((got.len(), got[PAGE - 1], got[PAGE], got[PAGE + 10]), (2 * PAGE, 1, 3, 9));
+        assert_eq!(got[PAGE + 20], want);
+    }
+    explore(
+        "faults against collapse",
+        scenario,
+        &[Mutant::FaultShared, Mutant::PartHidden, Mutant::MoveWritten, Mutant::MoveDropped],
+    );
+}
+
+/// The same with an insert, inside a page.
+#[test]
+fn faults_against_insert() {
+    fn scenario(mutant: Mutant) {
+        let bytes = [[1; BLOCK], [2; BLOCK], [3; BLOCK], [4; BLOCK], [5; BLOCK]].concat();
+        let (rig, mmu, map) = Rig::with(&bytes, mutant);
+        assert!(store(&rig, &mmu, &map, 2 * BLOCK as u64 + 10, 9));
+        let stored = Arc::new(Mutex::new(Rank::LEAF, false));
+        together(vec![
+            task!([rig, mmu, map, stored] {
+                let seen = load(&rig, &mmu, &map, BLOCK as u64 + 5).expect("inside");
+                assert!([0, 2].contains(&seen), "{seen}");
+                // Before, this is behind the end.
+                *stored.lock() = store(&rig, &mmu, &map, 2 * PAGE as u64 - 10, 8);
+                let seen = load(&rig, &mmu, &map, 3).expect("inside");
+                assert_eq!(seen, 1);
+            }),
+            task!([rig] { rig.insert(BLOCK as u64, 4 * BLOCK as u64); }),
+            task!([rig] {
+                let got = rig.read();
+                assert!(got.iter().all(|b| [0, 1, 2, 3, 4, 5, 8, 9].contains(b)), "a reader saw another file's byte");
+            }),
+        ]);
+        let at = |at: usize| load(&rig, &mmu, &map, at as u64);
+        assert_eq!(
+            (at(3), at(BLOCK), at(4 * BLOCK), at(5 * BLOCK + 10)),
+            (Some(1), Some(0), Some(2), Some(9))
+        );
+        let got = rig.settled();
+        assert_eq!(got.len(), 8 * BLOCK);
+        let byte = |block: usize| got[block * BLOCK + 100];
+        assert_eq!([0, 1, 2, 3, 4, 5, 6, 7].map(byte), [1, 0, 0, 0, 2, 3, 4, 5]);
+        assert_eq!(got[2 * PAGE - 10], if *stored.lock() { 8 } else { 5 });
+    }
+    explore(
+        "faults against insert",
+        scenario,
+        &[Mutant::FaultShared, Mutant::PartHidden, Mutant::MoveWritten, Mutant::MoveDropped],
+    );
+}
+
+/// Direct writes beside a collapse: the bytes are where they were written or where they have moved.
+#[test]
+fn direct_write_against_collapse() {
+    fn scenario(mutant: Mutant) {
+        let bytes = [[1; PAGE], [2; PAGE], [3; PAGE]].concat();
+        let (rig, mmu, map) = Rig::with(&bytes, mutant);
+        assert_eq!(load(&rig, &mmu, &map, 2 * PAGE as u64), Some(3));
+        together(vec![
+            task!([rig] {
+                let _inode = rig.inode.lock();
+                let at = rig.file.size() - PAGE as u64;
+                assert_eq!(rig.file.write_direct(at, &[7; PAGE]).expect("write"), PAGE);
+            }),
+            task!([rig] { rig.collapse(PAGE as u64, 2 * PAGE as u64); }),
+            task!([rig, mmu, map] {
+                let seen = load(&rig, &mmu, &map, PAGE as u64 + 5).expect("inside");
+                assert!([2, 3, 7].contains(&seen), "{seen}");
+            }),
+        ]);
+        assert_eq!(load(&rig, &mmu, &map, PAGE as u64), Some(7));
+        let got = rig.settled();
+        assert_eq!((got.len(), got[0], got[PAGE], got[2 * PAGE - 1]), (2 * PAGE, 1, 7, 7));
+    }
+    explore("direct write against collapse", scenario, &[Mutant::MoveDropped]);
+}
+
+/// A page that a device may write stays where it is: a pin is seen by who would move it, or comes after.
+#[test]
+fn pin_against_collapse() {
+    fn scenario(mutant: Mutant) {
+        let (rig, mmu, map) = Rig::with(&[[1; PAGE], [2; PAGE], [3; PAGE]].concat(), mutant);
+        together(vec![
+            task!([rig, mmu, map] {
+                let file = &rig.file;
+                let pin = file.pages.pin(&**file, &map, 1..2).expect("a pin");
+                let target = mmu.target(1).expect("memory");
+                target.mem().copy_from(100, &[9]);
+                drop(pin);
+            }),
+            task!([rig] {
+                let _inode = rig.inode.lock();
+                let done = rig.file.collapse(PAGE as u64..2 * PAGE as u64);
+                assert!(done.is_ok() || done.is_err_and(|e| e.raw_os_error() == Some(16)), "neither done nor busy");
+            }),
+        ]);
+        let got = rig.settled();
+        assert_eq!(got.iter().filter(|b| **b == 9).count(), 1, "what the device wrote is in the file");
+    }
+    explore("pin against collapse", scenario, &[Mutant::PinSeen]);
 }
 
 /// A truncate under a mapping: an access is before it, or finds the end; blocks that were cut off come back as zeros.

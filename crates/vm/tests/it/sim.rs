@@ -414,6 +414,56 @@ impl SimFile {
         Ok(())
     }
 
+    /// Takes whole blocks out of the file.
+    pub(crate) fn collapse(&self, range: Range<u64>) -> io::Result<()> {
+        let len = range.end - range.start;
+        self.move_blocks(range, self.size() - len, |at, cut| {
+            if at < cut.end { None } else { Some(at - (cut.end - cut.start)) }
+        })
+    }
+
+    /// Makes room of whole blocks in the file.
+    pub(crate) fn insert(&self, range: Range<u64>) -> io::Result<()> {
+        let size = self.size() + (range.end - range.start);
+        self.pages.grow_memory(size)?;
+        self.move_blocks(range, size, |at, room| Some(at + (room.end - room.start)))
+    }
+
+    /// Gives every block from the range on the place that `to` says, or frees it.
+    fn move_blocks(
+        &self,
+        range: Range<u64>,
+        size: u64,
+        to: fn(u64, &Range<u64>) -> Option<u64>,
+    ) -> io::Result<()> {
+        let guard = self.pages.exclusive();
+        assert!(range.end < self.size());
+        if self.pages.has_pins(&guard, range.start) {
+            return Err(io::Error::from_raw_os_error(16));
+        }
+        let gate = self.pages.take_out(&guard, self, range.start)?;
+        let blocks = range.start / self.block_size..range.end / self.block_size;
+        let moved: Vec<(u32, (u64, bool))> = {
+            let mut map = self.map.lock();
+            let tail = map.blocks.split_off(&(blocks.start as u32));
+            tail.into_iter().collect()
+        };
+        for (at, place) in moved {
+            // One after the other: who looked now would find a file half moved.
+            self.seq.fetch_add(1, Ordering::AcqRel);
+            match to(u64::from(at), &blocks) {
+                Some(new) => {
+                    self.map.lock().blocks.insert(new as u32, place);
+                }
+                None => self.free_block(place.0),
+            }
+        }
+        self.disk_size.store(size, Ordering::Release);
+        self.pages.moved(&guard, self, size);
+        drop(gate);
+        Ok(())
+    }
+
     /// Gives blocks to the holes of `range`, unwritten.
     pub(crate) fn allocate(&self, range: Range<u64>) -> io::Result<()> {
         let _guard = self.pages.exclusive();
@@ -475,10 +525,14 @@ impl SimFile {
         for at in inside {
             let (pblk, _) = map.blocks.remove(&at).expect("just seen");
             self.seq.fetch_add(1, Ordering::AcqRel);
-            let bytes = vec![STALE; self.block_size as usize];
-            self.device.inner.write_at(pblk * self.block_size, &bytes).expect("inside");
-            assert!(self.space.lock().free.insert(pblk), "freed twice");
+            self.free_block(pblk);
         }
+    }
+
+    fn free_block(&self, pblk: u64) {
+        let bytes = vec![STALE; self.block_size as usize];
+        self.device.inner.write_at(pblk * self.block_size, &bytes).expect("inside");
+        assert!(self.space.lock().free.insert(pblk), "freed twice");
     }
 
     /// The file as it would be after a crash: what map, `i_disksize` and device say.
