@@ -406,3 +406,119 @@ fn direct_reads_into_a_mapping() {
 
 /// As the system calls it on this architecture.
 const O_DIRECT: i32 = rustix::fs::OFlags::DIRECT.bits().cast_signed();
+
+/// Bytes before the counted ones, the counted ones, and where nothing is counted wherever the front stands.
+const FRONT: usize = 64 << 10;
+const WINDOW: usize = 256 << 10;
+const BEHIND: usize = 2 * FRONT + WINDOW;
+
+/// A cell of the window.
+fn cell(rng: &mut Rng) -> usize {
+    FRONT + rng.below((WINDOW / 8) as u64) as usize * 8
+}
+
+/// Counters that move while they are counted: ranges of any number of blocks come in and go out in front of them and behind them, holes and
+/// zeros are made behind them, a small cache is written and read past, and a second file takes what is freed. Cells move in and out of the
+/// window, but none is ever in a range that goes: so every addition is in the file at the end, wherever it stands.
+#[test]
+fn counters_that_move() {
+    need!(userfaultfd());
+    for block in [1024, 4096] {
+        moving(block);
+    }
+}
+
+fn moving(block: usize) {
+    let seed = seed();
+    println!("seed={seed}, blocks of {block}");
+    let dir = scratch();
+    let image = dir.join("image");
+    mke2fs(&image, 16 << 20, &format!("-t ext4 -b {block}"));
+    let fs = crate::support::open_with(&image, "cache_size=1m");
+    let inode = new_file(&fs, "counters");
+    let (file, direct) = (open(&fs, &inode, false), open(&fs, &inode, true));
+    let other = open(&fs, &new_file(&fs, "other"), false);
+    file.set_len((BEHIND + 2 * FRONT) as u64).unwrap();
+    let map = file.map(0, FRONT + WINDOW, &shared()).unwrap();
+    let added = AtomicU64::new(0);
+    let moves = AtomicU64::new(0);
+    let end = end();
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let (map, stop, added, moves, fs) = (&map, &stop, &added, &moves, &fs);
+        let (file, direct, other) = (&file, &direct, &other);
+        let workers: Vec<_> = (0..2)
+            .map(|thread| {
+                scope.spawn(move || {
+                    let mut rng = rng(seed, thread);
+                    while go_on(end) {
+                        for _ in 0..100 {
+                            map.atomic_u64(cell(&mut rng)).fetch_add(1, Ordering::Relaxed);
+                            added.fetch_add(1, Ordering::Relaxed);
+                        }
+                    }
+                })
+            })
+            .collect();
+        scope.spawn(move || {
+            let mut rng = rng(seed, 10);
+            while !stop.load(Ordering::Relaxed) {
+                let at = if rng.below(4) == 0 { BEHIND as u64 } else { 0 };
+                let len = (rng.below((FRONT / block) as u64) + 1) * block as u64;
+                file.fallocate(FallocateMode::InsertRange, at, len, false).unwrap();
+                file.fallocate(FallocateMode::CollapseRange, at, len, false).unwrap();
+                moves.fetch_add(2, Ordering::Relaxed);
+            }
+        });
+        scope.spawn(move || {
+            let mut rng = rng(seed, 11);
+            while !stop.load(Ordering::Relaxed) {
+                let at = BEHIND as u64 + rng.below(FRONT as u64);
+                let len = rng.below(FRONT as u64) + 1;
+                match rng.below(3) {
+                    0 => file.fallocate(FallocateMode::PunchHole, at, len, true).unwrap(),
+                    1 => file.fallocate(FallocateMode::ZeroRange, at, len, true).unwrap(),
+                    _ => assert_eq!(file.write_at(at, &vec![0; len as usize]).unwrap().0, len as usize),
+                }
+            }
+        });
+        scope.spawn(move || {
+            let mut rng = rng(seed, 12);
+            let mut got = vec![0; 16384];
+            while !stop.load(Ordering::Relaxed) {
+                let from = if rng.below(2) == 0 { direct } else { file };
+                let n = from.read_at(rng.below(((BEHIND + FRONT) / 4096) as u64) * 4096, &mut got).unwrap();
+                let cells = got[..n].chunks_exact(8).map(|c| u64::from_le_bytes(c.try_into().unwrap()));
+                assert!(cells.max() < Some(1 << 48), "another file's byte");
+            }
+        });
+        scope.spawn(move || {
+            while !stop.load(Ordering::Relaxed) {
+                file.fsync(true).unwrap();
+            }
+        });
+        scope.spawn(move || {
+            let mut rng = rng(seed, 13);
+            while !stop.load(Ordering::Relaxed) {
+                other.write_at(rng.below(2_000_000), &[0xEE; 50_000]).unwrap();
+                if rng.below(8) == 0 {
+                    other.set_len(0).unwrap();
+                }
+                fs.sync().unwrap();
+            }
+        });
+        for worker in workers {
+            worker.join().unwrap();
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    let added = added.into_inner();
+    println!("{added} additions, {} moves", moves.into_inner());
+    drop(map);
+    let mut bytes = vec![0; file.inode().size() as usize];
+    assert_eq!(file.read_at(0, &mut bytes).unwrap(), bytes.len());
+    let cells = bytes.chunks_exact(8).map(|c| u64::from_le_bytes(c.try_into().unwrap()));
+    assert_eq!(cells.fold(0, u64::wrapping_add), added, "in the file");
+    drop((file, direct, other, inode));
+    finish(fs, &image, &BTreeMap::from([("counters".to_owned(), bytes)]));
+}
