@@ -99,7 +99,7 @@ fn inline(library: &Path, built: &Built<'_>, long: bool) -> Result<usize, String
         let image = Preloaded::new(library, &built.rig.dir, (block, features))?;
         let mut mkfs = Command::new(tool("mke2fs")?);
         quiet(
-            mkfs.args(["-q", "-F", "-t", "ext4", "-b", block, "-I", size, "-N", "4096", "-O", features])
+            mkfs.args(["-q", "-F", "-t", "ext4", "-b", block, "-I", size, "-N", "16384", "-O", features])
                 .arg(&image.image),
         )?;
         for number in 0..files {
