@@ -89,6 +89,16 @@ const CLAIMS: &[Claim] = &[
         "mapped files under real threads, 10 minutes each of three kinds",
         others::map_threads,
     ),
+    claim(
+        "fallocate-table",
+        "every mode of fallocate on every edge, as the kernel; writes docs/fallocate.md",
+        others::fallocate_table,
+    ),
+    claim(
+        "ranges",
+        "punch, collapse, insert in a file of 100,000 extents against the kernel",
+        others::ranges,
+    ),
     claim("mkfs", "mkfs -d of 20,000 files against mkext4 and mke2fs", others::mkfs),
     claim("mkfs-reproducible", "two runs of mkfs -d give the same bytes", images::reproducible),
     claim("scaling", "4 threads against 1", others::scaling),

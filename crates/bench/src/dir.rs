@@ -108,6 +108,10 @@ impl TargetFile for DirFile {
         Ok(self.0.sync_all()?)
     }
 
+    fn fallocate(&self, mode: u32, pos: u64, len: u64) -> Result<()> {
+        Ok(rustix::fs::fallocate(&self.0, rustix::fs::FallocateFlags::from_bits_retain(mode), pos, len)?)
+    }
+
     fn map(&self) -> Result<Box<dyn TargetMap>> {
         let len = usize::try_from(self.0.metadata()?.len())?;
         Ok(Box::new(KernelMap(FileMap::new(&self.0, len)?)))

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use extant::{Advice, Filesystem, MapOptions, Mapping, OpenOptions, Paths, Protection, Setup, SyncMode};
+use extant::{
+    Advice, FallocateMode, Filesystem, MapOptions, Mapping, OpenOptions, Paths, Protection, Setup, SyncMode,
+};
 use extant_device::{BlockDevice, Counting, ReadOnly};
 
 use crate::Args;
@@ -122,6 +124,11 @@ impl TargetFile for ImageFile {
 
     fn fsync(&self) -> Result<()> {
         Ok(self.0.sync_all()?)
+    }
+
+    fn fallocate(&self, mode: u32, pos: u64, len: u64) -> Result<()> {
+        let (mode, keep_size) = FallocateMode::from_flags(mode)?;
+        Ok(self.0.open_file().fallocate(mode, pos, len, keep_size)?)
     }
 
     fn map(&self) -> Result<Box<dyn TargetMap>> {

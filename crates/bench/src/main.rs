@@ -99,6 +99,14 @@ fn run(name: &str, t: &dyn Target, args: &Args) -> Result<Outcome> {
         "random-read" => work::random_read(t, path, args.number("n", 30_000)?)?,
         "random-write" => work::random_write(t, path, args.number("n", 30_000)?)?,
         "append-fsync" => work::append_fsync(t, path, args.number("n", 1_000)?)?,
+        "fragments" => {
+            work::fragments(t, path, args.number("extents", 100_000)?)?;
+            out.syncs = true;
+        }
+        "ranges" => {
+            work::ranges(t, path, args.text("mode", ""), args.number("n", 10_000)?)?;
+            out.syncs = true;
+        }
         "map-cold" => mapped::cold(t, path, &mut out)?,
         "map-work" => mapped::work(t, path, &mut out)?,
         "map-latency" => mapped::latency(t, path, args.size("rounds", 20)?, &mut out)?,

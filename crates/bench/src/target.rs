@@ -43,6 +43,8 @@ pub(crate) trait TargetFile: Sync {
     fn read_at(&self, pos: u64, buf: &mut [u8]) -> Result<usize>;
     fn write_at(&self, pos: u64, data: &[u8]) -> Result<()>;
     fn fsync(&self) -> Result<()>;
+    /// fallocate(2) with its mode word.
+    fn fallocate(&self, mode: u32, pos: u64, len: u64) -> Result<()>;
     /// Maps all of it, shared, for loads and stores.
     fn map(&self) -> Result<Box<dyn TargetMap>>;
 }

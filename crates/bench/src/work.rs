@@ -172,6 +172,35 @@ pub(crate) fn append_fsync(t: &dyn Target, path: &str, n: u64) -> Result<()> {
     Ok(())
 }
 
+/// A file of `extents` extents of one block each, every second block a hole.
+pub(crate) fn fragments(t: &dyn Target, path: &str, extents: u64) -> Result<()> {
+    let file = t.open(path, true)?;
+    (0..extents).try_for_each(|n| file.fallocate(0, (2 * n + 1) * BLOCK, BLOCK))
+}
+
+/// The mode words of fallocate(2) that `ranges` knows: punch (and keep the size), collapse, insert.
+const RANGES: &[(&str, u32)] = &[("punch", 3), ("collapse", 8), ("insert", 32)];
+
+/// `n` operations of one mode, a block each, at random places of a file.
+pub(crate) fn ranges(t: &dyn Target, path: &str, mode: &str, n: u64) -> Result<()> {
+    let (_, mode) = RANGES.iter().find(|(name, _)| *name == mode).ok_or("no such mode")?;
+    let mut blocks = t.stat(path)? / BLOCK - 1;
+    let file = t.open(path, false)?;
+    let mut rng = Rng(23);
+    for _ in 0..n {
+        file.fallocate(*mode, rng.below(blocks) * BLOCK, BLOCK)?;
+        match mode {
+            8 => blocks -= 1,
+            32 => blocks += 1,
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Bytes of a block.
+const BLOCK: u64 = 4096;
+
 /// Runs `f(thread)` on `threads` threads and passes on the first failure.
 pub(crate) fn on_threads(threads: usize, f: impl Fn(usize) -> Result<()> + Sync) -> Result<()> {
     std::thread::scope(|scope| {

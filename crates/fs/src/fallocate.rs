@@ -104,7 +104,8 @@ impl Filesystem {
     }
 
     /// The one entry of all modes. The inode lock is held exclusively, so direct I/O is over; content has left the inode;
-    /// `invalidate_lock` is held exclusively, so no fault, fill or read-ahead is under way until the operation is over.
+    /// `invalidate_lock` is held exclusively, so no fault, fill or read-ahead is under way until the operation is over. (Windows of
+    /// the device that show the range are to be taken away there too, once there are any.)
     fn fallocate_once(
         &self,
         inode: &InodeRef,
@@ -124,6 +125,10 @@ impl Filesystem {
             return Err(Error::FileTooBig);
         }
         self.check_mode(mode)?;
+        if mode == FallocateMode::WriteZeroes && self.journals_data(inode) {
+            // The log may have content for the blocks, and would bring it back over what the device made.
+            return Err(Error::NotSupported("written zeros in a file whose data goes through the journal"));
+        }
         self.kill_privs(inode, false, cred)?;
         self.make_blocks(inode, cred)?;
         if mode != FallocateMode::PunchHole && inode.map_kind() == MapKind::Indirect {
@@ -259,8 +264,9 @@ impl Filesystem {
     /// The part of `range` that a punch has to do with: past the last byte nothing is.
     fn inside(&self, inode: &Inode, range: Range<u64>) -> Option<Range<u64>> {
         let size = inode.size();
+        // The block with the end is covered only by a range that goes on behind the end: as the kernel.
         let end =
-            if range.end >= size { size.next_multiple_of(self.geo.block_size().into()) } else { range.end };
+            if range.end > size { size.next_multiple_of(self.geo.block_size().into()) } else { range.end };
         (range.start < size).then_some(range.start..end)
     }
 

@@ -21,7 +21,7 @@ use std::ops::Range;
 use extant_alloc::{Privilege, Reservation};
 use extant_format::Lblk;
 use extant_journal::Handle;
-use extant_map::{LBLK_END, MapKind, Shift};
+use extant_map::{LBLK_END, MapKind, MovedNodes, Shift};
 use extant_vm::{ExclusiveGuard, Gate, Host};
 
 use crate::error::{Error, Result};
@@ -48,7 +48,7 @@ impl Filesystem {
         let (mut spare, gate) = self.prepare_move(inode, guard, range.start)?;
         let blocks = self.whole_blocks(&range);
         let least = self.removal_credits(inode);
-        let nodes = self.move_nodes(inode, blocks.end)?;
+        let (nodes, _held) = self.move_nodes(inode, blocks.end)?;
         let credits = self.move_credits(nodes, least, REMOVAL_ROOM);
         // What taking the range out leaves for the move, so that one handle does both where it can.
         let own = self.inode_credits();
@@ -61,11 +61,9 @@ impl Filesystem {
             self.move_blocks(&mut handle, inode, moved, Shift::Down(blocks.end - blocks.start), credits)?;
             self.set_disk_size(&mut handle, inode, size)
         })();
-        self.finish(handle, done, inode)?;
-        let data = inode.data(self);
-        data.pages.moved(guard, &**data, size);
-        drop(gate);
-        Ok(())
+        let done = self.finish(handle, done, inode);
+        self.end_move(inode, guard, gate);
+        done
     }
 
     /// Makes room of whole clusters inside the file.
@@ -93,9 +91,9 @@ impl Filesystem {
         }
         inode.data(self).pages.grow_memory(size)?;
         let (mut spare, gate) = self.prepare_move(inode, guard, range.start)?;
-        let kind_depth = (inode.map_kind(), self.depth(inode)?);
-        let split = self.map.convert_credits(kind_depth.0, kind_depth.1, 1);
-        let credits = self.move_credits(self.move_nodes(inode, blocks.start)?, split, 0);
+        let split = self.map.convert_credits(MapKind::Extents, self.depth(inode)?, 1);
+        let (nodes, _held) = self.move_nodes(inode, blocks.start)?;
+        let credits = self.move_credits(nodes, split, 0);
         let mut handle = self.start_data(inode, credits)?;
         let done = (|| {
             self.split_for_move(&mut handle, inode, Lblk(blocks.start), &mut spare)?;
@@ -103,11 +101,15 @@ impl Filesystem {
             let moved = Lblk(blocks.start)..Lblk(LBLK_END);
             self.move_blocks(&mut handle, inode, moved, Shift::Up(by), credits)
         })();
-        self.finish(handle, done, inode)?;
+        let done = self.finish(handle, done, inode);
+        self.end_move(inode, guard, gate);
+        done
+    }
+
+    /// The file is as long as the disk knows it to be: also after an error in a later part.
+    fn end_move(&self, inode: &InodeRef, guard: &ExclusiveGuard<'_>, _gate: Gate<'_>) {
         let data = inode.data(self);
-        data.pages.moved(guard, &**data, size);
-        drop(gate);
-        Ok(())
+        data.pages.moved(guard, &**data, data.disk_size());
     }
 
     fn check_clusters(&self, range: &Range<u64>) -> Result<()> {
@@ -152,12 +154,13 @@ impl Filesystem {
         if least <= most { most.min(least.saturating_add(room)) } else { most / 2 }
     }
 
-    /// Nodes of the tree that change, with those that a split or a removal before adds.
-    fn move_nodes(&self, inode: &Inode, from: u32) -> Result<u32> {
+    /// How many nodes of the tree change, with those that a split or a removal before adds; they are in memory, so that no device is
+    /// met once something has changed.
+    fn move_nodes(&self, inode: &Inode, from: u32) -> Result<(u32, MovedNodes)> {
         let added = 2 * (u32::from(self.depth(inode)?) + 2);
         let i_block = inode.map.read();
-        let nodes = self.map.shift_credits(&inode.map_ref(&i_block), Lblk(from)..Lblk(LBLK_END))?;
-        Ok(nodes.saturating_add(added))
+        let nodes = self.map.moved_nodes(&inode.map_ref(&i_block), Lblk(from)..Lblk(LBLK_END))?;
+        Ok((nodes.count().saturating_add(added), nodes))
     }
 
     /// Makes a block that moves up the first of its extent.

@@ -38,5 +38,5 @@ pub use error::{MapError, Result};
 pub use extant_format::extent::Extent;
 pub use extant_format::indirect::MapKind;
 pub use fs::{Content, Delta, MapFs, MapMut, MapRef, Placement, Removed, Written};
-pub use shift::Shift;
+pub use shift::{MovedNodes, Shift};
 pub use status::{ExtentStatus, LBLK_END, Run, Status, StatusBudget};

@@ -50,31 +50,58 @@ struct Plan {
     edge: Option<u32>,
 }
 
+/// Nodes that a move will change, read and kept in memory, so that it meets no device.
+#[derive(Debug, Default)]
+pub struct MovedNodes {
+    held: Vec<Buf>,
+    count: u32,
+}
+
+impl MovedNodes {
+    /// How many there are at most: the credits of [`MapFs::shift`], beside the inode's own.
+    #[must_use]
+    pub fn count(&self) -> u32 {
+        self.count
+    }
+}
+
 impl MapFs {
-    /// How many nodes [`Self::shift`] of the range changes, at most: its credits, beside the inode's own.
+    /// Reads the nodes that [`Self::shift`] of the range changes; only counts those that no single call would.
     ///
     /// # Errors
     /// A damaged map; the device's.
-    pub fn shift_credits(&self, map: &MapRef<'_>, range: Range<Lblk>) -> Result<u32> {
+    pub fn moved_nodes(&self, map: &MapRef<'_>, range: Range<Lblk>) -> Result<MovedNodes> {
+        let mut nodes = MovedNodes::default();
         let root = Node::open(map.i_block, map.ino, None, None)?;
-        if root.is_leaf() {
-            return Ok(0);
+        if !root.is_leaf() {
+            self.add_nodes(map, &root, MAX_LBLK, &(range.start.0..range.end.0), &mut nodes)?;
         }
-        self.count_nodes(map, &root, MAX_LBLK, &(range.start.0..range.end.0))
+        Ok(nodes)
     }
 
-    fn count_nodes(&self, map: &MapRef<'_>, node: &Node<'_>, end: u32, range: &Range<u32>) -> Result<u32> {
-        let mut count = 0u32;
+    fn add_nodes(
+        &self,
+        map: &MapRef<'_>,
+        node: &Node<'_>,
+        end: u32,
+        range: &Range<u32>,
+        nodes: &mut MovedNodes,
+    ) -> Result<()> {
+        let depth = node.depth() - 1;
         for at in touched(node, range) {
-            count = count.saturating_add(1);
-            let Some(index) = node.index(at).filter(|_| node.depth() > 1) else { continue };
+            nodes.count = nodes.count.saturating_add(1);
+            let wanted = depth > 0 || nodes.held.len() < MOST_NODES as usize;
+            let Some(index) = node.index(at).filter(|_| wanted) else { continue };
             let end = node.key(at + 1).map_or(end, |key| key.0);
-            let buf = self.read_node(map.ino, map.generation, index, end, node.depth() - 1)?;
-            let bytes = buf.bytes();
-            let child = Node::open(&bytes, map.ino, Some(index.child), Some(node.depth() - 1))?;
-            count = count.saturating_add(self.count_nodes(map, &child, end, range)?);
+            let buf = self.read_node(map.ino, map.generation, index, end, depth)?;
+            if depth > 0 {
+                let bytes = buf.bytes();
+                let child = Node::open(&bytes, map.ino, Some(index.child), Some(depth))?;
+                self.add_nodes(map, &child, end, range, nodes)?;
+            }
+            nodes.held.push(buf);
         }
-        Ok(count)
+        Ok(())
     }
 
     /// One past the last mapped block, 0 of an empty map of extents.

@@ -9,6 +9,7 @@ mod measure;
 mod mounted;
 mod peers;
 mod place;
+mod ranges;
 mod report;
 
 use std::process::Command;
@@ -21,7 +22,7 @@ pub(crate) use report::Figure;
 pub(crate) struct Rounds(pub(crate) usize);
 
 const GROUPS: &[&str] =
-    &["writing", "reading", "scaling", "mkfs", "peers", "mounted", "unpinned", "writeback", "mmap"];
+    &["writing", "reading", "scaling", "mkfs", "peers", "mounted", "unpinned", "writeback", "mmap", "ranges"];
 
 /// `cargo xtask bench [--long|--short] [--no-build] [GROUP[=CASE]…]`.
 pub(crate) fn run(args: &[String]) -> Verdict {
@@ -73,6 +74,7 @@ pub(crate) fn one_group(group: &str, rounds: Rounds) -> Result<Vec<Figure>, Stri
         "peers" => peers::reading(rounds),
         "scaling" => inproc::scaling(rounds, only),
         "mmap" => mapped::run(rounds, only),
+        "ranges" => ranges::run(rounds, only),
         "mounted" => mounted::run(rounds, Some(0), only),
         "unpinned" => mounted::run(rounds, None, only),
         "writeback" => mounted::writeback(rounds, Some(0), only),

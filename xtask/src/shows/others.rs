@@ -52,6 +52,35 @@ pub(crate) fn both_ways(_: &Rig) -> Result<Shown, String> {
     tests("extant-cli", "both_ways", "equal content and e2fsck clean for at least 25 combinations")
 }
 
+/// Runs the test that makes docs/fallocate.md.
+pub(crate) fn fallocate_table(_: &Rig) -> Result<Shown, String> {
+    let file = std::env::current_dir().map_err(|err| err.to_string())?.join("docs/fallocate.md");
+    let mut cargo = proc::cargo();
+    cargo.args([
+        "test",
+        "--locked",
+        "-p",
+        "extant-cli",
+        "--test",
+        "it",
+        "fallocate_table",
+        "--",
+        "--nocapture",
+    ]);
+    let (text, held) = match quiet(cargo.env("EXTANT_TABLE", file)) {
+        Ok(text) => (text, true),
+        Err(text) => (text, false),
+    };
+    let line = text
+        .lines()
+        .find(|l| l.contains("fallocate: "))
+        .or_else(|| text.lines().find(|l| l.contains("skipped: ")));
+    // Without root there is no kernel to compare with.
+    let held = held && line.is_some_and(|l| !l.contains("skipped"));
+    let figure = line.or_else(|| text.lines().last()).unwrap_or("nothing was said");
+    Ok(Shown::new(figure.trim(), "same answer, content, size and blocks; e2fsck clean", held))
+}
+
 pub(crate) fn fields(_: &Rig) -> Result<Shown, String> {
     tests("extant", "bookkeeping", "no field differs without a reason")
 }
@@ -118,6 +147,10 @@ pub(crate) fn unpinned(_: &Rig) -> Result<Shown, String> {
 
 pub(crate) fn mmap(_: &Rig) -> Result<Shown, String> {
     group("mmap")
+}
+
+pub(crate) fn ranges(_: &Rig) -> Result<Shown, String> {
+    group("ranges")
 }
 
 /// `crates/fs/tests/it/map_stress.rs`, one after the other.

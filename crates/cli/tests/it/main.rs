@@ -7,6 +7,7 @@ mod both_ways;
 mod edit;
 mod exec;
 mod external;
+mod fallocate_table;
 mod info;
 mod killed;
 mod look;

@@ -36,7 +36,7 @@ fn step(rng: &mut Rng, buffered: &OpenFile, direct: &OpenFile, model: &mut Vec<u
         model.resize(model.len().max(to), 0);
         model[from..to].copy_from_slice(bytes);
     };
-    match rng.below(13) {
+    match rng.below(15) {
         0..3 => {
             assert_eq!(direct.write_at(at, &bytes).unwrap(), (bytes.len(), at));
             put(model, at, &bytes);
@@ -74,6 +74,26 @@ fn step(rng: &mut Rng, buffered: &OpenFile, direct: &OpenFile, model: &mut Vec<u
             buffered.fallocate(FallocateMode::PunchHole, at, len, true).unwrap();
             let (from, to) = (model.len().min(at as usize), model.len().min((at + len) as usize));
             model[from..to].fill(0);
+        }
+        13 if prealloc => {
+            // As many of them are refused as reach the end.
+            let (at, len) = (at / 16_384 * 16_384, (len / 16_384 + 1) * 16_384);
+            if at + len < model.len() as u64 {
+                buffered.fallocate(FallocateMode::CollapseRange, at, len, false).unwrap();
+                model.drain(at as usize..(at + len) as usize);
+            } else {
+                assert_eq!(
+                    buffered.fallocate(FallocateMode::CollapseRange, at, len, false).unwrap_err().errno(),
+                    22
+                );
+            }
+        }
+        14 if prealloc && (at / 16_384 * 16_384) < model.len() as u64 => {
+            let at = at / 16_384 * 16_384;
+            buffered.fallocate(FallocateMode::InsertRange, at, 16_384, false).unwrap();
+            let tail = model.split_off(at as usize);
+            model.resize(at as usize + 16_384, 0);
+            model.extend(tail);
         }
         _ if prealloc => {
             buffered.fallocate(FallocateMode::Allocate, at, end - at, false).unwrap();

@@ -40,6 +40,8 @@ mod recover;
 #[cfg(not(feature = "shuttle"))]
 mod settings;
 #[cfg(not(feature = "shuttle"))]
+mod shift;
+#[cfg(not(feature = "shuttle"))]
 mod small_journal;
 #[cfg(not(feature = "shuttle"))]
 mod speed;

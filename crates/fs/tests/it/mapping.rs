@@ -16,6 +16,8 @@ use extant_testkit::rng::Rng;
 use crate::support::open_rw;
 
 const SIZE: usize = 1 << 20;
+/// The largest cluster of any of [`KINDS`].
+const CLUSTER: u64 = 16_384;
 
 /// What the tests make files on: block sizes with all that decides where content is.
 const KINDS: &[&str] = &[
@@ -83,7 +85,7 @@ impl Rig<'_> {
         let len = rng.below(60_000) as usize >> rng.below(14);
         let bytes: Vec<u8> = (0..len).map(|_| rng.below(255) as u8 + 1).collect();
         let map = rng.below(self.maps.len() as u64) as usize;
-        match rng.below(16) {
+        match rng.below(17) {
             0..3 => {
                 assert_eq!(self.buffered.write_at(at as u64, &bytes).unwrap().0, len);
                 if len > 0 {
@@ -127,6 +129,7 @@ impl Rig<'_> {
                     self.model.0[at.min(size)..(at + len + 1).min(size)].fill(0);
                 }
             }
+            13 => self.shift(rng, at as u64, len as u64),
             14 => {
                 let (at, len) = (at / 512 * 512, (len / 512 + 1) * 512);
                 let bytes = vec![rng.below(255) as u8 + 1; len];
@@ -136,11 +139,39 @@ impl Rig<'_> {
                 assert_eq!(self.direct.read_at(at as u64, &mut got).unwrap(), len);
                 assert!(got == bytes);
             }
+            15 if self.extents => self.shift(rng, at as u64, len as u64),
             _ => match rng.below(3) {
                 0 => self.maps[map].sync(0..1, SyncMode::Sync).unwrap(),
                 1 => self.maps[map].advise(0..SIZE, extant::Advice::DontNeed).unwrap(),
                 _ => self.maps[map] = self.buffered.map(0, SIZE, &shared()).unwrap(),
             },
+        }
+    }
+
+    /// Collapse or insert of whole clusters, which moves what the mappings show.
+    fn shift(&mut self, rng: &mut Rng, at: u64, len: u64) {
+        let (at, len) = (at / CLUSTER * CLUSTER, len / CLUSTER * CLUSTER + CLUSTER);
+        let size = self.model.0.len() as u64;
+        let insert = rng.below(2) == 0;
+        let mode = if insert { FallocateMode::InsertRange } else { FallocateMode::CollapseRange };
+        let fits = if insert { at < size && size + len <= SIZE as u64 } else { at + len < size };
+        if insert && size + len > SIZE as u64 {
+            return;
+        }
+        match self.buffered.fallocate(mode, at, len, false) {
+            Ok(()) => {
+                assert!(fits && self.extents);
+                let (at, len) = (at as usize, len as usize);
+                if insert {
+                    let tail = self.model.0.split_off(at);
+                    self.model.0.resize(at + len, 0);
+                    self.model.0.extend(tail);
+                } else {
+                    self.model.0.drain(at..at + len);
+                }
+            }
+            Err(e) if self.extents => assert!(e.errno() == 22 && !fits, "{e}"),
+            Err(e) => assert_eq!(e.errno(), 95, "{e}"),
         }
     }
 }

@@ -291,7 +291,7 @@ impl Rig {
         let mapped = file.truth.len();
         loop {
             let depth = u32::from(map.depth(&file.map_ref()).expect("depth"));
-            let nodes = map.shift_credits(&file.map_ref(), todo.clone()).expect("nodes");
+            let nodes = map.moved_nodes(&file.map_ref(), todo.clone()).expect("nodes").count();
             let most = most.max(depth + 1);
             let mut handle = self.journal.start(nodes.min(most) + 1).expect("handle");
             let left = map.shift(&mut handle, &mut file.map_mut(), todo.clone(), by, 1).expect("shift");

@@ -68,3 +68,8 @@ fn buffers_in_a_mapping() {
         probe_on(mkfs, include_str!("probes/mapped.py"));
     }
 }
+
+#[test]
+fn ranges() {
+    probe(include_str!("probes/ranges.py"));
+}
