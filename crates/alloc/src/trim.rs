@@ -91,6 +91,16 @@ impl Allocator {
         Ok(self.device.discard(start << log, (end - start) << log)?)
     }
 
+    /// Whether an inode table is left for [`Self::next_itable`].
+    #[must_use]
+    pub fn has_unzeroed_itable(&self) -> bool {
+        let left = |group: &crate::group::Group| {
+            let state = group.lock();
+            !state.desc.flags.contains(BgFlags::INODE_ZEROED) && !state.inodes_corrupt
+        };
+        self.has_group_csum() && self.groups.iter().any(left)
+    }
+
     /// The next group at or after `from` whose inode table is not zeroed, taken for zeroing. `None`: all are done.
     ///
     /// Call [`ItableZeroing::zero`] without a handle, then [`ItableZeroing::finish`] in one.

@@ -1,4 +1,5 @@
-//! Quota files in the form ext4 keeps them (`vfsv1`, revision 1): a radix tree from an id to its limits and usage.
+//! Quota files in the form ext4 keeps them (`vfsv1`, revision 1): a radix tree from an id to its limits and usage. Visible quota
+//! files may also be of revision 0 (`vfsv0`), which differs in the entries only: 21 of 48 bytes, with 32 bits for most numbers.
 //!
 //! The file is an array of 1 KiB blocks, whatever the filesystem's block size. Block 0 holds the header (`dqh_magic`,
 //! `dqh_version`) and the info (grace times, flags, lists of free blocks and of blocks with free entries). Block 1 is the
@@ -15,7 +16,7 @@ use crate::types::Lblk;
 use alloc::boxed::Box;
 use thiserror::Error;
 use zerocopy::little_endian::{U16, U32, U64};
-use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 mod tree;
 
@@ -31,16 +32,50 @@ pub const TREE_LEVELS: usize = 4;
 pub const ROOT_BLOCK: u32 = 1;
 /// Bytes of a data block before its entries.
 pub const DATA_HEADER_LEN: usize = 16;
-/// Bytes of an entry.
-pub const ENTRY_LEN: usize = 72;
-/// Entries in a data block.
-pub const ENTRIES: usize = (BLOCK_LEN - DATA_HEADER_LEN) / ENTRY_LEN;
-/// `dqh_version` of this format.
-pub const VERSION: u32 = 1;
 /// Grace of a new file, in seconds: a week.
 pub const DEFAULT_GRACE: u32 = 7 * 24 * 60 * 60;
 /// Block limits are in units of this many bytes.
 pub const LIMIT_UNIT: u64 = 1024;
+
+/// The form of a file's entries (`dqh_version`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub enum Revision {
+    /// `vfsv0`
+    R0,
+    /// `vfsv1`, the form of ext4's hidden quota files.
+    R1,
+}
+
+impl Revision {
+    const fn from_version(version: u32) -> Option<Self> {
+        match version {
+            0 => Some(Self::R0),
+            1 => Some(Self::R1),
+            _ => None,
+        }
+    }
+
+    /// `dqh_version`
+    #[must_use]
+    pub const fn version(self) -> u32 {
+        self as u32
+    }
+
+    /// Bytes of an entry.
+    #[must_use]
+    pub const fn entry_len(self) -> usize {
+        match self {
+            Self::R0 => size_of::<RawEntry0>(),
+            Self::R1 => size_of::<RawEntry>(),
+        }
+    }
+
+    /// Entries in a data block.
+    #[must_use]
+    pub const fn entries(self) -> usize {
+        (BLOCK_LEN - DATA_HEADER_LEN) / self.entry_len()
+    }
+}
 
 /// Whose usage a file holds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
@@ -110,7 +145,24 @@ struct RawEntry {
     dqb_itime: U64,
 }
 
-const _: () = assert!(size_of::<RawEntry>() == ENTRY_LEN);
+const _: () = assert!(size_of::<RawEntry>() == 72);
+
+/// `struct v2r0_disk_dqblk`.
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned, Debug)]
+#[repr(C)]
+struct RawEntry0 {
+    dqb_id: U32,
+    dqb_ihardlimit: U32,
+    dqb_isoftlimit: U32,
+    dqb_curinodes: U32,
+    dqb_bhardlimit: U32,
+    dqb_bsoftlimit: U32,
+    dqb_curspace: U64,
+    dqb_btime: U64,
+    dqb_itime: U64,
+}
+
+const _: () = assert!(size_of::<RawEntry0>() == 48);
 
 /// Why bytes are no quota file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
@@ -123,7 +175,7 @@ pub enum QuotaError {
         /// Of the kind.
         expected: u32,
     },
-    /// Not revision 1.
+    /// Not revision 1 (0 and 1 for visible files).
     #[error("quota file has version {0}")]
     Version(u32),
     /// `dqi_blocks` is below the two blocks that every file has, or beyond the file's end.
@@ -199,37 +251,77 @@ impl Dqblk {
         *self == Self::default()
     }
 
-    fn decode(raw: &RawEntry) -> (u32, Self) {
-        let mut dq = Self {
-            ihardlimit: raw.dqb_ihardlimit.get(),
-            isoftlimit: raw.dqb_isoftlimit.get(),
-            curinodes: raw.dqb_curinodes.get(),
-            bhardlimit: raw.dqb_bhardlimit.get(),
-            bsoftlimit: raw.dqb_bsoftlimit.get(),
-            curspace: raw.dqb_curspace.get(),
-            btime: raw.dqb_btime.get(),
-            itime: raw.dqb_itime.get(),
+    /// An entry from its bytes.
+    fn decode(bytes: &[u8], revision: Revision) -> (u32, Self) {
+        let (id, mut dq) = match revision {
+            Revision::R0 => RawEntry0::read_from_bytes(bytes).map_or((0, Self::default()), |raw| {
+                let dq = Self {
+                    ihardlimit: raw.dqb_ihardlimit.get().into(),
+                    isoftlimit: raw.dqb_isoftlimit.get().into(),
+                    curinodes: raw.dqb_curinodes.get().into(),
+                    bhardlimit: raw.dqb_bhardlimit.get().into(),
+                    bsoftlimit: raw.dqb_bsoftlimit.get().into(),
+                    curspace: raw.dqb_curspace.get(),
+                    btime: raw.dqb_btime.get(),
+                    itime: raw.dqb_itime.get(),
+                };
+                (raw.dqb_id.get(), dq)
+            }),
+            Revision::R1 => RawEntry::read_from_bytes(bytes).map_or((0, Self::default()), |raw| {
+                let dq = Self {
+                    ihardlimit: raw.dqb_ihardlimit.get(),
+                    isoftlimit: raw.dqb_isoftlimit.get(),
+                    curinodes: raw.dqb_curinodes.get(),
+                    bhardlimit: raw.dqb_bhardlimit.get(),
+                    bsoftlimit: raw.dqb_bsoftlimit.get(),
+                    curspace: raw.dqb_curspace.get(),
+                    btime: raw.dqb_btime.get(),
+                    itime: raw.dqb_itime.get(),
+                };
+                (raw.dqb_id.get(), dq)
+            }),
         };
         // The mark of an entry that would otherwise be all zero.
-        if raw.dqb_id.get() == 0 && dq == (Self { itime: 1, ..Self::default() }) {
+        if id == 0 && dq == (Self { itime: 1, ..Self::default() }) {
             dq.itime = 0;
         }
-        (raw.dqb_id.get(), dq)
+        (id, dq)
     }
 
-    fn encode(&self, id: u32) -> RawEntry {
-        let mark = id == 0 && self.is_empty();
-        RawEntry {
-            dqb_id: id.into(),
-            dqb_pad: 0.into(),
-            dqb_ihardlimit: self.ihardlimit.into(),
-            dqb_isoftlimit: self.isoftlimit.into(),
-            dqb_curinodes: self.curinodes.into(),
-            dqb_bhardlimit: self.bhardlimit.into(),
-            dqb_bsoftlimit: self.bsoftlimit.into(),
-            dqb_curspace: self.curspace.into(),
-            dqb_btime: self.btime.into(),
-            dqb_itime: if mark { 1.into() } else { self.itime.into() },
+    /// Writes the entry of `id`. Revision 0 keeps what does not fit its 32 bits at their largest.
+    fn encode(&self, id: u32, revision: Revision, bytes: &mut [u8]) {
+        let itime = if id == 0 && self.is_empty() { 1 } else { self.itime };
+        let narrow = |value: u64| U32::new(u32::try_from(value).unwrap_or(u32::MAX));
+        match revision {
+            Revision::R0 => {
+                let raw = RawEntry0 {
+                    dqb_id: id.into(),
+                    dqb_ihardlimit: narrow(self.ihardlimit),
+                    dqb_isoftlimit: narrow(self.isoftlimit),
+                    dqb_curinodes: narrow(self.curinodes),
+                    dqb_bhardlimit: narrow(self.bhardlimit),
+                    dqb_bsoftlimit: narrow(self.bsoftlimit),
+                    dqb_curspace: self.curspace.into(),
+                    dqb_btime: self.btime.into(),
+                    dqb_itime: itime.into(),
+                };
+                bytes.copy_from_slice(raw.as_bytes());
+            }
+            Revision::R1 => {
+                let raw = RawEntry {
+                    dqb_id: id.into(),
+                    dqb_pad: 0.into(),
+                    dqb_ihardlimit: self.ihardlimit.into(),
+                    dqb_isoftlimit: self.isoftlimit.into(),
+                    dqb_curinodes: self.curinodes.into(),
+                    dqb_bhardlimit: self.bhardlimit.into(),
+                    dqb_bsoftlimit: self.bsoftlimit.into(),
+                    dqb_curspace: self.curspace.into(),
+                    dqb_btime: self.btime.into(),
+                    dqb_itime: itime.into(),
+                };
+                bytes.copy_from_slice(raw.as_bytes());
+            }
         }
     }
 }
@@ -311,6 +403,8 @@ impl Dqblk {
 /// The info in block 0.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct QuotaInfo {
+    /// Form of the entries.
+    pub revision: Revision,
     /// Grace time for space in seconds.
     pub bgrace: u32,
     /// Grace time for inodes in seconds.
@@ -339,15 +433,15 @@ impl QuotaInfo {
         if found != expected {
             return Err(QuotaError::Magic { found, expected });
         }
-        if raw.dqh_version.get() != VERSION {
-            return Err(QuotaError::Version(raw.dqh_version.get()));
-        }
+        let version = raw.dqh_version.get();
+        let revision = Revision::from_version(version).ok_or(QuotaError::Version(version))?;
         let blocks = raw.dqi_blocks.get();
         let len = u32::try_from(file_len / BLOCK_LEN as u64).unwrap_or(u32::MAX);
         if blocks <= ROOT_BLOCK || blocks > len {
             return Err(QuotaError::Blocks { blocks, len });
         }
         Ok(Self {
+            revision,
             bgrace: raw.dqi_bgrace.get(),
             igrace: raw.dqi_igrace.get(),
             flags: raw.dqi_flags.get(),
@@ -361,7 +455,7 @@ impl QuotaInfo {
     pub fn write(&self, kind: QuotaKind, block: &mut [u8; BLOCK_LEN]) {
         let raw = RawInfo {
             dqh_magic: kind.magic().into(),
-            dqh_version: VERSION.into(),
+            dqh_version: self.revision.version().into(),
             dqi_bgrace: self.bgrace.into(),
             dqi_igrace: self.igrace.into(),
             dqi_flags: self.flags.into(),
@@ -376,6 +470,7 @@ impl QuotaInfo {
     #[must_use]
     pub fn empty_file(kind: QuotaKind) -> (Self, Box<[u8; 2 * BLOCK_LEN]>) {
         let info = Self {
+            revision: Revision::R1,
             bgrace: DEFAULT_GRACE,
             igrace: DEFAULT_GRACE,
             flags: 0,
@@ -392,10 +487,15 @@ impl QuotaInfo {
 }
 
 /// Writes the entry of `id` into its data block, in place. Nothing happens for a slot that no block has.
-pub fn write_entry(block: &mut [u8; BLOCK_LEN], place: EntryPlace, id: u32, dq: &Dqblk) {
-    let at = place.at();
-    if let Some(bytes) = block.get_mut(at..at + ENTRY_LEN) {
-        bytes.copy_from_slice(dq.encode(id).as_bytes());
+pub fn write_entry(
+    block: &mut [u8; BLOCK_LEN],
+    place: EntryPlace,
+    revision: Revision,
+    (id, dq): (u32, &Dqblk),
+) {
+    let at = place.at(revision);
+    if let Some(bytes) = block.get_mut(at..at + revision.entry_len()) {
+        dq.encode(id, revision, bytes);
     }
 }
 
@@ -405,10 +505,6 @@ pub const fn block_place(block: u32, block_size: u32) -> (Lblk, usize) {
     let per = block_size / BLOCK_LEN as u32;
     let per = if per == 0 { 1 } else { per };
     (Lblk(block / per), (block % per) as usize * BLOCK_LEN)
-}
-
-fn zeroed_entry() -> RawEntry {
-    RawEntry::new_zeroed()
 }
 
 #[cfg(test)]

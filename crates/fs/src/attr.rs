@@ -7,12 +7,9 @@ use extant_format::{Ino, RoCompat};
 
 use crate::cred::{Access, Caps, Credentials};
 use crate::error::{Error, Result};
-use crate::filesystem::{Filesystem, Mode};
-use crate::freeze::Level;
+use crate::filesystem::Filesystem;
 use crate::icache::InodeRef;
 use crate::inode::Inode;
-use crate::quota::Ids;
-use crate::time::atime_moves;
 use crate::xattr::XattrPlan;
 
 const S_ISUID: u16 = 0o4000;
@@ -119,9 +116,6 @@ pub struct FsxAttr {
     /// `fsx_projid`
     pub project: u32,
 }
-
-/// How many inodes may have times that changed in memory only.
-const MOST_DIRTY_TIMES: usize = 4096;
 
 /// `FS_XFLAG_*` bits and the inode flags they stand for.
 const XFLAGS: [(u32, InodeFlags); 7] = [
@@ -308,70 +302,6 @@ impl Filesystem {
             || (inode.is_dir() && (given.dirsync || flags.contains(InodeFlags::DIRSYNC)))
     }
 
-    /// Moves the access time after a read, in memory; it is written with the inode's next change, or periodically.
-    pub(crate) fn touch_atime(&self, inode: &InodeRef) {
-        if self.mode() != Mode::ReadWrite {
-            return;
-        }
-        let options = self.options();
-        let now = self.now();
-        let mut state = inode.state();
-        let raw = &state.raw;
-        if raw.flags.contains(InodeFlags::NOATIME) || (inode.is_dir() && options.given.nodiratime) {
-            return;
-        }
-        if atime_moves(options.given.atime, raw.atime, raw.mtime, raw.ctime, now) {
-            state.raw.atime = now;
-            let first = !std::mem::replace(&mut state.times_dirty, true);
-            drop(state);
-            if first {
-                self.remember_times(inode.ino());
-            }
-        }
-    }
-
-    /// Notes an inode whose times are to be written later. The list holds numbers, not references: a dead inode must not
-    /// wait for it.
-    pub(crate) fn remember_times(&self, ino: Ino) {
-        let many = {
-            let mut list = self.dirty_times.lock();
-            list.push(ino);
-            list.len() >= MOST_DIRTY_TIMES
-        };
-        // Inodes with unwritten times stay in the cache, so there must not be too many of them. A reader of a frozen
-        // filesystem neither writes nor waits.
-        if many
-            && let Some(_pass) = self.gate.try_enter(Level::Internal)
-            && let Err(e) = self.flush_times()
-        {
-            tracing::warn!("access times: {e}");
-        }
-    }
-
-    /// Writes times that changed in memory only. The caller is inside the freeze gate, or has closed it.
-    pub(crate) fn flush_times(&self) -> Result<()> {
-        let at_once = if self.has_quotas() { 8 } else { 64 };
-        loop {
-            let some: Vec<Ino> = {
-                let mut list = self.dirty_times.lock();
-                let keep = list.len().saturating_sub(at_once);
-                list.split_off(keep)
-            };
-            if some.is_empty() {
-                return Ok(());
-            }
-            let some: Vec<InodeRef> = some.into_iter().filter_map(|ino| self.icache.cached(ino)).collect();
-            let owners: Vec<Ids> = some.iter().map(|inode| Self::quota_ids(inode)).collect();
-            let mut handle = self.start(&owners, some.len() as u32)?;
-            for inode in some {
-                if inode.state().times_dirty {
-                    self.write_inode(&mut handle, &inode)?;
-                }
-            }
-            handle.finish()?;
-        }
-    }
-
     /// What statfs says, as the kernel counts.
     pub fn statfs(&self) -> StatFs {
         let overhead = if self.options().minixdf { 0 } else { self.overhead };
@@ -419,6 +349,7 @@ impl Filesystem {
             if !cred.owns(uid) {
                 return Err(Error::NotPermitted);
             }
+            self.check_not_quota_file(inode)?;
             let changeable = InodeFlags::USER_MODIFIABLE;
             let new = (old & !changeable) | (flags & changeable);
             self.may_set_flags(inode, old, new, flags, cred)?;

@@ -55,6 +55,7 @@ impl Filesystem {
             tracing::warn!("no thread for background writeback: {e}");
         }
         self.icache.queue.lock().served = true;
+        self.start_lazy_init();
         let mut threads = self.mount.threads.lock();
         let (this, cache) = (Arc::downgrade(self), Arc::clone(&self.icache));
         threads.push(thread::spawn(move || evictor(&this, &cache)));
@@ -104,9 +105,16 @@ fn evictor(fs: &Weak<Filesystem>, cache: &InodeCache) {
 fn periodic(fs: &Weak<Filesystem>, stop: &Stop) {
     while !stop.wait(TIMES_INTERVAL) {
         let Some(fs) = fs.upgrade() else { return };
+        fs.periodic_work();
+    }
+}
+
+impl Filesystem {
+    /// What is done every [`TIMES_INTERVAL`].
+    pub(crate) fn periodic_work(&self) {
         // Not while it is frozen; and not by waiting, or an unmount would wait for this thread.
-        let Some(_pass) = fs.gate.try_enter(Level::Internal) else { continue };
-        let done = fs.flush_times().and_then(|()| fs.write_record());
+        let Some(_pass) = self.gate.try_enter(Level::Internal) else { return };
+        let done = self.flush_times_due().and_then(|()| self.write_record());
         if let Err(e) = done {
             tracing::warn!("periodic work: {e}");
         }

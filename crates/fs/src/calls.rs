@@ -131,6 +131,7 @@ impl Filesystem {
         // What was removed is gone, and its space is free, when sync returns.
         self.icache.wait_evicted();
         self.commit_and_flush()?;
+        self.refresh_quota_files();
         data
     }
 

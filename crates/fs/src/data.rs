@@ -446,7 +446,10 @@ impl Filesystem {
         inode.is_regular()
             && self.journal.has_log()
             && !flags.contains(InodeFlags::EA_INODE)
-            && (self.data_mode == DataMode::Journal || flags.contains(InodeFlags::JOURNAL_DATA))
+            && (self.data_mode == DataMode::Journal
+                || flags.contains(InodeFlags::JOURNAL_DATA)
+                // Nothing is written to it by its name; what is read may be in the journal.
+                || self.is_quota_file(inode.ino))
     }
 
     /// What a file's blocks hold, for their freeing.

@@ -289,21 +289,6 @@ impl Filesystem {
         Err(outcome.error.unwrap_or(Error::Shutdown))
     }
 
-    /// Moves mtime and ctime after a write, in memory; they go with the next change of the inode.
-    pub(crate) fn touch_written(&self, inode: &Inode) {
-        let now = self.now();
-        let first = {
-            let mut state = inode.state();
-            state.raw.mtime = now;
-            state.raw.ctime = now;
-            state.raw.version = state.raw.version.wrapping_add(1);
-            !std::mem::replace(&mut state.times_dirty, true)
-        };
-        if first {
-            self.remember_times(inode.ino);
-        }
-    }
-
     /// Refuses opening a file for writing that must not change.
     pub(crate) fn check_open_for_writing(&self, inode: &Inode, append: bool) -> Result<()> {
         self.check_content_change(inode)?;

@@ -78,6 +78,7 @@ pub struct Filesystem {
     /// Set by a mount for writing, where the filesystem has quota files.
     pub(crate) quotas: std::sync::OnceLock<crate::quota::Quotas>,
     pub(crate) shared_blocks: SharedBlocks,
+    pub(crate) lazy_init: crate::lazy_init::LazyInit,
     pub(crate) late_features: crate::late_features::LateFeatures,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) gate: Gate,
@@ -236,6 +237,8 @@ impl Filesystem {
     /// place, and makes freed blocks usable. Nothing is held.
     pub(crate) fn make_space(&self) -> Result<()> {
         self.icache.wait_evicted();
+        // Inodes of a table that is being zeroed cannot be had.
+        self.lazy_init.wait_idle();
         // A failure is remembered for the file that it concerns.
         let _ = self.write_back_all();
         self.journal.commit_all()?;

@@ -35,6 +35,10 @@ pub(crate) struct State {
     pub(crate) size: u64,
     /// Times changed in memory only (access times, lazytime), still to be written.
     pub(crate) times_dirty: bool,
+    /// Since which second they are so.
+    pub(crate) times_since: i64,
+    /// Listed among the inodes with such times.
+    pub(crate) times_listed: bool,
 }
 
 /// An inode in memory. Reached through [`InodeRef`].
@@ -291,7 +295,10 @@ impl Filesystem {
             ea_values: AtomicU32::new(0),
             this: OnceLock::new(),
             data: OnceLock::new(),
-            state: Mutex::new(Rank::LEAF, State { size: raw.size, raw, times_dirty: false }),
+            state: Mutex::new(
+                Rank::LEAF,
+                State { size: raw.size, raw, times_dirty: false, times_since: 0, times_listed: false },
+            ),
         }
     }
 

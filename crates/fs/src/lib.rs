@@ -15,7 +15,9 @@
 //! | `inode`, `icache`, `evict`, `orphan` | in-core inodes: reading, caching, freeing, recovering |
 //! | `dir` | names in directories: linear, hash trees, inline |
 //! | `calls`, `create`, `remove`, `rename`, `attr` | the operations |
-//! | `quota`, `quota_file` | usage by user, group and project, and its limits |
+//! | `quota`, `quota_file`, `quota_visible` | usage by user, group and project, and its limits |
+//! | `lazy_times`, `lazy_init` | times that change in memory only; inode tables zeroed in the background |
+//! | `late_features` | features that come with the first file that needs them |
 //! | `xattr`, `inline` | extended attributes; content kept in the inode |
 //! | `migrate` | from extents to indirect blocks and back |
 //! | `data`, `data_rw`, `inline_data`, `fallocate`, `shift` | file content: its pages and how they reach the disk; reading, writing, sizes; in the inode; ranges |
@@ -61,6 +63,8 @@ mod inline;
 mod inline_data;
 mod inode;
 mod late_features;
+mod lazy_init;
+mod lazy_times;
 mod mapping;
 mod migrate;
 mod mmp;
@@ -72,6 +76,7 @@ mod orphan;
 mod paths;
 mod quota;
 mod quota_file;
+mod quota_visible;
 mod recovery;
 mod remove;
 mod rename;

@@ -240,7 +240,13 @@ impl Filesystem {
         // Not left to the evictor: it can do nothing any more for a filesystem that is being dropped.
         while mode == Mode::ReadWrite && self.evict_next() {}
         self.thaw_to_unmount();
-        let flushed = if mode == Mode::ReadWrite { self.write_everything() } else { Ok(()) };
+        let flushed = if mode == Mode::ReadWrite {
+            let written = self.write_everything();
+            // Nothing is counted any more, but for what is freed at the very end.
+            self.hold_quota_files(false).and(written)
+        } else {
+            Ok(())
+        };
         for (ino, bytes) in self.drop_unwritten() {
             tracing::error!("{bytes} bytes of inode {ino} could not be written and are lost");
         }
@@ -584,6 +590,7 @@ pub(crate) fn build(
         orphans: Orphans::new(),
         quotas: std::sync::OnceLock::new(),
         shared_blocks: SharedBlocks::new(),
+        lazy_init: crate::lazy_init::LazyInit::default(),
         late_features: crate::late_features::LateFeatures::missing(features),
         clock: Arc::clone(&setup.clock),
         gate: Gate::new(),

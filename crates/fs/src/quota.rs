@@ -19,7 +19,9 @@
 use std::sync::Arc;
 
 use extant_format::inode::InodeFlags;
-use extant_format::quota::{BLOCK_LEN, Dqblk, EntryPlace, QuotaKind, Resource, Verdict, write_entry};
+use extant_format::quota::{
+    BLOCK_LEN, Dqblk, EntryPlace, QuotaError, QuotaInfo, QuotaKind, Resource, Revision, Verdict, write_entry,
+};
 use extant_format::{Ino, RoCompat};
 use extant_journal::{Buf, Handle};
 use extant_sync::atomic::{AtomicBool, Ordering};
@@ -33,7 +35,7 @@ use crate::icache::InodeRef;
 use crate::inode::Inode;
 
 /// The kinds in the order of the superblock's fields.
-const KINDS: [QuotaKind; 3] = [QuotaKind::User, QuotaKind::Group, QuotaKind::Project];
+pub(crate) const KINDS: [QuotaKind; 3] = [QuotaKind::User, QuotaKind::Group, QuotaKind::Project];
 
 /// Limits of an id; 0 is no limit.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -60,6 +62,9 @@ pub(crate) struct Quotas {
 pub(crate) struct Kind {
     pub(crate) kind: QuotaKind,
     pub(crate) inode: InodeRef,
+    /// The file has a name, see `quota_visible`.
+    pub(crate) visible: bool,
+    revision: Revision,
     /// Limits count.
     enforced: AtomicBool,
     /// Grace times in seconds: space, inodes.
@@ -83,6 +88,7 @@ pub(crate) struct EntryState {
     pub(crate) place: EntryPlace,
     /// The block of the quota file, and the byte where its 1 KiB begins.
     pub(crate) buf: (Buf, usize),
+    pub(crate) revision: Revision,
 }
 
 /// What the quota files have counted for an inode.
@@ -102,12 +108,30 @@ pub(crate) fn counted(ids: Ids, sectors: u64, inodes: u32) -> Mutex<Counted> {
 }
 
 impl Quotas {
-    fn each(&self) -> impl Iterator<Item = (usize, &Kind)> {
+    pub(crate) fn new(kinds: [Option<Kind>; 3]) -> Self {
+        Self { kinds }
+    }
+
+    pub(crate) fn each(&self) -> impl Iterator<Item = (usize, &Kind)> {
         self.kinds.iter().enumerate().filter_map(|(i, k)| k.as_ref().map(|k| (i, k)))
     }
 }
 
 impl Kind {
+    /// A quota file that is kept from now on; its limits count until [`Filesystem::quota_remount`] says otherwise.
+    pub(crate) fn new(kind: QuotaKind, inode: InodeRef, visible: bool, info: &QuotaInfo) -> Self {
+        Self {
+            kind,
+            inode,
+            visible,
+            revision: info.revision,
+            enforced: AtomicBool::new(true),
+            grace: (info.bgrace, info.igrace),
+            tree: Mutex::new(Rank::QUOTA_FILE, ()),
+            entries: Mutex::new(Rank::LEAF, FxHashMap::default()),
+        }
+    }
+
     fn cached(&self, id: u32) -> Option<Arc<Entry>> {
         self.entries.lock().get(&id).cloned()
     }
@@ -118,6 +142,11 @@ impl Kind {
         let key = 1 + ((self.kind as u64) << 32 | u64::from(id));
         let made = || Arc::new(Entry { key, state: Mutex::new(Rank::QUOTA, state) });
         Arc::clone(entries.entry(id).or_insert_with(made))
+    }
+
+    /// What an entry is in memory.
+    pub(crate) fn entry_state(&self, dq: Dqblk, place: EntryPlace, buf: (Buf, usize)) -> EntryState {
+        EntryState { dq, reserved: 0, place, buf, revision: self.revision }
     }
 
     fn grace_for(&self, resource: Resource) -> u32 {
@@ -131,10 +160,15 @@ impl Kind {
 impl Filesystem {
     /// Opens the quota files of a filesystem that is mounted for writing.
     pub(crate) fn quota_open(&self) -> Result<()> {
-        if !self.features.ro_compat.contains(RoCompat::QUOTA) {
-            return Ok(());
+        if !self.has_hidden_quota() {
+            return self.quota_open_visible();
         }
-        let enforce = self.quota_wanted();
+        let given = &self.options().given.quota;
+        if given.user_file.is_some() || given.group_file.is_some() {
+            tracing::warn!(
+                "`usrjquota=` and `grpjquota=` are left out: the filesystem has hidden quota files"
+            );
+        }
         let mut kinds = [None, None, None];
         let inodes = self.sb.lock().quota_inodes();
         for (i, ino) in inodes.into_iter().enumerate() {
@@ -142,23 +176,16 @@ impl Filesystem {
             if KINDS[i] == QuotaKind::Project && !self.has_project() {
                 continue;
             }
-            kinds[i] = Some(self.quota_kind(KINDS[i], ino, enforce[i])?);
+            let inode = self.iget(ino)?;
+            let info = self.quota_info(KINDS[i], &inode)?;
+            if info.revision != Revision::R1 {
+                return Err(QuotaError::Version(info.revision.version()).into());
+            }
+            kinds[i] = Some(Kind::new(KINDS[i], inode, false, &info));
         }
         let _ = self.quotas.set(Quotas { kinds });
+        self.quota_remount();
         Ok(())
-    }
-
-    fn quota_kind(&self, kind: QuotaKind, ino: Ino, enforce: bool) -> Result<Kind> {
-        let inode = self.iget(ino)?;
-        let info = self.quota_info(kind, &inode)?;
-        Ok(Kind {
-            kind,
-            inode,
-            enforced: AtomicBool::new(enforce),
-            grace: (info.bgrace, info.igrace),
-            tree: Mutex::new(Rank::QUOTA_FILE, ()),
-            entries: Mutex::new(Rank::LEAF, FxHashMap::default()),
-        })
     }
 
     /// Whether usage is kept for anything.
@@ -168,20 +195,28 @@ impl Filesystem {
 
     /// Of how many kinds usage is kept.
     pub(crate) fn quota_kinds(&self) -> u32 {
-        if !self.features.ro_compat.contains(RoCompat::QUOTA) {
-            return 0;
-        }
         match self.quotas.get() {
             Some(quotas) => quotas.each().count() as u32,
             // Not opened yet: as many as there are files.
-            None => self.sb.lock().quota_inodes().into_iter().flatten().count() as u32,
+            None if self.has_hidden_quota() => {
+                self.sb.lock().quota_inodes().into_iter().flatten().count() as u32
+            }
+            None => self.visible_kinds(),
         }
+    }
+
+    /// Whether quota files, if there are any, are hidden inodes (feature quota).
+    fn has_hidden_quota(&self) -> bool {
+        self.features.ro_compat.contains(RoCompat::QUOTA)
     }
 
     /// Whether an inode is counted: not the filesystem's own, not attribute values.
     pub(crate) fn is_counted(&self, inode: &Inode) -> bool {
         let ordinary = inode.ino == Ino::ROOT || inode.ino >= self.geo.first_ino();
-        ordinary && !inode.flags().contains(InodeFlags::EA_INODE) && !self.is_system_inode(inode.ino)
+        ordinary
+            && !inode.flags().contains(InodeFlags::EA_INODE)
+            && !self.is_system_inode(inode.ino)
+            && !self.is_quota_file(inode.ino)
     }
 
     /// The owner ids of an inode as it is now.
@@ -213,7 +248,9 @@ impl Filesystem {
         }
         let ids = Self::quota_ids(inode);
         let bytes = inode.state().raw.blocks * 512;
-        let inodes = 1 + inode.ea_values.load(Ordering::Relaxed);
+        // quotacheck(8), which makes visible files, sees no values.
+        let values = if self.has_hidden_quota() { inode.ea_values.load(Ordering::Relaxed) } else { 0 };
+        let inodes = 1 + values;
         self.quota_change(handle, inode, ids, |was| Counted { ids, bytes, inodes, reserved: was.reserved })
     }
 
@@ -448,7 +485,9 @@ impl Filesystem {
     fn quota_wanted(&self) -> [bool; 3] {
         let options = self.options();
         let given = &options.given.quota;
-        [given.user, given.group, given.project].map(|on| on && !given.none)
+        let user = given.user || given.user_file.is_some();
+        let group = given.group || given.group_file.is_some();
+        [user, group, given.project].map(|on| on && !given.none)
     }
 }
 
@@ -465,7 +504,7 @@ impl EntryState {
         let (buf, start) = &self.buf;
         handle.modify(buf, |bytes: &mut [u8]| {
             if let Some(block) = bytes.get_mut(*start..).and_then(|b| b.first_chunk_mut::<BLOCK_LEN>()) {
-                write_entry(block, self.place, id, &self.dq);
+                write_entry(block, self.place, self.revision, (id, &self.dq));
             }
         })?;
         Ok(())

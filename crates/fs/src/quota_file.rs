@@ -13,7 +13,7 @@ use extant_map::Run;
 use crate::error::{CorruptKind, Error, Place, Result};
 use crate::filesystem::Filesystem;
 use crate::inode::Inode;
-use crate::quota::{Entry, EntryState, Kind};
+use crate::quota::{Entry, Kind};
 
 /// 1 KiB blocks that one new entry may add: the levels below the root, and a data block.
 pub(crate) const NEW_BLOCKS: u32 = TREE_LEVELS as u32;
@@ -82,7 +82,7 @@ impl Filesystem {
     /// The header of a quota file, checked.
     pub(crate) fn quota_info(&self, kind: QuotaKind, inode: &Inode) -> Result<QuotaInfo> {
         let store = Store { fs: self, inode, change: None };
-        Ok(*QuotaFile::open(store, kind, inode.size())?.info())
+        Ok(*QuotaFile::open_any(store, kind, inode.size())?.info())
     }
 
     /// Finds the entry of an id, or makes it: in the handle given, else in one of its own (no handle open then).
@@ -105,10 +105,10 @@ impl Filesystem {
     fn quota_find(&self, kind: &Kind, id: u32) -> Result<Option<Arc<Entry>>> {
         let _tree = kind.tree.lock();
         let store = Store { fs: self, inode: &kind.inode, change: None };
-        let mut file = QuotaFile::open(store, kind.kind, kind.inode.size())?;
+        let mut file = QuotaFile::open_any(store, kind.kind, kind.inode.size())?;
         let Some((place, dq)) = file.find(id)? else { return Ok(None) };
         let buf = file.store().buf(place.block)?;
-        Ok(Some(kind.keep(id, EntryState { dq, reserved: 0, place, buf })))
+        Ok(Some(kind.keep(id, kind.entry_state(dq, place, buf))))
     }
 
     fn quota_make(
@@ -122,12 +122,12 @@ impl Filesystem {
         let dq = Dqblk::default();
         let (place, buf) = {
             let store = Store { fs: self, inode: &kind.inode, change: Some((&mut *handle, blocks)) };
-            let mut file = QuotaFile::open(store, kind.kind, kind.inode.size())?;
+            let mut file = QuotaFile::open_any(store, kind.kind, kind.inode.size())?;
             match file.find(id)? {
                 // Another caller was first.
                 Some((place, found)) => {
                     let buf = file.store().buf(place.block)?;
-                    return Ok(kind.keep(id, EntryState { dq: found, reserved: 0, place, buf }));
+                    return Ok(kind.keep(id, kind.entry_state(found, place, buf)));
                 }
                 None => {
                     let place = file.insert(id, &dq)?;
@@ -136,6 +136,6 @@ impl Filesystem {
             }
         };
         self.write_inode(handle, &kind.inode)?;
-        Ok(kind.keep(id, EntryState { dq, reserved: 0, place, buf }))
+        Ok(kind.keep(id, kind.entry_state(dq, place, buf)))
     }
 }

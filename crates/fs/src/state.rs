@@ -138,17 +138,21 @@ impl Filesystem {
         self.alloc.set_discard(self.options().discard);
         self.quota_remount();
         match (self.mode(), options.read_only) {
-            (Mode::ReadWrite, true) => self.to_read_only(),
-            (Mode::ReadOnly, false) => self.to_read_write(),
-            _ => Ok(()),
+            (Mode::ReadWrite, true) => self.to_read_only()?,
+            (Mode::ReadOnly, false) => self.to_read_write()?,
+            _ => {}
         }
+        if let Some(this) = self.this.upgrade() {
+            this.start_lazy_init();
+        }
+        Ok(())
     }
 
     fn to_read_write(&self) -> Result<()> {
         if self.mount.begun.load(Ordering::Acquire) {
             self.mark_in_use()?;
             self.set_mode(Mode::ReadWrite);
-            return Ok(());
+            return self.hold_quota_files(true);
         }
         let mmp = crate::mmp::Mmp::acquire(&self.device, &self.superblock(), false)?;
         self.set_mode(Mode::ReadWrite);
@@ -167,7 +171,7 @@ impl Filesystem {
             // A device may still write what is then not written.
             return Err(Error::Busy);
         }
-        let done = self.still().and_then(|()| self.write_still());
+        let done = self.hold_quota_files(false).and_then(|()| self.still()).and_then(|()| self.write_still());
         if done.is_ok() {
             self.set_mode(Mode::ReadOnly);
         }

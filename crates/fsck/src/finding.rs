@@ -130,6 +130,7 @@ kinds! {
     PrimaryRefused {} Fatal "the primary superblock cannot be right; a backup may be: try -b with the number of its block";
     SuperblockChecksum { stored, computed } Error "superblock checksum {stored:#010x} should be {computed:#010x}";
     FeatureUnknown { incompat } Fatal "unsupported incompatible features {incompat:#x}";
+    EncodingUnknown { encoding } Fatal "names without case have unknown encoding {encoding}";
     FeatureUnknownCompat { compat } Fatal "unknown compatible features {compat:#x}";
     FeatureUnknownRo { ro_compat } Fatal "unsupported read-only-compatible features {ro_compat:#x}";
     SizeBeyondDevice { blocks, device } Error "the filesystem has {blocks} blocks, the device {device}";

@@ -12,6 +12,8 @@ use extant_format::{
 };
 
 const PASS: Pass = Pass::Superblock;
+/// The only `s_encoding` there is: UTF-8 of Unicode 12.1.
+const UTF8_12_1: u16 = 1;
 /// The largest descriptor that any tool accepts.
 const MAX_DESC_SIZE: u16 = 1024;
 
@@ -137,8 +139,9 @@ fn read_super(dev: &dyn BlockDevice, at: u64, sink: &Sink) -> Option<Superblock>
         return None;
     }
     let sb = mended(raw, sink, soft)?;
-    // Shared blocks are no matter for a checker.
-    let unknown = sb.features().ro_compat.unsupported().difference(RoCompat::SHARED_BLOCKS);
+    // Shared blocks are no matter for a checker, nor that nobody may write.
+    let harmless = RoCompat::SHARED_BLOCKS | RoCompat::READONLY;
+    let unknown = sb.features().ro_compat.unsupported().difference(harmless);
     let compat = sb.features().compat.unsupported().difference(Compat::IMAGIC_INODES);
     if !compat.is_empty() {
         let compat = u64::from(compat.bits());
@@ -209,21 +212,39 @@ fn find_backup(dev: &dyn BlockDevice, sink: &Sink) -> Option<(u64, Superblock)> 
     None
 }
 
-/// With a wrong descriptor size or number of inodes the superblock still opens, but its descriptors make no sense.
+/// With a wrong descriptor size, number of inodes or of reserved descriptor blocks the superblock still opens (that of inodes
+/// only if mke2fs's places for a backup have none), but its descriptors make no sense: then the backup in the place that
+/// the superblock names is looked for.
 fn only_tables_are_wrong(dev: &dyn BlockDevice) -> bool {
     let raw = read_bytes(dev, 1024).and_then(|b| Superblock::raw_from(&b).ok());
-    // Of a size that cannot be the opener says so at once.
-    let fits = |raw: &RawSuperblock| raw.s_desc_size.get() <= MAX_DESC_SIZE && fits_device(dev, raw);
-    let Some(raw) = raw.filter(|raw| sizes_agree(raw) && fits(raw)) else {
+    let Some(raw) = raw.filter(|raw| sizes_agree(raw) && raw.s_desc_size.get() <= MAX_DESC_SIZE) else {
         return false;
     };
-    if let Err(FormatError::Corrupt { kind: Corrupt::Mismatch { field: "s_inodes_count", .. }, .. }) =
-        Superblock::from_raw(raw)
+    let mut mended = raw;
+    if let Err(FormatError::Corrupt {
+        kind: Corrupt::Mismatch { field: "s_inodes_count", expected, .. },
+        ..
+    }) = Superblock::from_raw(raw)
     {
+        mended.s_inodes_count.set(expected as u32);
+        // Where they do make sense the number is an error, and no reason to look further; so it is where they cannot be read.
+        return Superblock::from_raw(mended).is_ok_and(|sb| {
+            let table = u64::from(sb.geometry().desc_blocks()) << sb.geometry().log_block_size();
+            table < dev.size() && !descriptors_look_sane(dev, &sb, GroupNr(0))
+        });
+    }
+    // Of a size that cannot be the opener says so at once.
+    if !fits_device(dev, &raw) {
+        return false;
+    }
+    mended.s_desc_size.set(64);
+    if Superblock::from_raw(mended).is_ok() {
         return true;
     }
-    let mut mended = raw;
-    mended.s_desc_size.set(64);
+    mended.s_reserved_gdt_blocks.set(0);
+    let mut features = mended.features();
+    features.incompat.remove(Incompat::MMP);
+    mended.set_features(features);
     Superblock::from_raw(mended).is_ok()
 }
 
@@ -463,6 +484,11 @@ fn inodes_in_use(desc: &GroupDesc, per_group: u32, bad: bool) -> u32 {
 
 /// Checks the fields of the superblock and of the descriptors, and claims what metadata itself takes.
 pub(crate) fn check(cx: &mut Context<'_>) {
+    if cx.incompat(Incompat::CASEFOLD) && cx.sb.raw().s_encoding.get() != UTF8_12_1 {
+        let encoding = u64::from(cx.sb.raw().s_encoding.get());
+        cx.found(PASS, Place::Filesystem, Kind::EncodingUnknown { encoding });
+        return;
+    }
     fields(cx);
     state(cx);
     descriptors(cx);

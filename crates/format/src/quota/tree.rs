@@ -1,11 +1,11 @@
 //! The radix tree of a quota file: find, walk, insert, change, remove.
 
 use super::{
-    BLOCK_LEN, DATA_HEADER_LEN, Dqblk, ENTRIES, ENTRY_LEN, QuotaError, QuotaInfo, QuotaKind, REFS,
-    ROOT_BLOCK, RawDataHeader, RawEntry, TREE_LEVELS, zeroed_entry,
+    BLOCK_LEN, DATA_HEADER_LEN, Dqblk, QuotaError, QuotaInfo, QuotaKind, REFS, ROOT_BLOCK, RawDataHeader,
+    Revision, TREE_LEVELS, write_entry,
 };
 use alloc::vec::Vec;
-use zerocopy::{FromBytes, IntoBytes};
+use zerocopy::FromBytes;
 
 type Block = [u8; BLOCK_LEN];
 
@@ -37,8 +37,8 @@ pub struct EntryPlace {
 }
 
 impl EntryPlace {
-    pub(super) const fn at(self) -> usize {
-        DATA_HEADER_LEN + self.slot * ENTRY_LEN
+    pub(super) const fn at(self, revision: Revision) -> usize {
+        DATA_HEADER_LEN + self.slot * revision.entry_len()
     }
 }
 
@@ -77,22 +77,37 @@ fn data_header(block: &Block) -> RawDataHeader {
     )
 }
 
-fn raw_entry(block: &Block, slot: usize) -> RawEntry {
-    let at = DATA_HEADER_LEN + slot * ENTRY_LEN;
-    RawEntry::read_from_bytes(&block[at..at + ENTRY_LEN]).unwrap_or_else(|_| zeroed_entry())
+fn entry_bytes(block: &Block, slot: usize, revision: Revision) -> &[u8] {
+    let at = DATA_HEADER_LEN + slot * revision.entry_len();
+    &block[at..at + revision.entry_len()]
 }
 
-fn is_free(block: &Block, slot: usize) -> bool {
-    let at = DATA_HEADER_LEN + slot * ENTRY_LEN;
-    block[at..at + ENTRY_LEN].iter().all(|&b| b == 0)
+fn entry(block: &Block, slot: usize, revision: Revision) -> (u32, Dqblk) {
+    Dqblk::decode(entry_bytes(block, slot, revision), revision)
+}
+
+fn is_free(block: &Block, slot: usize, revision: Revision) -> bool {
+    entry_bytes(block, slot, revision).iter().all(|&b| b == 0)
 }
 
 impl<S: QuotaStore> QuotaFile<S> {
-    /// Opens a file of `kind` and `file_len` bytes.
+    /// Opens a file of `kind` and `file_len` bytes, of revision 1.
     ///
     /// # Errors
     /// The store's, or a [`QuotaError`] of block 0.
-    pub fn open(mut store: S, kind: QuotaKind, file_len: u64) -> Result<Self, S::Error> {
+    pub fn open(store: S, kind: QuotaKind, file_len: u64) -> Result<Self, S::Error> {
+        let file = Self::open_any(store, kind, file_len)?;
+        match file.info.revision {
+            Revision::R1 => Ok(file),
+            Revision::R0 => Err(QuotaError::Version(0).into()),
+        }
+    }
+
+    /// The same, of any revision.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_any(mut store: S, kind: QuotaKind, file_len: u64) -> Result<Self, S::Error> {
         let mut block = [0; BLOCK_LEN];
         store.read(0, &mut block)?;
         let info = QuotaInfo::read(kind, &block, file_len)?;
@@ -143,7 +158,7 @@ impl<S: QuotaStore> QuotaFile<S> {
         self.store.read(block, into)?;
         let header = data_header(into);
         let entries = header.dqdh_entries.get();
-        if usize::from(entries) > ENTRIES {
+        if usize::from(entries) > self.info.revision.entries() {
             return Err(QuotaError::Entries { block, entries }.into());
         }
         Ok(header)
@@ -165,9 +180,10 @@ impl<S: QuotaStore> QuotaFile<S> {
             at = next;
         }
         self.read_data(at, at, &mut block)?;
-        for slot in 0..ENTRIES {
-            let (found, dq) = Dqblk::decode(&raw_entry(&block, slot));
-            if found == id && !is_free(&block, slot) {
+        let revision = self.info.revision;
+        for slot in 0..revision.entries() {
+            let (found, dq) = entry(&block, slot, revision);
+            if found == id && !is_free(&block, slot, revision) {
                 return Ok(Some((EntryPlace { block: at, slot }, dq)));
             }
         }
@@ -182,11 +198,12 @@ impl<S: QuotaStore> QuotaFile<S> {
     pub fn update(&mut self, place: EntryPlace, id: u32, dq: &Dqblk) -> Result<(), S::Error> {
         let mut block = [0; BLOCK_LEN];
         self.read_data(place.block, place.block, &mut block)?;
-        let free = place.slot >= ENTRIES || is_free(&block, place.slot);
-        if free || raw_entry(&block, place.slot).dqb_id.get() != id {
+        let revision = self.info.revision;
+        let free = place.slot >= revision.entries() || is_free(&block, place.slot, revision);
+        if free || entry(&block, place.slot, revision).0 != id {
             return Err(QuotaError::EntryMissing { block: place.block, id }.into());
         }
-        block[place.at()..place.at() + ENTRY_LEN].copy_from_slice(dq.encode(id).as_bytes());
+        write_entry(&mut block, place, revision, (id, dq));
         self.store.write(place.block, &block)
     }
 
@@ -304,14 +321,17 @@ impl<S: QuotaStore> QuotaFile<S> {
         } else {
             self.read_data(0, at, &mut block)?;
         }
-        let slot = (0..ENTRIES).find(|&s| is_free(&block, s)).ok_or(QuotaError::FreeList(at))?;
+        let revision = self.info.revision;
+        let slot = (0..revision.entries())
+            .find(|&s| is_free(&block, s, revision))
+            .ok_or(QuotaError::FreeList(at))?;
         let entries = data_header(&block).dqdh_entries.get() + 1;
-        if usize::from(entries) >= ENTRIES {
+        if usize::from(entries) >= revision.entries() {
             self.unlink_free(&mut block, at)?;
         }
         block[8..10].copy_from_slice(&entries.to_le_bytes());
         let place = EntryPlace { block: at, slot };
-        block[place.at()..place.at() + ENTRY_LEN].copy_from_slice(dq.encode(id).as_bytes());
+        write_entry(&mut block, place, revision, (id, dq));
         self.store.write(at, &block)?;
         Ok(place)
     }
@@ -321,7 +341,8 @@ impl<S: QuotaStore> QuotaFile<S> {
         let header = self.read_data(place.block, place.block, &mut block)?;
         let entries = header.dqdh_entries.get();
         let left = entries.checked_sub(1).ok_or(QuotaError::Entries { block: place.block, entries })?;
-        block[place.at()..place.at() + ENTRY_LEN].fill(0);
+        let revision = self.info.revision;
+        block[place.at(revision)..place.at(revision) + revision.entry_len()].fill(0);
         block[8..10].copy_from_slice(&left.to_le_bytes());
         let listed = self.info.free_entry == place.block || header.dqdh_prev_free.get() != 0;
         if left == 0 {
@@ -404,10 +425,10 @@ impl<S: QuotaStore> QuotaFile<S> {
                 }
                 self.store.read(at, &mut block)?;
                 let entries = data_header(&block).dqdh_entries.get();
-                if usize::from(entries) > ENTRIES {
+                if usize::from(entries) > self.info.revision.entries() {
                     bad(QuotaError::Entries { block: at, entries });
                 }
-                entries_of(&block, &mut each);
+                entries_of(&block, self.info.revision, &mut each);
                 continue;
             }
             // A tree block has one place; what a second one leads to is looked at, but not for ever.
@@ -452,9 +473,9 @@ impl Seen {
     }
 }
 
-fn entries_of(block: &Block, each: &mut impl FnMut(u32, &Dqblk)) {
-    for slot in (0..ENTRIES).filter(|&s| !is_free(block, s)) {
-        let (id, dq) = Dqblk::decode(&raw_entry(block, slot));
+fn entries_of(block: &Block, revision: Revision, each: &mut impl FnMut(u32, &Dqblk)) {
+    for slot in (0..revision.entries()).filter(|&s| !is_free(block, s, revision)) {
+        let (id, dq) = entry(block, slot, revision);
         each(id, &dq);
     }
 }

@@ -102,7 +102,12 @@ pub(crate) fn image(args: &'static str) -> Vec<u8> {
 }
 
 pub(crate) fn open(device: &Arc<MemoryDevice>, mutant: Mutant) -> Arc<Filesystem> {
-    let options = extant::MountOptions { cache_size: Some(4 << 20), ..extant::MountOptions::default() };
+    let options = extant::MountOptions {
+        cache_size: Some(4 << 20),
+        // A thread less.
+        init_itable: Some(extant::InitItable::Off),
+        ..extant::MountOptions::default()
+    };
     let setup = Setup { options, mutant, ..Setup::default() };
     Filesystem::open(Arc::clone(device) as Arc<dyn BlockDevice>, setup).expect("mount")
 }

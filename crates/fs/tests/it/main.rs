@@ -52,4 +52,6 @@ mod threads;
 #[cfg(not(feature = "shuttle"))]
 mod values;
 #[cfg(not(feature = "shuttle"))]
+mod visible_quota;
+#[cfg(not(feature = "shuttle"))]
 mod whole;

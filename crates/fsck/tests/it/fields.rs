@@ -69,6 +69,36 @@ const CASES: &[(&str, &[&str])] = &[
     ("-t ext3 -b 1024", &["set_block_group 1 inode_bitmap 8192", "set_block_group 1 inode_table 100"]),
     ("-t ext4 -b 1024 -O ^metadata_csum,^dir_index", &["set_super_value feature_compat 15"]),
     (
+        // The backup is elsewhere than where it is looked for first.
+        "-t ext4 -b 1024 -g 2048 -O ^metadata_csum",
+        &[
+            "set_super_value inodes_count 2048",
+            "set_super_value inodes_count 0",
+            "set_super_value inodes_count 8392704",
+            "set_super_value blocks_count 8192",
+            "set_super_value reserved_gdt_blocks 27788",
+            "set_super_value feature_incompat 1412",
+            "set_super_value feature_incompat 131778",
+        ],
+    ),
+    (
+        "-t ext3 -b 2048 -g 4096",
+        &[
+            "set_super_value blocks_count 16384",
+            "set_super_value inodes_count 3",
+            "set_super_value inodes_per_group 4096",
+        ],
+    ),
+    (
+        "-t ext2 -b 1024 -g 1024",
+        &[
+            "set_super_value feature_ro_compat 4099",
+            "set_super_value reserved_gdt_blocks 65535",
+            "set_super_value reserved_gdt_blocks 512",
+            "set_super_value inodes_per_group 257",
+        ],
+    ),
+    (
         "-t ext4 -b 1024 -O ^metadata_csum",
         &[
             "set_inode_field <1> block[5] 600",
