@@ -33,6 +33,8 @@ pub struct AllocOptions {
     pub system: Vec<(Pblk, u64)>,
     /// Heap bytes that open free maps of groups may take together.
     pub memory: usize,
+    /// The block number that files without extents cannot have: 2^32. (Tests have less.)
+    pub low_end: u64,
     /// Told of corruption.
     pub on_error: Option<ErrorSink>,
 }
@@ -49,6 +51,7 @@ impl AllocOptions {
             discard: false,
             system: Vec::new(),
             memory: 64 << 20,
+            low_end: 1 << 32,
             on_error: None,
         }
     }
@@ -79,6 +82,8 @@ pub struct Allocator {
     pub(crate) windows: Registry,
     /// Held while a trim has clusters on the device: whoever finds none of those he was promised waits for them.
     pub(crate) trimming: Mutex<()>,
+    /// How many groups end below the block that files without extents cannot have; all, as a rule.
+    low_groups: usize,
     /// How often clusters went back into a free map.
     pub(crate) returned: AtomicU64,
     pub(crate) discard: extant_sync::atomic::AtomicBool,
@@ -117,7 +122,9 @@ impl Allocator {
         let (geo, csum) = (*sb.geometry(), *sb.csum());
         let descs = read_descriptors(&cache, &geo, &csum)?;
         let zones = SystemZones::new(&geo, numbered(&descs), &options.system);
-        let free: i64 = descs.iter().map(|d| i64::from(d.free_clusters)).sum();
+        let sum = |some: &[GroupDesc]| some.iter().map(|d| i64::from(d.free_clusters)).sum::<i64>();
+        let low_groups = groups_below(&geo, options.low_end, descs.len());
+        let free = (sum(&descs), sum(&descs[..low_groups]));
         let total = geo.clusters_for(geo.blocks_count() - u64::from(geo.first_data_block()));
         let pool = if options.hold_pool { (total / 50).min(POOL_LIMIT) } else { 0 };
         let r_clusters = options.r_blocks >> geo.log_cluster_ratio();
@@ -130,6 +137,7 @@ impl Allocator {
             slots: Slot::all(),
             windows: Registry::new(),
             trimming: Mutex::new(Rank::PREALLOC, ()),
+            low_groups,
             returned: AtomicU64::new(0),
             discard: extant_sync::atomic::AtomicBool::new(options.discard),
             stripe: AtomicU32::new(options.stripe),
@@ -189,6 +197,21 @@ impl Allocator {
     /// Turns discarding of freed blocks on or off (remount).
     pub fn set_discard(&self, on: bool) {
         self.discard.store(on, Ordering::Relaxed);
+    }
+
+    /// How many groups end below a block.
+    pub(crate) fn groups_below(&self, below: u64) -> usize {
+        groups_below(&self.geo, below, self.groups.len())
+    }
+
+    /// Groups whose clusters are counted apart, because there are others ([`crate::counters`]).
+    pub(crate) fn low_groups(&self) -> usize {
+        if self.low_groups < self.groups.len() { self.low_groups } else { 0 }
+    }
+
+    /// Whether a group's clusters are counted apart.
+    pub(crate) fn is_low(&self, g: usize) -> bool {
+        g < self.low_groups()
     }
 
     pub(crate) fn counters(&self) -> &Counters {
@@ -307,6 +330,9 @@ impl Allocator {
         }
         state.corrupt = true;
         self.counters.lost(i64::from(state.desc.free_clusters));
+        if self.is_low(g) {
+            self.counters.give_low(-i64::from(state.desc.free_clusters));
+        }
         self.index.shift(g, state.order, None);
         state.order = None;
     }
@@ -361,6 +387,10 @@ impl Allocator {
     pub fn memory_used(&self) -> usize {
         self.loaded.load(Ordering::Relaxed)
     }
+}
+
+fn groups_below(geo: &Geometry, below: u64, all: usize) -> usize {
+    geo.group_of_block(Pblk(below)).map_or(all, |(group, _)| group.0 as usize)
 }
 
 fn numbered(descs: &[GroupDesc]) -> impl Iterator<Item = (GroupNr, &GroupDesc)> {

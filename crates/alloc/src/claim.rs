@@ -7,6 +7,11 @@
 //!    thread holds, then waiting for them;
 //! 3. the longest run of the groups with the largest chunks below that;
 //! 4. all preallocation windows are given back, once, and the search starts again.
+//!
+//! Where files without extents cannot have every block, groups that they can have give others no more than is promised to nobody
+//! ([`crate::counters`]).
+
+use std::ops::Range;
 
 use extant_format::{GroupNr, Ino, Lblk, Pblk};
 use extant_journal::Handle;
@@ -84,6 +89,27 @@ pub struct Claim {
     phase: u32,
     len: u32,
     data: bool,
+    /// Paid by a promise of the low groups' clusters.
+    low: bool,
+}
+
+/// Where a search may look, and what it has to pay there.
+#[derive(Clone, Copy)]
+struct Search {
+    /// The first groups, so many.
+    limit: usize,
+    low: Low,
+}
+
+/// Who pays for clusters of low groups.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Low {
+    /// A promise of just these.
+    Promised,
+    /// Whoever finds them, as he takes them.
+    Now,
+    /// Whoever takes them from the window that they go into.
+    Later,
 }
 
 impl std::fmt::Debug for Claim {
@@ -134,6 +160,7 @@ impl Claim {
             phase: 0,
             len: self.len - at,
             data: self.data,
+            low: self.low,
         };
         self.clusters = first;
         self.published = self.published.min(first);
@@ -141,14 +168,26 @@ impl Claim {
         rest
     }
 
-    /// Gives what is not published back to the reservation that paid for it.
+    /// Gives what is not published back to the reservation that paid for it, or one of the same blocks.
     pub fn give_back(mut self, reservation: &mut Reservation) {
+        assert_eq!(self.low, reservation.low, "a claim is paid back to whom it is due");
         let rest = self.unpublished();
         if rest.len > 0 {
             self.alloc.give_back(rest);
+            if !self.low {
+                self.alloc.unpay(rest);
+            }
             reservation.refund(u64::from(rest.len), self.data);
         }
         self.published = self.clusters;
+    }
+
+    /// An empty reservation that [`Self::give_back`] may fill.
+    #[must_use]
+    pub fn purse(&self, privilege: Privilege) -> Reservation {
+        let mut purse = self.alloc.no_reservation(privilege);
+        purse.low = self.low;
+        purse
     }
 
     fn unpublished(&self) -> Taken {
@@ -161,6 +200,7 @@ impl Drop for Claim {
         let rest = self.unpublished();
         if rest.len > 0 {
             self.alloc.give_back(rest);
+            self.alloc.unpay(rest);
             self.alloc.counters().release(i64::from(rest.len), self.data);
         }
     }
@@ -184,7 +224,7 @@ impl Allocator {
         let want = (u64::from(phase) + u64::from(request.len.max(1))).div_ceil(1 << log);
         let data = !request.meta;
         let paid = reservation.pay(want, data)?;
-        match self.find(request, paid.min(u64::from(u32::MAX)) as u32) {
+        match self.find(request, paid.min(u64::from(u32::MAX)) as u32, reservation.low) {
             Ok(taken) => {
                 reservation.refund(paid - u64::from(taken.len), data);
                 let len =
@@ -198,6 +238,7 @@ impl Allocator {
                     phase,
                     len: len as u32,
                     data,
+                    low: reservation.low,
                 })
             }
             Err(error) => {
@@ -242,6 +283,10 @@ impl Allocator {
             });
             let taken = taken.ok_or(AllocError::CorruptGroup { group: self.group_nr(g) })?;
             let Some(Taken { group, start, len }) = taken else { break };
+            if self.is_low(g) {
+                // These and no others are wanted: what is promised of the low ones gives way.
+                self.counters().give_low(-i64::from(len));
+            }
             at = start + len;
             let paid = purse.pay(u64::from(len), true)?;
             assert_eq!(paid, u64::from(len), "as many clusters are reserved as the range has");
@@ -254,9 +299,17 @@ impl Allocator {
                 phase: 0,
                 len: len << self.geo.log_cluster_ratio(),
                 data: true,
+                low: false,
             });
         }
         Ok(())
+    }
+
+    /// Clusters that were paid for, and are in the free map again, are nobody's.
+    fn unpay(&self, taken: Taken) {
+        if self.is_low(taken.group as usize) {
+            self.return_low(taken.len.into());
+        }
     }
 
     /// Publishes the clusters of the claim's first `blocks` blocks: from here on the disk says that they are in use.
@@ -308,23 +361,28 @@ impl Allocator {
         }
     }
 
-    /// Finds `want` clusters or fewer: out of a window, or with more taken ahead for one, or plainly.
-    fn find(self: &Arc<Self>, request: &ClaimRequest<'_>, want: u32) -> Result<Taken> {
+    /// Finds `want` clusters or fewer: out of a window, or with more taken ahead for one, or plainly. `low`: a promise of the low
+    /// groups' clusters pays.
+    fn find(self: &Arc<Self>, request: &ClaimRequest<'_>, want: u32, low: bool) -> Result<Taken> {
         let limit = self.groups_below(request.below);
+        let limit = if low { limit.min(self.low_groups()) } else { limit };
+        let plain = Search { limit, low: if low { Low::Promised } else { Low::Now } };
         if limit < self.groups.len() {
             // Windows are of any group.
-            return self.search(request.goal, want, limit);
+            return self.search(request.goal, want, plain);
         }
-        let Some(window) = request.window else { return self.search(request.goal, want, limit) };
+        let Some(window) = request.window else { return self.search(request.goal, want, plain) };
         let log = self.geo.log_cluster_ratio();
         let at = request.lblk.0 >> log;
         let bytes = request.size_hint << self.geo.log_block_size();
         if bytes <= SMALL_FILE {
-            return self.find_small(request.goal, want);
+            return self.find_small(request.goal, want, plain);
         }
         let mut window = window.cell(self).lock();
         if let Some(cut) = window.cut(at, want) {
-            return Ok(cut);
+            let paid = self.pay_cut(cut);
+            drop(window);
+            return paid.map_or_else(|| self.search(request.goal, want, plain), Ok);
         }
         // More than is asked, larger than the file: what it does not use costs nothing.
         let bytes = bytes.saturating_mul(2).next_power_of_two().min(WINDOW_BYTES);
@@ -337,23 +395,25 @@ impl Allocator {
             // Not where the file's order wants it: then with room for the blocks before this one too.
             let first = at & !(ahead - 1);
             let len = (at - first).saturating_add(want).max(ahead);
-            if let Some(all) = self.look(request.goal, len, limit) {
+            if let Some(all) = self.look(request.goal, len, Search { low: Low::Later, ..plain }) {
                 window.keep(self, if all.len > at - first { first } else { at }, all);
             }
         }
-        if let Some(cut) = window.cut(at, want) {
-            return Ok(cut);
-        }
+        let paid = window.cut(at, want).and_then(|cut| self.pay_cut(cut));
         drop(window);
-        self.search(request.goal, want, limit)
+        paid.map_or_else(|| self.search(request.goal, want, plain), Ok)
     }
 
-    /// How many groups end below a block.
-    fn groups_below(&self, below: u64) -> usize {
-        match self.geo.group_of_block(Pblk(below)) {
-            Some((group, _)) => group.0 as usize,
-            None => self.groups.len(),
+    /// Pays for what was taken from a window, whose lock is still held; what cannot be had goes back. `None` if that is all.
+    fn pay_cut(&self, mut cut: Taken) -> Option<Taken> {
+        if !self.is_low(cut.group as usize) {
+            return Some(cut);
         }
+        let paid = cut.cut(self.counters().take_low(cut.len));
+        if cut.len > 0 {
+            self.give_back(cut);
+        }
+        (paid.len > 0).then_some(paid)
     }
 
     /// Whether a goal is only a group's beginning, as for a file without blocks near the one that is claimed.
@@ -361,7 +421,7 @@ impl Allocator {
         self.geo.group_of_block(goal).is_none_or(|(_, at)| at == 0)
     }
 
-    /// The goal itself with as much as is free behind it, up to `len`; `None` if fewer than `want` are.
+    /// The goal itself with as much as is free behind it, up to `len`, for a window; `None` if fewer than `want` are.
     fn exactly(&self, goal: Pblk, want: u32, len: u32) -> Option<Taken> {
         let (g, bit) = self.geo.bit_of_block(goal)?;
         self.with_buddy(g.0 as usize, |state, g| {
@@ -371,12 +431,13 @@ impl Allocator {
     }
 
     /// Small files are cut one behind the other from the thread's slot.
-    fn find_small(&self, goal: Pblk, want: u32) -> Result<Taken> {
+    fn find_small(&self, goal: Pblk, want: u32, plain: Search) -> Result<Taken> {
         let slot = &self.slots[thread_number() % self.slots.len()];
-        let all_groups = self.groups.len();
-        let Some(mut held) = slot.0.try_lock() else { return self.search(goal, want, all_groups) };
+        let Some(mut held) = slot.0.try_lock() else { return self.search(goal, want, plain) };
         if let Some(window) = held.as_mut().filter(|w| w.len >= want) {
-            return Ok(window.cut(want));
+            let paid = self.pay_cut(window.cut(want));
+            drop(held);
+            return paid.map_or_else(|| self.search(goal, want, plain), Ok);
         }
         let mut goal = goal;
         if let Some(old) = held.take() {
@@ -385,24 +446,25 @@ impl Allocator {
                 self.give_back(old);
             }
         }
-        if let Some(mut all) = self.look(goal, SLOT_CLUSTERS.max(want), all_groups) {
+        let ahead = self.look(goal, SLOT_CLUSTERS.max(want), Search { low: Low::Later, ..plain });
+        let paid = ahead.and_then(|mut all| {
             let cut = all.cut(want);
             *held = Some(all);
-            return Ok(cut);
-        }
+            self.pay_cut(cut)
+        });
         drop(held);
-        self.search(goal, want, all_groups)
+        paid.map_or_else(|| self.search(goal, want, plain), Ok)
     }
 
-    /// Takes `want` clusters or fewer out of a free map of the first `limit` groups, near `goal` if it can be.
+    /// Takes `want` clusters or fewer out of a free map, near `goal` if it can be.
     ///
     /// No window is locked by the caller: if nothing is found, all windows are emptied, each under its lock, so that
     /// clusters on their way into a window are waited for. If any were returned meanwhile, by whomever, the free maps are
     /// looked at again: they may have gone from a window not yet emptied into one that was.
-    fn search(&self, goal: Pblk, want: u32, limit: usize) -> Result<Taken> {
+    fn search(&self, goal: Pblk, want: u32, how: Search) -> Result<Taken> {
         loop {
             let returned = self.returned.load(Ordering::SeqCst);
-            if let Some(taken) = self.look(goal, want, limit) {
+            if let Some(taken) = self.look(goal, want, how) {
                 return Ok(taken);
             }
             if !self.empty_windows() && self.returned.load(Ordering::SeqCst) == returned {
@@ -412,45 +474,49 @@ impl Allocator {
     }
 
     /// As [`Self::search`], with what is in the free maps only.
-    fn look(&self, goal: Pblk, want: u32, limit: usize) -> Option<Taken> {
+    fn look(&self, goal: Pblk, want: u32, how: Search) -> Option<Taken> {
         let want = want.clamp(1, self.geo.clusters_per_group());
-        let goal = self.geo.bit_of_block(goal).filter(|(g, _)| (g.0 as usize) < limit);
-        let (g, bit) = goal.map_or((0, 0), |(g, bit)| (g.0 as usize, bit));
-        if limit == 0 {
+        // Low groups that have nothing for whom it is not promised to need not be looked at one by one.
+        let barred = how.low != Low::Promised && !self.counters().has_low();
+        let groups = if barred { self.low_groups() } else { 0 }..how.limit;
+        let goal = self.geo.bit_of_block(goal).filter(|(g, _)| groups.contains(&(g.0 as usize)));
+        let (g, bit) = goal.map_or((groups.start, 0), |(g, bit)| (g.0 as usize, bit));
+        if groups.is_empty() {
             return None;
         }
-        self.near_goal(g, bit, want).or_else(|| self.in_groups(g, want, limit))
+        self.near_goal(g, bit, want, how.low).or_else(|| self.in_groups(g, want, groups, how.low))
     }
 
     /// The goal itself, or a run near it in its group.
-    fn near_goal(&self, g: usize, bit: u32, want: u32) -> Option<Taken> {
+    fn near_goal(&self, g: usize, bit: u32, want: u32, low: Low) -> Option<Taken> {
         let stripe = self.stripe_clusters(want);
         self.with_buddy(g, |state, g| {
             let buddy = state.map.buddy_mut()?;
             if stripe == 0 && buddy.run_at(bit, want) == want {
-                return Some(take(state, g, bit, want));
+                return self.take_paid(state, g, (bit, want), low);
             }
             if stripe > 0 {
                 let phase = self.stripe_phase(g, stripe);
                 if let Some(at) = buddy.find_aligned(want, stripe, phase, bit) {
-                    return Some(take(state, g, at, want));
+                    return self.take_paid(state, g, (at, want), low);
                 }
             }
             let order = want.next_power_of_two().trailing_zeros();
             let at = buddy.find_near(bit, order).or_else(|| buddy.find_near(0, order))?;
-            Some(take(state, g, at, want))
+            self.take_paid(state, g, (at, want), low)
         })?
     }
 
     /// Some group with a chunk that is large enough, else the longest run that the best groups have.
-    fn in_groups(&self, g: usize, want: u32, limit: usize) -> Option<Taken> {
+    fn in_groups(&self, g: usize, want: u32, groups: Range<usize>, low: Low) -> Option<Taken> {
         let order = want.next_power_of_two().trailing_zeros();
-        if let Some(taken) = self.of_order(g, order, want, limit) {
+        let of_order = |order| self.of_order(g, order, want, groups.clone(), low);
+        if let Some(taken) = of_order(order) {
             return Some(taken);
         }
         let mut below = order;
         while let Some(k) = self.index.largest_below(below) {
-            if let Some(taken) = self.of_order(g, k, want, limit) {
+            if let Some(taken) = of_order(k) {
                 return Some(taken);
             }
             below = k;
@@ -459,12 +525,12 @@ impl Allocator {
     }
 
     /// Walks the groups that the index has for `order`, from `g` on, once; first those that nobody holds.
-    fn of_order(&self, g: usize, order: u32, want: u32, limit: usize) -> Option<Taken> {
+    fn of_order(&self, g: usize, order: u32, want: u32, groups: Range<usize>, low: Low) -> Option<Taken> {
         for wait in [false, true] {
-            for (from, to) in [(g, limit), (0, g)] {
+            for (from, to) in [(g, groups.end), (groups.start, g)] {
                 let mut at = from;
                 while let Some(found) = self.index.first_in(order, at).filter(|f| *f < to) {
-                    let pick = |state: &mut GroupState, g: usize| self.pick(state, g, order, want);
+                    let pick = |state: &mut GroupState, g: usize| self.pick(state, g, order, want, low);
                     let taken = if wait {
                         self.with_buddy(found, pick)
                     } else {
@@ -481,7 +547,7 @@ impl Allocator {
     }
 
     /// Takes a run out of a group, if the group has a chunk of the order after all.
-    fn pick(&self, state: &mut GroupState, g: usize, order: u32, want: u32) -> Option<Taken> {
+    fn pick(&self, state: &mut GroupState, g: usize, order: u32, want: u32, low: Low) -> Option<Taken> {
         let stripe = self.stripe_clusters(want);
         let buddy = state.map.buddy_mut()?;
         if buddy.largest_order()? < order {
@@ -490,10 +556,23 @@ impl Allocator {
         if stripe > 0
             && let Some(at) = buddy.find_aligned(want, stripe, self.stripe_phase(g, stripe), 0)
         {
-            return Some(take(state, g, at, want));
+            return self.take_paid(state, g, (at, want), low);
         }
         let (start, len) = buddy.find_best(want)?;
-        Some(take(state, g, start, len))
+        self.take_paid(state, g, (start, len), low)
+    }
+
+    /// Takes a run that was found, or as much of it as may be had.
+    fn take_paid(
+        &self,
+        state: &mut GroupState,
+        g: usize,
+        (start, len): (u32, u32),
+        low: Low,
+    ) -> Option<Taken> {
+        let pays = low == Low::Now && self.is_low(g);
+        let len = if pays { self.counters().take_low(len) } else { len };
+        (len > 0).then(|| take(state, g, start, len))
     }
 
     /// The stripe in clusters, if `want` is a multiple of it; else 0.

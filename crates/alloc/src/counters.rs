@@ -7,6 +7,11 @@
 //!
 //! A [`Reservation`] holds promised clusters. As only usable clusters are promised, a claim that is paid for by a
 //! reservation finds a cluster: it is in a group's free map, or in a preallocation window that gives way.
+//!
+//! Files without extents have 32 bits for a block's number. Where the filesystem has more blocks, the groups that end below 2^32
+//! are the *low* ones, and what is promised to such files is promised of their clusters: `low` counts those that are free, in a
+//! window or not, less what is so promised. Whoever else takes a cluster of a low group takes it from that count first, and looks
+//! elsewhere when there is none: then every other free cluster is in the groups above, so one is found.
 
 use extant_format::Tid;
 use extant_sync::Arc;
@@ -40,10 +45,12 @@ pub(crate) struct Counters {
     root_reserved: AtomicI64,
     /// Held back for splits at full disk: 2 percent, at most 4096 clusters.
     pool: AtomicI64,
+    /// Free clusters of the low groups less those promised of them. Never negative except after a group was found corrupt.
+    low: AtomicI64,
 }
 
 impl Counters {
-    pub(crate) fn new(free: i64, root_reserved: i64, pool: i64) -> Self {
+    pub(crate) fn new((free, low): (i64, i64), root_reserved: i64, pool: i64) -> Self {
         Self {
             usable: AtomicI64::new(free),
             disk_free: AtomicI64::new(free),
@@ -51,21 +58,37 @@ impl Counters {
             pending: AtomicI64::new(0),
             root_reserved: AtomicI64::new(root_reserved),
             pool: AtomicI64::new(pool),
+            low: AtomicI64::new(low),
         }
     }
 
     /// Promises `n` clusters, or says no and changes nothing.
     fn promise(&self, n: i64, floor: i64) -> bool {
-        let mut usable = self.usable.load(Ordering::Relaxed);
-        loop {
-            if usable - n < floor {
-                return false;
-            }
-            match self.usable.compare_exchange_weak(usable, usable - n, Ordering::AcqRel, Ordering::Relaxed) {
-                Ok(_) => return true,
-                Err(now) => usable = now,
-            }
-        }
+        let enough = |usable: i64| (usable - n >= floor).then(|| usable - n);
+        self.usable.fetch_update(Ordering::AcqRel, Ordering::Relaxed, enough).is_ok()
+    }
+
+    /// The same of the low groups' clusters, which are promised of all already.
+    fn promise_low(&self, n: i64) -> bool {
+        let enough = |low: i64| (low >= n).then(|| low - n);
+        self.low.fetch_update(Ordering::AcqRel, Ordering::Relaxed, enough).is_ok()
+    }
+
+    /// Takes up to `n` low clusters that are promised to nobody; how many.
+    pub(crate) fn take_low(&self, n: u32) -> u32 {
+        let left = |low: i64| (low > 0).then(|| low - low.min(n.into()));
+        let before = self.low.fetch_update(Ordering::AcqRel, Ordering::Relaxed, left);
+        before.map_or(0, |low| low.min(n.into()) as u32)
+    }
+
+    /// Low clusters are free again, or no longer promised.
+    pub(crate) fn give_low(&self, n: i64) {
+        self.low.fetch_add(n, Ordering::AcqRel);
+    }
+
+    /// Whether some low cluster is promised to nobody.
+    pub(crate) fn has_low(&self) -> bool {
+        self.low.load(Ordering::Acquire) > 0
     }
 
     fn floor(&self, privilege: Privilege) -> i64 {
@@ -147,6 +170,8 @@ pub struct Reservation {
     data: u64,
     meta: u64,
     privilege: Privilege,
+    /// Of the low groups' clusters.
+    pub(crate) low: bool,
 }
 
 impl std::fmt::Debug for Reservation {
@@ -179,7 +204,7 @@ impl Reservation {
     /// # Errors
     /// [`AllocError::NoSpace`]; nothing changes then.
     pub fn grow(&mut self, data: u64, meta: u64) -> Result<()> {
-        let more = self.alloc.reserve(data, meta, self.privilege)?;
+        let more = self.alloc.reserve_of(data, meta, self.privilege, self.low)?;
         self.merge(more);
         Ok(())
     }
@@ -190,12 +215,13 @@ impl Reservation {
         let (data, meta) = (data.min(self.data), meta.min(self.meta));
         self.data -= data;
         self.meta -= meta;
-        Self { alloc: Arc::clone(&self.alloc), data, meta, privilege: self.privilege }
+        Self { alloc: Arc::clone(&self.alloc), data, meta, ..*self }
     }
 
-    /// Puts what `other` holds into this one.
+    /// Puts what `other` holds into this one; both are of all blocks, or of those below a bound.
     pub fn merge(&mut self, mut other: Self) {
         assert!(Arc::ptr_eq(&self.alloc, &other.alloc), "reservations of two filesystems");
+        assert_eq!(self.low, other.low, "reservations of different blocks");
         self.data += std::mem::take(&mut other.data);
         self.meta += std::mem::take(&mut other.meta);
     }
@@ -227,8 +253,13 @@ impl Reservation {
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        self.alloc.counters().release(self.data as i64, true);
-        self.alloc.counters().release(self.meta as i64, false);
+        let counters = self.alloc.counters();
+        if self.low {
+            // Before they are usable: who is promised one must find it.
+            self.alloc.return_low((self.data + self.meta) as i64);
+        }
+        counters.release(self.data as i64, true);
+        counters.release(self.meta as i64, false);
     }
 }
 
@@ -239,6 +270,30 @@ impl Allocator {
     /// # Errors
     /// [`AllocError::NoSpace`], with the transaction to wait for when its commit would free blocks.
     pub fn reserve(self: &Arc<Self>, data: u64, meta: u64, privilege: Privilege) -> Result<Reservation> {
+        self.reserve_of(data, meta, privilege, false)
+    }
+
+    /// The same, of the groups that end below block `below` only: for claims that are so bounded ([`crate::ClaimRequest::below`]).
+    ///
+    /// # Errors
+    /// As [`Self::reserve`].
+    pub fn reserve_below(
+        self: &Arc<Self>,
+        data: u64,
+        meta: u64,
+        privilege: Privilege,
+        below: u64,
+    ) -> Result<Reservation> {
+        self.reserve_of(data, meta, privilege, self.is_low_bound(below))
+    }
+
+    fn reserve_of(
+        self: &Arc<Self>,
+        data: u64,
+        meta: u64,
+        privilege: Privilege,
+        low: bool,
+    ) -> Result<Reservation> {
         let counters = self.counters();
         let (d, m) = (clamp(data), clamp(meta));
         if !counters.promise(d, if d == 0 { i64::MIN } else { counters.floor(privilege) }) {
@@ -248,14 +303,40 @@ impl Allocator {
             counters.release(d, false);
             return Err(self.no_space());
         }
+        if low && !counters.promise_low(d + m) {
+            counters.release(d + m, false);
+            return Err(self.no_space());
+        }
         counters.data.fetch_add(d, Ordering::Relaxed);
-        Ok(Reservation { alloc: Arc::clone(self), data, meta, privilege })
+        Ok(Reservation { alloc: Arc::clone(self), data, meta, privilege, low })
     }
 
     /// An empty reservation, for callers that promise on the spot what they take.
     #[must_use]
     pub fn no_reservation(self: &Arc<Self>, privilege: Privilege) -> Reservation {
-        Reservation { alloc: Arc::clone(self), data: 0, meta: 0, privilege }
+        Reservation { alloc: Arc::clone(self), data: 0, meta: 0, privilege, low: false }
+    }
+
+    /// The same for claims below block `below`.
+    #[must_use]
+    pub fn no_reservation_below(self: &Arc<Self>, privilege: Privilege, below: u64) -> Reservation {
+        let low = self.is_low_bound(below);
+        Reservation { alloc: Arc::clone(self), data: 0, meta: 0, privilege, low }
+    }
+
+    /// Whether a bound leaves groups out, and so is a matter of the low ones.
+    fn is_low_bound(&self, below: u64) -> bool {
+        let groups = self.groups_below(below);
+        debug_assert!(groups == self.groups.len() || groups == self.low_groups(), "another bound: {below}");
+        groups < self.groups.len()
+    }
+
+    /// Low clusters are free again, or no longer promised: who found none looks again.
+    pub(crate) fn return_low(&self, n: i64) {
+        if n > 0 {
+            self.counters().give_low(n);
+            self.returned.fetch_add(1, Ordering::SeqCst);
+        }
     }
 
     pub(crate) fn no_space(&self) -> AllocError {

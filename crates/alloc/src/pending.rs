@@ -181,6 +181,10 @@ impl Allocator {
             self.discard_range(freed);
         }
         self.give_back(freed);
+        if self.is_low(freed.group as usize) {
+            // Before they are usable: who is promised some of them must be able to take them.
+            self.return_low(freed.len.into());
+        }
         self.counters().committed(i64::from(freed.len));
     }
 

@@ -230,7 +230,7 @@ impl Filesystem {
         let own = self.own_blocks(spec);
         self.need_attrs(spec)?;
         self.quota_admit_new(dir, spec, plan.blocks(), own, cred)?;
-        let mut blocks = self.reserve(u64::from(plan.blocks() + own), cred)?;
+        let mut blocks = self.reserve(dir, u64::from(plan.blocks() + own), cred)?;
         let credits = self.plan_credits(dir, &plan)? + NEW_INODE + own * self.block_credits(0);
         let owners = [self.new_owners(dir, spec, cred), Self::quota_ids(dir)];
         let mut handle = self.start(&owners, credits)?;
@@ -531,7 +531,7 @@ impl Filesystem {
             let own = self.own_blocks(&spec);
             self.need_attrs(&spec)?;
             self.quota_admit_new(dir, &spec, 0, own, cred)?;
-            let mut blocks = self.reserve(u64::from(own), cred)?;
+            let mut blocks = self.reserve(dir, u64::from(own), cred)?;
             let credits = NEW_INODE + ORPHAN + own * self.block_credits(0);
             let mut handle = self.start(&[self.new_owners(dir, &spec, cred)], credits)?;
             let inode = self.make_inode(&mut handle, dir, &spec, b"", cred, &mut blocks)?;
@@ -567,7 +567,7 @@ impl Filesystem {
             if plan.blocks() > 0 {
                 self.quota_admit(Self::quota_ids(dir), plan.blocks().into(), 0, cred)?;
             }
-            let mut blocks = self.reserve(u64::from(plan.blocks()), cred)?;
+            let mut blocks = self.reserve(dir, u64::from(plan.blocks()), cred)?;
             let owners = [Self::quota_ids(dir), Self::quota_ids(inode)];
             let mut handle = self.start(&owners, self.plan_credits(dir, &plan)? + ORPHAN + 1)?;
             let tid = handle.tid();

@@ -96,7 +96,7 @@ impl Drop for FileClaim {
             && let Some(claim) = claim.take()
             && let Some(fs) = self.data.fs.upgrade()
         {
-            let mut back = fs.alloc.no_reservation(Privilege::Normal);
+            let mut back = claim.purse(Privilege::Normal);
             claim.give_back(&mut back);
             let mut promise = self.data.promise.lock();
             promise.put_back(back);
@@ -118,11 +118,11 @@ impl Promise {
         }
     }
 
-    /// Takes a part out, to be used without the lock.
-    fn take(&mut self, fs: &Filesystem, data: u64, meta: u64) -> Reservation {
+    /// Takes a part out, to be used without the lock, for a file whose map is of that kind.
+    fn take(&mut self, fs: &Filesystem, kind: MapKind, data: u64, meta: u64) -> Reservation {
         match &mut self.reservation {
             Some(all) => all.split(data, meta),
-            None => fs.alloc.no_reservation(Privilege::Normal),
+            None => fs.alloc.no_reservation_below(Privilege::Normal, MapFs::reach(kind)),
         }
     }
 
@@ -233,7 +233,7 @@ impl FileData {
             }
         }
         let clusters = u64::from(len / ratio) + 2;
-        let mut part = self.promise.lock().take(fs, clusters, 0);
+        let mut part = self.promise.lock().take(fs, inode.map_kind(), clusters, 0);
         let goal = self.goal(fs, inode, lblk)?;
         let blocks = inode.size().div_ceil(u64::from(fs.geo.block_size()));
         let request =
@@ -336,7 +336,8 @@ impl FileData {
             if ratio == 1 { u64::from(len) } else { Self::new_clusters(&mut promise, lblk.0, len, ratio) };
         let have = promise.reservation.as_ref().map_or(0, Reservation::meta);
         let worst = worst(promise.blocks + u64::from(len));
-        match fs.alloc.reserve(clusters, worst.saturating_sub(have), self.privilege()) {
+        let (meta, reach) = (worst.saturating_sub(have), MapFs::reach(inode.map_kind()));
+        match fs.alloc.reserve_below(clusters, meta, self.privilege(), reach) {
             Ok(more) => promise.put_back(more),
             Err(e) => {
                 if ratio > 1 {
@@ -611,7 +612,7 @@ impl Host for FileData {
         let size = fs.geo.block_size() as usize;
         let logged: usize = content.iter().flat_map(|(_, parts)| parts).map(|part| part.len() / size).sum();
         let mut handle = fs.start_data(&inode, Self::credits(&fs, &inode, &claims)? + logged as u32)?;
-        let mut part = self.promise.lock().take(&fs, 0, u64::MAX);
+        let mut part = self.promise.lock().take(&fs, inode.map_kind(), 0, u64::MAX);
         let fresh =
             claims.iter().filter(|c| !matches!(c.what, What::Convert)).map(|c| u64::from(c.len)).sum();
         let done = (|| {

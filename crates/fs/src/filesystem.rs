@@ -9,7 +9,7 @@ use extant_format::hash::HashVersion;
 use extant_format::inode::InodeFormat;
 use extant_format::{Compat, Csum, Features, Geometry, Incompat, Ino, Lblk, Pblk, RoCompat, Superblock, Tid};
 use extant_journal::{BlockCache, Buf, Handle, Journal};
-use extant_map::{Extent, MapFs, Run, StatusBudget};
+use extant_map::{Extent, MapFs, MapKind, Run, StatusBudget};
 use extant_sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 use extant_sync::{Mutex, Rank, RwLock};
 use extant_vm::PageCache;
@@ -254,14 +254,22 @@ impl Filesystem {
         if reserved { Privilege::Reserved } else { Privilege::Normal }
     }
 
-    /// Promises `blocks` blocks (as many clusters: each may need its own).
-    pub(crate) fn reserve(&self, blocks: u64, cred: &Credentials) -> Result<Reservation> {
-        let privilege = self.privilege(cred);
+    /// Promises `blocks` blocks (as many clusters: each may need its own) that the map of `inode`, or of a new inode beside it, can
+    /// name.
+    pub(crate) fn reserve(&self, inode: &Inode, blocks: u64, cred: &Credentials) -> Result<Reservation> {
+        let (privilege, reach) = (self.privilege(cred), self.reach(inode));
         if blocks == 0 {
-            return Ok(self.alloc.no_reservation(privilege));
+            return Ok(self.alloc.no_reservation_below(privilege, reach));
         }
         // Each block may also need a tree block of its own in the worst case.
-        Ok(self.alloc.reserve(blocks, blocks, privilege)?)
+        Ok(self.alloc.reserve_below(blocks, blocks, privilege, reach)?)
+    }
+
+    /// Where the blocks of an inode must end, and those of new inodes.
+    fn reach(&self, inode: &Inode) -> u64 {
+        // What leaves its inode gets extents where there are some.
+        let kind = if self.is_inline(inode) { MapKind::Extents } else { inode.map_kind() };
+        if self.has_extents() { MapFs::reach(kind) } else { MapFs::reach(MapKind::Indirect) }
     }
 
     /// Adds a metadata block (of a directory, a symbolic link, an attribute value) to an inode's map at `lblk`, zeroed. The

@@ -148,7 +148,7 @@ impl Filesystem {
         let block = self.geo.block_size() as usize;
         let blocks = content.len().div_ceil(block) as u32;
         self.quota_admit(Self::quota_ids(inode), blocks.into(), 0, cred)?;
-        let mut space = self.reserve(blocks.into(), cred)?;
+        let mut space = self.reserve(inode, blocks.into(), cred)?;
         let kind = if self.has_extents() { MapKind::Extents } else { MapKind::Indirect };
         let mut claims = Vec::new();
         let mut at = 0;

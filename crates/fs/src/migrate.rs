@@ -68,7 +68,8 @@ impl Filesystem {
         if credits > self.journal.max_credits() / 2 {
             return Err(Error::NotSupported("converting a map of that size"));
         }
-        let mut purse = self.alloc.reserve(0, new, self.privilege(cred))?;
+        let kind = if extents { MapKind::Extents } else { MapKind::Indirect };
+        let mut purse = self.alloc.reserve_below(0, new, self.privilege(cred), MapFs::reach(kind))?;
         let mut handle = self.start_data(inode, credits)?;
         let done = self.change_map_kind(&mut handle, inode, extents, &mut purse);
         let done = done.and_then(|()| self.write_inode(&mut handle, inode));

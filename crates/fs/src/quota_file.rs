@@ -8,7 +8,7 @@ use extant_format::quota::{
     BLOCK_LEN, Dqblk, QuotaError, QuotaFile, QuotaInfo, QuotaKind, QuotaStore, TREE_LEVELS, block_place,
 };
 use extant_journal::{Buf, Handle};
-use extant_map::Run;
+use extant_map::{MapFs, Run};
 
 use crate::error::{CorruptKind, Error, Place, Result};
 use crate::filesystem::Filesystem;
@@ -90,13 +90,14 @@ impl Filesystem {
         if let Some(found) = self.quota_find(kind, id)? {
             return Ok(found);
         }
+        let reach = MapFs::reach(kind.inode.map_kind());
         if let Some(handle) = handle {
             // Nobody prepared for this id: take what is there.
-            let mut blocks = self.alloc.no_reservation(Privilege::Pool);
+            let mut blocks = self.alloc.no_reservation_below(Privilege::Pool, reach);
             return self.quota_make(kind, id, handle, &mut blocks);
         }
         let most = u64::from(NEW_BLOCKS);
-        let mut blocks = self.alloc.reserve(most, most, Privilege::Reserved)?;
+        let mut blocks = self.alloc.reserve_below(most, most, Privilege::Reserved, reach)?;
         let mut handle = self.journal.start(self.quota_entry_credits(self.depth(&kind.inode)?))?;
         let made = self.quota_make(kind, id, &mut handle, &mut blocks);
         self.finish(handle, made, &kind.inode)

@@ -213,7 +213,7 @@ impl Filesystem {
         if let Some(owners) = whiteout {
             self.quota_admit(owners, 0, 1, cred)?;
         }
-        let mut blocks = self.reserve(u64::from(new_blocks), cred)?;
+        let mut blocks = self.reserve(ends.to, u64::from(new_blocks), cred)?;
         let credits = RENAME + plan.as_ref().map_or(Ok(1), |plan| self.plan_credits(ends.to, plan))?;
         let mut handle = self.start(&owners_of(ends, &cast, whiteout), credits)?;
         let tid = handle.tid();

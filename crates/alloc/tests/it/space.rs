@@ -3,6 +3,7 @@
 use extant_alloc::{AllocError, ClaimRequest, InodeWindow, Privilege, overhead_clusters};
 use extant_format::{Lblk, Pblk};
 use extant_testkit::kernel::KernelMount;
+use extant_testkit::rng::Rng;
 use extant_testkit::{env, need, oracle};
 
 use crate::rig::Rig;
@@ -159,4 +160,118 @@ fn what_credits_are_enough_to_free_takes_no_more_of_them() {
         }
         assert!(rig.alloc.freeable(rig.alloc.free_credits(1)) > 0, "{args}");
     }
+}
+
+/// An allocator whose files without extents cannot have the second half of the blocks.
+fn halved() -> (Rig, u64) {
+    let rig = Rig::new("-t ext4 -b 1024 -O ^has_journal -g 2048", 32 << 20);
+    // Where a group begins.
+    let end = 1 + 8 * 2048;
+    (rig.reopen_with(|options| options.low_end = end), end)
+}
+
+#[test]
+fn what_is_promised_below_a_bound_is_there_whoever_else_takes_blocks() {
+    need!(needs());
+    let (mut rig, end) = halved();
+    let none = |low: u64| {
+        matches!(rig.alloc.reserve_below(low, 0, Privilege::Pool, end), Err(AllocError::NoSpace { .. }))
+    };
+    let mut bounded = rig.alloc.reserve_below(9000, 100, Privilege::Pool, end).expect("half of it");
+    assert!(none(9000), "not twice");
+    // Everybody else takes what there is, as near to the start as he can, in all the ways that there are.
+    let free = rig.alloc.usable_clusters();
+    let mut rest = rig.alloc.reserve(free, 0, Privilege::Pool).expect("the rest");
+    let (mut taken, mut low) = (Vec::new(), 0);
+    let window = InodeWindow::new();
+    let mut at = 0;
+    while rest.data() > 0 {
+        let size = [10, 100_000, 0][at as usize % 3];
+        let plain = ClaimRequest::plain(Pblk(1), Lblk(at), 700);
+        let request =
+            if size == 0 { plain } else { ClaimRequest::file(Pblk(1), Lblk(at), 700, size, &window) };
+        let mut claim = rig.alloc.claim(&request, &mut rest).expect("what is reserved can be claimed");
+        let n = claim.len();
+        at += n;
+        rig.handle(|h| rig.alloc.publish(h, &mut claim, n)).expect("publish");
+        low += if claim.pblk().0 < end { u64::from(n) } else { 0 };
+        taken.push((claim.pblk().0, u64::from(n)));
+    }
+    println!("{low} blocks below the bound were nobody's");
+    assert!(low > 0 && none(1));
+    let mut bounded_runs = Vec::new();
+    while bounded.data() + bounded.meta() > 0 {
+        let plain = ClaimRequest::plain(Pblk(20_000), Lblk(0), 300).below(end);
+        let request = ClaimRequest { meta: bounded.data() == 0, ..plain };
+        let mut claim = rig.alloc.claim(&request, &mut bounded).expect("what is reserved can be claimed");
+        let n = claim.len();
+        assert!(claim.pblk().0 + u64::from(n) <= end);
+        if bounded_runs.len() % 3 == 0 {
+            // Given back, and claimed again.
+            claim.give_back(&mut bounded);
+            bounded_runs.push((0, 0));
+            continue;
+        }
+        rig.handle(|h| rig.alloc.publish(h, &mut claim, n)).expect("publish");
+        bounded_runs.push((claim.pblk().0, u64::from(n)));
+    }
+    assert_eq!((rig.alloc.free_clusters(), rig.alloc.usable_clusters()), (0, 0));
+    // Freed, all of it can be promised so again: what is below the bound, and no more.
+    drop(bounded);
+    let freed: u64 = bounded_runs.iter().map(|(_, len)| len).sum::<u64>() + low;
+    for (pblk, len) in taken.into_iter().chain(bounded_runs).filter(|(_, len)| *len > 0) {
+        rig.free(pblk, len);
+    }
+    rig.commit();
+    drop(rig.alloc.reserve_below(freed, 0, Privilege::Pool, end).expect("all of them"));
+    assert!(none(freed + 1));
+    rig.close();
+    oracle::assert_clean(&rig.image);
+}
+
+#[test]
+fn threads_with_and_without_the_bound_find_what_they_are_promised() {
+    need!(needs());
+    let seed = env::seed();
+    println!("seed={seed}");
+    let (mut rig, end) = halved();
+    let (free, low) = (rig.alloc.usable_clusters(), most_below(&rig, end));
+    std::thread::scope(|scope| {
+        for thread in 0..4_u64 {
+            let alloc = &rig.alloc;
+            scope.spawn(move || {
+                let mut rng = Rng::new(seed).fork(thread);
+                let window = InodeWindow::new();
+                let below = if thread % 2 == 0 { end } else { u64::MAX };
+                for n in 0..600 {
+                    let want = 1 + rng.below(3000);
+                    let Ok(mut res) = alloc.reserve_below(want, 0, Privilege::Pool, below) else { continue };
+                    let mut claims = Vec::new();
+                    while res.data() > 0 {
+                        let len = res.data().min(500) as u32;
+                        let request = ClaimRequest::file(Pblk(1), Lblk(n), len, rng.below(3000), &window);
+                        let claim = alloc.claim(&request.below(below), &mut res);
+                        claims.push(claim.expect("what is reserved can be claimed"));
+                    }
+                    if rng.chance(1, 2) {
+                        claims.into_iter().for_each(|claim| claim.give_back(&mut res));
+                    }
+                }
+            });
+        }
+    });
+    assert_eq!((rig.alloc.usable_clusters(), most_below(&rig, end)), (free, low));
+    rig.close();
+    oracle::assert_clean(&rig.image);
+}
+
+/// The most that can be promised below a bound.
+fn most_below(rig: &Rig, end: u64) -> u64 {
+    let fits = |n: &u64| rig.alloc.reserve_below(*n, 0, Privilege::Pool, end).is_ok();
+    let (mut no, mut yes) = (end + 1, 0);
+    while no - yes > 1 {
+        let middle = u64::midpoint(no, yes);
+        if fits(&middle) { yes = middle } else { no = middle }
+    }
+    yes
 }

@@ -65,7 +65,7 @@ impl Filesystem {
         let blocks = (value.len() as u64).div_ceil(u64::from(self.geo.block_size())) as u32;
         let kind = if self.has_extents() { MapKind::Extents } else { MapKind::Indirect };
         let tree = self.map.tree_blocks_worst(kind, 0, blocks.into());
-        let mut purse = self.alloc.reserve(blocks.into(), tree, self.privilege(cred))?;
+        let mut purse = self.alloc.reserve_below(blocks.into(), tree, self.privilege(cred), MapFs::reach(kind))?;
         let (mut claims, mut at) = (Vec::new(), 0);
         while at < blocks {
             let goal = self.alloc.goal_for_inode(owner.ino, false);
