@@ -1,4 +1,8 @@
-//! Quota files as their tree sees them: 1 KiB blocks on the metadata buffers of a hidden inode.
+//! Quota files as their tree sees them: 1 KiB blocks on the metadata buffers of an inode that is kept for them.
+//!
+//! The tree works on copies of its blocks, under a lock of its own; entries are changed in place under theirs, also while a new one
+//! is put next to them. So what the tree writes is what it has changed of a block since it read it (test
+//! `new_entries_beside_changed_ones`).
 
 use std::sync::Arc;
 
@@ -9,6 +13,7 @@ use extant_format::quota::{
 };
 use extant_journal::{Buf, Handle};
 use extant_map::{MapFs, Run};
+use rustc_hash::FxHashMap;
 
 use crate::error::{CorruptKind, Error, Place, Result};
 use crate::filesystem::Filesystem;
@@ -23,9 +28,24 @@ struct Store<'a> {
     fs: &'a Filesystem,
     inode: &'a Inode,
     change: Option<(&'a mut Handle, &'a mut Reservation)>,
+    /// Blocks as they were read, to tell what was changed.
+    read: FxHashMap<u32, [u8; BLOCK_LEN]>,
 }
 
-impl Store<'_> {
+impl<'a> Store<'a> {
+    fn reading(fs: &'a Filesystem, inode: &'a Inode) -> Self {
+        Self { fs, inode, change: None, read: FxHashMap::default() }
+    }
+
+    fn changing(
+        fs: &'a Filesystem,
+        inode: &'a Inode,
+        handle: &'a mut Handle,
+        blocks: &'a mut Reservation,
+    ) -> Self {
+        Self { change: Some((handle, blocks)), ..Self::reading(fs, inode) }
+    }
+
     fn buf(&self, block: u32) -> Result<(Buf, usize)> {
         let (lblk, at) = block_place(block, self.fs.geo.block_size());
         match self.fs.map_lookup(self.inode, lblk, 1)? {
@@ -45,6 +65,9 @@ impl QuotaStore for Store<'_> {
     fn read(&mut self, block: u32, into: &mut [u8; BLOCK_LEN]) -> Result<()> {
         let (buf, at) = self.buf(block)?;
         buf.with(|bytes| into.copy_from_slice(&bytes[at..at + BLOCK_LEN]));
+        if self.change.is_some() {
+            self.read.insert(block, *into);
+        }
         Ok(())
     }
 
@@ -59,7 +82,17 @@ impl QuotaStore for Store<'_> {
             Some(buf) => buf,
             None => self.fs.add_meta_block(handle, self.inode, lblk, blocks)?,
         };
-        handle.modify(&buf, |bytes: &mut [u8]| bytes[at..at + BLOCK_LEN].copy_from_slice(from))?;
+        let before = self.read.insert(block, *from);
+        handle.modify(&buf, |bytes: &mut [u8]| {
+            let into = &mut bytes[at..at + BLOCK_LEN];
+            match before {
+                None => into.copy_from_slice(from),
+                Some(before) => {
+                    let changed = into.iter_mut().zip(from).zip(before).filter(|((_, new), old)| *new != old);
+                    changed.for_each(|((byte, new), _)| *byte = *new);
+                }
+            }
+        })?;
         let mut state = self.inode.state();
         let end = (u64::from(block) + 1) * BLOCK_LEN as u64;
         state.size = state.size.max(end);
@@ -81,7 +114,7 @@ fn bad(inode: &Inode, what: String) -> Error {
 impl Filesystem {
     /// The header of a quota file, checked.
     pub(crate) fn quota_info(&self, kind: QuotaKind, inode: &Inode) -> Result<QuotaInfo> {
-        let store = Store { fs: self, inode, change: None };
+        let store = Store::reading(self, inode);
         Ok(*QuotaFile::open_any(store, kind, inode.size())?.info())
     }
 
@@ -105,7 +138,7 @@ impl Filesystem {
 
     fn quota_find(&self, kind: &Kind, id: u32) -> Result<Option<Arc<Entry>>> {
         let _tree = kind.tree.lock();
-        let store = Store { fs: self, inode: &kind.inode, change: None };
+        let store = Store::reading(self, &kind.inode);
         let mut file = QuotaFile::open_any(store, kind.kind, kind.inode.size())?;
         let Some((place, dq)) = file.find(id)? else { return Ok(None) };
         let buf = file.store().buf(place.block)?;
@@ -122,7 +155,7 @@ impl Filesystem {
         let _tree = kind.tree.lock();
         let dq = Dqblk::default();
         let (place, buf) = {
-            let store = Store { fs: self, inode: &kind.inode, change: Some((&mut *handle, blocks)) };
+            let store = Store::changing(self, &kind.inode, &mut *handle, blocks);
             let mut file = QuotaFile::open_any(store, kind.kind, kind.inode.size())?;
             match file.find(id)? {
                 // Another caller was first.

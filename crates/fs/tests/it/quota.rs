@@ -179,3 +179,33 @@ fn data_is_counted_when_it_is_promised_and_stops_at_the_limit() {
     drop(fs);
     clean(&image);
 }
+
+/// Entries come while those beside them in the same block change: no change is lost.
+#[test]
+fn new_entries_beside_changed_ones() {
+    need!(env::tools(&["mke2fs", "e2fsck"]));
+    let (_scratch, image) = image();
+    let fs = open_with(&image, "");
+    let root = open_to_all(&fs);
+    std::thread::scope(|scope| {
+        for thread in 0..4_u32 {
+            let (fs, root) = (&fs, &root);
+            scope.spawn(move || {
+                let old = 500 + thread;
+                for n in 0..150 {
+                    let name = format!("{thread}-{n}");
+                    let uid = if thread < 2 { 1000 + 1000 * thread + n } else { old };
+                    let file = fs.mknod(root, name.as_bytes(), &NewInode::file(0o644), &user(uid)).unwrap();
+                    if n % 2 == 0 {
+                        fs.unlink(root, name.as_bytes(), &Credentials::root()).unwrap();
+                    }
+                    drop(file);
+                }
+            });
+        }
+    });
+    drop(root);
+    fs.unmount().unwrap();
+    drop(fs);
+    clean(&image);
+}
