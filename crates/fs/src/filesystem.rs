@@ -22,7 +22,7 @@ use crate::inode::Inode;
 use crate::options::{DataMode, Resolved};
 use crate::orphan::Orphans;
 use crate::time::Clock;
-use crate::xattr::SharedBlocks;
+use crate::xattr::{SharedBlocks, SharedValues};
 
 /// What state the mount is in.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -78,6 +78,7 @@ pub struct Filesystem {
     /// Set by a mount for writing, where the filesystem has quota files.
     pub(crate) quotas: std::sync::OnceLock<crate::quota::Quotas>,
     pub(crate) shared_blocks: SharedBlocks,
+    pub(crate) shared_values: SharedValues,
     pub(crate) lazy_init: crate::lazy_init::LazyInit,
     pub(crate) late_features: crate::late_features::LateFeatures,
     pub(crate) clock: Arc<dyn Clock>,

@@ -243,7 +243,9 @@ impl InodeCache {
         let mut shard = self.shard(inode.ino).shard.lock();
         let ours =
             matches!(shard.slots.get(&inode.ino.0), Some(Slot::Live(held)) if Arc::ptr_eq(held, inode));
-        if !ours || inode.refs.load(Ordering::Acquire) != 0 || !inode.may_evict() {
+        // It may have got a link again (a name, a reference to a value) between the drop and here.
+        let used = inode.refs.load(Ordering::Acquire) != 0 || !inode.is_dead();
+        if !ours || used || !inode.may_evict() {
             return;
         }
         if let Some(Slot::Live(dead)) = shard.slots.insert(inode.ino.0, Slot::Evicting(Arc::clone(inode))) {

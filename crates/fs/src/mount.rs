@@ -24,7 +24,7 @@ use crate::icache::InodeCache;
 use crate::options::{DataMode, MountOptions, Presets, Resolved};
 use crate::orphan::Orphans;
 use crate::time::{Clock, SystemClock};
-use crate::xattr::SharedBlocks;
+use crate::xattr::{SharedBlocks, SharedValues};
 
 /// What a filesystem is opened with.
 #[derive(Clone, Debug)]
@@ -590,6 +590,7 @@ pub(crate) fn build(
         orphans: Orphans::new(),
         quotas: std::sync::OnceLock::new(),
         shared_blocks: SharedBlocks::new(),
+        shared_values: SharedValues::new(),
         lazy_init: crate::lazy_init::LazyInit::default(),
         late_features: crate::late_features::LateFeatures::missing(features),
         clock: Arc::clone(&setup.clock),

@@ -14,6 +14,10 @@ pub enum Mutant {
     InlineWrite,
     /// A value is read from an inode of its own after the lock over the attributes was given up.
     XattrHeld,
+    /// The references of a value are counted and recorded in one.
+    ValueCounted,
+    /// A value that died before a new reference to it was counted is taken off the record of orphans.
+    ValueRevived,
     /// A directory is unlocked between the look for a name's place and its entry there.
     PlanHeld,
 }

@@ -20,6 +20,7 @@ use extant_journal::Buf;
 
 pub use calls::XattrSet;
 pub(crate) use change::{NewAttrs, SharedBlocks, XattrPlan};
+pub(crate) use value::SharedValues;
 
 use crate::error::{CorruptKind, Error, Place, Result};
 use crate::filesystem::Filesystem;

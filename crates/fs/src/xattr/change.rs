@@ -1,8 +1,8 @@
 //! Setting and removing attributes; sharing attribute blocks.
 //!
 //! An attribute goes into the inode if it fits there, else into the block, else (with `ea_inode`) its value goes into an
-//! inode of its own. A block that others share is never changed: the inode takes a copy, or joins another block that
-//! already says the same.
+//! inode of its own, or is found in one that has the same. A block that others share is never changed: the inode takes a copy,
+//! or joins another block that already says the same.
 //!
 //! A change has two steps. [`Filesystem::plan_xattr`] finds, under the inode's exclusive lock and without a handle, what the
 //! attributes will be, and claims the blocks for it; [`Filesystem::apply_xattr`] does it in a handle, where the only thing
@@ -127,7 +127,7 @@ impl Filesystem {
         value: Option<&[u8]>,
         cred: &Credentials,
     ) -> Result<XattrPlan> {
-        let (before, values, own, _table) = {
+        let (before, mut values, own, _table) = {
             let _xattr = inode.xattr.read();
             let held = |area: Option<&Area<'_>>| area.map_or_else(AttrSet::new, AttrSet::from_area);
             let before = [self.ibody_attrs(inode)?, self.with_block(inode, held)?];
@@ -139,7 +139,7 @@ impl Filesystem {
         now.iter_mut().for_each(|set| drop(set.remove(index, name)));
         let lens = self.area_lens(inode);
         let large = match value {
-            Some(value) => self.place(inode, lens, (index, name), value, &mut now, cred)?,
+            Some(value) => self.place(inode, lens, (index, name), value, (&mut now, &mut values), cred)?,
             None => None,
         };
         let mut plan = XattrPlan { before, now, large, fresh: None, values, credits: 0, _table };
@@ -197,15 +197,15 @@ impl Filesystem {
         }
     }
 
-    /// Adds an attribute to the area that has room for it, of which there are `lens` bytes. The value is returned that goes to an
-    /// inode of its own.
+    /// Adds an attribute to the area that has room for it, of which there are `lens` bytes. The value is returned that goes to a
+    /// new inode of its own.
     fn place(
         &self,
         inode: &Inode,
         lens: [usize; 2],
         (index, name): (u8, &[u8]),
         value: &[u8],
-        sets: &mut [AttrSet; 2],
+        (sets, values): (&mut [AttrSet; 2], &mut References),
         cred: &Credentials,
     ) -> Result<Option<Large>> {
         let here = Value::Inline(value.to_vec());
@@ -215,10 +215,16 @@ impl Filesystem {
         if !self.has_ea_inode() || value.is_empty() {
             return Err(Error::NoSpace);
         }
+        let shared = self.share_value(inode, value, values);
+        let is_shared = shared.is_some();
         // The number is known once the inode is there.
-        let there = Value::EaInode { ino: Ino(u32::MAX), size: value.len() as u32, hash: 0 };
+        let unknown = || Value::EaInode { ino: Ino(u32::MAX), size: value.len() as u32, hash: 0 };
+        let there = shared.unwrap_or_else(unknown);
         let area = place_in(sets, lens, (index, name), &there).map_err(|e| self.xattr_error(inode, &e))?;
         let area = area.ok_or(Error::NoSpace)?;
+        if is_shared {
+            return Ok(None);
+        }
         Ok(Some(Large { area, index, name: name.to_vec(), value: self.plan_value(inode, value, cred)? }))
     }
 

@@ -2,6 +2,10 @@
 //!
 //! Such an inode has no name, one flag and one link; it counts references in fields it does not need (kernel ext4
 //! documentation, "Large Extended Attribute Values"). Its blocks are metadata buffers.
+//!
+//! Equal values share an inode: one is looked for by the hash of its content, before the handle. Until the handle counts the new
+//! reference the old ones may go, and with them the last: the value is dead then, but stays while it is held, and counting makes it
+//! alive again. From a change of the count to the record of it the references are under a lock of rank 72.
 
 use extant_alloc::{Claim, ClaimRequest, Reservation};
 use extant_format::inode::{FileType, Inode as RawInode, InodeFlags};
@@ -9,6 +13,8 @@ use extant_format::xattr::{AttrSet, Value, ea_inode_hash};
 use extant_format::{Ino, Lblk, Pblk};
 use extant_journal::{Buf, Handle};
 use extant_map::{Extent, MapFs, MapKind, Run};
+use extant_sync::{Mutex, MutexGuard, Rank};
+use rustc_hash::FxHashMap;
 
 use crate::cred::Credentials;
 use crate::credits::NEW_INODE;
@@ -16,6 +22,51 @@ use crate::error::{CorruptKind, Error, Place, Result};
 use crate::filesystem::Filesystem;
 use crate::icache::InodeRef;
 use crate::inode::Inode;
+use crate::mutant::without;
+
+/// Inodes with values by the hash of their content, to find one to share. A hint: what it names is checked.
+#[derive(Debug)]
+pub(crate) struct SharedValues {
+    by_hash: Mutex<FxHashMap<u32, Ino>>,
+    /// Rank 72, by number: over the references of a value, from their change to its record in the handle.
+    counting: [Mutex<()>; COUNTING_LOCKS],
+}
+
+/// How many inodes the hint remembers.
+const REMEMBERED: usize = 4096;
+const COUNTING_LOCKS: usize = 16;
+
+impl SharedValues {
+    pub(crate) fn new() -> Self {
+        Self {
+            by_hash: Mutex::new(Rank::LEAF, FxHashMap::default()),
+            counting: std::array::from_fn(|_| Mutex::new(Rank::EA_INODE, ())),
+        }
+    }
+
+    fn find(&self, hash: u32) -> Option<Ino> {
+        self.by_hash.lock().get(&hash).copied()
+    }
+
+    fn remember(&self, hash: u32, ino: Ino) {
+        let mut map = self.by_hash.lock();
+        if map.len() >= REMEMBERED {
+            map.clear();
+        }
+        map.insert(hash, ino);
+    }
+
+    fn forget(&self, hash: u32, ino: Ino) {
+        let mut map = self.by_hash.lock();
+        if map.get(&hash) == Some(&ino) {
+            map.remove(&hash);
+        }
+    }
+
+    fn counting(&self, ino: Ino) -> MutexGuard<'_, ()> {
+        self.counting[ino.0 as usize % COUNTING_LOCKS].lock()
+    }
+}
 
 impl Filesystem {
     /// The inode that holds a value of `owner`.
@@ -54,7 +105,42 @@ impl Filesystem {
         if hash != ea_inode_hash(self.csum.seed(), &value) {
             return Err(Error::Checksum(Place::Inode(ino)));
         }
+        self.remember_value(hash, ino);
         Ok(value)
+    }
+
+    fn remember_value(&self, hash: u32, ino: Ino) {
+        if self.options().mbcache {
+            self.shared_values.remember(hash, ino);
+        }
+    }
+
+    /// What an attribute of `owner` with this value says of an inode that holds it already, if there is one; `values` then knows
+    /// that inode, which keeps its number and its content while it does.
+    pub(super) fn share_value(&self, owner: &Inode, value: &[u8], values: &mut References) -> Option<Value> {
+        if !self.options().mbcache {
+            return None;
+        }
+        let hash = ea_inode_hash(self.csum.seed(), value);
+        let ino = self.shared_values.find(hash)?;
+        let size = u32::try_from(value.len()).ok()?;
+        let Some((inode, table)) = self.same_value(owner, ino, value, size) else {
+            self.shared_values.forget(hash, ino);
+            return None;
+        };
+        if !values.known.iter().any(|(known, ..)| *known == ino) {
+            values.known.push((ino, inode, table));
+        }
+        Some(Value::EaInode { ino, size, hash })
+    }
+
+    /// The inode `ino` and its block of the table, if it holds this value and is not about to go. Whatever stands against that
+    /// costs an inode more, and is reported to who reads the value there.
+    fn same_value(&self, owner: &Inode, ino: Ino, value: &[u8], size: u32) -> Option<(InodeRef, Buf)> {
+        let inode = self.ea_inode(owner, ino).ok()?;
+        let same = !inode.is_dead() && self.ea_value(owner, ino, size).ok()? == value;
+        let table = self.cache.read(inode.table.0).ok()?;
+        same.then_some((inode, table))
     }
 
     /// Claims the blocks of a value for an attribute of `owner`.
@@ -65,7 +151,8 @@ impl Filesystem {
         let blocks = (value.len() as u64).div_ceil(u64::from(self.geo.block_size())) as u32;
         let kind = if self.has_extents() { MapKind::Extents } else { MapKind::Indirect };
         let tree = self.map.tree_blocks_worst(kind, 0, blocks.into());
-        let mut purse = self.alloc.reserve_below(blocks.into(), tree, self.privilege(cred), MapFs::reach(kind))?;
+        let mut purse =
+            self.alloc.reserve_below(blocks.into(), tree, self.privilege(cred), MapFs::reach(kind))?;
         let (mut claims, mut at) = (Vec::new(), 0);
         while at < blocks {
             let goal = self.alloc.goal_for_inode(owner.ino, false);
@@ -125,6 +212,7 @@ impl Filesystem {
             }
         }
         self.write_inode(handle, &inode)?;
+        self.remember_value(hash, inode.ino);
         Ok(Value::EaInode { ino: inode.ino, size: bytes.len() as u32, hash })
     }
 
@@ -146,25 +234,34 @@ impl Filesystem {
             let Some((_, inode, table)) = values.known.iter().find(|(known, ..)| *known == ino) else {
                 continue;
             };
-            if change == 0 {
-                continue;
+            if change != 0 {
+                self.count_references(handle, inode, table, change)?;
             }
-            let left = {
-                let mut state = inode.state();
-                let left = state.raw.ea_refcount().saturating_add_signed(change);
-                state.raw.set_ea_refcount(left);
-                if left == 0 {
-                    state.raw.links_count = 0;
-                }
-                left
-            };
-            if left == 0 {
-                inode.set_dead(true);
-                self.orphan_add(handle, inode)?;
-            }
-            self.write_inode_to(handle, inode, table)?;
         }
         Ok(())
+    }
+
+    fn count_references(&self, handle: &mut Handle, inode: &Inode, table: &Buf, change: i64) -> Result<()> {
+        let _counting = (!without!(self, ValueCounted)).then(|| self.shared_values.counting(inode.ino));
+        let (left, hash) = {
+            let mut state = inode.state();
+            let left = state.raw.ea_refcount().saturating_add_signed(change);
+            state.raw.set_ea_refcount(left);
+            state.raw.links_count = u16::from(left > 0);
+            (left, state.raw.ea_hash())
+        };
+        if without!(self, ValueCounted) {
+            extant_sync::thread::yield_now();
+        }
+        if left == 0 {
+            self.shared_values.forget(hash, inode.ino);
+            inode.set_dead(true);
+            self.orphan_add(handle, inode)?;
+        } else if inode.is_dead() && !without!(self, ValueRevived) {
+            inode.set_dead(false);
+            self.orphan_del(handle, inode)?;
+        }
+        self.write_inode_to(handle, inode, table)
     }
 }
 

@@ -429,6 +429,44 @@ fn mutant_values_read_without_the_lock() {
     explore(value_replaced, INLINE, Mutant::XattrHeld, 150);
 }
 
+/// The last attribute with a value goes while another file gets the same value.
+fn value_shared(image: &[u8], mutant: Mutant) {
+    let device = Arc::new(MemoryDevice::from_bytes(image));
+    let fs = open(&device, mutant);
+    let (one, other, cred) = (find(&fs, "a"), find(&fs, "d/b"), Credentials::root());
+    let name: &[u8] = b"user.large";
+    fs.set_xattr(&one, name, &[1; 3000], XattrSet::Any, &cred).unwrap();
+    let (a, b) = ((Arc::clone(&fs), one, cred.clone()), (Arc::clone(&fs), other.clone(), cred.clone()));
+    together(vec![
+        Box::new(move || {
+            let (fs, file, cred) = a;
+            fs.remove_xattr(&file, name, &cred).unwrap();
+        }),
+        Box::new(move || {
+            let (fs, file, cred) = b;
+            fs.set_xattr(&file, name, &[1; 3000], XattrSet::Any, &cred).unwrap();
+        }),
+    ]);
+    assert_eq!(fs.get_xattr(&other, name, &cred).unwrap(), [1; 3000]);
+    drop(other);
+    close(fs, &device, "a value that is shared as it goes");
+}
+
+#[test]
+fn sharing_a_value_that_goes() {
+    explore(value_shared, INLINE, Mutant::None, 150);
+}
+
+#[test]
+fn mutant_references_counted_and_recorded_apart() {
+    explore(value_shared, INLINE, Mutant::ValueCounted, 150);
+}
+
+#[test]
+fn mutant_a_shared_value_left_among_the_orphans() {
+    explore(value_shared, INLINE, Mutant::ValueRevived, 150);
+}
+
 const PLAIN: &str = "-t ext4 -b 1024 -I 256 -N 64 -J size=1 -O ^resize_inode,orphan_file";
 
 /// An inode's attributes are changed, others commit, and its content is written in the background. What fsync says afterwards
