@@ -20,8 +20,8 @@ use crate::icache::InodeRef;
 use crate::inode::Inode;
 use crate::mapping::{into_caller, of_caller};
 
-/// Most bytes that are written under one holding of the inode lock: so much may the cache be overdrawn.
-pub(crate) const PIECE: usize = 16 << 20;
+/// Most bytes that go into the cache at once: so much may it be overdrawn by one writer.
+const PIECE: usize = 16 << 20;
 
 /// How to write.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -207,16 +207,15 @@ impl Filesystem {
         let mut done = 0;
         let mut start = offset;
         loop {
-            let piece = &bytes[done..bytes.len().min(done + PIECE)];
             let at = offset + done as u64;
-            match self.noted(self.write_with_space(inode, at, piece, flags, cred)) {
+            match self.noted(self.write_with_space(inode, at, &bytes[done..], flags, cred)) {
                 Ok((n, from)) => {
                     if done == 0 {
                         start = from;
                     }
                     done += n;
                     // Short of space: once more, after space was made. Not so an append, whose bytes stay together.
-                    if done == bytes.len() || n == 0 || (n < piece.len() && flags.append) {
+                    if done == bytes.len() || n == 0 || flags.append {
                         break;
                     }
                 }
@@ -232,30 +231,30 @@ impl Filesystem {
         Ok((done, start))
     }
 
-    /// Writes a piece; when space runs out, once more after [`Self::make_space`].
+    /// Writes under one holding of the inode lock; when there is no space at all, once more after [`Self::make_space`].
     pub(crate) fn write_with_space(
         &self,
         inode: &InodeRef,
         at: u64,
-        piece: &[u8],
+        bytes: &[u8],
         flags: WriteFlags,
         cred: &Credentials,
     ) -> Result<(usize, u64)> {
         self.pages.throttle()?;
-        match self.write_piece(inode, at, piece, flags, cred) {
+        match self.write_locked(inode, at, bytes, flags, cred) {
             Err(Error::NoSpace) => {
                 self.make_space()?;
-                self.write_piece(inode, at, piece, flags, cred)
+                self.write_locked(inode, at, bytes, flags, cred)
             }
             result => result,
         }
     }
 
-    fn write_piece(
+    fn write_locked(
         &self,
         inode: &InodeRef,
         at: u64,
-        piece: &[u8],
+        bytes: &[u8],
         flags: WriteFlags,
         cred: &Credentials,
     ) -> Result<(usize, u64)> {
@@ -263,30 +262,49 @@ impl Filesystem {
         let _lock = inode.lock.write();
         self.check_content_change(inode)?;
         let at = if flags.append { inode.size() } else { at };
-        if piece.is_empty() {
+        if bytes.is_empty() {
             return Ok((0, at));
         }
         let most = self.max_file_size(inode);
         if at >= most {
             return Err(Error::FileTooBig);
         }
-        let piece = &piece[..piece.len().min((most - at).min(usize::MAX as u64) as usize)];
-        self.need_size(at + piece.len() as u64)?;
+        let bytes = &bytes[..bytes.len().min((most - at).min(usize::MAX as u64) as usize)];
+        self.need_size(at + bytes.len() as u64)?;
         self.kill_privs(inode, flags.kill_suidgid, cred)?;
         let data = inode.data(self);
         data.set_rights(self, cred);
-        let inline = self.is_inline(inode) || self.may_become_inline(inode, at + piece.len() as u64)?;
-        if inline && self.write_inline(inode, at, piece, cred)? {
-            return Ok((piece.len(), at));
+        let inline = self.is_inline(inode) || self.may_become_inline(inode, at + bytes.len() as u64)?;
+        if inline && self.write_inline(inode, at, bytes, cred)? {
+            return Ok((bytes.len(), at));
         }
         let size = inode.size();
-        let outcome = data.pages.write(&**data, at, piece);
-        if outcome.written > 0 {
+        let (done, error) = Self::write_pieces(data, at, bytes);
+        if done > 0 {
             self.touch_written(inode);
             self.log_data(inode, at.min(size))?;
-            return Ok((outcome.written, at));
+            return Ok((done, at));
         }
-        Err(outcome.error.unwrap_or(Error::Shutdown))
+        Err(error.unwrap_or(Error::Shutdown))
+    }
+
+    /// Brings all of a write into the cache, and out of it again what the cache has no room for: the inode lock is held over it all,
+    /// so that writes are whole to each other. How much was written, and why not all.
+    fn write_pieces(data: &FileData, at: u64, bytes: &[u8]) -> (usize, Option<Error>) {
+        let mut done = 0;
+        for piece in bytes.chunks(PIECE) {
+            let outcome = data.pages.write(data, at + done as u64, piece);
+            done += outcome.written;
+            if outcome.error.is_some() {
+                return (done, outcome.error);
+            }
+            if done < bytes.len()
+                && let Err(error) = data.pages.make_way(data, at..at + done as u64)
+            {
+                return (done, Some(error));
+            }
+        }
+        (done, None)
     }
 
     /// Refuses opening a file for writing that must not change.
@@ -526,3 +544,6 @@ impl Filesystem {
         lost
     }
 }
+
+#[cfg(all(test, not(feature = "shuttle")))]
+mod tests;

@@ -7,7 +7,7 @@
 //! a file whose data goes through the journal.
 
 use crate::cred::Credentials;
-use crate::data_rw::{PIECE, WriteFlags};
+use crate::data_rw::WriteFlags;
 use crate::error::{Error, Result};
 use crate::filesystem::Filesystem;
 use crate::freeze::Level;
@@ -77,15 +77,15 @@ impl Filesystem {
         let bytes = &*own;
         let (mut done, mut start) = (0, offset);
         while done < bytes.len() {
-            let piece = &bytes[done..bytes.len().min(done + PIECE)];
-            match self.noted(self.write_direct_piece(inode, offset + done as u64, piece, flags, cred)) {
+            let rest = &bytes[done..];
+            match self.noted(self.write_direct_whole(inode, offset + done as u64, rest, flags, cred)) {
                 Ok((n, from)) => {
                     if done == 0 {
                         start = from;
                     }
                     done += n;
                     // Short of space: once more, after space was made. Not so an append, whose bytes stay together.
-                    if n == 0 || (n < piece.len() && flags.append) {
+                    if n == 0 || flags.append {
                         break;
                     }
                 }
@@ -127,27 +127,28 @@ impl Filesystem {
         if sync || flags.data_sync { self.fsync(inode, !sync) } else { Ok(()) }
     }
 
-    fn write_direct_piece(
+    /// One holding of the inode lock for all of it. Less is written than was asked where space runs out or the device fails.
+    fn write_direct_whole(
         &self,
         inode: &InodeRef,
         at: u64,
-        piece: &[u8],
+        bytes: &[u8],
         flags: WriteFlags,
         cred: &Credentials,
     ) -> Result<(usize, u64)> {
-        if !flags.append && self.overwrite_direct(inode, at, piece, flags, cred)? {
-            return Ok((piece.len(), at));
+        if !flags.append && self.overwrite_direct(inode, at, bytes, flags, cred)? {
+            return Ok((bytes.len(), at));
         }
-        let placed = match self.place_direct(inode, at, piece, flags, cred) {
+        let placed = match self.place_direct(inode, at, bytes, flags, cred) {
             Err(Error::NoSpace) => {
                 self.make_space()?;
-                self.place_direct(inode, at, piece, flags, cred)?
+                self.place_direct(inode, at, bytes, flags, cred)?
             }
             other => other?,
         };
         match placed {
             Some(done) => Ok(done),
-            None => self.write_through_cache(inode, at, piece, flags, cred),
+            None => self.write_through_cache(inode, at, bytes, flags, cred),
         }
     }
 
@@ -215,16 +216,16 @@ impl Filesystem {
         }
     }
 
-    /// Writes a piece to the cache, then the device, and drops it from the cache.
+    /// Writes to the cache, then to the device, and drops it from the cache.
     fn write_through_cache(
         &self,
         inode: &InodeRef,
         at: u64,
-        piece: &[u8],
+        bytes: &[u8],
         flags: WriteFlags,
         cred: &Credentials,
     ) -> Result<(usize, u64)> {
-        let (done, start) = self.write_with_space(inode, at, piece, flags, cred)?;
+        let (done, start) = self.write_with_space(inode, at, bytes, flags, cred)?;
         if !self.is_inline(inode) {
             let _pass = self.gate.enter(Level::Internal);
             let data = inode.data(self);

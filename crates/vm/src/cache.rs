@@ -389,6 +389,19 @@ impl PageCache {
         Ok(())
     }
 
+    /// Whether there is more in the cache, or more dirty, than [`Self::throttle`] would leave.
+    pub(crate) fn is_overdrawn(&self) -> bool {
+        self.dirty_to_write() > self.dirty_limit() || self.pages.load(Ordering::Relaxed) > self.limit()
+    }
+
+    /// Frees clean pages, if there are more than allowed: only tries locks.
+    pub(crate) fn reclaim_surplus(&self) {
+        let over = self.pages.load(Ordering::Relaxed).saturating_sub(self.limit());
+        if over > 0 {
+            self.reclaim(over + RECLAIM_BATCH.min(self.limit() / 8));
+        }
+    }
+
     /// Frees clean pages until the limit is kept; writes some when too few are clean.
     fn make_room(&self) -> io::Result<()> {
         loop {

@@ -1,5 +1,7 @@
 //! Buffered writing.
 
+use std::ops::Range;
+
 use extant_format::Lblk;
 use extant_sync::Arc;
 
@@ -55,6 +57,20 @@ impl AddressSpace {
         }
         self.grown(size, host.size());
         WriteOutcome { written, error }
+    }
+
+    /// Between the parts of a large write, under the inode lock: where the cache is overdrawn, writes what the file has dirty in
+    /// `range` (bytes) and frees clean pages. Waits for the device, not for anybody else's lock or memory.
+    ///
+    /// # Errors
+    /// As [`Self::sync`].
+    pub fn make_way<H: Host>(&self, host: &H, range: Range<u64>) -> Result<(), H::Error> {
+        if !self.cache.is_overdrawn() {
+            return Ok(());
+        }
+        let written = self.sync(host, range);
+        self.cache.reclaim_surplus();
+        written
     }
 
     /// Writes the start of `data` into as many pages as can be locked at once; how many bytes.

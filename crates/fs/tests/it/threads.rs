@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
+use extant::{Credentials, NewInode, WriteFlags};
 use extant_testkit::env::{scratch, seed, tools};
 use extant_testkit::oracle::{assert_clean, mke2fs};
 use extant_testkit::rng::Rng;
 use extant_testkit::script::{Executor, Mix, Op, random};
 
-use crate::support::{LibExecutor, open_rw, tree_of};
+use crate::support::{LibExecutor, open_rw, open_with, tree_of};
 
 fn of_names(op: &Op) -> bool {
     !matches!(
@@ -130,4 +131,46 @@ fn what_was_unlinked_is_freed_when_the_filesystem_is_dropped() {
     let field = |name: &str| header.iter().find(|(n, _)| n == name).map(|(_, v)| v.parse::<u64>().unwrap());
     assert_eq!(field("Free inodes").unwrap() + 11, field("Inode count").unwrap());
     assert_eq!(field("First orphan inode"), None);
+}
+
+/// Appends larger than the cache stay whole beside each other, buffered and direct, and the cache keeps its bound.
+#[test]
+fn large_appends_are_whole() {
+    need!(tools(&["mke2fs", "e2fsck"]));
+    const LEN: usize = 40 << 20;
+    let (dir, admin) = (scratch(), Credentials::root());
+    let image = dir.join("image");
+    for args in ["-t ext4", "-t ext4 -b 1024"] {
+        mke2fs(&image, 512 << 20, args);
+        let fs = open_with(&image, "cache_size=24m");
+        let file = fs.mknod(&fs.root().unwrap(), b"f", &NewInode::file(0o644), &admin).unwrap();
+        std::thread::scope(|scope| {
+            for thread in 0..4_u8 {
+                let (fs, file, admin) = (&fs, &file, &admin);
+                scope.spawn(move || {
+                    let flags = WriteFlags { append: true, ..WriteFlags::default() };
+                    let (bytes, write) = (vec![b'a' + thread; LEN], [thread < 2, thread == 2]);
+                    for direct in write {
+                        let written = if direct {
+                            fs.write_direct(file, 0, &bytes, flags, admin)
+                        } else {
+                            fs.write_at(file, 0, &bytes, flags, admin)
+                        };
+                        let (done, start) = written.unwrap();
+                        assert_eq!((done, start % LEN as u64), (LEN, 0), "{args}");
+                    }
+                });
+            }
+        });
+        assert_eq!(file.size(), 8 * LEN as u64);
+        let mut piece = vec![0; LEN];
+        for n in 0..8 {
+            assert_eq!(fs.read_at(&file, n * LEN as u64, &mut piece).unwrap(), LEN);
+            assert!(piece.iter().all(|b| *b == piece[0]), "{args}: append {n} is torn");
+        }
+        drop(file);
+        fs.unmount().unwrap();
+        drop(fs);
+        assert_clean(&image);
+    }
 }

@@ -1,0 +1,44 @@
+//! How much of the cache one write takes.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use extant_device::OpenOptions;
+use extant_testkit::oracle::{assert_clean, mke2fs};
+use extant_testkit::{env, need, scratch};
+
+use super::{PIECE, WriteFlags};
+use crate::{Credentials, Filesystem, NewInode, Setup};
+
+/// One write that is many times the cache: what it overdraws stays bounded.
+#[test]
+fn a_large_write_leaves_the_cache_as_it_goes() {
+    need!(env::tools(&["mke2fs", "e2fsck"]));
+    let (dir, admin) = (scratch(), Credentials::root());
+    let image = dir.join("image");
+    mke2fs(&image, 512 << 20, "-t ext4");
+    let device = OpenOptions::new().write(true).open(&image).unwrap();
+    let setup = Setup::with_options("cache_size=24m").unwrap();
+    let fs = Filesystem::open(Arc::new(device), setup).unwrap();
+    let file = fs.mknod(&fs.root().unwrap(), b"f", &NewInode::file(0o644), &admin).unwrap();
+    let most = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        let bytes = vec![7; 256 << 20];
+        let (fs, file, admin, most) = (&fs, &file, &admin, &most);
+        let writer = scope.spawn(move || fs.write_at(file, 0, &bytes, WriteFlags::default(), admin).unwrap());
+        while !writer.is_finished() {
+            let stats = fs.pages.stats();
+            most.fetch_max((stats.pages * stats.page_size) as u64, Ordering::Relaxed);
+            std::thread::yield_now();
+        }
+        assert_eq!(writer.join().unwrap(), (256 << 20, 0));
+    });
+    // Three quarters of `cache_size`, and what one piece overdraws.
+    let (most, bound) = (most.load(Ordering::Relaxed), (18 << 20) + PIECE as u64);
+    println!("{most} bytes at most");
+    assert!(most <= bound + (1 << 20), "{most} bytes in the cache, more than {bound}");
+    drop(file);
+    fs.unmount().unwrap();
+    drop(fs);
+    assert_clean(&image);
+}
