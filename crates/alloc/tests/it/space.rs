@@ -243,7 +243,7 @@ fn threads_with_and_without_the_bound_find_what_they_are_promised() {
                 let mut rng = Rng::new(seed).fork(thread);
                 let window = InodeWindow::new();
                 let below = if thread % 2 == 0 { end } else { u64::MAX };
-                for n in 0..600 {
+                for n in 0..100 {
                     let want = 1 + rng.below(3000);
                     let Ok(mut res) = alloc.reserve_below(want, 0, Privilege::Pool, below) else { continue };
                     let mut claims = Vec::new();
