@@ -53,7 +53,8 @@ impl Allocator {
     /// Takes one group's lock after the other. Credits: 2, and 1 for the table block, which the caller changes anyway.
     ///
     /// # Errors
-    /// [`AllocError::NoInodes`]; corruption is reported and the search goes on in other groups.
+    /// [`AllocError::NoInodes`]; corruption is reported and the search goes on in other groups. The device's, with nothing changed:
+    /// the table block was read too.
     pub fn alloc_inode(&self, handle: &mut Handle, request: &InodeRequest) -> Result<Ino> {
         let parent = self.geo.inode_location(request.parent).map_or(0, |at| at.group.0 as usize);
         let first = if request.is_dir { self.group_for_dir(parent, request) } else { None };
@@ -227,21 +228,33 @@ impl Allocator {
             Err(error) => return Err(error),
         };
         let group = self.group_nr(g);
-        let mut state = self.groups[g].lock();
-        if state.inodes_corrupt || state.desc.free_inodes == 0 {
-            return Ok(None);
-        }
-        let map = match map {
-            Some(map) => map,
-            None => self.first_inode_bitmap(handle, &state)?,
-        };
-        let limit = state.zeroing_from.unwrap_or(self.geo.inodes_per_group());
-        let hint = if g == 0 { state.inode_hint.max(self.geo.first_ino().0 - 1) } else { state.inode_hint };
-        let Some(index) = map.with(|bytes| bitmap::find_zero(bytes, hint, limit)) else {
-            if state.zeroing_from.is_none() {
-                self.with_inodes.remove(g);
+        let mut table: Option<Buf> = None;
+        let (mut state, map, index) = loop {
+            let state = self.groups[g].lock();
+            if state.inodes_corrupt || state.desc.free_inodes == 0 {
+                return Ok(None);
             }
-            return Ok(None);
+            let map = match &map {
+                Some(map) => map.clone(),
+                None => self.first_inode_bitmap(handle, &state)?,
+            };
+            let limit = state.zeroing_from.unwrap_or(self.geo.inodes_per_group());
+            let hint =
+                if g == 0 { state.inode_hint.max(self.geo.first_ino().0 - 1) } else { state.inode_hint };
+            let Some(index) = map.with(|bytes| bitmap::find_zero(bytes, hint, limit)) else {
+                if state.zeroing_from.is_none() {
+                    self.with_inodes.remove(g);
+                }
+                return Ok(None);
+            };
+            // With others in it, the table block is read, before anything is changed.
+            match self.table_block_in_use(&state, &map, index) {
+                Some(pblk) if table.as_ref().is_none_or(|held| held.pblk() != pblk) => {
+                    drop(state);
+                    table = Some(self.cache.read(pblk)?);
+                }
+                _ => break (state, map, index),
+            }
         };
         self.first_of_table_block(handle, &state, &map, index)?;
         self.mark_inode(handle, g, &mut state, (&map, index), (&desc_buf, offset), is_dir)?;
@@ -264,15 +277,22 @@ impl Allocator {
         map: &Buf,
         index: u32,
     ) -> Result<()> {
-        let per_block = self.geo.inodes_per_block();
-        let block = index / per_block;
-        let first = block * per_block;
-        let end = (first + per_block).min(self.geo.inodes_per_group());
-        if map.with(|bytes| bitmap::count_ones(bytes, first, end)) == 0 {
+        if self.table_block_in_use(state, map, index).is_none() {
+            let block = index / self.geo.inodes_per_block();
             let buf = handle.create(Pblk(state.desc.inode_table.0 + u64::from(block)))?;
             buf.set_order(WriteOrder::Inode);
         }
         Ok(())
+    }
+
+    /// The table block of the inode at `index`, if an inode of it is in use. Under the group's lock.
+    fn table_block_in_use(&self, state: &GroupState, map: &Buf, index: u32) -> Option<Pblk> {
+        let per_block = self.geo.inodes_per_block();
+        let block = index / per_block;
+        let first = block * per_block;
+        let end = (first + per_block).min(self.geo.inodes_per_group());
+        let used = map.with(|bytes| bitmap::count_ones(bytes, first, end)) > 0;
+        used.then(|| Pblk(state.desc.inode_table.0 + u64::from(block)))
     }
 
     /// The descriptor once the inode at `index` is in use.

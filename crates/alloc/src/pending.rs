@@ -67,7 +67,7 @@ impl Pending {
     }
 }
 
-/// What freeing a run needs, in memory ([`Allocator::prepare_free`]).
+/// What freeing or publishing a run needs, in memory ([`Allocator::prepare_free`]).
 pub struct ToFree {
     _held: Vec<GroupBufs>,
 }
@@ -130,7 +130,7 @@ impl Allocator {
         claims.min(self.geo.groups()) + claims.min(self.geo.desc_blocks())
     }
 
-    /// Reads what freeing these blocks will read, so that no device error comes between. As long as the result is held it stays in
+    /// Reads what freeing or publishing these blocks will read, so that no device error comes between. As long as the result is held it stays in
     /// the cache. A corrupt group is passed over: it keeps its blocks.
     ///
     /// # Errors

@@ -6,8 +6,10 @@
 //! can be neither bounded nor cut is refused before its first change if the journal is too small for it: a large attribute value
 //! in many pieces, unsharing an attribute block that names hundreds of values, another kind of map for a fragmented file.
 
+use extant_alloc::ToFree;
 use extant_format::extent::MAX_DEPTH;
-use extant_journal::Handle;
+use extant_format::{Lblk, Pblk};
+use extant_journal::{Buf, Handle};
 use extant_map::MapKind;
 
 use crate::dir::Plan;
@@ -33,6 +35,12 @@ pub(crate) const VALUE: u32 = 1 + ORPHAN;
 /// Attribute values of a dead inode that go in one handle.
 pub(crate) const VALUES_AT_ONCE: usize = 16;
 
+/// What an operation will change, in memory ([`Filesystem::hold`]).
+pub(crate) struct Held {
+    _tables: Vec<Buf>,
+    _group: Option<ToFree>,
+}
+
 impl Filesystem {
     /// Opens a handle for changes of inodes with these owners: `credits`, and what the entries of the owners in the quota files
     /// take, which are found or made first. Nothing above rank 60 is held.
@@ -55,6 +63,26 @@ impl Filesystem {
     pub(crate) fn start_data(&self, inode: &Inode, credits: u32) -> Result<Handle> {
         self.cache.read(inode.table.0)?;
         self.start(&[Self::quota_ids(inode)], credits)
+    }
+
+    /// Reads what an operation on names changes of these inodes, and of a directory that gets new blocks: their blocks of the
+    /// inode table, the way to its end, the bitmap that the blocks will come from as a rule. As long as the result is held it stays
+    /// in the cache: the device is asked before the first change, and fails before it.
+    ///
+    /// # Errors
+    /// The device's; damage.
+    pub(crate) fn hold(&self, inodes: &[&Inode], growing: Option<&Inode>) -> Result<Held> {
+        let tables = inodes.iter().map(|inode| Ok(self.cache.read(inode.table.0)?)).collect::<Result<_>>()?;
+        let group = match growing {
+            Some(dir) => {
+                let end = dir.size().div_ceil(self.geo.block_size().into());
+                let goal = self.meta_goal(dir, Lblk(u32::try_from(end).unwrap_or(u32::MAX)))?;
+                let last = self.geo.blocks_count() - 1;
+                Some(self.alloc.prepare_free(Pblk(goal.0.min(last)), 1)?)
+            }
+            None => None,
+        };
+        Ok(Held { _tables: tables, _group: group })
     }
 
     /// Credits for the quota entries of so many inodes.

@@ -13,7 +13,7 @@
 //! `invalidate_lock` 30, the writeback gate 40 and page locks 50 are the page cache's; publication starts a handle (60), then
 //! takes the block map (80). [`Promise`] is behind a leaf lock.
 
-use extant_alloc::{Claim, ClaimRequest, Privilege, Reservation};
+use extant_alloc::{Claim, ClaimRequest, Privilege, Reservation, ToFree};
 use extant_device::MemSlice;
 use extant_format::inode::InodeFlags;
 use extant_format::{Ino, Lblk, Pblk};
@@ -415,6 +415,18 @@ impl FileData {
         Ok(true)
     }
 
+    /// Reads what publishing `claims` changes: bitmaps, which stay in the cache as long as the result is held, and the ways to the
+    /// blocks. The device fails here, before the first change.
+    fn hold(fs: &Filesystem, inode: &Inode, claims: &[FileClaim]) -> Result<Vec<ToFree>> {
+        let i_block = inode.map.read();
+        for claim in claims {
+            fs.map.lookup_extent(&inode.map_ref(&i_block), Lblk(claim.lblk), 1)?;
+        }
+        drop(i_block);
+        let fresh = claims.iter().filter(|claim| matches!(claim.what, What::Fresh(_)));
+        fresh.map(|claim| Ok(fs.alloc.prepare_free(claim.pblk, claim.len.into())?)).collect()
+    }
+
     /// Credits for publishing `claims`.
     fn credits(fs: &Filesystem, inode: &Inode, claims: &[FileClaim]) -> Result<u32> {
         let (kind, depth) = (inode.map_kind(), fs.depth(inode)?);
@@ -611,6 +623,7 @@ impl Host for FileData {
         }
         let size = fs.geo.block_size() as usize;
         let logged: usize = content.iter().flat_map(|(_, parts)| parts).map(|part| part.len() / size).sum();
+        let _held = Self::hold(&fs, &inode, &claims)?;
         let mut handle = fs.start_data(&inode, Self::credits(&fs, &inode, &claims)? + logged as u32)?;
         let mut part = self.promise.lock().take(&fs, inode.map_kind(), 0, u64::MAX);
         let fresh =

@@ -287,7 +287,7 @@ impl Filesystem {
         Ok(handle.create(pblk)?)
     }
 
-    fn meta_goal(&self, inode: &Inode, lblk: Lblk) -> Result<Pblk> {
+    pub(crate) fn meta_goal(&self, inode: &Inode, lblk: Lblk) -> Result<Pblk> {
         if let Some(before) = lblk.0.checked_sub(1)
             && let Run::Mapped { pblk, .. } = self.map_lookup(inode, Lblk(before), 1)?
         {

@@ -55,6 +55,7 @@ impl Filesystem {
                 return Err(Error::NotEmpty);
             }
             let owners = [Self::quota_ids(dir), Self::quota_ids(&victim)];
+            let _held = self.hold(&[dir, &victim], None)?;
             let mut handle = self.start(&owners, UNLINK + 1)?;
             let tid = handle.tid();
             let done = self.remove_in(&mut handle, dir, &found, &victim);

@@ -326,3 +326,73 @@ fn reading_past_the_last_block_number_is_an_error() {
     let hole = fs.seek(&inode, 1 << 42, extant::SeekKind::Data);
     assert!(matches!(hole, Err(Error::NoSuchAddress)), "{hole:?}");
 }
+
+/// Names and content made while the device fails to read, from each read on: what is refused is not done, and the filesystem
+/// goes on when the device does.
+#[test]
+fn what_is_read_for_a_change_is_read_before_it() {
+    need!(tools(&["mke2fs", "e2fsck"]));
+    type Change = fn(&Filesystem, &InodeRef) -> extant::Result<()>;
+    let changes: [(&str, Change); 7] = [
+        ("file", |fs, dir| fs.mknod(dir, b"new", &NewInode::file(0o644), &Credentials::root()).map(drop)),
+        ("mkdir", |fs, dir| fs.mkdir(dir, b"new", 0o755, &Credentials::root()).map(drop)),
+        ("symlink", |fs, dir| fs.symlink(dir, b"new", &[b'x'; 200], &Credentials::root()).map(drop)),
+        ("link", |fs, dir| {
+            let cred = Credentials::root();
+            let old = fs.lookup(dir, &name(0), &cred)?;
+            fs.link(&old, dir, b"new", &cred)
+        }),
+        ("unlink", |fs, dir| fs.unlink(dir, &name(1), &Credentials::root()).map(drop)),
+        ("rename", |fs, dir| {
+            let cred = Credentials::root();
+            fs.rename(dir, &name(2), &fs.root()?, b"new", extant::RenameFlags::default(), &cred).map(drop)
+        }),
+        ("content", |fs, dir| {
+            let cred = Credentials::root();
+            let old = fs.lookup(dir, &name(3), &cred)?;
+            fs.write_at(&old, 5000, &[1; 9000], WriteFlags::default(), &cred)?;
+            fs.fsync(&old, true)
+        }),
+    ];
+    for args in ["-t ext4 -b 1024 -N 1024", "-t ext3 -b 1024 -N 1024", "-t ext4 -b 1024 -g 1024 -N 2048"] {
+        let (device, fs) = mounted(args, "");
+        let cred = Credentials::root();
+        let dir = fs.mkdir(&fs.root().unwrap(), b"dir", 0o755, &cred).unwrap();
+        for n in 0..300 {
+            fs.mknod(&dir, &name(n), &NewInode::file(0o644), &cred).unwrap();
+        }
+        drop(dir);
+        fs.unmount().unwrap();
+        drop(fs);
+        let begin = device.content();
+        for (what, change) in changes {
+            let mut refused = 0;
+            for skip in 0.. {
+                let device = SimDevice::from_content(begin.clone());
+                device.set_recording(false);
+                // Nothing is in memory but what mounting reads.
+                let fs = remounted(&device, "errors=continue");
+                let dir = fs.lookup(&fs.root().unwrap(), b"dir", &cred).unwrap();
+                device.fail(Failpoint::all_from(Kind::Read, skip));
+                let done = change(&fs, &dir);
+                device.heal();
+                refused += u32::from(done.is_err());
+                fs.mkdir(&dir, b"after", 0o755, &cred)
+                    .unwrap_or_else(|e| panic!("{args}, {what}, {skip}: {done:?}, not writable: {e}"));
+                drop(dir);
+                fs.unmount().unwrap_or_else(|e| panic!("{args}, {what}, {skip}: {done:?}: {e}"));
+                drop(fs);
+                assert_device_clean(&device);
+                if done.is_ok() {
+                    break;
+                }
+            }
+            println!("{args}, {what}: refused {refused} times");
+            assert!(refused > 0, "{args}, {what}: nothing was read");
+        }
+    }
+}
+
+fn name(n: u32) -> Vec<u8> {
+    format!("a name of some length {n:03}").into_bytes()
+}
