@@ -2,9 +2,12 @@
 
 use std::fs::{File, Metadata};
 use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
+use extant_sync::{Mutex, Rank};
 use extant_sys::{MemSlice, blkdev};
 use rustix::fs::{FallocateFlags, FlockOperation, OFlags};
 use rustix::io::Errno;
@@ -15,7 +18,12 @@ use crate::{BlockDevice, check_range, errno, total, total_mem};
 /// An image file or block device that is open, and ours alone if for writing.
 #[derive(Debug)]
 pub struct FileDevice {
+    /// What it was opened as; the advisory lock is on this one.
     file: File,
+    /// Opened for writing after it was opened for reading.
+    writable: OnceLock<File>,
+    /// Loop devices of the caller's own, to which the file is attached.
+    own_loops: Mutex<Vec<PathBuf>>,
     path: PathBuf,
     size: u64,
     sector: u32,
@@ -141,6 +149,8 @@ impl OpenOptions {
         }
         Ok(FileDevice {
             file,
+            writable: OnceLock::new(),
+            own_loops: Mutex::new(Rank::LEAF, Vec::new()),
             path: path.to_owned(),
             size,
             sector,
@@ -264,8 +274,33 @@ impl FileDevice {
         &self.file
     }
 
+    /// Says that the image file is attached to this loop device by the caller himself, which keeps nobody from writing.
+    pub fn add_own_loop(&self, path: PathBuf) {
+        self.own_loops.lock().push(path);
+    }
+
+    /// What is read and written.
+    fn io(&self) -> &File {
+        self.writable.get().unwrap_or(&self.file)
+    }
+
+    /// Makes the shared advisory lock one that excludes everybody else; it stays shared where that fails.
+    fn lock_alone(&self) -> io::Result<()> {
+        let shared = FlockOperation::NonBlockingLockShared;
+        rustix::fs::flock(&self.file, FlockOperation::NonBlockingLockExclusive).map_err(|e| {
+            let _ = rustix::fs::flock(&self.file, shared);
+            if e == Errno::WOULDBLOCK { errno(Errno::BUSY) } else { errno(e) }
+        })?;
+        let own = self.own_loops.lock().clone();
+        if live::attached_elsewhere(&self.path, &self.file.metadata()?, &own) {
+            let _ = rustix::fs::flock(&self.file, shared);
+            return Err(errno(Errno::BUSY));
+        }
+        Ok(())
+    }
+
     fn check_write(&self, offset: u64, len: u64) -> io::Result<()> {
-        if self.read_only {
+        if self.is_read_only() {
             return Err(errno(Errno::ROFS));
         }
         check_range(self.size, offset, len)
@@ -273,7 +308,7 @@ impl FileDevice {
 
     fn punch(&self, mode: FallocateFlags, offset: u64, len: u64) -> io::Result<()> {
         Ok(rustix::io::retry_on_intr(|| {
-            rustix::fs::fallocate(&self.file, mode | FallocateFlags::KEEP_SIZE, offset, len)
+            rustix::fs::fallocate(self.io(), mode | FallocateFlags::KEEP_SIZE, offset, len)
         })?)
     }
 
@@ -283,7 +318,7 @@ impl FileDevice {
         let mut at = offset;
         while at < end {
             let n = usize::try_from((end - at).min(zeros.len() as u64)).expect("at most 1 MiB");
-            self.file.write_all_at(&zeros[..n], at)?;
+            self.io().write_all_at(&zeros[..n], at)?;
             at += n as u64;
         }
         Ok(())
@@ -342,12 +377,32 @@ impl BlockDevice for FileDevice {
     }
 
     fn is_read_only(&self) -> bool {
-        self.read_only
+        self.read_only && self.writable.get().is_none()
+    }
+
+    fn may_turn_writable(&self) -> bool {
+        !self.is_read_only() || (!self.block_device && self.live.is_none())
+    }
+
+    fn make_writable(&self) -> io::Result<()> {
+        if !self.is_read_only() {
+            return Ok(());
+        }
+        if !self.may_turn_writable() {
+            return Err(errno(Errno::ROFS));
+        }
+        let itself = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+        let file = std::fs::OpenOptions::new().read(true).write(true).open(itself)?;
+        let file = File::from(extant_sys::descriptor::lift(file.into()));
+        self.lock_alone()?;
+        // Somebody else's is refused; one that is set twice at a time is the same file.
+        let _ = self.writable.set(file);
+        Ok(())
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
         check_range(self.size, offset, buf.len() as u64)?;
-        match self.file.read_exact_at(buf, offset) {
+        match self.io().read_exact_at(buf, offset) {
             Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => Err(errno(Errno::IO)),
             result => result,
         }
@@ -355,13 +410,13 @@ impl BlockDevice for FileDevice {
 
     fn write_at(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
         self.check_write(offset, buf.len() as u64)?;
-        self.file.write_all_at(buf, offset)
+        self.io().write_all_at(buf, offset)
     }
 
     fn read_vectored_at(&self, offset: u64, bufs: &mut [IoSliceMut<'_>]) -> io::Result<()> {
         check_range(self.size, offset, total(bufs))?;
         let slices: Vec<_> = bufs.iter_mut().map(|b| MemSlice::from_mut(b)).collect();
-        all_of(&slices, offset, |bufs, at| extant_sys::preadv(&self.file, bufs, at))
+        all_of(&slices, offset, |bufs, at| extant_sys::preadv(self.io(), bufs, at))
     }
 
     fn write_vectored_at(&self, offset: u64, bufs: &[IoSlice<'_>]) -> io::Result<()> {
@@ -369,7 +424,7 @@ impl BlockDevice for FileDevice {
         let mut at = offset;
         for part in bufs.chunks(1024) {
             let want: usize = part.iter().map(|b| b.len()).sum();
-            let done = rustix::io::retry_on_intr(|| rustix::io::pwritev(&self.file, part, at))?;
+            let done = rustix::io::retry_on_intr(|| rustix::io::pwritev(self.io(), part, at))?;
             if done < want {
                 self.write_rest(part, at, done)?;
             }
@@ -380,19 +435,19 @@ impl BlockDevice for FileDevice {
 
     fn read_mem_at(&self, offset: u64, bufs: &[MemSlice<'_>]) -> io::Result<()> {
         check_range(self.size, offset, total_mem(bufs) as u64)?;
-        all_of(bufs, offset, |bufs, at| extant_sys::preadv(&self.file, bufs, at))
+        all_of(bufs, offset, |bufs, at| extant_sys::preadv(self.io(), bufs, at))
     }
 
     fn write_mem_at(&self, offset: u64, bufs: &[MemSlice<'_>]) -> io::Result<()> {
         self.check_write(offset, total_mem(bufs) as u64)?;
-        all_of(bufs, offset, |bufs, at| extant_sys::pwritev(&self.file, bufs, at))
+        all_of(bufs, offset, |bufs, at| extant_sys::pwritev(self.io(), bufs, at))
     }
 
     fn flush(&self) -> io::Result<()> {
-        if self.read_only {
+        if self.is_read_only() {
             return Ok(());
         }
-        Ok(rustix::io::retry_on_intr(|| rustix::fs::fdatasync(&self.file))?)
+        Ok(rustix::io::retry_on_intr(|| rustix::fs::fdatasync(self.io()))?)
     }
 
     fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
@@ -401,7 +456,7 @@ impl BlockDevice for FileDevice {
             return Ok(());
         }
         if self.block_device {
-            return blkdev::discard(&self.file, offset, len);
+            return blkdev::discard(self.io(), offset, len);
         }
         self.punch(FallocateFlags::PUNCH_HOLE, offset, len)
     }
@@ -416,7 +471,7 @@ impl BlockDevice for FileDevice {
             return Ok(());
         }
         if self.block_device {
-            return match blkdev::zero_out(&self.file, offset, len) {
+            return match blkdev::zero_out(self.io(), offset, len) {
                 // BLKZEROOUT wants whole sectors.
                 Err(e) if Self::not_supported(&e) => self.write_zero_bytes(offset, len),
                 result => result,
@@ -431,7 +486,7 @@ impl BlockDevice for FileDevice {
     fn advise(&self, offset: u64, len: u64) {
         if let Some(len) = std::num::NonZeroU64::new(len) {
             // A hint: if the system does not want it, nothing is lost.
-            let _ = rustix::fs::fadvise(&self.file, offset, Some(len), rustix::fs::Advice::WillNeed);
+            let _ = rustix::fs::fadvise(self.io(), offset, Some(len), rustix::fs::Advice::WillNeed);
         }
     }
 }
@@ -444,7 +499,7 @@ impl FileDevice {
             let skip = done.min(buf.len());
             done -= skip;
             if skip < buf.len() {
-                self.file.write_all_at(&buf[skip..], at + skip as u64)?;
+                self.io().write_all_at(&buf[skip..], at + skip as u64)?;
             }
             at += buf.len() as u64;
         }

@@ -55,6 +55,19 @@ pub trait BlockDevice: Send + Sync + Debug {
         false
     }
 
+    /// Whether [`Self::make_writable`] may do something about that.
+    fn may_turn_writable(&self) -> bool {
+        !self.is_read_only()
+    }
+
+    /// Accepts writes from now on, where it was opened for reading only; nothing if it does already.
+    ///
+    /// # Errors
+    /// EROFS where it cannot, EBUSY where somebody else uses it; it stays as it was.
+    fn make_writable(&self) -> io::Result<()> {
+        if self.is_read_only() { Err(errno(rustix::io::Errno::ROFS)) } else { Ok(()) }
+    }
+
     /// Reads all of `buf` from the bytes at `offset`.
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()>;
 
@@ -144,6 +157,12 @@ impl<D: BlockDevice + ?Sized> BlockDevice for Arc<D> {
     }
     fn is_read_only(&self) -> bool {
         (**self).is_read_only()
+    }
+    fn may_turn_writable(&self) -> bool {
+        (**self).may_turn_writable()
+    }
+    fn make_writable(&self) -> io::Result<()> {
+        (**self).make_writable()
     }
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
         (**self).read_at(offset, buf)

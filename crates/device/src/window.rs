@@ -56,6 +56,12 @@ impl BlockDevice for Window {
     fn is_read_only(&self) -> bool {
         self.base.is_read_only()
     }
+    fn may_turn_writable(&self) -> bool {
+        self.base.may_turn_writable()
+    }
+    fn make_writable(&self) -> io::Result<()> {
+        self.base.make_writable()
+    }
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
         self.base.read_at(self.place(offset, buf.len() as u64)?, buf)
     }

@@ -356,7 +356,9 @@ fn recovers_on_device(device: &Arc<dyn BlockDevice>, sb: &Superblock, setup: &Se
 /// Whether a read-only mount may use the device itself, so that it can turn writable: nothing is to be replayed, and
 /// nothing stands against writing.
 fn may_turn_writable(device: &Arc<dyn BlockDevice>, sb: &Superblock, setup: &Setup) -> bool {
-    if device.is_read_only() || setup.options.noload || sb.features().incompat.contains(Incompat::RECOVER) {
+    let unclean = sb.features().incompat.contains(Incompat::RECOVER);
+    let journal = setup.journal_device.as_ref().is_some_and(|journal| journal.is_read_only());
+    if !device.may_turn_writable() || setup.options.noload || unclean || journal {
         return false;
     }
     let empty = || {

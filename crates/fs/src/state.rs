@@ -123,7 +123,8 @@ impl Filesystem {
         match (self.mode(), options.read_only) {
             (Mode::ReadOnly, false) if self.dev_read_only => {
                 return refuse(
-                    "it was mounted read-only from a device or journal that was not opened for writing: mount it anew",
+                    "it was mounted read-only from a device or journal that cannot be written, or is replayed in memory only: \
+                     mount it anew",
                 );
             }
             (Mode::ReadOnly, false) if self.journal.is_aborted() => {
@@ -154,6 +155,10 @@ impl Filesystem {
             self.set_mode(Mode::ReadWrite);
             return self.hold_quota_files(true);
         }
+        self.device.make_writable().map_err(|e| {
+            let why = format!("its device was opened for reading and cannot be written now: {e}");
+            Error::Incompatible(why.into())
+        })?;
         let mmp = crate::mmp::Mmp::acquire(&self.device, &self.superblock(), false)?;
         self.set_mode(Mode::ReadWrite);
         if let Err(e) = self.begin() {

@@ -234,7 +234,7 @@ fn the_helper_drops_what_concerns_others() {
     assert_clean(&image);
 }
 
-/// A block device turns read-only and writable again, with the server told; an image file mounted read-only does not turn.
+/// A block device turns read-only and writable again, with the server told.
 #[test]
 fn remounts() {
     need!(may_mount());
@@ -270,14 +270,49 @@ fn remounts() {
     for name in ["/first", "/after-ro", "/after-rw"] {
         good(extant().arg("cat").arg(&image).arg(name));
     }
-    let before = fs::read(&image).unwrap();
-    let mount = Mounted::new(&image, "ro");
-    let out = run(helper.call("mount.fuse.extant").args([&*image, mount.path()]).args(["-o", "remount,rw"]));
-    let said = String::from_utf8_lossy(&out.stderr).into_owned();
-    assert_eq!(out.status.code(), Some(FAILURE));
-    assert!(said.contains("mounted read-only"), "{said}");
-    mount.unmount();
-    assert!(before == fs::read(&image).unwrap());
+}
+
+/// A clean image file that was mounted read-only turns writable, on its loop device and without one, and back; not while others read it,
+/// nor where it cannot be written.
+#[test]
+fn an_image_file_mounted_read_only_turns_writable() {
+    need!(may_mount());
+    let helper = Helper::new();
+    let (_dir, image) = image("-t ext4");
+    for attach in ["loop", "plain"] {
+        let before = fs::read(&image).unwrap();
+        let mount = Mounted::new(&image, &format!("ro,attach={attach}"));
+        let remount = |words: &str| {
+            run(helper.call("mount.fuse.extant").args([&*image, mount.path()]).args(["-o", words]))
+        };
+        let other = Mounted::new(&image, "ro,attach=plain");
+        let out = remount("remount,rw");
+        let said = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert_eq!(out.status.code(), Some(FAILURE), "{attach}: another mount reads it");
+        assert!(said.contains("opened for reading"), "{attach}: {said}");
+        good(extant().arg("ls").arg(&image).arg("/"));
+        other.unmount();
+        assert!(before == fs::read(&image).unwrap(), "{attach}: nothing is written");
+        let out = remount("remount,rw");
+        assert!(out.status.success(), "{attach}: {}", String::from_utf8_lossy(&out.stderr));
+        fs::write(mount.path().join(attach), attach).unwrap();
+        assert_eq!(
+            run(extant().arg("ls").arg(&image).arg("/")).status.code(),
+            Some(1),
+            "{attach}: it is in use"
+        );
+        assert!(remount("remount,ro").status.success());
+        assert_eq!(fs::write(mount.path().join("x"), b"").unwrap_err().raw_os_error(), Some(30), "EROFS");
+        assert_clean(&image);
+        let out = remount("remount,rw");
+        assert!(out.status.success(), "{attach}: {}", String::from_utf8_lossy(&out.stderr));
+        fs::write(mount.path().join(format!("{attach}-again")), attach).unwrap();
+        mount.unmount();
+        assert_clean(&image);
+    }
+    for name in ["/loop", "/plain", "/loop-again", "/plain-again"] {
+        good(extant().arg("cat").arg(&image).arg(name));
+    }
 }
 
 /// An unclean block device mounted read-only: the kernel's own `ro` recovers it, and so do we.

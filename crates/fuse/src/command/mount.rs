@@ -132,9 +132,10 @@ fn serve(image: &Path, dir: &Path, options: &Options, background: bool) -> Resul
         ..AdapterOptions::default()
     };
     let adapter = Adapter::new(fs, adapter);
+    let own = Arc::clone(&files[0]);
     // Whoever has waited for umount(2) may have the image, while this process still ends.
     adapter.set_at_end(move || files.iter().for_each(|file| drop(file.unlock())));
-    let done = attach(image, dir, options, &adapter).and_then(|(device, how)| {
+    let done = attach(image, dir, options, &adapter, &own).and_then(|(device, how)| {
         let session = SessionOptions {
             readers: options.readers,
             pin: options.pin,
@@ -283,6 +284,7 @@ fn attach(
     dir: &Path,
     options: &Options,
     adapter: &Adapter,
+    file: &FileDevice,
 ) -> Result<(OwnedFd, How), CommandError> {
     let at = |e: &dyn std::fmt::Display| CommandError::failure(format!("{}: {e}", dir.display()));
     let fs = adapter.filesystem();
@@ -304,7 +306,10 @@ fn attach(
     }
     if options.attach != Attach::Plain {
         match on_loop(image, &request) {
-            Ok(device) => return Ok((device, How::SystemCall)),
+            Ok((device, token)) => {
+                file.add_own_loop(token);
+                return Ok((device, How::SystemCall));
+            }
             Err(e) if options.attach == Attach::Loop => return Err(at(&format!("on a loop device: {e}"))),
             Err(e) => tracing::warn!(
                 "{}: no loop device ({e}): mounted without one, where only fsync(2) is durable and sync(2) is not",
@@ -316,14 +321,20 @@ fn attach(
 }
 
 /// Mounts on a loop device that is only a token: nobody reads or writes it, but a mount with a block device is told of
-/// sync(2), and its umount(2) waits for the server.
-fn on_loop(image: &Path, request: &MountRequest) -> io::Result<OwnedFd> {
-    let read_only = request.flags.contains(MountFlags::RDONLY);
-    let file = OpenOptions::new().read(true).write(!read_only).open(image)?;
+/// sync(2), and its umount(2) waits for the server. That of a read-only mount is writable where the image could be opened so: the
+/// kernel refuses to turn a mount writable whose device is not.
+fn on_loop(image: &Path, request: &MountRequest) -> io::Result<(OwnedFd, PathBuf)> {
+    let open = |write| OpenOptions::new().read(true).write(write).open(image);
+    let (file, read_only) = match open(true) {
+        Ok(file) => (file, false),
+        Err(_) if request.flags.contains(MountFlags::RDONLY) => (open(false)?, true),
+        Err(e) => return Err(e),
+    };
     let token = LoopDevice::attach(&file, read_only)?;
-    let request = MountRequest { source: token.path().to_owned(), block_device: true, ..request.clone() };
+    let path = token.path().to_owned();
+    let request = MountRequest { source: path.clone(), block_device: true, ..request.clone() };
     // The device detaches itself when the mount ends: `token` is closed here, the mount holds it on.
-    mount_direct(&request)
+    Ok((mount_direct(&request)?, path))
 }
 
 /// Unmounts `dir` when this process is asked to end.
