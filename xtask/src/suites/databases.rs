@@ -18,12 +18,11 @@ const SQL: &str = "PRAGMA mmap_size=67108864; PRAGMA journal_mode=MODE; CREATE T
     CREATE INDEX by_v ON t(v); UPDATE t SET v = v || 'x' WHERE id % 3 = 0; DELETE FROM t WHERE id % 2 = 0; VACUUM; \
     INSERT INTO t SELECT id + 30000, v FROM t; SELECT sum(length(v)) FROM t; PRAGMA integrity_check;";
 
+/// Runs a program with arguments; what it said.
+type Run<'a> = &'a dyn Fn(&Path, &[&str]) -> Result<String, String>;
+
 /// What the databases hold afterwards: every line of LMDB's and of SQLite's own dumps.
-fn dumps(
-    run: &dyn Fn(&Path, &[&str]) -> Result<String, String>,
-    lmdb: &Path,
-    root: &str,
-) -> Result<String, String> {
+fn dumps(run: Run<'_>, lmdb: &Path, root: &str) -> Result<String, String> {
     let sqlite = tool("sqlite3")?;
     let mut all = run(&lmdb.join("mdb_dump"), &["-a", &format!("{root}/testdb")])?;
     for mode in ["delete", "wal"] {
