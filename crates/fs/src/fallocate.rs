@@ -124,7 +124,7 @@ impl Filesystem {
         if range.end > self.largest_file() {
             return Err(Error::FileTooBig);
         }
-        self.check_mode(mode)?;
+        self.check_mode(mode, keep_size)?;
         if mode == FallocateMode::WriteZeroes && self.journals_data(inode) {
             // The log may have content for the blocks, and would bring it back over what the device made.
             return Err(Error::NotSupported("written zeros in a file whose data goes through the journal"));
@@ -157,7 +157,7 @@ impl Filesystem {
             FallocateMode::CollapseRange => return self.collapse_range(inode, guard, range),
             FallocateMode::InsertRange => return self.insert_range(inode, guard, range),
             FallocateMode::Allocate | FallocateMode::ZeroRange | FallocateMode::WriteZeroes => {}
-            FallocateMode::UnshareRange => return self.check_mode(mode),
+            FallocateMode::UnshareRange => return self.check_mode(mode, keep_size),
         }
         if !keep_size {
             self.need_size(range.end)?;
@@ -174,8 +174,13 @@ impl Filesystem {
     }
 
     /// Refuses modes that nothing here, or not this device, can do.
-    fn check_mode(&self, mode: FallocateMode) -> Result<()> {
+    fn check_mode(&self, mode: FallocateMode, keep_size: bool) -> Result<()> {
         match mode {
+            FallocateMode::WriteZeroes | FallocateMode::CollapseRange | FallocateMode::InsertRange
+                if keep_size =>
+            {
+                Err(Error::NotSupported("that mode of fallocate(2) with the size kept"))
+            }
             FallocateMode::UnshareRange => Err(Error::NotSupported("unsharing: ext4 shares no blocks")),
             FallocateMode::WriteZeroes if !self.device.makes_zeros() => {
                 Err(Error::NotSupported("written zeros on a device that does not make them itself"))

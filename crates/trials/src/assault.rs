@@ -328,7 +328,9 @@ impl Attack<'_> {
             }
             _ => (at, len),
         };
-        self.fs.fallocate(&inode, mode, at, len, self.rng.chance(1, 2), &self.cred)
+        // Modes that go without it refuse it.
+        let keep_size = self.rng.chance(1, if at.is_multiple_of(0x1_0000) { 8 } else { 2 });
+        self.fs.fallocate(&inode, mode, at, len, keep_size, &self.cred)
     }
 
     fn attributes(&mut self) -> Result<(), Error> {
