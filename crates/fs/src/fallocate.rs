@@ -304,6 +304,12 @@ impl Filesystem {
         if blocks.start >= blocks.end {
             return Ok(());
         }
+        // Not before: until the cache is clear, delayed blocks may find places.
+        let len = blocks.end - blocks.start;
+        if matches!(self.map_lookup(inode, Lblk(blocks.start), len)?, Run::Hole { len: hole } if hole >= len)
+        {
+            return Ok(());
+        }
         let mut handle = self.start_data(inode, self.removal_credits(inode))?;
         let range = Lblk(blocks.start)..Lblk(blocks.end);
         let done = self.remove_range(&mut handle, inode, range, &mut spare);

@@ -147,7 +147,7 @@ fn a_tree_too_large_for_a_transaction_moves_in_parts() {
         let mut states = 0;
         let plan = device.crash_plan(seed);
         plan.for_each_sketch(|sketch| {
-            if rng.chance(1, 40) && states < 40 {
+            if rng.chance(1, 40) && states < 10 {
                 states += 1;
                 assert_device_clean(&recovered(&SimDevice::from_content(sketch.content())).1);
             }
