@@ -190,7 +190,7 @@ impl Tree<'_> {
                         return overlap(range.start);
                     }
                 }
-                let path = self.descend(Lblk(range.end.min(MAX_LBLK) - 1))?;
+                let path = self.descend(Lblk(range.end.saturating_sub(1)))?;
                 let end = self.neighbours(&path)?.0.map_or(0, |last| last.end());
                 if end > range.start && u64::from(end) + u64::from(n) > u64::from(MAX_LBLK) {
                     return Err(MapError::TooBig { ino: self.ino, lblk: u64::from(end) + u64::from(n) - 1 });
