@@ -102,11 +102,20 @@ pub fn holds(rank: Rank) -> bool {
     }
 }
 
-/// What another thread holds, outermost first, with the places where it was taken; `thread` is its number as the system
-/// has it (`gettid`). Empty in release builds, under schedule exploration, and for a thread that never took a rank: for
-/// assertions only. The thread must be known to stand still for the answer to mean anything.
+/// One thing that a thread holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HeldBy {
+    /// Of this taking alone, in the whole process: who sees it twice knows that it was held in between.
+    pub id: u64,
+    /// What, and where it was taken.
+    pub what: String,
+}
+
+/// What another thread holds, outermost first; `thread` is its number as the system has it (`gettid`). Empty in release builds,
+/// under schedule exploration, and for a thread that never took a rank: for assertions only. A thread that does not stand still
+/// may hold something else by the time of the answer.
 #[must_use]
-pub fn held_by(thread: u32) -> Vec<String> {
+pub fn held_by(thread: u32) -> Vec<HeldBy> {
     #[cfg(all(debug_assertions, not(feature = "shuttle")))]
     return list::held_by(thread);
     #[cfg(not(all(debug_assertions, not(feature = "shuttle"))))]
@@ -138,9 +147,12 @@ mod list {
     #[cfg(not(feature = "shuttle"))]
     use std::{
         collections::BTreeMap,
+        sync::atomic::{AtomicU64, Ordering},
         sync::{Arc, Mutex, PoisonError, Weak},
     };
 
+    #[cfg(not(feature = "shuttle"))]
+    use super::HeldBy;
     use crate::Rank;
 
     struct Entry {
@@ -178,10 +190,15 @@ mod list {
     /// Every thread's list by the thread's number, for [`held_by`].
     #[cfg(not(feature = "shuttle"))]
     static LISTS: Mutex<BTreeMap<u32, Weak<Mutex<List>>>> = Mutex::new(BTreeMap::new());
+    /// Threads that ever had a list.
+    #[cfg(not(feature = "shuttle"))]
+    static ENLISTED: AtomicU64 = AtomicU64::new(0);
 
     #[cfg(not(feature = "shuttle"))]
     fn enlisted() -> Arc<Mutex<List>> {
-        let list = Arc::new(Mutex::new(List::default()));
+        // A number of the system's may be another thread's later; those of what is held are not.
+        let next = ENLISTED.fetch_add(1, Ordering::Relaxed) << 32;
+        let list = Arc::new(Mutex::new(List { next, entries: Vec::new() }));
         let mut lists = LISTS.lock().unwrap_or_else(PoisonError::into_inner);
         lists.retain(|_, list| list.strong_count() > 0);
         lists.insert(extant_sys::thread_number(), Arc::downgrade(&list));
@@ -201,12 +218,17 @@ mod list {
     }
 
     #[cfg(not(feature = "shuttle"))]
-    pub(super) fn held_by(thread: u32) -> Vec<String> {
+    pub(super) fn held_by(thread: u32) -> Vec<HeldBy> {
         let list = LISTS.lock().unwrap_or_else(PoisonError::into_inner).get(&thread).and_then(Weak::upgrade);
         let Some(list) = list else { return Vec::new() };
         let list = list.lock().unwrap_or_else(PoisonError::into_inner);
-        let ranks = list.entries.iter().filter_map(|e| Some((e.rank?, e.key, e.place)));
-        ranks.map(|(rank, key, place)| format!("{rank:?}{} since {place}", show_key(key))).collect()
+        let ranks = list.entries.iter().filter_map(|e| Some((e.id, e.rank?, e.key, e.place)));
+        ranks
+            .map(|(id, rank, key, place)| {
+                let what = format!("{rank:?}{} since {place}", show_key(key));
+                HeldBy { id, what }
+            })
+            .collect()
     }
 
     #[track_caller]

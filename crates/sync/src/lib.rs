@@ -20,7 +20,7 @@ mod rank;
 mod rwlock;
 
 pub use condvar::Condvar;
-pub use held::{Boundary, Held, assert_nothing_held, held_by, holds};
+pub use held::{Boundary, Held, HeldBy, assert_nothing_held, held_by, holds};
 pub use mutex::{ArcMutexGuard, Mutex, MutexGuard};
 pub use rank::Rank;
 pub use rwlock::{ArcReadGuard, ArcWriteGuard, ReadGuard, RwLock, WriteGuard};

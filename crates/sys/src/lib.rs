@@ -4,6 +4,7 @@
 
 pub mod bell;
 pub mod blkdev;
+pub mod bus;
 pub mod descriptor;
 mod file_map;
 pub mod fuse;
@@ -15,6 +16,7 @@ pub mod namespace;
 mod owned_guard;
 mod page_pool;
 pub mod seccomp;
+pub mod transfers;
 mod uffd;
 mod user_map;
 pub mod user_memory;
@@ -26,7 +28,7 @@ pub use mem_file::MemFile;
 pub use owned_guard::{Acquire, OwnedGuard};
 pub use page_pool::{PageMem, PagePool};
 pub use uffd::{Message, Uffd};
-pub use user_map::{MapRequest, Protection, Target, UserMap, UserPages};
+pub use user_map::{MapRequest, Protection, Refused, Target, UserMap, UserPages};
 
 /// This thread's number, as the system has it (`gettid`).
 #[must_use]

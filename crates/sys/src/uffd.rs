@@ -10,6 +10,7 @@ use std::fs::OpenOptions;
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::io::Errno;
 use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, Setter, Updater, ioctl, opcode};
@@ -119,6 +120,40 @@ const _: () = assert!(size_of::<ProtectArg>() == 24 && size_of::<ProgressArg>() 
 pub struct Uffd {
     fd: OwnedFd,
     kernel_faults: bool,
+    woken: Woken,
+}
+
+/// Which pages anybody was woken at lately: the number of the last wake of each kind of address.
+struct Woken {
+    count: AtomicU64,
+    /// By the number of the page, as far as it goes.
+    page: [AtomicU64; 256],
+    /// Of many pages at once.
+    many: AtomicU64,
+}
+
+impl Woken {
+    fn new() -> Self {
+        let page = std::array::from_fn(|_| AtomicU64::new(0));
+        Self { count: AtomicU64::new(0), page, many: AtomicU64::new(0) }
+    }
+
+    fn note(&self, range: &Range<usize>) {
+        let now = self.count.fetch_add(1, Ordering::AcqRel) + 1;
+        let pages = range.start >> 12..range.end.div_ceil(1 << 12);
+        if pages.len() > 8 {
+            self.many.fetch_max(now, Ordering::AcqRel);
+            return;
+        }
+        for page in pages {
+            self.page[page % self.page.len()].fetch_max(now, Ordering::AcqRel);
+        }
+    }
+
+    fn since(&self, addr: usize, count: u64) -> bool {
+        let page = &self.page[(addr >> 12) % self.page.len()];
+        page.load(Ordering::Acquire) > count || self.many.load(Ordering::Acquire) > count
+    }
 }
 
 /// What the kernel has to say.
@@ -214,7 +249,7 @@ impl Uffd {
         let call = unsafe { Updater::<UFFDIO_API, ApiArg>::new(&mut arg) };
         // SAFETY: as above.
         match unsafe { ioctl(&fd, call) } {
-            Ok(()) => Ok(Self { fd: crate::descriptor::lift(fd), kernel_faults }),
+            Ok(()) => Ok(Self { fd: crate::descriptor::lift(fd), kernel_faults, woken: Woken::new() }),
             Err(Errno::INVAL) => Err(io::Error::new(
                 io::ErrorKind::Unsupported,
                 "mappings need userfaultfd with minor faults, write protection and poison of shared memory (Linux 6.6)",
@@ -248,6 +283,19 @@ impl Uffd {
         // SAFETY: as above; it changes no memory.
         let result = unsafe { ioctl(&self.fd, call) };
         debug_assert!(result.is_ok(), "UFFDIO_WAKE of {range:x?}: {result:?}");
+        self.woken.note(&range);
+    }
+
+    /// How often anybody was woken: taken before a [`Self::read`], it says with [`Self::was_woken`] whether a message of that may be old.
+    #[must_use]
+    pub fn wakes(&self) -> u64 {
+        self.woken.count.load(Ordering::Acquire)
+    }
+
+    /// Whether who waits at an address, or at one of some others, may have been woken since [`Self::wakes`] said `count`. Certain when
+    /// no wake of the address's mapping is under way.
+    pub(crate) fn was_woken(&self, addr: usize, count: u64) -> bool {
+        self.woken.since(addr, count)
     }
 
     /// Puts memory under this descriptor's rule: faults of missing and of unmapped pages are reported and, with `stores`, those of
@@ -288,6 +336,7 @@ impl Uffd {
         let call = unsafe { Updater::<UFFDIO_CONTINUE, ProgressArg>::new(&mut arg) };
         // SAFETY: the caller's promise.
         let result = unsafe { ioctl(&self.fd, call) };
+        self.woken.note(&range);
         Outcome::of(result, arg.done)
     }
 

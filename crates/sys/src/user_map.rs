@@ -32,6 +32,7 @@ use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, MprotectFlags, ProtFlags, madvise, mmap, mprotect};
 use rustix::param::page_size;
 
+use crate::bus::Sent;
 use crate::uffd::Outcome;
 use crate::{MemFile, MemSlice, Uffd};
 pub use change::Target;
@@ -84,6 +85,17 @@ pub struct UserPages {
     len: AtomicUsize,
     changing: Mutex<()>,
     state: RwLock<State>,
+}
+
+/// What came of [`UserPages::refuse_store`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refused {
+    /// The thread gets SIGBUS.
+    Signalled,
+    /// It does not wait there any more, for all that is known: it faults again if it still wants to store.
+    Gone,
+    /// It is inside of a system call, or a signal would not stop it, or that cannot be told: it still waits.
+    Waits,
 }
 
 /// Numbers for mappings.
@@ -482,6 +494,30 @@ impl UserPages {
         let bytes = self.bytes(&pages);
         let state = self.read_settled(&bytes);
         state.over(&bytes).try_for_each(|piece| self.zap_addresses(piece.part(&bytes)))
+    }
+
+    /// SIGBUS for the thread that waits at `addr` to store, and for nobody else; what the page shows stays. The thread's message was
+    /// read after [`Uffd::wakes`] said `since`. Wakes nobody but a thread that gets the signal.
+    #[must_use]
+    pub fn refuse_store(&self, addr: usize, thread: u32, since: u64) -> Refused {
+        // While this is held nobody is woken in the mapping, so the thread stays where it was found waiting, unless a signal of
+        // somebody else's interrupts it just now.
+        let state = self.write();
+        if !state.pieces.iter().any(|p| !p.busy && p.range.contains(&addr))
+            || self.uffd.was_woken(addr, since)
+        {
+            return Refused::Gone;
+        }
+        match crate::bus::send(thread, addr) {
+            Sent::Yes => {
+                // If it ignores the signal by now, it asks again. At once: its next message is to be newer than this.
+                let at = addr & !(page_size() - 1);
+                self.uffd.wake(at..at + page_size());
+                Refused::Signalled
+            }
+            Sent::Runs => Refused::Gone,
+            Sent::Never => Refused::Waits,
+        }
     }
 
     /// Makes accesses of a page that is not visible SIGBUS (in a system call: EFAULT), until [`Self::heal`] or the page is installed.

@@ -8,19 +8,24 @@
 //! | [`RealMapping`] | one mapping, owned by the program |
 //! | `queue`, beside this | what waits for a thread, and what is parked |
 //! | `pending` | one fault: a value that is answered, at the latest when it is dropped |
+//! | `suspects` | in debug builds, threads that fault with a lock held |
 //!
 //! The reader of messages waits for nothing but messages, and takes leaves only; what it cannot answer from [`FaultHandler::try_fault`]
 //! at once goes to one of two pools, so that loads do not queue behind stores, which may wait for space or a thaw.
 //!
-//! **SIGBUS** is a mark in the mapping (poison) that stays for [`POISONED`] or until the page is installed: then the next access asks
-//! again, as the kernel reads again after an error. An access past the end of the memory file is none of our faults.
+//! **SIGBUS** for a page that cannot be had is a mark in the mapping (poison) that stays for [`POISONED`] or until the page is installed: then
+//! the next access asks again, as the kernel reads again after an error. For a store that cannot be, it is a signal sent to the thread
+//! ([`UserPages::refuse_store`](extant_sys::UserPages::refuse_store)): others may load from the page; only who cannot be told so gets the
+//! mark. An access past the end of the memory file is none of our faults.
 //!
 //! **A message is never lost**: a thread that panics outside of a handler begins anew and has every waiting thread look again, and
 //! so does who changed a mapping meanwhile. The reader leaves faults at addresses unanswered that it does not know.
 
 mod mmu;
+mod mutant;
 mod pending;
 mod server;
+mod suspects;
 
 use std::time::Duration;
 
@@ -30,7 +35,9 @@ pub use mmu::{RealMapping, RealMmu};
 pub use server::{FaultServer, FaultThreads};
 
 /// How long a page that could not be had is SIGBUS before the next access asks again.
-pub const POISONED: Duration = Duration::from_millis(20);
+///
+/// Unit tests say themselves when: on a loaded machine their threads may not run for as long.
+pub const POISONED: Duration = if cfg!(test) { Duration::from_secs(60) } else { Duration::from_millis(20) };
 
 /// Who decides what a fault gets: a file, with its engine.
 pub trait FaultHandler: Send + Sync {

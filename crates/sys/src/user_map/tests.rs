@@ -731,3 +731,119 @@ fn advice_for_a_part_is_no_obstacle() {
         }
     });
 }
+
+/// A store is refused: its thread alone gets the signal, as from the kernel, and what the page shows to others stays.
+#[test]
+fn a_refused_store_is_a_signal_for_its_thread() {
+    let Some(rig) = rig(false) else { return };
+    crate::bus::count().expect("a handler");
+    let map = rig.map(shared(4));
+    rig.fill(0..4, 4);
+    map.pages().install(0..4, false).expect("install");
+    let at = map.as_ptr().addr() + 2 * PAGE;
+    thread::scope(|s| {
+        let before = crate::bus::counted().count;
+        let since = rig.uffd.wakes();
+        let storing = store(s, &map, 2, 5);
+        let seen = rig.faults.recv().expect("the reader runs");
+        assert_eq!((seen.addr, seen.write), (at, true));
+        assert_eq!(map.pages().refuse_store(seen.addr, seen.thread, since), super::Refused::Signalled);
+        map.pages().wake(2..3);
+        // The handler lets it try again.
+        assert_eq!(rig.serve(&map), (2, true));
+        storing.join().expect("store");
+        let got = crate::bus::counted();
+        assert_eq!((got.count, got.addr, got.code), (before + 1, at, libc::SI_QUEUE));
+        assert_eq!(got.thread, seen.thread);
+        // The old message once more: the thread was woken since.
+        assert_eq!(map.pages().refuse_store(seen.addr, seen.thread, since), super::Refused::Gone);
+        assert_eq!(map.atomic_u8(2 * PAGE).load(std::sync::atomic::Ordering::Relaxed), 5);
+    });
+    rig.assert_quiet();
+}
+
+/// Who cannot be told by a signal still waits.
+#[test]
+fn a_refused_store_that_no_signal_stops() {
+    let Some(rig) = rig(true) else { return };
+    let map = rig.map(shared(4));
+    rig.fill(0..4, 4);
+    map.pages().install(0..4, false).expect("install");
+    let base = map.as_ptr().addr();
+    thread::scope(|s| {
+        // One that blocks the signal.
+        let since = rig.uffd.wakes();
+        let word = map.atomic_u8(PAGE);
+        let storing = s.spawn(move || {
+            // SAFETY: a set of signals is plain data, for which zeros are a value.
+            let mut set = unsafe { std::mem::zeroed::<libc::sigset_t>() };
+            // SAFETY: a set of this thread's.
+            unsafe { libc::sigemptyset(&raw mut set) };
+            // SAFETY: as above.
+            unsafe { libc::sigaddset(&raw mut set, libc::SIGBUS) };
+            // SAFETY: this thread's mask alone changes, and nobody wants the old one.
+            unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) };
+            word.store(5, std::sync::atomic::Ordering::Relaxed);
+        });
+        let seen = rig.faults.recv().expect("the reader runs");
+        assert_eq!(map.pages().refuse_store(seen.addr, seen.thread, since), super::Refused::Waits);
+        map.pages().install(1..2, true).expect("install");
+        map.pages().wake(1..2);
+        storing.join().expect("store");
+        // One in a system call.
+        let since = rig.uffd.wakes();
+        let zero = std::fs::File::open("/dev/zero").expect("/dev/zero");
+        let reading = s.spawn(move || {
+            // SAFETY: a page of the mapping, which lives on and to which no reference exists.
+            unsafe {
+                libc::read(
+                    std::os::fd::AsRawFd::as_raw_fd(&zero),
+                    (base + 2 * PAGE) as *mut libc::c_void,
+                    PAGE,
+                )
+            }
+        });
+        let seen = rig.faults.recv().expect("the reader runs");
+        assert_eq!(map.pages().refuse_store(seen.addr, seen.thread, since), super::Refused::Waits);
+        map.pages().poison(2).expect("poison");
+        map.pages().wake(2..3);
+        assert_eq!(reading.join().expect("read"), -1);
+        map.pages().heal(&(2..3));
+    });
+    rig.assert_quiet();
+}
+
+/// A mapping keeps its descriptor open: without one the kernel would show zeros where the file's content is.
+#[test]
+fn the_descriptor_outlives_the_mapping() {
+    let Some(rig) = rig(true) else { return };
+    rig.fill(0..1, 9);
+    let uffd = Arc::new(Uffd::open().expect("another one"));
+    let weak = Arc::downgrade(&uffd);
+    let map = UserMap::new(&uffd, &rig.file, UserMap::new_id(), &shared(1)).expect("a mapping");
+    drop(uffd);
+    assert!(weak.upgrade().is_some(), "closed under a mapping");
+    drop(map);
+    assert!(weak.upgrade().is_none(), "a descriptor is left");
+    // The mutant: the descriptor goes first, and a load of what the file does not have yet is no fault.
+    let uffd = Arc::new(Uffd::open().expect("another one"));
+    let map = UserMap::new(
+        &uffd,
+        &rig.file,
+        UserMap::new_id(),
+        &MapRequest { offset: 9 * PAGE as u64, ..shared(1) },
+    )
+    .expect("a mapping");
+    let null = std::fs::File::open("/dev/null").expect("/dev/null");
+    // SAFETY: the number stays a descriptor, of another file.
+    let done = unsafe {
+        libc::dup2(
+            std::os::fd::AsRawFd::as_raw_fd(&null),
+            std::os::fd::AsRawFd::as_raw_fd(&std::os::fd::AsFd::as_fd(&*uffd)),
+        )
+    };
+    assert!(done >= 0);
+    assert_eq!(look(map.as_ptr().addr()).expect("no fault"), 0, "zeros that nobody put there");
+    // It ends with the process: nothing can be said to its descriptor any more.
+    std::mem::forget(map);
+}

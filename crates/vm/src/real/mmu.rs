@@ -12,7 +12,9 @@ use crate::{MapId, Mmu};
 
 /// A memory file and its mappings.
 pub struct RealMmu {
-    file: Arc<MemFile>,
+    /// `None`: it was let go of, until the next mapping. A leaf.
+    file: Mutex<Option<Arc<MemFile>>>,
+    page_size: usize,
     server: Arc<FaultServer>,
     /// Exchanged, never changed: who works on the mappings holds no lock.
     maps: Mutex<Arc<[Arc<UserPages>]>>,
@@ -29,13 +31,41 @@ impl RealMmu {
     /// Over a memory file, whose pages are those of the inode's page cache.
     #[must_use]
     pub fn new(file: Arc<MemFile>, server: Arc<FaultServer>) -> Arc<Self> {
-        Arc::new(Self { file, server, maps: Mutex::new(Rank::LEAF, Arc::new([])) })
+        let page_size = file.page_size();
+        let file = Mutex::new(Rank::LEAF, Some(file));
+        Arc::new(Self { file, page_size, server, maps: Mutex::new(Rank::LEAF, Arc::new([])) })
+    }
+
+    /// Bytes of a page.
+    #[must_use]
+    pub fn page_size(&self) -> usize {
+        self.page_size
+    }
+
+    /// Whether it has a memory file, and with it a descriptor.
+    #[must_use]
+    pub fn has_file(&self) -> bool {
+        self.file.lock().is_some()
+    }
+
+    /// Gets a memory file again, empty and of the inode's size, after it has let go of the last one. Under the inode lock.
+    ///
+    /// # Panics
+    /// When it has one, or that has pages of another size.
+    pub fn renew(&self, file: Arc<MemFile>) {
+        assert_eq!(file.page_size(), self.page_size, "pages of another size");
+        let old = self.file.lock().replace(file);
+        assert!(old.is_none(), "a file with two memory files");
     }
 
     /// The memory file.
-    #[must_use]
-    pub fn file(&self) -> &Arc<MemFile> {
-        &self.file
+    fn file(&self) -> Option<Arc<MemFile>> {
+        self.file.lock().clone()
+    }
+
+    fn need_file(&self) -> io::Result<Arc<MemFile>> {
+        // A fault of a mapping that has just gone: nobody waits for it.
+        self.file().ok_or_else(|| io::Error::from(io::ErrorKind::OutOfMemory))
     }
 
     /// Who reads the faults.
@@ -44,16 +74,16 @@ impl RealMmu {
         &self.server
     }
 
-    /// Maps the file into this process; `handler` decides its faults.
+    /// Maps the file into this process; `handler` decides its faults. Under the lock that keeps the memory file from going.
     ///
     /// # Errors
-    /// As [`UserMap::new`].
+    /// As [`UserMap::new`]; `OutOfMemory` without a memory file.
     pub fn map(
         self: &Arc<Self>,
         request: &MapRequest,
         handler: Arc<dyn FaultHandler>,
     ) -> io::Result<RealMapping> {
-        let map = UserMap::new(self.server.uffd(), &self.file, UserMap::new_id(), request)?;
+        let map = UserMap::new(self.server.uffd(), &self.need_file()?, UserMap::new_id(), request)?;
         // Nothing is installed before it is in the list: all that is must be found by `protect`.
         {
             let mut maps = self.maps.lock();
@@ -88,11 +118,13 @@ impl RealMmu {
 
 impl Mmu for RealMmu {
     fn memory(&self, index: u32) -> io::Result<PageMem> {
-        self.file.page(index)
+        self.need_file()?.page(index)
     }
 
     fn populate(&self, pages: Range<u32>) {
-        self.file.populate(pages);
+        if let Some(file) = self.file() {
+            file.populate(pages);
+        }
     }
 
     fn install(&self, mapping: MapId, pages: Range<u32>, writable: bool) -> io::Result<()> {
@@ -109,7 +141,9 @@ impl Mmu for RealMmu {
     }
 
     fn discard(&self, pages: Range<u32>) -> io::Result<()> {
-        self.file.discard(pages.clone())?;
+        if let Some(file) = self.file() {
+            file.discard(pages.clone())?;
+        }
         // What could not be had before is another page now.
         self.all().iter().for_each(|map| map.heal(&pages));
         Ok(())
@@ -117,8 +151,20 @@ impl Mmu for RealMmu {
 
     fn resize(&self, size: u64) -> io::Result<()> {
         // Whole pages: the view of a large last page must have all of it.
-        let whole = size.checked_next_multiple_of(self.file.page_size() as u64);
-        self.file.resize(whole.ok_or(io::ErrorKind::FileTooLarge)?)
+        let whole =
+            size.checked_next_multiple_of(self.page_size as u64).ok_or(io::ErrorKind::FileTooLarge)?;
+        // The next memory file begins with the size that the inode has then.
+        self.file().map_or(Ok(()), |file| file.resize(whole))
+    }
+
+    fn is_quiet(&self) -> bool {
+        extant_sys::transfers::all_over()
+    }
+
+    fn release(&self) {
+        debug_assert_eq!(self.mappings(), 0, "mappings without memory");
+        let file = self.file.lock().take();
+        drop(file);
     }
 
     fn heal(&self, pages: Range<u32>) {
@@ -159,7 +205,10 @@ impl Drop for RealMapping {
 
 impl fmt::Debug for RealMmu {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RealMmu").field("file", &self.file).field("maps", &self.all()).finish_non_exhaustive()
+        f.debug_struct("RealMmu")
+            .field("file", &self.file())
+            .field("maps", &self.all())
+            .finish_non_exhaustive()
     }
 }
 

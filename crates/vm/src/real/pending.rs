@@ -3,8 +3,9 @@
 use std::fmt;
 
 use extant_sync::Arc;
-use extant_sys::UserPages;
+use extant_sys::{Refused, UserPages};
 
+use super::mutant::without;
 use super::server::{Entry, Shared};
 use crate::queue::{Epoch, Pool};
 use crate::{Access, Fault, MapId};
@@ -15,7 +16,17 @@ pub(super) struct Pending {
     entry: Arc<Entry>,
     page: u32,
     access: Access,
+    waiter: Waiter,
     answered: bool,
+}
+
+/// Who waits, where, and how old that message may be.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Waiter {
+    pub(super) addr: usize,
+    pub(super) thread: u32,
+    /// [`Uffd::wakes`](extant_sys::Uffd::wakes) before the message was read.
+    pub(super) since: u64,
 }
 
 /// Something for a worker to do.
@@ -29,8 +40,14 @@ pub(super) enum Job {
 }
 
 impl Pending {
-    pub(super) fn new(shared: Arc<Shared>, entry: Arc<Entry>, page: u32, access: Access) -> Self {
-        Self { shared, entry, page, access, answered: false }
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        entry: Arc<Entry>,
+        page: u32,
+        access: Access,
+        waiter: Waiter,
+    ) -> Self {
+        Self { shared, entry, page, access, waiter, answered: false }
     }
 
     pub(super) fn pool(&self) -> Pool {
@@ -56,6 +73,7 @@ impl Pending {
     /// Carries out an answer that was asked for at `asked`.
     pub(super) fn answer(mut self, fault: Fault, asked: Epoch) {
         match fault {
+            Fault::Mapped if without!(self.shared, WakeWhenThere) => self.answered = true,
             Fault::Mapped | Fault::Retry => {
                 self.answered = true;
                 self.entry.pages.wake(self.page..self.page + 1);
@@ -69,19 +87,34 @@ impl Pending {
         }
     }
 
+    /// A store is refused to its thread alone: others may go on seeing the page. A page that nobody can have, and a store that no
+    /// signal would stop, is marked in the mapping.
     fn refuse(&self) {
         let (pages, page) = (&self.entry.pages, self.page);
         // Past the end the kernel says so itself.
         if !pages.is_page_past_end(page).unwrap_or(false) {
-            match pages.poison(page) {
-                Ok(()) => self.shared.poisoned(pages, page),
-                // The thread asks again, and again: it hangs, but can be killed, and no wrong byte is seen.
-                Err(error) => {
-                    tracing::error!(%error, page, "a page that cannot be had could not be marked so");
-                }
+            let Waiter { addr, thread, since } = self.waiter;
+            let refused = match self.access {
+                Access::Read => Refused::Waits,
+                Access::Write => pages.refuse_store(addr, thread, since),
+            };
+            match refused {
+                Refused::Signalled => return,
+                Refused::Gone => {}
+                Refused::Waits => self.mark(),
             }
         }
         pages.wake(page..page + 1);
+    }
+
+    fn mark(&self) {
+        match self.entry.pages.poison(self.page) {
+            Ok(()) => self.shared.poisoned(&self.entry.pages, self.page),
+            // The thread asks again, and again: it hangs, but can be killed, and no wrong byte is seen.
+            Err(error) => {
+                tracing::error!(%error, page = self.page, "a page that cannot be had could not be marked so");
+            }
+        }
     }
 }
 

@@ -12,7 +12,9 @@ use extant_sync::{Arc, Mutex, Rank, RwLock, held_by, thread};
 use extant_sys::{Message, Uffd, UserPages, user_memory};
 use rustc_hash::FxHashMap;
 
-use super::pending::{Job, Pending};
+use super::mutant::{Guard, without};
+use super::pending::{Job, Pending, Waiter};
+use super::suspects::{Suspects, Verdict};
 use super::{FaultHandler, POISONED};
 use crate::queue::{Pool, Queue};
 use crate::{Access, MapId};
@@ -42,6 +44,9 @@ pub(super) struct Shared {
     poison: Mutex<VecDeque<Poisoned>>,
     closed: AtomicBool,
     restarts: AtomicU64,
+    pub(super) suspects: Mutex<Suspects>,
+    /// The guard that is taken away.
+    pub(super) mutant: Mutex<Guard>,
     #[cfg(test)]
     pub(super) break_reader: AtomicBool,
 }
@@ -93,6 +98,8 @@ impl FaultServer {
             poison: Mutex::new(Rank::LEAF, VecDeque::new()),
             closed: AtomicBool::new(false),
             restarts: AtomicU64::new(0),
+            suspects: Mutex::new(Rank::LEAF, Suspects::default()),
+            mutant: Mutex::new(Rank::LEAF, Guard::None),
             #[cfg(test)]
             break_reader: AtomicBool::new(false),
         });
@@ -193,6 +200,9 @@ impl Shared {
         while catch_unwind(AssertUnwindSafe(|| work(self))).is_err() {
             self.restarts.fetch_add(1, Ordering::Relaxed);
             tracing::error!("a thread that answers faults panicked and begins anew");
+            if without!(self, LostMessage) {
+                continue;
+            }
             let entries: Vec<Arc<Entry>> = self.table.read().values().cloned().collect();
             for entry in entries {
                 entry.pages.wake_all();
@@ -207,28 +217,35 @@ impl Shared {
             if let Err(error) = extant_sys::bell::wait(&self.uffd, &self.bell, timeout) {
                 panic!("waiting for faults: {error}");
             }
+            if cfg!(debug_assertions) {
+                self.suspects.lock().begin_read();
+            }
+            let since = self.uffd.wakes();
             if let Err(error) = self.uffd.read(&mut messages) {
                 panic!("reading faults: {error}");
             }
             for message in messages.drain(..) {
                 if let Message::Fault { addr, write, thread } = message {
-                    self.fault(addr, write, thread);
+                    self.fault(write, Waiter { addr, thread, since });
                 }
             }
         }
     }
 
     /// Answers a fault that can be answered at once, and hands on every other one.
-    fn fault(self: &Arc<Self>, addr: usize, write: bool, thread: u32) {
+    pub(super) fn fault(self: &Arc<Self>, write: bool, waiter: Waiter) {
         #[cfg(test)]
         assert!(!self.break_reader.swap(false, Ordering::Relaxed), "broken by a test");
-        refuse_locks(addr, thread);
         // Unknown: the mapping is being changed, and who does that wakes.
-        let Some(place) = user_memory::find(addr) else { return };
+        let Some(place) = user_memory::find(waiter.addr) else { return };
         let Some(entry) = self.table.read().get(&MapId(place.map)).cloned() else { return };
+        if cfg!(debug_assertions) && !self.may_fault(waiter) {
+            entry.pages.wake(place.page..place.page + 1);
+            return;
+        }
         let access = if write && entry.pages.is_shared() { Access::Write } else { Access::Read };
         let asked = self.queue.epoch();
-        let pending = Pending::new(Arc::clone(self), entry, place.page, access);
+        let pending = Pending::new(Arc::clone(self), entry, place.page, access, waiter);
         match catch_unwind(AssertUnwindSafe(|| pending.try_ask())) {
             Ok(Some(fault @ (crate::Fault::Mapped | crate::Fault::Retry | crate::Fault::Parked))) => {
                 pending.answer(fault, asked);
@@ -237,6 +254,31 @@ impl Shared {
             // Marking a page may wait a moment for who works on the mapping.
             Ok(Some(_)) | Err(_) => self.hand_on(pending.pool(), Job::Refuse(pending)),
         }
+    }
+
+    /// Whether a guard is taken away, which it is once.
+    pub(super) fn is_without(&self, guard: Guard) -> bool {
+        let mut mutant = self.mutant.lock();
+        let without = *mutant == guard;
+        if without {
+            *mutant = Guard::None;
+        }
+        without
+    }
+
+    /// Whether a fault is to be served: not while it looks as if its thread held a ranked lock. Ends the program when it does.
+    fn may_fault(&self, Waiter { addr, thread, .. }: Waiter) -> bool {
+        let verdict = self.suspects.lock().judge(thread, &held_by(thread));
+        if let Verdict::Guilty(held) = &verdict {
+            #[expect(clippy::print_stderr, reason = "the last words of the process")]
+            {
+                eprintln!(
+                    "lock order: thread {thread} touches memory of a mapping at {addr:#x} while it holds {held}"
+                );
+            }
+            std::process::abort();
+        }
+        verdict == Verdict::Innocent
     }
 
     fn hand_on(&self, pool: Pool, job: Job) {
@@ -251,6 +293,7 @@ impl Shared {
                     let asked = self.queue.epoch();
                     match catch_unwind(AssertUnwindSafe(|| pending.ask())) {
                         Ok(fault) => pending.answer(fault, asked),
+                        Err(_) if without!(self, PanicAnswered) => std::mem::forget(pending),
                         Err(_) => drop(pending),
                     }
                 }
@@ -280,20 +323,5 @@ impl Shared {
             drop(poison);
             self.hand_on(Pool::Reads, Job::Heal(pages, page));
         }
-    }
-}
-
-/// In debug builds: a thread that holds a ranked lock must not fault, since what answers may want that lock.
-fn refuse_locks(addr: usize, thread: u32) {
-    let held = held_by(thread);
-    if !held.is_empty() {
-        #[expect(clippy::print_stderr, reason = "the last words of the process")]
-        {
-            eprintln!(
-                "lock order: thread {thread} touches memory of a mapping at {addr:#x} while it holds {}",
-                held.join(", ")
-            );
-        }
-        std::process::abort();
     }
 }

@@ -7,6 +7,9 @@ use extant_sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use extant_sync::{Arc, Mutex, Rank, Weak, thread};
 use extant_sys::{MapRequest, MemFile, Protection};
 
+use super::mutant::Guard;
+use super::pending::Waiter;
+use super::suspects::{Suspects, Verdict};
 use super::{FaultHandler, FaultServer, FaultThreads, RealMapping, RealMmu};
 use crate::{Access, Fault, MapId, Mmu};
 
@@ -92,6 +95,9 @@ impl Toy {
 
 impl FaultHandler for Toy {
     fn try_fault(&self, map: MapId, page: u32, access: Access) -> Option<Fault> {
+        if !self.instead.lock().is_empty() {
+            return None;
+        }
         let mut pages = self.pages.try_lock()?;
         let state = pages.get_mut(page as usize).filter(|s| s.uptodate)?;
         self.quick.fetch_add(1, Ordering::Relaxed);
@@ -187,6 +193,40 @@ fn a_page_that_cannot_be_had_is_asked_for_again() {
     assert_eq!(toy.asked.load(Ordering::Relaxed), asked);
 }
 
+/// A store that cannot be is SIGBUS for its thread, as often as it tries; whoever loads from the page meanwhile sees it.
+#[test]
+fn a_refused_store_hides_nothing() {
+    let Some(toy) = toy(ONE) else { return };
+    extant_sys::bus::count().expect("a handler");
+    let map = toy.map(true);
+    assert_eq!(load(&map, 3), 4);
+    let before = extant_sys::bus::counted().count;
+    toy.instead.lock().extend([Fault::Oom, Fault::Sigbus, Fault::Sigbus]);
+    let stop = AtomicBool::new(false);
+    let looked = AtomicU32::new(0);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                // Where a load is a signal, the handler would count it.
+                assert!([4, 9].contains(&load(&map, 3)));
+                looked.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        while looked.load(Ordering::Relaxed) == 0 {
+            thread::yield_now();
+        }
+        store(&map, 3, 9);
+        stop.store(true, Ordering::Relaxed);
+    });
+    let got = extant_sys::bus::counted();
+    // A refusal whose thread has not gone to sleep yet, or may have been woken, has it try again.
+    let signals = got.count - before;
+    assert!((1..=3).contains(&signals), "{signals} signals for three refusals");
+    assert!(toy.instead.lock().is_empty(), "not refused three times");
+    assert_eq!((got.addr, got.thread), (map.as_ptr().addr() + 3 * PAGE, extant_sys::thread_number()));
+    assert_eq!(load(&map, 3), 9);
+}
+
 #[test]
 fn a_parked_fault_waits_without_a_thread() {
     let Some(toy) = toy(ONE) else { return };
@@ -217,6 +257,133 @@ fn a_lost_message_is_sent_again() {
     let map = toy.map(true);
     toy.mmu.server().shared().break_reader.store(true, Ordering::Relaxed);
     assert_eq!((load(&map, 1), toy.mmu.server().restarts()), (2, 1));
+}
+
+/// A message whose thread was let go since, and holds a lock by rights.
+#[test]
+fn an_old_message_accuses_nobody() {
+    let Some(toy) = toy(ONE) else { return };
+    let map = toy.map(true);
+    let shared = toy.mmu.server().shared();
+    let waiter = Waiter { addr: map.as_ptr().addr(), thread: extant_sys::thread_number(), since: 0 };
+    let lock = Mutex::new(Rank::INODE, ());
+    for _ in 0..3 {
+        let held = lock.lock();
+        shared.fault(false, waiter);
+        // The same message seen twice says no more than once.
+        shared.fault(false, waiter);
+        drop(held);
+        shared.suspects.lock().begin_read();
+    }
+    assert_eq!(load(&map, 0), 1);
+}
+
+#[test]
+fn suspects_are_judged_by_what_they_held_all_the_time() {
+    let held = |ids: &[u64]| -> Vec<extant_sync::HeldBy> {
+        ids.iter().map(|id| extant_sync::HeldBy { id: *id, what: format!("lock {id}") }).collect()
+    };
+    let mut suspects = Suspects::default();
+    suspects.begin_read();
+    assert_eq!(suspects.judge(1, &held(&[])), Verdict::Innocent);
+    assert_eq!(suspects.judge(1, &held(&[5, 6])), Verdict::LookAgain);
+    assert_eq!(suspects.judge(1, &held(&[5, 6])), Verdict::LookAgain);
+    assert_eq!(suspects.judge(2, &held(&[])), Verdict::Innocent);
+    suspects.begin_read();
+    assert_eq!(suspects.judge(2, &held(&[5])), Verdict::LookAgain);
+    assert_eq!(suspects.judge(1, &held(&[6, 7])), Verdict::Guilty("lock 6".into()));
+    suspects.begin_read();
+    assert_eq!(suspects.judge(2, &held(&[6])), Verdict::LookAgain);
+    suspects.begin_read();
+    assert_eq!(suspects.judge(2, &held(&[])), Verdict::Innocent);
+    suspects.begin_read();
+    assert_eq!(suspects.judge(2, &held(&[6])), Verdict::LookAgain);
+}
+
+/// In debug builds. The program is this one, started anew for that.
+#[test]
+fn a_fault_with_a_lock_held_ends_the_program() {
+    const ASKED: &str = "EXTANT_FAULT_WITH_A_LOCK";
+    if !cfg!(debug_assertions) {
+        println!("skipped: locks are looked at in debug builds");
+        return;
+    }
+    let Some(toy) = toy(ONE) else { return };
+    if std::env::var_os(ASKED).is_some() {
+        let map = toy.map(true);
+        let lock = Mutex::new(Rank::INODE, ());
+        let _held = lock.lock();
+        load(&map, 0);
+        return;
+    }
+    let program = std::env::current_exe().expect("this program");
+    let name = "real::tests::a_fault_with_a_lock_held_ends_the_program";
+    let output = std::process::Command::new(program)
+        .args(["--exact", name, "--nocapture"])
+        .env(ASKED, "1")
+        .output()
+        .expect("a program");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success(), "it went on");
+    assert!(said.contains("lock order: thread") && said.contains("while it holds"), "it said: {said}");
+}
+
+/// Loads page 1, with `guard` taken away once, and `work` beside it. Nobody answers the load any more, until everybody is told to ask
+/// again.
+fn is_left_unanswered(toy: &Arc<Toy>, guard: Guard, work: impl FnOnce(&RealMapping)) {
+    let map = toy.map(true);
+    let shared = toy.mmu.server().shared();
+    *shared.mutant.lock() = guard;
+    let loaded = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let loading = scope.spawn(|| {
+            let byte = load(&map, 1);
+            loaded.store(true, Ordering::Release);
+            byte
+        });
+        work(&map);
+        while *shared.mutant.lock() != Guard::None {
+            thread::yield_now();
+        }
+        // Others are served on, by the same threads: what is not answered by now never is.
+        for page in 30..40 {
+            assert_eq!(look(&map, page).expect("served"), page as u8 + 1);
+            toy.drop_page(page as u32);
+        }
+        assert!(!loaded.load(Ordering::Acquire), "{guard:?}: answered without the guard");
+        map.pages().wake_all();
+        assert_eq!(loading.join().expect("load"), 2);
+    });
+    toy.drop_page(1);
+}
+
+#[test]
+fn mutants_leave_threads_waiting() {
+    let Some(toy) = toy(ONE) else { return };
+    let server = Arc::clone(toy.mmu.server());
+    if !server.handles_kernel_faults() {
+        println!("skipped: no userfaultfd that serves faults in system calls");
+        return;
+    }
+    server.shared().break_reader.store(true, Ordering::Relaxed);
+    is_left_unanswered(&toy, Guard::LostMessage, |_| {});
+    toy.panics.store(true, Ordering::Relaxed);
+    is_left_unanswered(&toy, Guard::PanicAnswered, |_| {});
+    toy.instead.lock().push(Fault::Parked);
+    let asked = toy.asked.load(Ordering::Relaxed);
+    is_left_unanswered(&toy, Guard::WakeWhenThere, |map| {
+        // The message is read and not answered; then somebody else's fault brings the page along.
+        while toy.asked.load(Ordering::Relaxed) == asked {
+            thread::yield_now();
+        }
+        toy.mmu.memory(1).expect("memory").mem().copy_from(0, &[2; PAGE]);
+        toy.pages.lock()[1].uptodate = true;
+        toy.mmu.install(map.id(), 1..2, false).expect("install");
+        while server.retry_parked() == 0 {
+            thread::yield_now();
+        }
+    });
+    assert_eq!(server.restarts(), 1);
 }
 
 /// Threads store counters while pages are cleaned and dropped: a store that was made is in the file when its page is clean.
