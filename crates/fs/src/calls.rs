@@ -122,6 +122,7 @@ impl Filesystem {
             self.check_alive()?;
             return self.check_not_aborted();
         }
+        self.pages.find_unseen_changes();
         let data = self.write_back_all();
         {
             let _pass = self.gate.enter(Level::Internal);

@@ -151,7 +151,9 @@ impl Inode {
 
     /// Whether the cache must keep it although nobody refers to it.
     pub(crate) fn is_pinned(&self) -> bool {
-        self.has_dirty_data() || self.state().times_dirty
+        self.has_dirty_data()
+            || self.state().times_dirty
+            || self.data.get().is_some_and(|data| data.has_memory_file())
     }
 
     /// The attributes; a leaf lock.

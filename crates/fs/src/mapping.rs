@@ -12,17 +12,20 @@
 //! - A child of fork(2) does not have the mapping (MADV_DONTFORK): an access there is SIGSEGV.
 //! - Without the right to serve faults inside of system calls ([`Mapping::serves_system_calls`]), a system call that meets a page that
 //!   is not there yet answers EFAULT; loads and stores work.
-//! - A page that could not be had is SIGBUS for a short while, then it is tried again.
+//! - A page that could not be had is SIGBUS for a short while, then it is tried again. A store that cannot be (no space, read-only) is
+//!   SIGBUS for its thread alone, with SI_QUEUE for its code.
 
 use std::borrow::Cow;
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
+use extant_format::Ino;
 use extant_format::inode::InodeFlags;
-use extant_sync::Arc;
 use extant_sync::atomic::{AtomicU8, AtomicU32, Ordering};
+use extant_sync::{Arc, Mutex, Rank};
 use extant_sys::{MapRequest, MemFile, Protection, UserPages, user_atomic};
 use extant_vm::real::{FaultHandler, FaultServer, FaultThreads, RealMapping, RealMmu};
 use extant_vm::{Access, Fault, MapAdvice, MapId, MapView};
@@ -77,17 +80,28 @@ pub enum Advice {
     DontNeed,
 }
 
+/// Files without a mapping that keep their memory file, and its descriptor, for the next one: those used last.
+const KEPT: usize = 32;
+
 /// What a filesystem has once a file of it is mapped.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Maps {
     server: OnceLock<Arc<FaultServer>>,
     /// A directory of a tmpfs for the memory of mapped files.
     dir: Option<PathBuf>,
+    /// Files whose last mapping has gone, and that may have a memory file; the one that went last is at the end.
+    idle: Mutex<VecDeque<Ino>>,
 }
 
 impl Maps {
     pub(crate) fn in_dir(dir: Option<PathBuf>) -> Self {
-        Self { server: OnceLock::new(), dir }
+        Self { server: OnceLock::new(), dir, idle: Mutex::new(Rank::LEAF, VecDeque::new()) }
+    }
+
+    fn add_idle(&self, ino: Ino) {
+        let mut idle = self.idle.lock();
+        idle.retain(|other| *other != ino);
+        idle.push_back(ino);
     }
 }
 
@@ -95,6 +109,8 @@ impl Maps {
 #[derive(Debug)]
 pub struct Mapping {
     map: RealMapping,
+    /// After `map`.
+    _end: EndOfMapping,
     handler: Arc<Handler>,
     /// For msync's errors.
     file: OpenFile,
@@ -116,6 +132,22 @@ impl Pin {
     #[allow(clippy::len_without_is_empty, reason = "it is never empty")]
     pub fn len(&self) -> usize {
         self.pages.len()
+    }
+}
+
+/// Dropped when a mapping is gone: its file may be one without a mapping.
+#[derive(Debug)]
+struct EndOfMapping {
+    fs: Arc<Filesystem>,
+    ino: Ino,
+    mmu: Arc<RealMmu>,
+}
+
+impl Drop for EndOfMapping {
+    fn drop(&mut self) {
+        if self.mmu.mappings() == 0 {
+            self.fs.maps.add_idle(self.ino);
+        }
     }
 }
 
@@ -184,9 +216,28 @@ impl OpenFile {
             may_write: mode.write && !append,
             hint: options.hint,
         };
+        fs.release_idle(KEPT);
+        match self.map_now(&request) {
+            Err(error) if matches!(error.errno(), 23 | 24) => {
+                // No descriptor is left: those that are only kept for later go too.
+                fs.release_idle(0);
+                self.map_now(&request)
+            }
+            done => done,
+        }
+    }
+
+    fn map_now(&self, request: &MapRequest) -> Result<Mapping> {
+        let (fs, offset, len) = (self.filesystem(), request.offset, request.len);
+        // An open file of its own: what writeback fails is reported to the program by fsync and by msync.
+        let mode = OpenMode { direct: false, ..self.mode() };
+        let file = OpenFile::new(fs, self.inode(), mode, self.credentials())?;
         let data = Arc::clone(self.inode().data(fs));
-        let mmu = fs.mapped(self.inode(), &data, self.credentials())?;
-        let page = mmu.file().page_size() as u64;
+        let server = fs.fault_server()?;
+        // Over all of it: who takes memory files away holds it too.
+        let _lock = self.inode().lock.write();
+        let mmu = fs.mapped(self.inode(), &data, self.credentials(), server)?;
+        let page = mmu.page_size() as u64;
         let page_of = |at: u64| u32::try_from(at / page).unwrap_or(u32::MAX);
         let handler = Arc::new(Handler {
             fs: Arc::clone(fs),
@@ -196,10 +247,9 @@ impl OpenFile {
             end: AtomicU32::new(page_of(offset.saturating_add(len as u64).saturating_add(page - 1))),
             advice: AtomicU8::new(0),
         });
-        let map = mmu.map(&request, Arc::clone(&handler) as Arc<dyn FaultHandler>).map_err(map_error)?;
-        // An open file of its own: what writeback fails is reported to the program by fsync and by msync.
-        let file = OpenFile::new(fs, self.inode(), OpenMode { direct: false, ..mode }, self.credentials())?;
-        Ok(Mapping { map, handler, file, inside: (offset % page) as usize })
+        let end = EndOfMapping { fs: Arc::clone(fs), ino: self.inode().ino, mmu: Arc::clone(&mmu) };
+        let map = mmu.map(request, Arc::clone(&handler) as Arc<dyn FaultHandler>).map_err(map_error)?;
+        Ok(Mapping { map, _end: end, handler, file, inside: (offset % page) as usize })
     }
 }
 
@@ -217,13 +267,18 @@ fn map_error(error: std::io::Error) -> Error {
 }
 
 impl Filesystem {
-    /// The mappings of a file, from now on kept for it. Takes the inode lock.
-    fn mapped(&self, inode: &InodeRef, data: &FileData, cred: &Credentials) -> Result<Arc<RealMmu>> {
-        let server = self.fault_server()?;
-        let _lock = inode.lock.write();
+    /// The mappings of a file, with a memory file. Under the inode lock.
+    fn mapped(
+        &self,
+        inode: &InodeRef,
+        data: &FileData,
+        cred: &Credentials,
+        server: Arc<FaultServer>,
+    ) -> Result<Arc<RealMmu>> {
         data.set_mapper(self, cred);
-        if let Some(mmu) = data.real_mmu() {
-            return Ok(mmu);
+        let old = data.real_mmu();
+        if let Some(mmu) = old.as_ref().filter(|mmu| mmu.has_file()) {
+            return Ok(Arc::clone(mmu));
         }
         let page = (self.geo.block_size() as usize).max(4096);
         let memory = match &self.maps.dir {
@@ -231,10 +286,47 @@ impl Filesystem {
             None => MemFile::new("extant", page),
         }
         .map_err(map_error)?;
-        let mmu = RealMmu::new(memory, server);
-        extant_vm::Mmu::resize(&*mmu, inode.size()).map_err(map_error)?;
-        data.attach(&mmu);
+        let mmu = match old {
+            Some(mmu) => {
+                mmu.renew(memory);
+                mmu
+            }
+            None => RealMmu::new(memory, server),
+        };
+        if let Err(error) = extant_vm::Mmu::resize(&*mmu, inode.size()) {
+            // It has no page and no mapping.
+            extant_vm::Mmu::release(&*mmu);
+            return Err(map_error(error));
+        }
+        if data.real_mmu().is_none() {
+            data.attach(&mmu);
+        }
         Ok(mmu)
+    }
+
+    /// Takes the memory files of files without a mapping away until no more than `keep` have one, those first whose mapping went first.
+    /// Takes inode locks (20); nothing is held.
+    fn release_idle(&self, keep: usize) {
+        // Each once: one that is in use goes to the end.
+        let most = self.maps.idle.lock().len();
+        for _ in 0..most {
+            let ino = {
+                let mut idle = self.maps.idle.lock();
+                if idle.len() <= keep {
+                    return;
+                }
+                idle.pop_front()
+            };
+            let Some(inode) = ino.and_then(|ino| self.icache.cached(ino)) else { continue };
+            let Some(data) = inode.data.get() else { continue };
+            let Some(mmu) = data.real_mmu() else { continue };
+            // One that has a mapping again comes back when that ends; one that is at work goes to the end.
+            let released =
+                inode.lock.try_write().is_some_and(|_lock| mmu.mappings() > 0 || data.pages.leave_memory());
+            if !released {
+                self.maps.add_idle(inode.ino);
+            }
+        }
     }
 
     fn fault_server(&self) -> Result<Arc<FaultServer>> {
@@ -261,6 +353,12 @@ impl FileData {
         let first = self.pages.attach(Arc::clone(mmu) as Arc<dyn extant_vm::Mmu>);
         debug_assert!(first, "a file with two memory files");
         *self.mmu.lock() = Arc::downgrade(mmu);
+    }
+
+    /// Whether the cache of inodes must keep the file: its memory file is one of those that are counted, and what a device puts there
+    /// without a pin is looked for there.
+    pub(crate) fn has_memory_file(&self) -> bool {
+        self.pages.mmu().is_some() && self.real_mmu().is_some_and(|mmu| mmu.has_file())
     }
 
     fn real_mmu(&self) -> Option<Arc<RealMmu>> {

@@ -290,6 +290,8 @@ impl Filesystem {
 
     /// Writes all that is dirty, as sync does, and waits for evictions.
     pub(crate) fn write_everything(&self) -> Result<()> {
+        // What a device put into a mapping without a pin makes no file dirty by itself.
+        self.pages.find_unseen_changes();
         let data = self.write_back_all();
         self.flush_times()?;
         self.icache.wait_evicted();

@@ -6,12 +6,13 @@ use std::io;
 use std::time::Duration;
 
 use extant_device::BlockDevice;
-use extant_sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use extant_sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use extant_sync::{Arc, Condvar, Mutex, Rank, Weak, assert_nothing_held, thread};
 use extant_sys::PagePool;
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::host::{Held, Owner};
+use crate::mutant::without;
 use crate::page::Page;
 use crate::together::TOGETHER;
 use crate::wait::WaitTable;
@@ -76,6 +77,8 @@ pub struct CacheStats {
     pub dirty_inodes: usize,
     /// Pins that are held.
     pub pins: usize,
+    /// Pages that were looked at for what no fault told of, since the beginning.
+    pub looked_at: u64,
 }
 
 /// The page cache of one filesystem.
@@ -88,11 +91,14 @@ pub struct PageCache {
     pages: AtomicUsize,
     dirty: AtomicUsize,
     pub(crate) pins: AtomicUsize,
+    pub(crate) looked_at: AtomicU64,
     work: Mutex<Work>,
     wake: Condvar,
     /// Threads are there to do background work.
     has_threads: AtomicBool,
     ring: Mutex<VecDeque<Weak<dyn Owner>>>,
+    /// Inodes that have had mappings.
+    mapped: Mutex<Vec<Weak<dyn Owner>>>,
     threads: Mutex<Vec<thread::JoinHandle<()>>>,
 }
 
@@ -216,10 +222,12 @@ impl PageCache {
             pages: AtomicUsize::new(0),
             dirty: AtomicUsize::new(0),
             pins: AtomicUsize::new(0),
+            looked_at: AtomicU64::new(0),
             work: Mutex::new(Rank::LEAF, Work::default()),
             wake: Condvar::new(),
             has_threads: AtomicBool::new(false),
             ring: Mutex::new(Rank::LEAF, VecDeque::new()),
+            mapped: Mutex::new(Rank::LEAF, Vec::new()),
             threads: Mutex::new(Rank::LEAF, Vec::new()),
         })
     }
@@ -244,6 +252,7 @@ impl PageCache {
             page_size: self.geometry.page_size(),
             dirty_inodes: self.work.lock().dirty.len(),
             pins: self.pins.load(Ordering::Relaxed),
+            looked_at: self.looked_at.load(Ordering::Relaxed),
         }
     }
 
@@ -327,6 +336,28 @@ impl PageCache {
 
     pub(crate) fn add_to_ring(&self, owner: Weak<dyn Owner>) {
         self.ring.lock().push_back(owner);
+    }
+
+    /// An inode gets mappings.
+    pub(crate) fn add_mapped(&self, owner: Weak<dyn Owner>) {
+        let mut mapped = self.mapped.lock();
+        // Those that are gone go from the list when it would grow: each is looked at a bounded number of times.
+        if mapped.len() == mapped.capacity() {
+            mapped.retain(|owner| owner.strong_count() > 0);
+        }
+        mapped.push(owner);
+    }
+
+    /// What [`AddressSpace::find_unseen_changes`](crate::AddressSpace::find_unseen_changes) does, for all inodes that have had
+    /// mappings: before everything is written and the filesystem is said to be clean. Takes page locks (50), one at a time.
+    pub fn find_unseen_changes(&self) {
+        if without!(self, AllLookedAt) {
+            return;
+        }
+        let owners: Vec<Held> = self.mapped.lock().iter().filter_map(Weak::upgrade).collect();
+        for owner in owners {
+            owner.pages().find_unseen_changes(0..u64::MAX);
+        }
     }
 
     /// So many pages the cache takes without a second thought. Beyond, memory that was used once is used again before the system

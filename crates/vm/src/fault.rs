@@ -237,7 +237,9 @@ impl AddressSpace {
             if !next.is_uptodate(all) || (!next.is_of_file() && next.state().in_writeback()) {
                 break;
             }
-            self.move_to_file(mmu, &mut locked, good)?;
+            if !next.is_of_file() {
+                self.move_to_file(mmu, &mut locked, good)?;
+            }
             good += 1;
         }
         locked.truncate(good);
@@ -270,24 +272,19 @@ impl AddressSpace {
             return Ok(());
         }
         old.wait_for_writeback(&self.cache.waits);
-        let mem = mmu.memory(old.index)?;
-        mem.mem().copy_from_mem(0, old.mem());
-        let new = Arc::new(old.moved_to(mem));
-        {
-            let mut index = self.index.write();
-            old.detach();
-            index.replace(Arc::clone(&new));
-        }
-        locked.pages[slot] = new;
-        // Who waits for it finds it gone, and looks for the new one.
-        old.unlock(&self.cache.waits);
+        self.exchange(locked, slot, mmu.memory(old.index)?);
         Ok(())
     }
 
     /// The blocks of `page` that the file has.
     pub(crate) fn blocks_of_file<H: Host>(&self, host: &H, page: u32) -> Blocks {
+        self.blocks_below(host.size(), page)
+    }
+
+    /// The blocks of `page` that a file of `size` bytes has.
+    fn blocks_below(&self, size: u64, page: u32) -> Blocks {
         let geo = self.cache.geometry();
-        let inside = host.size().saturating_sub(geo.page_start(page)).min(geo.page_size() as u64) as usize;
+        let inside = size.saturating_sub(geo.page_start(page)).min(geo.page_size() as u64) as usize;
         if without!(self.cache, BlocksOfFile) {
             return geo.all_blocks();
         }
@@ -302,8 +299,10 @@ impl AddressSpace {
         locked: &LockedPages<'_>,
     ) -> Result<usize, H::Error> {
         let mut count = 0;
+        // Not looked at for each: the blocks of a page that the file has change under the page's lock.
+        let size = host.size();
         for page in &locked.pages {
-            let set = self.blocks_of_file(host, page.index);
+            let set = self.blocks_below(size, page.index);
             if count == 0 {
                 self.find_page_space(host, page, set)?;
             } else if set == 0 || !self.has_place(host, page, set).unwrap_or(false) {

@@ -8,12 +8,20 @@ use std::ops::Range;
 
 use extant_format::csum::crc32c;
 use extant_sync::Arc;
+use extant_sync::atomic::Ordering;
+use extant_sys::PageMem;
 
 use crate::Host;
 use crate::fault::show_inline;
 use crate::mutant::without;
 use crate::page::{Kind, LockedPages, Page};
 use crate::space::{AddressSpace, ExclusiveGuard, forget};
+
+/// So many pages are looked at before it is asked whether that can be for the last time; asking costs as much.
+const ASKED_FOR: usize = if cfg!(feature = "shuttle") { 1 } else { 256 };
+
+/// Bytes of a file of which what is clean moves along when the file leaves its memory: copying costs less than reading it again.
+const MOVED_CLEAN: usize = 1 << 20;
 
 /// The lock of page 0 of an inode that has mappings, for who changes content that is kept in the inode, or moves it to blocks.
 pub struct InlineGuard<'a> {
@@ -227,41 +235,107 @@ impl AddressSpace {
         Ok(())
     }
 
+    /// Takes everything out of the memory of the file and lets go of that, until [`Mmu::memory`] is to be had again; `false`: a pin
+    /// keeps it. What is dirty moves to memory of the cache, and of a small file what is clean too; of a large one that is read again.
+    /// For a file that no mapping shows: one that does sees nothing any more, and its faults begin anew. The caller holds the inode lock
+    /// exclusively, and nothing from 30 on.
+    pub fn leave_memory(&self) -> bool {
+        let Some(mmu) = self.mmu() else { return true };
+        let _guard = self.exclusive();
+        let _gate = self.gate();
+        if mmu.unmap(0..u32::MAX).is_err() {
+            return false;
+        }
+        let keep_clean = self.page_count() <= MOVED_CLEAN / self.cache.geometry().page_size();
+        let mut at = Some(0);
+        while let Some(from) = at {
+            let Some(next) = self.index.read().next_present(from) else { break };
+            at = next.checked_add(1);
+            if let Some(locked) = self.lock_present(next)
+                && !self.leave_page(locked, keep_clean)
+            {
+                return false;
+            }
+        }
+        mmu.release();
+        true
+    }
+
+    /// The same for one page; `false`: it is pinned. Under the gate it is in no writeback.
+    fn leave_page(&self, mut locked: LockedPages<'_>, keep_clean: bool) -> bool {
+        let page = Arc::clone(&locked.pages[0]);
+        if page.is_pinned() {
+            return false;
+        }
+        if !page.is_of_file() {
+            return true;
+        }
+        if !without!(self.cache, LeftWithChanges) {
+            self.accept_unseen(&page);
+        }
+        if keep_clean || page.state().has(Kind::Dirty) != 0 {
+            self.exchange(&mut locked, 0, self.cache.bounce());
+        } else {
+            self.detach(&page);
+        }
+        true
+    }
+
+    /// Gives a locked page, which is in no writeback, other memory with the same content.
+    pub(crate) fn exchange(&self, locked: &mut LockedPages<'_>, slot: usize, mem: PageMem) {
+        let old = Arc::clone(&locked.pages[slot]);
+        mem.mem().copy_from_mem(0, old.mem());
+        let new = Arc::new(old.moved_to(mem));
+        {
+            let mut index = self.index.write();
+            old.detach();
+            index.replace(Arc::clone(&new));
+        }
+        locked.pages[slot] = new;
+        // Who waits for it finds it gone, and looks for the new one.
+        old.unlock(&self.cache.waits);
+    }
+
     /// Whether a clean page is not what was written of it last: something stored to it that no mapping had the right to (a device
     /// that had taken the memory as a target before it was written).
     fn changed_unseen(&self, page: &Page) -> bool {
         !without!(self.cache, UnseenFound) && page.written_sum().is_some_and(|sum| sum_of(page) != sum)
     }
 
-    /// Looks at all clean pages of `range` (bytes) that a mapping could ever store to, and makes those dirty that have changed without a fault: a transfer
-    /// into a mapping, begun before the last writeback and over after it, leaves no other trace. Takes page locks, one at a time, as
-    /// tries: a page that somebody works on is dirty soon or looked at the next time.
+    /// Looks at all clean pages of `range` (bytes) whose checksum is known, and makes those dirty that have changed without a fault: a
+    /// transfer into a mapping, begun before the last writeback and over after it, leaves no other trace. A page that has not, and to
+    /// which no transfer can be under way, needs no second look: it changes no more without a fault. Takes the gate (40), page locks
+    /// (50) one at a time.
     pub fn find_unseen_changes(&self, range: Range<u64>) {
-        if self.mmu().is_none() || without!(self.cache, UnseenFound) {
-            return;
-        }
+        let Some(mmu) = self.mmu().filter(|_| !without!(self.cache, UnseenFound)) else { return };
         let Some(pages) = self.pages_of(&range) else { return };
+        // Nothing is written meanwhile: the mappings had lost the right to store to what is found here before it is asked what is
+        // under way.
+        let _gate = self.gate();
         let mut suspects = Vec::new();
         self.index.read().each_from(pages.start, |page| {
             if page.index >= pages.end {
                 return false;
             }
-            let state = page.state();
-            if page.written_sum().is_some() && state.has(Kind::Dirty) == 0 && !state.in_writeback() {
+            if is_suspect(page) {
                 suspects.push(Arc::clone(page));
             }
             true
         });
+        let many = suspects.len() >= ASKED_FOR;
+        let quiet = || many && (without!(self.cache, SumsKept) || mmu.is_quiet());
+        let quiet_before = !without!(self.cache, QuietFirst) && quiet();
         for page in suspects {
-            if !page.try_lock() {
+            // Waited for: a fault that only looks may have it, and what the caller does next must find the mark.
+            let Some(locked) = LockedPages::wait_for(Arc::clone(&page), &self.cache.waits) else { continue };
+            if !is_suspect(&page) {
                 continue;
             }
-            let mut one = LockedPages::none(page.index, &self.cache.waits, 1);
-            one.push(Arc::clone(&page));
-            let state = page.state();
-            let clean = !state.is_detached() && state.has(Kind::Dirty) == 0 && !state.in_writeback();
-            if clean && self.changed_unseen(&page) {
-                self.dirty_again(&one.pages);
+            self.cache.looked_at.fetch_add(1, Ordering::Relaxed);
+            if self.changed_unseen(&page) {
+                self.dirty_again(&locked.pages);
+            } else if quiet_before || (without!(self.cache, QuietFirst) && quiet()) {
+                page.forget_sum();
             }
         }
     }
@@ -285,6 +359,12 @@ impl AddressSpace {
         }
         self.mark_dirty(pages);
     }
+}
+
+/// Whether a page is clean, and its content may have changed all the same.
+fn is_suspect(page: &Page) -> bool {
+    let state = page.state();
+    page.written_sum().is_some() && state.has(Kind::Dirty) == 0 && !state.in_writeback()
 }
 
 /// The checksum of a page's memory.

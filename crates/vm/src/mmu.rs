@@ -92,6 +92,15 @@ pub trait Mmu: Send + Sync {
     /// The system's; then it has its old size.
     fn resize(&self, size: u64) -> io::Result<()>;
 
+    /// Whether every transfer by a device to memory of the mappings that was set up before this call is over; `false` where that
+    /// cannot be told.
+    fn is_quiet(&self) -> bool {
+        false
+    }
+
+    /// Lets go of all memory: no page is in it and no mapping shows any. Under exclusive `invalidate_lock` and the inode lock.
+    fn release(&self) {}
+
     /// Lets pages that an access was refused for be asked for again at once. With nothing held.
     fn heal(&self, pages: Range<u32>) {
         let _ = pages;

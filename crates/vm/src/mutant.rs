@@ -26,6 +26,14 @@ pub enum Mutant {
     PinDirty,
     /// What changed without a fault is found by its checksum.
     UnseenFound,
+    /// Before everything is written, files that are not dirty are looked at too, if they have had mappings.
+    AllLookedAt,
+    /// A checksum is kept while a transfer may be under way.
+    SumsKept,
+    /// Whether one is under way is asked before the page is looked at.
+    QuietFirst,
+    /// A page that leaves the memory of the file with all others brings along what changed of it without a fault.
+    LeftWithChanges,
     /// A page that lost blocks to a range operation is shown by no mapping.
     PartHidden,
     /// Blocks of pinned pages do not move to another place in the file.

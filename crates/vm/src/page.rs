@@ -139,7 +139,8 @@ impl Page {
     pub(crate) fn moved_to(&self, mem: PageMem) -> Self {
         let state = self.state();
         debug_assert!(!state.in_writeback() && !self.is_pinned(), "a page moves that is in use: {self:?}");
-        let state = AtomicU64::new((state.0 | LOCKED) & !(WAITERS | DETACHED));
+        // Nothing shows the new memory yet.
+        let state = AtomicU64::new((state.0 | LOCKED) & !(WAITERS | DETACHED | WRITE_MAPPED));
         Self { index: self.index, pins: AtomicU32::new(0), state, sum: AtomicU64::new(0), mem }
     }
 

@@ -30,6 +30,8 @@ struct Tables {
     /// Calls from now on until one fails, once.
     fails_after: Option<u32>,
     protects: usize,
+    /// Transfers that are under way.
+    transfers: usize,
 }
 
 impl Tables {
@@ -95,6 +97,16 @@ impl SimMmu {
     /// The system's.
     pub fn target(&self, page: u32) -> io::Result<PageMem> {
         self.memory.page(page)
+    }
+
+    /// A device is told to write to the memory; [`Self::end_transfer`] says that it has.
+    pub fn begin_transfer(&self) {
+        self.tables.lock().transfers += 1;
+    }
+
+    /// A transfer is over.
+    pub fn end_transfer(&self) {
+        self.tables.lock().transfers -= 1;
     }
 
     /// Whether some mapping may store to the page.
@@ -215,6 +227,15 @@ impl Mmu for SimMmu {
         // The file never shrinks, so that a scenario without a guard reads zeros in place of being killed.
         let have = rustix::fs::fstat(&*self.memory)?.st_size as u64;
         if size < have { self.memory.discard(end..u32::MAX) } else { self.memory.resize(size) }
+    }
+
+    fn is_quiet(&self) -> bool {
+        self.tables.lock().transfers == 0
+    }
+
+    fn release(&self) {
+        // What is asked for later is another file's memory, with nothing in it.
+        let _ = self.memory.discard(0..u32::MAX);
     }
 
     fn wake(&self, _mapping: MapId, _pages: Range<u32>) {}

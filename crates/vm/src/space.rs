@@ -81,7 +81,11 @@ impl AddressSpace {
     /// of a file without mappings. `false` when it has some already.
     pub fn attach(&self, mmu: Arc<dyn Mmu>) -> bool {
         let _gate = self.gate();
-        self.mmu.set(mmu).is_ok()
+        let first = self.mmu.set(mmu).is_ok();
+        if first {
+            self.cache.add_mapped(self.owner.clone());
+        }
+        first
     }
 
     /// The mappings, if there ever was one.

@@ -26,6 +26,8 @@ mod journalled;
 #[cfg(not(feature = "shuttle"))]
 mod map_stress;
 #[cfg(not(feature = "shuttle"))]
+mod mapped_memory;
+#[cfg(not(feature = "shuttle"))]
 mod mapping;
 #[cfg(not(feature = "shuttle"))]
 mod names;

@@ -520,6 +520,95 @@ fn a_change_without_a_fault_is_found() {
     explore("a change without a fault", scenario, &[Mutant::UnseenFound]);
 }
 
+/// A page is looked at for the last time when nothing is under way to it: beside a transfer that a system call has set up, and
+/// that ends at any time. What it put there is on the disk when an fsync that begins after that returns.
+#[test]
+fn a_transfer_beside_looks() {
+    fn scenario(mutant: Mutant) {
+        let (rig, mmu, map) = Rig::with(&[1; PAGE], mutant);
+        assert!(store(&rig, &mmu, &map, 0, 2));
+        // Set up while it could be stored to.
+        mmu.begin_transfer();
+        let target = mmu.target(0).expect("memory");
+        together(vec![
+            task!([rig] {
+                rig.sync();
+                rig.sync();
+                rig.sync();
+            }),
+            task!([mmu] {
+                target.mem().copy_from(2000, &[9]);
+                mmu.end_transfer();
+            }),
+        ]);
+        rig.sync();
+        assert_eq!(rig.file.after_crash()[2000], 9, "on the disk");
+        // And now for the last time.
+        let looked_at = || rig.fs.cache.stats().looked_at;
+        rig.sync();
+        let before = looked_at();
+        rig.sync();
+        assert_eq!(looked_at(), before, "looked at again");
+        assert_eq!(rig.settled()[2000], 9);
+    }
+    explore("a transfer beside looks", scenario, &[Mutant::SumsKept, Mutant::QuietFirst]);
+}
+
+/// The same when the filesystem is about to be clean: nothing says that the file is not (sync, freeze, unmount).
+#[test]
+fn a_change_without_a_fault_before_all_is_clean() {
+    fn scenario(mutant: Mutant) {
+        let (rig, mmu, map) = Rig::with(&[1; 2 * PAGE], mutant);
+        assert!(store(&rig, &mmu, &map, 0, 2));
+        rig.sync();
+        let target = mmu.target(0).expect("memory");
+        target.mem().copy_from(2000, &[9]);
+        together(vec![
+            // A fault that only looks has the page's lock for a while.
+            task!([rig, mmu, map] { assert_eq!(load(&rig, &mmu, &map, 0), Some(2)); }),
+            task!([rig] {
+                rig.fs.cache.find_unseen_changes();
+                rig.fs.cache.sync_all().expect("sync");
+                assert_eq!(rig.file.after_crash()[2000], 9, "on the disk");
+            }),
+        ]);
+        assert_eq!(rig.settled()[2000], 9);
+    }
+    explore("a change without a fault, then all is clean", scenario, &[Mutant::AllLookedAt]);
+}
+
+/// A file leaves its memory, with what changed there without a fault, beside everything else.
+#[test]
+fn leaving_the_memory() {
+    fn scenario(mutant: Mutant) {
+        let (rig, mmu, map) = Rig::with(&[1; 2 * PAGE], mutant);
+        assert!(store(&rig, &mmu, &map, 0, 2));
+        rig.sync();
+        mmu.target(0).expect("memory").mem().copy_from(2000, &[9]);
+        together(vec![
+            task!([rig] {
+                let _inode = rig.inode.lock();
+                assert!(rig.file.pages.leave_memory());
+            }),
+            task!([rig] { rig.sync(); }),
+            task!([rig, mmu, map] {
+                assert_eq!(load(&rig, &mmu, &map, PAGE as u64), Some(1));
+                assert!(store(&rig, &mmu, &map, PAGE as u64 + 7, 5));
+            }),
+            task!([rig] {
+                rig.fs.cache.reclaim(2);
+                let got = rig.read();
+                assert!([1, 9].contains(&got[2000]) && got[0] == 2, "{} and {}", got[0], got[2000]);
+            }),
+        ]);
+        assert_eq!(load(&rig, &mmu, &map, PAGE as u64 + 7), Some(5));
+        rig.fs.cache.find_unseen_changes();
+        let got = rig.settled();
+        assert_eq!((got[0], got[2000], got[PAGE + 7]), (2, 9, 5));
+    }
+    explore("leaving the memory", scenario, &[Mutant::LeftWithChanges]);
+}
+
 /// Pages from before the first mapping move to its memory at their first fault, dirty or being written as they are.
 #[test]
 fn first_faults_against_writeback() {
