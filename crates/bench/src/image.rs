@@ -31,7 +31,8 @@ impl Counts {
 }
 
 impl Image {
-    /// Opens with a user's defaults; `ro=1` for reading only, `o=…` for mount options.
+    /// Opens with a user's defaults; `ro=1` for reading only, `o=…` for mount options, `map_dir=…` for where the memory of mapped files
+    /// is.
     pub(crate) fn open(path: &str, args: &Args) -> Result<Self> {
         let read_only = args.number("ro", 0)? != 0;
         let file = extant_device::OpenOptions::new().write(!read_only).open(path)?;
@@ -39,7 +40,9 @@ impl Image {
             if read_only { Arc::new(ReadOnly::new(Arc::new(file))) } else { Arc::new(file) };
         let device = Arc::new(Counting::new(file));
         let options = args.text("o", "");
-        let setup = if read_only { Setup::read_only() } else { Setup::with_options(options)? };
+        let mut setup = if read_only { Setup::read_only() } else { Setup::with_options(options)? };
+        let map_dir = args.text("map_dir", "");
+        setup.map_dir = (!map_dir.is_empty()).then(|| map_dir.into());
         let fs = Filesystem::open(Arc::clone(&device) as Arc<dyn BlockDevice>, setup)?;
         Ok(Self { paths: fs.paths(), device })
     }

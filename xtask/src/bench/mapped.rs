@@ -1,10 +1,13 @@
 //! Files mapped into memory: the library in process beside the kernel's ext4 on a loop mount and its tmpfs.
 
+use std::process::Command;
+
 use super::Rounds;
 use super::inproc::check;
 use super::measure::{self, Metric, Sample, Series};
 use super::place::{self, How, Mounted, Scratch, Server};
 use super::report::{Bound, Figure, ratio_figure};
+use crate::proc;
 
 /// MiB of the mapped file.
 const SHORT: u32 = 256;
@@ -24,6 +27,12 @@ pub(crate) fn run(rounds: Rounds, only: Option<&str>) -> Result<Vec<Figure>, Str
     let mib = if rounds.0 >= MANY { LONG } else { SHORT };
     let scratch = Scratch::new()?;
     let sides = Sides::make(&scratch, mib)?;
+    if only == Some("huge") {
+        // Needs root, so it is not one of those that run without being asked for.
+        let out = sides.huge(rounds, &scratch, mib)?;
+        check(&sides.image)?;
+        return Ok(out);
+    }
     let mut out = Vec::new();
     if only.is_none_or(|o| o == "cold") {
         out.extend(sides.cold(rounds)?);
@@ -108,6 +117,41 @@ impl Sides {
             of("first store to clean pages", "store", ("kernel", &kernel), Some(0.3)),
             of("store again after writeback", "again", ("kernel", &kernel), Some(0.3)),
             of("msync", "sync", ("kernel", &kernel), None),
+            of("msync of clean pages, first", "clean", ("kernel", &kernel), None),
+            of("msync of clean pages, again", "clean_again", ("kernel", &kernel), None),
+        ])
+    }
+
+    /// With the memory of mapped files in a tmpfs of huge pages, mounted for this.
+    fn huge(&self, rounds: Rounds, scratch: &Scratch, mib: u32) -> Result<Vec<Figure>, String> {
+        let dir = HugeDir::mount(&scratch.join("huge"), mib)?;
+        let place = format!("map_dir={}", dir.0.display());
+        let (mut ours, mut kernel) = (Series::default(), Series::default());
+        let (mut our_work, mut kernel_work) = (Series::default(), Series::default());
+        for _ in 0..rounds.0 {
+            kernel.0.push(self.on_kernel("map-cold")?);
+            ours.0.push(self.on_us("map-cold", &[&place])?);
+            kernel_work.0.push(self.on_kernel("map-work")?);
+            our_work.0.push(self.on_us("map-work", &[&place])?);
+        }
+        same(&ours, &kernel, "entries")?;
+        let (a, b) = (part(&our_work, "warm"), part(&kernel_work, "warm"));
+        let sides = (("extant", &ours), ("kernel", &kernel));
+        Ok(vec![
+            ratio_figure(
+                "mmap: cold read, huge pages".into(),
+                sides.0,
+                sides.1,
+                Metric::Wall,
+                Some(Bound::AtMost(1.5)),
+            ),
+            ratio_figure(
+                "mmap: warm read beside ext4, huge pages".into(),
+                ("extant", &a),
+                ("kernel", &b),
+                Metric::Cpu,
+                Some(Bound::AtMost(2.5)),
+            ),
         ])
     }
 
@@ -132,6 +176,26 @@ impl Sides {
             rounds.0
         );
         Ok(figure)
+    }
+}
+
+/// A private tmpfs with huge pages; unmounted when dropped.
+struct HugeDir(std::path::PathBuf);
+
+impl HugeDir {
+    fn mount(dir: &std::path::Path, mib: u32) -> Result<Self, String> {
+        std::fs::create_dir_all(dir).map_err(|err| format!("{}: {err}", dir.display()))?;
+        let options = format!("huge=always,mode=0700,size={}m", mib + 64);
+        proc::output(Command::new("mount").args(["-t", "tmpfs", "-o", &options, "extant-huge"]).arg(dir))?;
+        Ok(Self(dir.to_owned()))
+    }
+}
+
+impl Drop for HugeDir {
+    fn drop(&mut self) {
+        if let Err(err) = proc::output(Command::new("umount").arg(&self.0)) {
+            eprintln!("{err}");
+        }
     }
 }
 

@@ -24,7 +24,7 @@ pub(crate) struct Rounds(pub(crate) usize);
 const GROUPS: &[&str] =
     &["writing", "reading", "scaling", "mkfs", "peers", "mounted", "unpinned", "writeback", "mmap", "ranges"];
 
-/// `cargo xtask bench [--long|--short] [--no-build] [GROUP[=CASE]…]`.
+/// `cargo xtask bench [--long|--short] [--no-build] [--huge] [GROUP[=CASE]…]`; `mmap --huge` is `mmap=huge`.
 pub(crate) fn run(args: &[String]) -> Verdict {
     let long = args.iter().any(|a| a == "--long");
     let short = args.iter().any(|a| a == "--short");
@@ -51,7 +51,9 @@ pub(crate) fn run(args: &[String]) -> Verdict {
         3
     });
     let mut all = Vec::new();
+    let huge = args.iter().any(|a| a == "--huge");
     for group in groups {
+        let group = if huge && group == "mmap" { "mmap=huge" } else { group };
         println!("\n{group}");
         let figures = one_group(group, rounds)?;
         figures.iter().for_each(Figure::print);
