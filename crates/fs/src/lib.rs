@@ -20,6 +20,7 @@
 //! | `late_features` | features that come with the first file that needs them |
 //! | `xattr`, `inline` | extended attributes; content kept in the inode |
 //! | `migrate` | from extents to indirect blocks and back |
+//! | `fiemap`, `move_ext` | where content is on the device; moving it to blocks of another file |
 //! | `data`, `data_rw`, `inline_data`, `fallocate`, `shift` | file content: its pages and how they reach the disk; reading, writing, sizes; in the inode; ranges |
 //! | `open_file`, `mapping` | an open file; a file mapped into memory |
 //! | `state`, `freeze`, `background`, `time` | freezing, remounting, shutting down; threads; clocks |
@@ -56,6 +57,7 @@ mod direct;
 mod error;
 mod evict;
 mod fallocate;
+mod fiemap;
 mod filesystem;
 mod freeze;
 mod icache;
@@ -69,6 +71,7 @@ mod mapping;
 mod migrate;
 mod mmp;
 mod mount;
+mod move_ext;
 mod mutant;
 mod open_file;
 mod options;
@@ -100,11 +103,13 @@ pub use extant_vm::{ErrCursor, PageRefs, ReadAhead};
 #[cfg(feature = "shuttle")]
 pub use extant_vm::{Fault, MapAdvice, MapView, SimMmu};
 pub use fallocate::{FallocateMode, SeekKind};
+pub use fiemap::{FiemapExtent, FiemapFlags, FiemapHow};
 pub use filesystem::Filesystem;
 pub use icache::InodeRef;
 pub use inode::Inode;
 pub use mapping::{Advice, MapOptions, Mapping, Pin, SyncMode, overlaps_mapping};
 pub use mount::Setup;
+pub use move_ext::MoveRange;
 #[cfg(feature = "shuttle")]
 pub use mutant::Mutant;
 pub use open_file::{OpenFile, OpenMode};

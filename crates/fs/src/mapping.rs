@@ -603,6 +603,20 @@ impl Filesystem {
         }
     }
 
+    /// Pins pages of a file in a simulated mapping.
+    ///
+    /// # Errors
+    /// What a fault got that could not be answered.
+    pub fn pin_simulated(
+        &self,
+        inode: &InodeRef,
+        view: &MapView,
+        pages: Range<u32>,
+    ) -> Result<extant_vm::Pin, Fault> {
+        let data = inode.data(self);
+        data.pages.pin(&**data, view, pages)
+    }
+
     /// Takes clean pages out of the cache.
     pub fn reclaim_pages(&self, most: usize) -> usize {
         self.pages.reclaim(most)

@@ -20,6 +20,8 @@ pub enum Mutant {
     ValueRevived,
     /// A directory is unlocked between the look for a name's place and its entry there.
     PlanHeld,
+    /// Nothing of a file is written while its content is copied to other blocks and these enter its map.
+    MoveGate,
 }
 
 /// Whether the guard named is taken away in this run.

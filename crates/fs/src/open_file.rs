@@ -8,8 +8,10 @@ use crate::cred::Credentials;
 use crate::data_rw::WriteFlags;
 use crate::error::{Error, Result};
 use crate::fallocate::{FallocateMode, SeekKind};
+use crate::fiemap::{FiemapExtent, FiemapHow};
 use crate::filesystem::Filesystem;
 use crate::icache::InodeRef;
+use crate::move_ext::MoveRange;
 
 /// How a file is open.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -222,6 +224,29 @@ impl OpenFile {
     /// As [`Filesystem::seek`].
     pub fn seek(&self, offset: u64, kind: SeekKind) -> Result<u64> {
         self.fs.seek(&self.inode, offset, kind)
+    }
+
+    /// FIEMAP: extents that the range touches, `most` at most.
+    ///
+    /// # Errors
+    /// As [`Filesystem::fiemap`].
+    pub fn fiemap(&self, start: u64, len: u64, how: FiemapHow, most: usize) -> Result<Vec<FiemapExtent>> {
+        self.fs.fiemap(&self.inode, start, len, how, most)
+    }
+
+    /// Moves content of this file to blocks of `donor`, as `EXT4_IOC_MOVE_EXT` does; how many blocks.
+    ///
+    /// # Errors
+    /// `BadFile` unless this file is open for reading and writing, and the donor for writing; `Invalid` for a donor elsewhere; as
+    /// [`Filesystem::move_extents`].
+    pub fn move_extents(&self, donor: &Self, range: MoveRange) -> Result<u64> {
+        if !self.mode.read || !self.mode.write || !donor.mode.write {
+            return Err(Error::BadFile);
+        }
+        if !Arc::ptr_eq(&self.fs, &donor.fs) {
+            return Err(Error::Invalid("a donor in another filesystem"));
+        }
+        self.fs.move_extents(&self.inode, &donor.inode, range, &self.cred)
     }
 
     fn may_write(&self) -> Result<()> {

@@ -52,6 +52,14 @@ impl MapFs {
         changes * levels + made + self.alloc.alloc_credits(made + claims)
     }
 
+    /// Credits for taking `pieces` neighbouring extents, or parts of them, out of an extent tree of `depth` and entering as many others
+    /// in their place, where the blocks themselves stay allocated ([`Content::Kept`]). Without the inode's own block.
+    #[must_use]
+    pub fn replace_credits(&self, depth: u16, pieces: u32) -> u32 {
+        // Each step of the removal takes one extent out at least; one more is split.
+        pieces * Self::take_credits(depth.into()) + self.tree_credits(depth, pieces + 1, 0)
+    }
+
     /// Credits that taking one extent out of a tree of `depth` takes beside the freeing of its blocks: the leaf and its parents, tree
     /// blocks that go or come, and their revoke records.
     pub(crate) fn take_credits(depth: usize) -> u32 {

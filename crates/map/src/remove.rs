@@ -80,7 +80,11 @@ impl MapFs {
             return Ok(Stepped::Done(Delta::default()));
         };
         let budget = todo.budget(handle).saturating_sub(Self::take_credits(path.depth()));
-        let most = self.freeable(handle.journal(), budget, todo.content);
+        // Blocks that stay allocated cost nothing but their entry.
+        let most = match todo.content {
+            Content::Kept if budget > 0 => u32::MAX,
+            content => self.freeable(handle.journal(), budget, content),
+        };
         if most == 0 {
             return Ok(Stepped::Short);
         }
@@ -112,8 +116,13 @@ impl MapFs {
             let mut gone = Vec::new();
             for i in (0..=at).rev() {
                 let Some(extent) = leaf.extent(i).filter(|e| e.lblk.0 >= todo.start) else { break };
-                let records = if todo.content == Content::Journalled { extent.len } else { 0 };
-                let cost = self.alloc.free_credits(extent.len.into()) + journal.revoke_credits(records);
+                let cost = match todo.content {
+                    Content::Kept => 0,
+                    Content::Data => self.alloc.free_credits(extent.len.into()),
+                    Content::Journalled => {
+                        self.alloc.free_credits(extent.len.into()) + journal.revoke_credits(extent.len)
+                    }
+                };
                 if gone.len() == BATCH || !gone.is_empty() && budget < cost {
                     break;
                 }

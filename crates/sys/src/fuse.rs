@@ -27,6 +27,19 @@ pub fn clone_device(device: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     Ok(clone)
 }
 
+/// The generation of an inode (`FS_IOC_GETVERSION`: `_IOR('v', 1, long)`, which stores an `int` all the same).
+pub fn generation(file: impl AsFd) -> io::Result<u32> {
+    const GETVERSION: Opcode = opcode::read::<u64>(b'v', 1);
+    let mut word = 0_u64;
+    // SAFETY: the command stores at most the size in its number, which is that of `word`.
+    let update = unsafe { Updater::<GETVERSION, u64>::new(&mut word) };
+    // SAFETY: as above; a file of another kind refuses it.
+    unsafe { ioctl(file, update) }?;
+    // The first four bytes, in the machine's order.
+    let bytes = word.to_ne_bytes();
+    Ok(u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]))
+}
+
 /// An `_IOWR` command of `SIZE` bytes on a file of a FUSE mount: the kernel copies the bytes to the server and back.
 pub fn exchange<const OPCODE: Opcode, const SIZE: usize>(
     file: impl AsFd,

@@ -6,6 +6,7 @@ pub mod bell;
 pub mod blkdev;
 pub mod bus;
 pub mod descriptor;
+pub mod extents;
 mod file_map;
 pub mod fuse;
 mod fuse_ring;

@@ -111,6 +111,12 @@ impl AddressSpace {
         ExclusiveGuard(self.invalidate.write())
     }
 
+    /// The same for several inodes, by ascending number.
+    #[track_caller]
+    pub fn exclusive_ordered(&self, number: u64) -> ExclusiveGuard<'_> {
+        ExclusiveGuard(self.invalidate.write_ordered(number))
+    }
+
     /// Takes `invalidate_lock` shared (30).
     #[track_caller]
     pub fn shared(&self) -> SharedGuard<'_> {
@@ -136,7 +142,7 @@ impl AddressSpace {
 
     /// Takes the writeback gates of several inodes, by ascending number.
     #[track_caller]
-    pub(crate) fn gate_ordered(&self, number: u64) -> Gate<'_> {
+    pub fn gate_ordered(&self, number: u64) -> Gate<'_> {
         Gate(self.gate.lock_ordered(number))
     }
 

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::sync::Mutex;
 
 use extant::{
-    Credentials, FallocateMode, Fault, Filesystem, InodeRef, MapAdvice, MapView, Mutant, NewInode, OpenFile,
-    OpenMode, SimMmu,
+    Credentials, FallocateMode, Fault, Filesystem, InodeRef, MapAdvice, MapView, MoveRange, Mutant, NewInode,
+    OpenFile, OpenMode, SimMmu,
 };
 use extant_device::MemoryDevice;
 use extant_sync::model;
@@ -91,6 +91,19 @@ impl File {
         }
     }
 
+    /// Moves the content to blocks of a file without a name. Content in the inode has none to move, and a short file none there.
+    fn move_away(&self) -> Result<(), Errno> {
+        let cred = Credentials::root();
+        let inode = errno(self.fs.root().and_then(|root| self.fs.tmpfile(&root, 0o600, &cred)))?;
+        let mode = OpenMode { write: true, ..OpenMode::default() };
+        let donor = errno(OpenFile::new(&self.fs, &inode, mode, &cred))?;
+        errno(donor.fallocate(FallocateMode::Allocate, 0, 6144, false))?;
+        match errno(self.buffered.move_extents(&donor, MoveRange { orig_start: 0, donor_start: 0, len: 6 })) {
+            Ok(_) | Err(Errno::OPNOTSUPP) => Ok(()),
+            Err(errno) => Err(errno),
+        }
+    }
+
     fn read(&self, file: &OpenFile) -> Result<(), Errno> {
         let mut got = vec![0xEE; 8192];
         let n = errno(file.read_at(0, &mut got))?;
@@ -168,6 +181,7 @@ const OPS: &[Op] = &[
             }
         },
     },
+    Op { name: "move", run: File::move_away, model: |_| {} },
     Op { name: "fsync", run: |f| errno(f.buffered.fsync(false)), model: |_| {} },
     Op {
         name: "reclaim",
@@ -381,4 +395,53 @@ fn mutant_writers_without_the_lock_of_page_0() {
     need!(tools(&["mke2fs"]));
     let caught = std::panic::catch_unwind(|| inline_write_against_store(Mutant::InlineWrite, 2_000));
     assert!(caught.is_err(), "the missing lock was not noticed");
+}
+
+/// A device writes into a pinned page, and fsync says that this is durable, while the content moves to other blocks: it is there after a
+/// crash, whichever came first.
+fn moved_while_pinned(image: &[u8], mutant: Mutant) {
+    let device = Arc::new(MemoryDevice::from_bytes(image));
+    let fs = open(&device, mutant);
+    let file = Arc::new(mapped(&fs, Before::Written));
+    let pin = fs.pin_simulated(&file.inode, &file.view, 0..1).expect("a pin");
+    let target = file.mmu.target(0).expect("memory");
+    let (a, b) = (Arc::clone(&file), Arc::clone(&file));
+    together(vec![
+        Box::new(move || a.move_away().expect("the move")),
+        Box::new(move || {
+            target.mem().copy_from(100, &[9]);
+            b.buffered.fsync(true).expect("fsync");
+        }),
+    ]);
+    let crashed = Arc::new(MemoryDevice::from_bytes(&device.to_bytes()));
+    let recovered = open(&crashed, Mutant::None);
+    let mut got = vec![0; 5000];
+    recovered.read_at(&find(&recovered, "m"), 0, &mut got).expect("read");
+    let mut want = vec![1; 5000];
+    want[100] = 9;
+    let differs = got.iter().zip(&want).position(|(a, b)| a != b);
+    assert!(differs.is_none(), "byte {differs:?} after a crash");
+    recovered.unmount().expect("unmount");
+    drop((recovered, pin, file));
+    close(fs, &device, "a move under a pin");
+}
+
+fn explore_moves(mutant: Mutant, times: usize) {
+    let image: Arc<[u8]> = image(INLINE).into();
+    let scenario = move || moved_while_pinned(&image, mutant);
+    model::check_pct_deep(scenario.clone(), 1, times, 3, STACK);
+    model::check_random_deep(scenario, 1, times, STACK);
+}
+
+#[test]
+fn moving_a_pinned_page() {
+    need!(tools(&["mke2fs"]));
+    explore_moves(Mutant::None, 50 * schedules());
+}
+
+#[test]
+fn mutant_moving_beside_writeback() {
+    need!(tools(&["mke2fs"]));
+    let caught = std::panic::catch_unwind(|| explore_moves(Mutant::MoveGate, 1_000));
+    assert!(caught.is_err(), "the missing gate was not noticed");
 }

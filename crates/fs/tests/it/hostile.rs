@@ -4,7 +4,10 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
-use extant::{Credentials, Error, Filesystem, InodeRef, NewInode, RenameFlags, SetAttr, Setup, XattrSet};
+use extant::{
+    Credentials, Error, FallocateMode, FiemapHow, Filesystem, InodeRef, MoveRange, NewInode, RenameFlags,
+    SetAttr, Setup, XattrSet,
+};
 use extant_device::{BlockDevice, MemoryDevice, Overlay};
 use extant_testkit::env::{images, scratch, seed, tools};
 use extant_testkit::oracle::mke2fs;
@@ -36,6 +39,10 @@ impl Walk<'_> {
         for name in self.note(list).unwrap_or_default().split(|b| *b == 0).filter(|n| !n.is_empty()) {
             let value = self.fs.get_xattr(inode, name, &cred);
             self.note(value);
+        }
+        for how in [FiemapHow::empty(), FiemapHow::XATTR] {
+            let extents = self.fs.fiemap(inode, 0, u64::MAX, how, 1000);
+            self.note(extents);
         }
         if inode.is_dir() {
             self.list(inode, depth);
@@ -97,7 +104,17 @@ fn work(fs: &Filesystem, rng: &mut Rng) {
         let name = format!("name {}", rng.below(80)).into_bytes();
         let other = format!("name {}", rng.below(80)).into_bytes();
         let to = dirs[rng.below(dirs.len() as u64) as usize].clone();
-        match rng.below(8) {
+        match rng.below(9) {
+            8 => {
+                let (orig, donor) = (fs.lookup(&dir, &name, &cred), fs.lookup(&to, &other, &cred));
+                if let (Ok(orig), Ok(donor)) = (orig, donor) {
+                    let _ = fs.fallocate(&orig, FallocateMode::Allocate, 0, 5000, false, &cred);
+                    let _ = fs.fallocate(&donor, FallocateMode::Allocate, 0, 9000, false, &cred);
+                    let start = rng.below(4);
+                    let range = MoveRange { orig_start: start, donor_start: start, len: rng.below(12) };
+                    let _ = fs.move_extents(&orig, &donor, range, &cred);
+                }
+            }
             0 | 1 => drop(fs.mknod(&dir, &name, &NewInode::file(0o644), &cred)),
             2 => drop(fs.unlink(&dir, &name, &cred)),
             3 => drop(fs.mkdir(&dir, &name, 0o755, &cred)),

@@ -20,6 +20,8 @@ mod explore_map;
 #[cfg(not(feature = "shuttle"))]
 mod fast_commit;
 #[cfg(not(feature = "shuttle"))]
+mod fiemap;
+#[cfg(not(feature = "shuttle"))]
 mod hostile;
 #[cfg(not(feature = "shuttle"))]
 mod journalled;
@@ -29,6 +31,8 @@ mod map_stress;
 mod mapped_memory;
 #[cfg(not(feature = "shuttle"))]
 mod mapping;
+#[cfg(not(feature = "shuttle"))]
+mod move_ext;
 #[cfg(not(feature = "shuttle"))]
 mod names;
 #[cfg(not(feature = "shuttle"))]
