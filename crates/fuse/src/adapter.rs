@@ -9,6 +9,7 @@ mod caller;
 mod coherent;
 mod convert;
 mod data;
+mod extents;
 mod ioctl;
 mod list;
 mod names;
@@ -75,6 +76,7 @@ pub struct Adapter {
     notifier: OnceLock<Notifier>,
     at_end: OnceLock<AtEnd>,
     dropper: Dropper,
+    dropping: extents::Dropping,
     /// What [`Filesystem::unmount`] said, once it was called.
     ended: extant_sync::Mutex<Option<Result<(), String>>>,
 }
@@ -92,6 +94,7 @@ impl Adapter {
             notifier: OnceLock::new(),
             at_end: OnceLock::new(),
             dropper: Dropper::new(),
+            dropping: extents::Dropping::default(),
             ended,
         }
     }

@@ -8,6 +8,7 @@
 //! | [`Session`] | the connection: reader threads or ring seats, interrupts, notifications |
 //! | [`mount`] | mounting and unmounting: as root, through fusermount3, in a namespace, on a loop device as a token |
 //! | [`Adapter`] | ext4 behind the transport |
+//! | [`private`] | our own ioctls on files of a mount |
 //! | [`command`] | `mount`, `umount`, `exec`, the helper of mount(8) |
 //! | [`null`] | a file system in memory on the same transport: what the transport itself costs |
 //!
@@ -26,6 +27,7 @@ pub mod mount;
 mod notify;
 pub mod null;
 mod pool;
+pub mod private;
 mod reply;
 mod ring;
 mod server;

@@ -4,6 +4,7 @@ mod aio;
 mod attributes;
 mod descriptors;
 mod directories;
+mod extents;
 mod ioctl;
 mod locks;
 mod mapping;

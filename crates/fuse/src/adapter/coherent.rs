@@ -22,6 +22,8 @@ const SHARDS: usize = 16;
 pub(super) struct Shared {
     /// It was open for buffered reading while a file of now was open: the kernel may cache pages.
     buffered: AtomicBool,
+    /// Somebody was told where its blocks are on the device.
+    blocks_told: AtomicBool,
 }
 
 impl Shared {
@@ -30,6 +32,11 @@ impl Shared {
         if !self.buffered.load(Ordering::Relaxed) {
             self.buffered.store(true, Ordering::Release);
         }
+    }
+
+    /// Whether somebody was told where its blocks are.
+    pub(super) fn has_told_blocks(&self) -> bool {
+        self.blocks_told.load(Ordering::Acquire)
     }
 
     /// Whether a direct write must have the kernel's pages dropped.
@@ -51,6 +58,13 @@ impl SharedByInode {
     /// The state of an inode that is being opened.
     pub(super) fn open(&self, ino: u32) -> Arc<Shared> {
         Arc::clone(self.0[ino as usize % SHARDS].lock().entry(ino).or_default())
+    }
+
+    /// Somebody is told where an inode's blocks are. One that is not open is told to nobody that keeps it.
+    pub(super) fn note_blocks_told(&self, ino: u32) {
+        if let Some(shared) = self.0[ino as usize % SHARDS].lock().get(&ino) {
+            shared.blocks_told.store(true, Ordering::Release);
+        }
     }
 
     /// An open file of the inode has gone, its state is given back.

@@ -132,7 +132,7 @@ impl Adapter {
     }
 
     /// What was removed before this request came may still be on its way out.
-    fn wait_for_space(&self) {
+    pub(super) fn wait_for_space(&self) {
         self.nodes.wait_forgotten(|inode| self.files.any_of(inode));
     }
 
@@ -186,6 +186,7 @@ impl Adapter {
     pub(super) fn do_bmap(&self, req: &Request<'_>, args: &BmapIn) -> Result<BmapOut, Errno> {
         let offset = self.options.device_offset.ok_or(Errno::NOSYS)?;
         let inode = self.inode(req.node())?;
+        self.files.note_blocks_told(inode.ino().0);
         let (unit, block) = (u64::from(args.blocksize), u64::from(self.fs.geometry().block_size()));
         let at = args.block.checked_mul(unit).filter(|_| unit > 0).ok_or(Errno::INVAL)?;
         let place = |at: u64| -> Result<Option<u64>, Errno> {

@@ -11,6 +11,7 @@ use rustix::io::Errno;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::{Adapter, caller, errno};
+use crate::private;
 use crate::server::Request;
 use crate::wire::IoctlIn;
 
@@ -205,6 +206,9 @@ impl Adapter {
                 }
                 Ok(self.remount(&asked.text()).as_bytes().to_vec())
             }
+            private::FIEMAP => self.fiemap_ioctl(&inode, data),
+            private::FALLOCATE => self.fallocate_ioctl(req, args.fh, data),
+            private::MOVE_EXT => self.move_ext_ioctl(req, args.fh, data),
             _ => Err(Errno::NOTTY),
         }
     }

@@ -29,6 +29,16 @@ impl Open {
         }
     }
 
+    /// Whether the kernel may have pages of the file.
+    pub(super) fn may_be_cached(&self) -> bool {
+        self.shared.as_ref().is_some_and(|shared| shared.is_buffered())
+    }
+
+    /// Whether somebody was told where on the device blocks of the file are, since it is open.
+    pub(super) fn has_told_blocks(&self) -> bool {
+        self.shared.as_ref().is_some_and(|shared| shared.has_told_blocks())
+    }
+
     /// Whether a WRITE with these flags may leave old pages in the kernel's cache.
     pub(super) fn may_leave_stale(&self, flags: u32) -> bool {
         is_direct(flags) && self.shared.as_ref().is_some_and(|shared| shared.is_buffered())
@@ -101,6 +111,17 @@ impl OpenFiles {
             }
         };
         ((slot + 1) * SHARDS + shard) as u64
+    }
+
+    /// A file that no handle leads to; it shares what open files of its inode do.
+    pub(super) fn aside(&self, file: OpenFile) -> Arc<Open> {
+        let shared = self.shared.open(file.inode().ino().0);
+        Arc::new(Open { file, shared: Some(shared), files: Arc::downgrade(&self.shared) })
+    }
+
+    /// Somebody is told where on the device blocks of an inode are.
+    pub(super) fn note_blocks_told(&self, ino: u32) {
+        self.shared.note_blocks_told(ino);
     }
 
     fn place(fh: u64) -> Option<(usize, usize)> {

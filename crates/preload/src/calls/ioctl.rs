@@ -1,4 +1,4 @@
-//! ioctl: flags, projects, label, generation, trim, freeze, shutdown.
+//! ioctl: flags, projects, label, generation, trim, freeze, shutdown, extents.
 
 use std::ffi::{c_int, c_ulong, c_void};
 
@@ -26,6 +26,8 @@ mod command {
     pub(super) const FICLONE: u32 = 0x4004_9409;
     pub(super) const FICLONERANGE: u32 = 0x4020_940d;
     pub(super) const FIDEDUPERANGE: u32 = 0xc018_9436;
+    pub(super) const FIEMAP: u32 = 0xc020_660b;
+    pub(super) const EXT4_MOVE_EXT: u32 = 0xc028_660f;
     pub(super) const FIBMAP: u32 = 1;
     pub(super) const FIGETBSZ: u32 = 2;
     pub(super) const FIONREAD: u32 = 0x541b;
@@ -119,6 +121,8 @@ fn control(fd: c_int, request: c_ulong, argument: *mut c_void) -> Answer<c_int> 
             fs.shutdown(how, &cred)?;
             Ok(Some(0))
         }
+        command::FIEMAP => super::extents::fiemap(&what, argument),
+        command::EXT4_MOVE_EXT => super::extents::move_extents(&what, argument),
         command::FIGETBSZ => give(argument, inode.attr().block_size.cast_signed()),
         command::FIONREAD if inode.is_regular() => {
             let left = inode.size().saturating_sub(*what.position());

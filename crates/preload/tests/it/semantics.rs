@@ -73,3 +73,8 @@ fn buffers_in_a_mapping() {
 fn ranges() {
     probe(include_str!("probes/ranges.py"));
 }
+
+#[test]
+fn extents() {
+    probe(include_str!("probes/extents.py"));
+}

@@ -1,0 +1,117 @@
+//! Our own ioctls ([`crate::private`]): extents, moving blocks, the other modes of fallocate(2).
+
+use extant::{Access, Error, FallocateMode, FiemapHow, Ino, InodeRef, MoveRange, OpenFile, OpenMode};
+use extant_sync::Arc;
+use extant_sync::atomic::{AtomicBool, Ordering};
+use rustix::io::Errno;
+use zerocopy::{FromBytes, IntoBytes};
+
+use super::open::Open;
+use super::{Adapter, caller, errno, node_of};
+use crate::private::{FIEMAP_ROOM, Fallocate, FiemapHead, MoveExt};
+use crate::server::Request;
+
+/// One thread at a time has the kernel drop pages: it waits for READs and WRITEs, which others serve, so there must be others.
+#[derive(Debug, Default)]
+pub(super) struct Dropping(AtomicBool);
+
+/// The right to that.
+struct MayDrop<'a>(&'a Dropping);
+
+impl Dropping {
+    fn begin(&self) -> Result<MayDrop<'_>, Errno> {
+        if self.0.swap(true, Ordering::Acquire) { Err(Errno::AGAIN) } else { Ok(MayDrop(self)) }
+    }
+}
+
+impl Drop for MayDrop<'_> {
+    fn drop(&mut self) {
+        self.0.0.store(false, Ordering::Release);
+    }
+}
+
+impl Adapter {
+    pub(super) fn fiemap_ioctl(&self, inode: &InodeRef, data: &[u8]) -> Result<Vec<u8>, Errno> {
+        let (mut head, _) = FiemapHead::read_from_prefix(data).map_err(|_| Errno::INVAL)?;
+        let how = FiemapHow::from_raw(head.flags).map_err(|_| Errno::BADR)?;
+        let (start, length) = (head.start, head.length);
+        let most = (head.extent_count as usize).min(FIEMAP_ROOM);
+        let mut out = data.to_vec();
+        if most == 0 {
+            head.mapped_extents = self.fs.fiemap_count(inode, start, length, how).map_err(|e| errno(&e))?;
+        } else {
+            let found = self.fs.fiemap(inode, start, length, how, most).map_err(|e| errno(&e))?;
+            head.mapped_extents = found.len() as u32;
+            let extents = out[size_of::<FiemapHead>()..].chunks_exact_mut(extant::FiemapExtent::SIZE);
+            extents.zip(&found).for_each(|(into, extent)| into.copy_from_slice(&extent.to_bytes()));
+        }
+        out[..size_of::<FiemapHead>()].copy_from_slice(head.as_bytes());
+        Ok(out)
+    }
+
+    pub(super) fn fallocate_ioctl(&self, req: &Request<'_>, fh: u64, data: &[u8]) -> Result<Vec<u8>, Errno> {
+        let asked = Fallocate::read_from_bytes(data).map_err(|_| Errno::INVAL)?;
+        if asked.reserved != 0 {
+            return Err(Errno::INVAL);
+        }
+        let (mode, keep_size) = FallocateMode::from_flags(asked.mode).map_err(|e| errno(&e))?;
+        let file = self.files.find(fh).ok_or(Errno::BADF)?;
+        refuse_swap(&file)?;
+        // Before, so that nothing of what the kernel has written for others is lost in the move; after, since it is elsewhere then.
+        self.drop_cached(&file, asked.offset)?;
+        let done = match file.fallocate(mode, asked.offset, asked.length, keep_size) {
+            Err(Error::NoSpace) => {
+                self.wait_for_space();
+                let cred = caller::privileged(req);
+                self.fs.fallocate(file.inode(), mode, asked.offset, asked.length, keep_size, &cred)
+            }
+            other => other,
+        };
+        self.drop_cached(&file, asked.offset)?;
+        self.attributes_changed(req.node());
+        done.map_err(|e| errno(&e))?;
+        Ok(data.to_vec())
+    }
+
+    /// The donor comes by number and generation, so whether the caller may write it is asked here; to whom it is not known, nothing
+    /// is allowed.
+    pub(super) fn move_ext_ioctl(&self, req: &Request<'_>, fh: u64, data: &[u8]) -> Result<Vec<u8>, Errno> {
+        let mut asked = MoveExt::read_from_bytes(data).map_err(|_| Errno::INVAL)?;
+        if asked.reserved != 0 {
+            return Err(Errno::INVAL);
+        }
+        let file = self.files.find(fh).ok_or(Errno::BADF)?;
+        let ino = u32::try_from(asked.donor_ino).map_err(|_| Errno::STALE)?;
+        let inode = self.fs.inode_generation(Ino(ino), asked.donor_generation).map_err(|e| errno(&e))?;
+        let cred = caller::unchecked(req).ok_or(Errno::PERM)?;
+        self.fs.access(&inode, Access::WRITE, &cred).map_err(|e| errno(&e))?;
+        let mode = OpenMode { write: true, ..OpenMode::default() };
+        let donor = OpenFile::new(&self.fs, &inode, mode, &cred).map_err(|e| errno(&e))?;
+        let donor = self.files.aside(donor);
+        refuse_swap(&file)?;
+        refuse_swap(&donor)?;
+        let MoveExt { orig_start, donor_start, len, .. } = asked;
+        let moved = file.move_extents(&donor, MoveRange { orig_start, donor_start, len });
+        self.drop_cached(&donor, 0)?;
+        asked.moved_len = moved.map_err(|e| errno(&e))?;
+        Ok(asked.as_bytes().to_vec())
+    }
+
+    /// Has the kernel write and drop what it caches of a file from byte `offset` on, if it may cache anything.
+    fn drop_cached(&self, file: &Open, offset: u64) -> Result<(), Errno> {
+        let Some(notifier) = self.notifier.get().filter(|_| file.may_be_cached()) else { return Ok(()) };
+        let _one = self.dropping.begin()?;
+        let offset = i64::try_from(offset).map_err(|_| Errno::FBIG)?;
+        match notifier.inval_inode(node_of(file.inode().ino()), offset, 0) {
+            // The kernel does not know the inode, and caches nothing of it.
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(errno) => Err(errno),
+        }
+    }
+}
+
+/// Blocks of a file that somebody was told the numbers of stay where they are while it is open: the kernel writes to those of a swap
+/// file by itself.
+fn refuse_swap(file: &Arc<Open>) -> Result<(), Errno> {
+    if file.has_told_blocks() { Err(Errno::TXTBSY) } else { Ok(()) }
+}
