@@ -99,6 +99,11 @@ const CLAIMS: &[Claim] = &[
         "punch, collapse, insert in a file of 100,000 extents against the kernel",
         others::ranges,
     ),
+    claim(
+        "defrag",
+        "400 MiB in 6,000 pieces brought to 4 extents on a mount, while it is read",
+        others::defrag,
+    ),
     claim("mkfs", "mkfs -d of 20,000 files against mkext4 and mke2fs", others::mkfs),
     claim("mkfs-reproducible", "two runs of mkfs -d give the same bytes", images::reproducible),
     claim("scaling", "4 threads against 1", others::scaling),

@@ -9,6 +9,7 @@
 //! | `edit` | `mkdir`, `rm`, `mv`, `ln`, `chmod`, `chown` |
 //! | `xattr` | `xattr` |
 //! | `transfer`, `copy` | `get`, `put`, `import`, `export` |
+//! | `filefrag`, `defrag`, `fallocate` | where files are on the device, and changing that; on an image or on a mount (`onmount`) |
 //! | `manual` | `completions`, `man` |
 //! | `image`, `volume` | opening an image; paths in it |
 //! | `fail`, `show` | messages; how numbers, times and names are printed |
@@ -16,8 +17,11 @@
 //! Commands that only read never change the image: what a journal replay writes goes to memory.
 
 mod copy;
+mod defrag;
 mod edit;
 mod fail;
+mod fallocate;
+mod filefrag;
 mod fsck;
 mod glob;
 mod image;
@@ -26,6 +30,7 @@ mod look;
 mod manual;
 mod mkfs;
 mod mount;
+mod onmount;
 mod out;
 mod show;
 mod transfer;
@@ -72,6 +77,9 @@ enum Command {
     Chown(edit::ChownArgs),
     Xattr(xattr::Args),
     Export(transfer::ExportArgs),
+    Filefrag(filefrag::Args),
+    Defrag(defrag::Args),
+    Fallocate(fallocate::Args),
     Completions(manual::CompletionsArgs),
     Man(manual::ManArgs),
 }
@@ -142,6 +150,9 @@ fn run(command: Command) -> Outcome {
         Command::Chown(args) => edit::chown(&args),
         Command::Xattr(args) => xattr::run(&args),
         Command::Export(args) => transfer::export(&args),
+        Command::Filefrag(args) => filefrag::run(&args),
+        Command::Defrag(args) => defrag::run(&args),
+        Command::Fallocate(args) => fallocate::run(&args),
         Command::Completions(args) => manual::completions(&args),
         Command::Man(args) => manual::man(&args),
     }

@@ -162,6 +162,18 @@ pub(crate) fn map_threads(_: &Rig) -> Result<Shown, String> {
     Ok(Shown::new(count.to_string(), bound, held && count.passed == 4))
 }
 
+/// The test makes the file, reads and compares it all the time, and checks what is left.
+pub(crate) fn defrag(_: &Rig) -> Result<Shown, String> {
+    let mut cargo = crate::proc::cargo();
+    cargo.args(["test", "--release", "-q", "-p", "extant-cli", "--test", "it", "extents::a_mount_in_use"]);
+    let said = crate::proc::output(cargo.args(["--", "--nocapture"]).env("EXTANT_DEFRAG", "long"))?;
+    let figure = said.lines().find_map(|line| line.split_once("defrag: ")).map(|(_, figure)| figure);
+    let figure = figure.ok_or_else(|| format!("no figure in: {said}"))?;
+    let after = figure.split(", ").nth(1).and_then(|words| words.split(' ').next()?.parse::<u32>().ok());
+    let bound = "at most 4 extents, never another byte, e2fsck clean";
+    Ok(Shown::new(figure, bound, after.is_some_and(|after| after <= 4)))
+}
+
 pub(crate) fn mkfs(_: &Rig) -> Result<Shown, String> {
     group("mkfs")
 }

@@ -6,6 +6,7 @@ extern crate extant_testkit;
 mod both_ways;
 mod edit;
 mod exec;
+mod extents;
 mod external;
 mod fallocate_table;
 mod info;
