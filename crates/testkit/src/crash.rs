@@ -83,6 +83,8 @@ pub fn changes() -> Vec<Vec<Op>> {
         collapse a 4096 4096
         insert a 4096 4096
         insert a 0 8192
+        move a
+        move d/c
         chmod a 600
         setxattr a user.x 100 18
         setxattr d/c user.old 700 19
@@ -99,6 +101,7 @@ pub fn changes() -> Vec<Vec<Op>> {
         zero @a 1024 20000
         collapse @a 0 4096
         insert @a 4096 4096
+        move @a
         setxattr @a user.x 700 22
         close @a
         write @c 100 5000 23
@@ -148,6 +151,7 @@ fn changed_by(op: &Op) -> &str {
         | Op::Insert { path, .. }
         | Op::Setxattr { path, .. }
         | Op::Removexattr { path, .. }
+        | Op::Move { path }
         | Op::Open { path, .. }
         | Op::Fsync { path }
         | Op::Fdatasync { path } => path,

@@ -506,6 +506,7 @@ impl Executor for Model {
             }
             Op::Collapse { path, offset, len } => self.collapse(path, *offset, *len),
             Op::Insert { path, offset, len } => self.insert(path, *offset, *len),
+            Op::Move { path } => self.file(path).map(drop),
             Op::Setxattr { path, name, len, seed } => {
                 let value = pattern(*seed, 0, *len);
                 self.xattr_target(path, name)?.xattrs.insert(name.clone().into_bytes(), value);

@@ -6,13 +6,13 @@
 //! rename OLD NEW [noreplace|exchange]                  chmod PATH MODE          chown PATH UID GID
 //! write PATH OFFSET LEN SEED append PATH LEN SEED      truncate PATH SIZE       utimes PATH SECONDS NANOSECONDS
 //! fallocate PATH OFFSET LEN [keep]                     punch PATH OFFSET LEN    zero PATH OFFSET LEN [keep]
-//! collapse PATH OFFSET LEN   insert PATH OFFSET LEN
+//! collapse PATH OFFSET LEN   insert PATH OFFSET LEN   move PATH
 //! setxattr PATH NAME LEN SEED                          removexattr PATH NAME
 //! open PATH HANDLE           close HANDLE
 //! fsync PATH                 fdatasync PATH            sync
 //! ```
 //! A handle is a word that begins with `@`. It keeps a file open, and stands for it in operations on its content, attributes and
-//! for syncs, also when the file has no name any more. Paths are relative to the root and hold no blanks; modes are octal; contents are patterns of a seed
+//! for syncs, also when the file has no name any more. `move` brings a file's content to other blocks. Paths are relative to the root and hold no blanks; modes are octal; contents are patterns of a seed
 //! ([`crate::rng::pattern`]).
 
 mod dir;
@@ -55,6 +55,7 @@ pub enum Op {
     Insert { path: String, offset: u64, len: u64 },
     Setxattr { path: String, name: String, len: usize, seed: u64 },
     Removexattr { path: String, name: String },
+    Move { path: String },
     Open { path: String, handle: String },
     Close { handle: String },
     Fsync { path: String },

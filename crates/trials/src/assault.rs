@@ -5,8 +5,8 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use extant::{
-    Credentials, Error, FallocateMode, FileType, Filesystem, Ino, InodeFlags, InodeRef, NewInode,
-    RenameFlags, SeekKind, SetAttr, SetTime, Setup, ShutdownMode, Timestamp, WriteFlags, XattrSet,
+    Credentials, Error, FallocateMode, FiemapHow, FileType, Filesystem, Ino, InodeFlags, InodeRef, MoveRange,
+    NewInode, RenameFlags, SeekKind, SetAttr, SetTime, Setup, ShutdownMode, Timestamp, WriteFlags, XattrSet,
 };
 use extant_device::BlockDevice;
 use extant_fsck::Kind as Found;
@@ -308,6 +308,9 @@ impl Attack<'_> {
         let Some(inode) = self.inode() else { return Ok(()) };
         let at = self.offset(inode.size());
         let len = if self.rng.chance(1, 8) { self.rng.next_u64() >> 20 } else { 1 + self.rng.below(300_000) };
+        if self.rng.chance(1, 4) {
+            return self.exchange(&inode, at, len);
+        }
         if self.rng.chance(1, 3) {
             let change = SetAttr { size: Some(at), ..SetAttr::default() };
             return self.fs.set_attr(&inode, &change, &self.cred).map(drop);
@@ -331,6 +334,24 @@ impl Attack<'_> {
         // Modes that go without it refuse it.
         let keep_size = self.rng.chance(1, if at.is_multiple_of(0x1_0000) { 8 } else { 2 });
         self.fs.fallocate(&inode, mode, at, len, keep_size, &self.cred)
+    }
+
+    /// Blocks move between this file and another one, or one without a name.
+    fn exchange(&mut self, orig: &InodeRef, at: u64, len: u64) -> Result<(), Error> {
+        let block = u64::from(self.fs.geometry().block_size());
+        let start = at / block;
+        let donor = match self.inode() {
+            Some(other) if self.rng.chance(1, 2) => other,
+            _ => {
+                let donor = self.fs.tmpfile(&self.fs.root()?, 0o600, &self.cred)?;
+                let (at, len) = (start * block, len.min(WRITE_LIMIT));
+                self.fs.fallocate(&donor, FallocateMode::Allocate, at, len, false, &self.cred)?;
+                donor
+            }
+        };
+        let donor_start = if self.rng.chance(1, 4) { self.rng.below(200) } else { start };
+        let range = MoveRange { orig_start: start, donor_start, len: len.div_ceil(block) };
+        self.fs.move_extents(orig, &donor, range, &self.cred).map(drop)
     }
 
     fn attributes(&mut self) -> Result<(), Error> {
@@ -372,6 +393,11 @@ impl Attack<'_> {
     fn look(&mut self) -> Result<(), Error> {
         let Some(inode) = self.inode() else { return Ok(()) };
         let at = self.offset(inode.size());
+        let how = FiemapHow::from_bits_truncate(self.rng.below(8) as u32);
+        if self.rng.chance(1, 4) {
+            self.fs.fiemap(&inode, at, self.rng.next_u64(), how, 1000)?;
+            self.fs.fiemap_count(&inode, at, 1 << 24, how)?;
+        }
         if inode.is_dir() {
             self.names(&inode);
             return Ok(());

@@ -6,8 +6,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use extant::{
-    Credentials, DeviceNumber, FallocateMode, FileType, Filesystem, InodeRef, NewInode, OpenFile, OpenMode,
-    RenameFlags, SetAttr, SetTime, Setup, Timestamp, WriteFlags, XattrSet,
+    Credentials, DeviceNumber, FallocateMode, FileType, Filesystem, InodeRef, MoveRange, NewInode, OpenFile,
+    OpenMode, RenameFlags, SetAttr, SetTime, Setup, Timestamp, WriteFlags, XattrSet,
 };
 use extant_device::OpenOptions;
 use extant_testkit::rng::pattern;
@@ -73,6 +73,20 @@ impl LibExecutor {
         }
         let mode = OpenMode { read: true, write: true, ..OpenMode::default() };
         OpenFile::new(&self.fs, &self.walk(path)?, mode, &self.cred).map(Arc::new)
+    }
+
+    /// Moves a file's content to blocks of a file without a name.
+    fn move_away(&self, file: &OpenFile) -> extant::Result<()> {
+        let size = file.inode().size();
+        if size == 0 {
+            return Ok(());
+        }
+        let donor = self.fs.tmpfile(&self.fs.root()?, 0o600, &self.cred)?;
+        let mode = OpenMode { write: true, ..OpenMode::default() };
+        let donor = OpenFile::new(&self.fs, &donor, mode, &self.cred)?;
+        donor.fallocate(FallocateMode::Allocate, 0, size, false)?;
+        let len = size.div_ceil(self.fs.geometry().block_size().into());
+        file.move_extents(&donor, MoveRange { orig_start: 0, donor_start: 0, len }).map(drop)
     }
 
     fn apply_inner(&mut self, op: &Op) -> extant::Result<()> {
@@ -153,6 +167,7 @@ impl LibExecutor {
                 let inode = self.walk(path)?;
                 fs.remove_xattr(&inode, name.as_bytes(), cred)?;
             }
+            Op::Move { path } => self.move_away(&*self.open(path)?)?,
             Op::Open { path, handle } => {
                 let file = self.open(path)?;
                 self.open.insert(handle.clone(), file);

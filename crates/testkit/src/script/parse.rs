@@ -52,6 +52,7 @@ impl fmt::Display for Op {
             Self::Insert { path, offset, len } => write!(f, "insert {path} {offset} {len}"),
             Self::Setxattr { path, name, len, seed } => write!(f, "setxattr {path} {name} {len} {seed}"),
             Self::Removexattr { path, name } => write!(f, "removexattr {path} {name}"),
+            Self::Move { path } => write!(f, "move {path}"),
             Self::Open { path, handle } => write!(f, "open {path} {handle}"),
             Self::Close { handle } => write!(f, "close {handle}"),
             Self::Fsync { path } => write!(f, "fsync {path}"),
@@ -103,6 +104,7 @@ impl Words<'_> {
                 seed: self.number()?,
             },
             "append" => Op::Append { path: self.path()?, len: self.number()?, seed: self.number()? },
+            "move" => Op::Move { path: self.path()? },
             "truncate" => Op::Truncate { path: self.path()?, size: self.number()? },
             "utimes" => {
                 Op::Utimes { path: self.path()?, seconds: self.number()?, nanoseconds: self.number()? }
