@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use extant_sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use crate::{BlockDevice, MemSlice, total, total_mem};
+use crate::{BlockDevice, DirectAccess, MemSlice, total, total_mem};
 
 /// Another device, with counters of what was asked of it.
 #[derive(Debug)]
@@ -143,5 +143,9 @@ impl BlockDevice for Counting {
     }
     fn advise(&self, offset: u64, len: u64) {
         self.base.advise(offset, len);
+    }
+    /// What goes that way is not counted.
+    fn direct_access(&self) -> Option<DirectAccess> {
+        self.base.direct_access()
     }
 }

@@ -5,21 +5,21 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use extant_sync::{Mutex, Rank};
-use extant_sys::{MemSlice, blkdev};
+use extant_sys::{DeviceMemory, MemSlice, blkdev};
 use rustix::fs::{FallocateFlags, FlockOperation, OFlags};
 use rustix::io::Errno;
 
 use crate::live::{self, Live};
-use crate::{BlockDevice, check_range, errno, total, total_mem};
+use crate::{BlockDevice, DirectAccess, check_range, errno, total, total_mem};
 
 /// An image file or block device that is open, and ours alone if for writing.
 #[derive(Debug)]
 pub struct FileDevice {
     /// What it was opened as; the advisory lock is on this one.
-    file: File,
+    file: Arc<File>,
     /// Opened for writing after it was opened for reading.
     writable: OnceLock<File>,
     /// Loop devices of the caller's own, to which the file is attached.
@@ -148,7 +148,7 @@ impl OpenOptions {
             return Err(fail(errno(Errno::ROFS)));
         }
         Ok(FileDevice {
-            file,
+            file: Arc::new(file),
             writable: OnceLock::new(),
             own_loops: Mutex::new(Rank::LEAF, Vec::new()),
             path: path.to_owned(),
@@ -248,6 +248,27 @@ impl FileDevice {
             device.size = size;
         }
         Ok(device)
+    }
+
+    /// `size` bytes of zeros in memory that can be mapped (a memory file).
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn in_memory(size: u64) -> io::Result<Self> {
+        let file = rustix::fs::memfd_create("extant-device", rustix::fs::MemfdFlags::CLOEXEC)?;
+        let file = File::from(extant_sys::descriptor::lift(file));
+        file.set_len(size)?;
+        Ok(Self {
+            file: Arc::new(file),
+            writable: OnceLock::new(),
+            own_loops: Mutex::new(Rank::LEAF, Vec::new()),
+            path: PathBuf::from("(memory)"),
+            size,
+            sector: 512,
+            read_only: false,
+            block_device: false,
+            live: None,
+        })
     }
 
     /// The path it was opened by.
@@ -488,6 +509,14 @@ impl BlockDevice for FileDevice {
             // A hint: if the system does not want it, nothing is lost.
             let _ = rustix::fs::fadvise(self.io(), offset, Some(len), rustix::fs::Advice::WillNeed);
         }
+    }
+
+    /// A file that is open for writing; none of a block device, whose mappings are of its cache, which it may drop.
+    fn direct_access(&self) -> Option<DirectAccess> {
+        if self.block_device || self.read_only {
+            return None;
+        }
+        DeviceMemory::new(Arc::clone(&self.file), self.size).ok().map(DirectAccess::new)
     }
 }
 

@@ -13,6 +13,7 @@
 //! Locks: only leaves, never held over the I/O of a device below.
 
 mod counting;
+mod direct_access;
 mod file;
 mod live;
 mod memory;
@@ -26,6 +27,7 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::sync::Arc;
 
 pub use counting::{Counting, Counts};
+pub use direct_access::DirectAccess;
 pub use file::{FileDevice, OpenError, OpenOptions};
 pub use live::Live;
 pub use memory::MemoryDevice;
@@ -146,6 +148,11 @@ pub trait BlockDevice: Send + Sync + Debug {
     fn advise(&self, offset: u64, len: u64) {
         let _ = (offset, len);
     }
+
+    /// Its bytes as memory that can be mapped for loads and stores, where it has that.
+    fn direct_access(&self) -> Option<DirectAccess> {
+        None
+    }
 }
 
 impl<D: BlockDevice + ?Sized> BlockDevice for Arc<D> {
@@ -199,6 +206,9 @@ impl<D: BlockDevice + ?Sized> BlockDevice for Arc<D> {
     }
     fn advise(&self, offset: u64, len: u64) {
         (**self).advise(offset, len);
+    }
+    fn direct_access(&self) -> Option<DirectAccess> {
+        (**self).direct_access()
     }
 }
 

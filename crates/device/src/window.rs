@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use rustix::io::Errno;
 
-use crate::{BlockDevice, MemSlice, check_range, errno, total, total_mem};
+use crate::{BlockDevice, DirectAccess, MemSlice, check_range, errno, total, total_mem};
 
 /// The bytes of a device from an offset on: a partition of a disk image, or a filesystem behind a header.
 #[derive(Debug)]
@@ -99,5 +99,8 @@ impl BlockDevice for Window {
         if let Ok(at) = self.place(offset, len) {
             self.base.advise(at, len);
         }
+    }
+    fn direct_access(&self) -> Option<DirectAccess> {
+        Some(self.base.direct_access()?.from_offset(self.start))
     }
 }

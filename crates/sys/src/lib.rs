@@ -6,6 +6,7 @@ pub mod bell;
 pub mod blkdev;
 pub mod bus;
 pub mod descriptor;
+mod device_memory;
 pub mod extents;
 mod file_map;
 pub mod fuse;
@@ -22,6 +23,7 @@ mod uffd;
 mod user_map;
 pub mod user_memory;
 
+pub use device_memory::DeviceMemory;
 pub use file_map::FileMap;
 pub use fuse_ring::{Delivered, FuseSeat};
 pub use mem::{MemSlice, preadv, pwritev, writev};
@@ -35,6 +37,12 @@ pub use user_map::{MapRequest, Protection, Refused, Target, UserMap, UserPages};
 #[must_use]
 pub fn thread_number() -> u32 {
     rustix::thread::gettid().as_raw_nonzero().get().cast_unsigned()
+}
+
+/// Bytes of a page of the system.
+#[must_use]
+pub fn page_size() -> usize {
+    rustix::param::page_size()
 }
 
 /// The atomics of memory that programs share: always the processor's, whatever explores schedules.

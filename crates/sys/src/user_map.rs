@@ -6,6 +6,7 @@
 //! | [`UserPages`] | its pages, shared: what a fault's handler and writeback do with them |
 //! | `pieces` | the ranges of addresses that a mapping consists of |
 //! | `change` | unmapping, moving, growing, protecting parts of it |
+//! | `device` | windows: parts that show a device |
 //!
 //! Nothing of a mapping can be reached before it is registered: it is made inaccessible and opened after that. To a fixed
 //! address it is moved when that is done, so that there is no time at which an access meets an unregistered page.
@@ -18,6 +19,7 @@
 //! reader of messages: a moved mapping is marked busy instead, and installing leaves busy pieces out.
 
 mod change;
+mod device;
 mod pieces;
 
 use std::fmt;
@@ -83,7 +85,7 @@ pub struct UserPages {
     stored: AtomicBool,
     start: AtomicUsize,
     len: AtomicUsize,
-    changing: Mutex<()>,
+    changing: Mutex<device::Windows>,
     state: RwLock<State>,
 }
 
@@ -148,7 +150,7 @@ impl UserMap {
             stored: AtomicBool::new(false),
             start: AtomicUsize::new(start),
             len: AtomicUsize::new(len),
-            changing: Mutex::new(()),
+            changing: Mutex::default(),
             state: RwLock::new(State::of(piece)),
         });
         // From here on an error unmaps it.
@@ -675,7 +677,7 @@ impl UserPages {
             }
             drop(state);
             // Whoever changes it holds this until it is done.
-            drop(self.changing.lock().unwrap_or_else(PoisonError::into_inner));
+            drop(self.change());
         }
     }
 

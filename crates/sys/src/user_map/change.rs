@@ -6,7 +6,6 @@
 use std::io;
 use std::ops::Range;
 use std::ptr;
-use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
 use rustix::io::Errno;
@@ -67,7 +66,7 @@ impl UserPages {
         if range.is_empty() {
             return Ok(());
         }
-        let changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut changing = self.change();
         let parts = self.begin(&range);
         let mut result = Ok(());
         for part in &parts {
@@ -75,6 +74,7 @@ impl UserPages {
             if result.is_err() {
                 break;
             }
+            self.forget_windows(&mut changing, part);
             self.write().pieces.retain(|p| p.range != *part);
         }
         self.end(&range);
@@ -87,8 +87,9 @@ impl UserPages {
 
     /// Unmaps everything. The owner's last act.
     pub(super) fn close(&self) {
-        let changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut changing = self.change();
         let parts = self.begin(&(0..usize::MAX));
+        *changing = super::device::Windows::default();
         for part in &parts {
             // SAFETY:
             // - A part of this mapping, which stays what it is while it is busy.
@@ -113,7 +114,7 @@ impl UserPages {
         if self.shared && protection.write && !self.may_write {
             return Err(Errno::ACCESS.into());
         }
-        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _changing = self.change();
         let parts: Vec<(Range<usize>, Protection)> = {
             let mut state = self.write();
             state.cut(&range);
@@ -189,7 +190,8 @@ impl UserPages {
 
     /// Makes a piece longer where it is. The kernel sends no message for that.
     fn grow(&self, old: &Range<usize>, new_len: usize) -> io::Result<usize> {
-        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut changing = self.change();
+        self.rearm_addresses(&mut changing, old)?;
         let start = ptr::with_exposed_provenance_mut(old.start);
         // SAFETY: a part of this mapping; without a flag it stays where it is, and nothing else is replaced.
         unsafe { mremap(start, old.len(), new_len, MremapFlags::empty()) }?;
@@ -212,8 +214,15 @@ impl UserPages {
     unsafe fn move_to(&self, old: &Range<usize>, new_len: usize, addr: usize) -> io::Result<usize> {
         let new = addr..addr.checked_add(new_len).ok_or(Errno::INVAL)?;
         aligned(&new)?;
-        let changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut changing = self.change();
         self.begin(old);
+        let cleared = self.rearm_addresses(&mut changing, old);
+        if let Err(error) = cleared {
+            self.end(old);
+            drop(changing);
+            self.uffd.wake(old.clone());
+            return Err(error);
+        }
         let from = ptr::with_exposed_provenance_mut(old.start);
         let to = ptr::with_exposed_provenance_mut(new.start);
         // SAFETY:
