@@ -10,6 +10,7 @@ use crate::counters::Counters;
 use crate::error::{AllocError, Result};
 use crate::free_map::FreeMap;
 use crate::group::{Group, GroupState};
+use crate::hold::Holds;
 use crate::index::{GroupSet, OrderIndex};
 use crate::pending::Pending;
 use crate::window::{Registry, Slot};
@@ -78,6 +79,8 @@ pub struct Allocator {
     pub(crate) free_inodes: AtomicI64,
     pub(crate) dirs: AtomicI64,
     pub(crate) pending: Mutex<Pending>,
+    /// Clusters that are not to be used again yet, whether freed or not.
+    pub(crate) holds: Mutex<Holds>,
     pub(crate) slots: Box<[Slot]>,
     pub(crate) windows: Registry,
     /// Held while a trim has clusters on the device: whoever finds none of those he was promised waits for them.
@@ -134,6 +137,7 @@ impl Allocator {
             free_inodes: AtomicI64::new(descs.iter().map(|d| i64::from(d.free_inodes)).sum()),
             dirs: AtomicI64::new(descs.iter().map(|d| i64::from(d.used_dirs)).sum()),
             pending: Mutex::new(Rank::RESERVATION, Pending::default()),
+            holds: Mutex::new(Rank::LEAF, Holds::default()),
             slots: Slot::all(),
             windows: Registry::new(),
             trimming: Mutex::new(Rank::PREALLOC, ()),

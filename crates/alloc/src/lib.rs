@@ -18,6 +18,7 @@
 //! | `pending` | freed clusters until their commit; discard |
 //! | `inode` | inode numbers, where directories and files go |
 //! | `trim` | FITRIM, lazy zeroing of inode tables |
+//! | `hold` | freed blocks that something outside may still write |
 //! | `statfs`, `zones` | the numbers of statfs; blocks that no file may map |
 //!
 //! # Locks
@@ -34,6 +35,7 @@ mod counters;
 mod error;
 mod free_map;
 mod group;
+mod hold;
 mod index;
 mod inode;
 mod pending;
@@ -48,6 +50,7 @@ pub use allocator::{AllocOptions, Allocator, ErrorSink};
 pub use claim::{Claim, ClaimRequest};
 pub use counters::{Privilege, Reservation};
 pub use error::{AllocError, Result};
+pub use hold::Hold;
 pub use inode::{InodeRequest, ToFreeInode};
 pub use pending::ToFree;
 pub use statfs::{SpaceStats, overhead_clusters};

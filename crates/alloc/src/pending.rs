@@ -176,7 +176,7 @@ impl Allocator {
         Ok(())
     }
 
-    fn make_usable(&self, freed: Taken) {
+    pub(crate) fn make_usable(&self, freed: Taken) {
         if self.discard.load(Ordering::Relaxed) {
             self.discard_range(freed);
         }
@@ -205,7 +205,7 @@ impl CommitObserver for Allocator {
     fn committed(&self, tid: Tid) {
         let freed = self.pending.lock().take_until(tid);
         for range in freed {
-            self.make_usable(range);
+            self.make_usable_unless_held(range);
         }
     }
 }
