@@ -5,7 +5,7 @@ use std::fmt;
 use std::io;
 use std::time::Duration;
 
-use extant_device::BlockDevice;
+use extant_device::{BlockDevice, DirectAccess};
 use extant_sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use extant_sync::{Arc, Condvar, Mutex, Rank, Weak, assert_nothing_held, thread};
 use extant_sys::PagePool;
@@ -84,6 +84,8 @@ pub struct CacheStats {
 /// The page cache of one filesystem.
 pub struct PageCache {
     device: Arc<dyn BlockDevice>,
+    /// The device's memory, if files may be in DAX mode.
+    dax: Option<DirectAccess>,
     geometry: PageGeometry,
     config: CacheConfig,
     pool: PagePool,
@@ -213,8 +215,12 @@ impl PageCache {
             block_shift: block_size.trailing_zeros(),
             page_shift: block_size.max(4096).trailing_zeros(),
         };
+        // A block is then a page, of the cache and of the processor.
+        let is_page = block_size as usize == extant_sys::page_size();
+        let dax = device.direct_access().filter(|dax| is_page && dax.has_pages_of(block_size.into()));
         Arc::new(Self {
             device,
+            dax,
             geometry,
             config,
             pool: PagePool::new(geometry.page_size()),
@@ -238,6 +244,12 @@ impl PageCache {
 
     pub(crate) fn device(&self) -> &dyn BlockDevice {
         &*self.device
+    }
+
+    /// The device as memory, if it can be mapped and its blocks are pages of the system: then files may be in DAX mode.
+    #[must_use]
+    pub fn dax(&self) -> Option<&DirectAccess> {
+        self.dax.as_ref()
     }
 
     pub(crate) fn config(&self) -> &CacheConfig {

@@ -45,6 +45,12 @@ impl AddressSpace {
         if data.is_empty() || range.end > host.size() || !self.is_whole_blocks(&range) {
             return Ok(false);
         }
+        if self.is_dax() {
+            if self.written_runs(host, &range)?.is_none() {
+                return Ok(false);
+            }
+            return self.write_dax_runs(host, pos, data, u64::MAX, &mut 0).map(|()| true);
+        }
         // Where programs have the file mapped, a store would make a page dirty that was filled before the write, and is written over
         // it (test `explore_map::pairs_on_written_blocks`): faults wait.
         let _guard = self.mmu().map(|_| self.exclusive());
@@ -75,11 +81,14 @@ impl AddressSpace {
     /// The outcome may be short: then everything before is written and published, nothing after.
     pub fn write_past_cache<H: Host>(
         &self,
-        _guard: &ExclusiveGuard<'_>,
+        guard: &ExclusiveGuard<'_>,
         host: &H,
         pos: u64,
         data: &[u8],
     ) -> WriteOutcome<H::Error> {
+        if self.is_dax() {
+            return self.write_dax(Some(guard), host, pos, data);
+        }
         let mut written = 0;
         let result = self.write_blocks(host, pos, data, &mut written);
         WriteOutcome { written, error: result.err() }

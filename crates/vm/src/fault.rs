@@ -118,14 +118,18 @@ impl AddressSpace {
         access: Access,
     ) -> Result<Fault, H::Error> {
         let Some(mmu) = self.mmu() else { return Ok(Fault::Sigbus) };
-        match access {
-            Access::Read => self.fault_inside(host, &**mmu, view, page, access),
-            Access::Write => host
-                .in_fault(|| self.fault_inside(host, &**mmu, view, page, access))
-                .unwrap_or(Ok(Fault::Parked)),
+        loop {
+            // What a load shows of a device can be stored to.
+            let stores = access == Access::Write || self.is_dax();
+            let work = || self.fault_inside(host, &**mmu, view, page, access, stores);
+            let done = if stores { host.in_fault(work).unwrap_or(Ok(Some(Fault::Parked))) } else { work() };
+            if let Some(fault) = done? {
+                return Ok(fault);
+            }
         }
     }
 
+    /// `stores`: between what has to come before and after a store. `None`: it must be, and is not.
     fn fault_inside<H: Host>(
         &self,
         host: &H,
@@ -133,17 +137,27 @@ impl AddressSpace {
         view: &MapView,
         page: u32,
         access: Access,
-    ) -> Result<Fault, H::Error> {
+        stores: bool,
+    ) -> Result<Option<Fault>, H::Error> {
         if access == Access::Write && !host.may_store() {
-            return Ok(Fault::Sigbus);
+            return Ok(Some(Fault::Sigbus));
         }
+        let before = self.is_dax();
         let guard = self.shared_for_fault();
         // `i_size` shrinks under exclusive `invalidate_lock` only.
         if self.cache.geometry().page_start(page) >= host.size() {
-            return Ok(Fault::Sigbus);
+            return Ok(Some(Fault::Sigbus));
+        }
+        // What the file is now, not what it was when the fault came (test `dax::flips_against_faults`).
+        if if without!(self.cache, DaxLookedAt) { before } else { self.is_dax() } {
+            return if stores {
+                self.fault_dax(host, mmu, &guard, view, page, access).map(Some)
+            } else {
+                Ok(None)
+            };
         }
         if let Some(fault) = self.fault_inline(host, mmu, view, page, access)? {
-            return Ok(fault);
+            return Ok(Some(fault));
         }
         let mut locked = self.lock_for_fault(host, &guard, mmu, view, page, access)?;
         let first = &locked.pages[0];
@@ -155,7 +169,7 @@ impl AddressSpace {
         locked.truncate(if without!(self.cache, InstallLocked) { 0 } else { count });
         mmu.install(view.id, page..page + count as u32, access == Access::Write)?;
         self.went_up_to(access, page + count as u32);
-        Ok(Fault::Mapped)
+        Ok(Some(Fault::Mapped))
     }
 
     /// A fault that needs nothing but a look: the page is in memory, and a store finds it dirty. `None` when that is not so, or a lock
@@ -164,7 +178,7 @@ impl AddressSpace {
         let mmu = self.mmu()?;
         let _guard = self.try_shared()?;
         let geo = self.cache.geometry();
-        if geo.page_start(page) >= host.size() {
+        if self.is_dax() || geo.page_start(page) >= host.size() {
             return None;
         }
         let mut locked = LockedPages::none(page, &self.cache.waits, 1);

@@ -172,6 +172,12 @@ pub trait Host: Send + Sync + 'static {
         let _ = error;
     }
 
+    /// Keeps blocks that a device may write from being used again once they are freed, until the result is dropped.
+    fn hold(&self, pblk: Pblk, len: u32) -> Box<dyn Send + Sync> {
+        let _ = (pblk, len);
+        Box::new(())
+    }
+
     /// Runs what a store fault does between what has to come before and after it (freeze, rank 25); `None` when that must not
     /// begin now.
     fn in_fault<R>(&self, work: impl FnOnce() -> R) -> Option<R> {

@@ -7,6 +7,7 @@
 //! | [`PageCache`] | what all inodes of one filesystem share: memory, limits, the dirty list, reclaim, writeback threads |
 //! | `page` | one page: its memory and one word of state |
 //! | `index` | the pages of an inode by number |
+//! | `dax`, `dax_fault` | a file without pages |
 //!
 //! A page is the larger of 4096 bytes and a block. For each of its blocks (one, two or four) the page's word says
 //! uptodate, dirty, delayed (reserved, no place on disk yet), claimed (between claim and publication), backed (has a place),
@@ -22,6 +23,8 @@
 //! **Memory and the dirty limit are waited for with nothing held**: [`PageCache::throttle`], before and after operations.
 
 mod cache;
+mod dax;
+mod dax_fault;
 mod direct;
 mod errseq;
 mod fault;

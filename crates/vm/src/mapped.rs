@@ -68,7 +68,8 @@ impl AddressSpace {
     /// inode never had a mapping. The caller holds the inode lock exclusively, and nothing from 50 on.
     #[track_caller]
     pub fn lock_inline(&self) -> InlineGuard<'_> {
-        let first = self.mmu().map(|_| self.lock_or_create(0, 0));
+        // In DAX mode content is not in the inode, and does not go there.
+        let first = self.mmu().filter(|_| !self.is_dax()).map(|_| self.lock_or_create(0, 0));
         InlineGuard { space: self, first }
     }
 
@@ -101,7 +102,7 @@ impl AddressSpace {
     /// an inode with mappings.
     #[track_caller]
     pub(crate) fn lock_old_end(&self, size: u64, first: u32) -> Option<LockedPages<'_>> {
-        self.mmu()?;
+        self.mmu().filter(|_| !self.is_dax())?;
         let geo = self.cache.geometry();
         let page = geo.page_of(size).filter(|p| *p < first && geo.in_page(size) > 0)?;
         // Also one that is not there yet: a store must not bring it before `i_size` has moved.
@@ -140,10 +141,11 @@ impl AddressSpace {
         if without!(self.cache, PartHidden) {
             return Ok(());
         }
-        match (self.mmu(), self.pages_of(range)) {
-            (Some(mmu), Some(pages)) => mmu.unmap(pages),
-            _ => Ok(()),
+        let (Some(mmu), Some(pages)) = (self.mmu(), self.pages_of(range)) else { return Ok(()) };
+        if self.is_dax() {
+            mmu.hide_device(pages.clone())?;
         }
+        mmu.unmap(pages)
     }
 
     /// Gives back the memory of the pages that lie wholly in `range`, none of which is in the index. Under exclusive
@@ -163,7 +165,7 @@ impl AddressSpace {
     }
 
     /// The pages that `range` touches.
-    fn pages_of(&self, range: &Range<u64>) -> Option<Range<u32>> {
+    pub(crate) fn pages_of(&self, range: &Range<u64>) -> Option<Range<u32>> {
         let geo = self.cache.geometry();
         let first = geo.page_of(range.start)?;
         let last = geo.page_of(range.end.checked_sub(1)?).unwrap_or(u32::MAX - 1);

@@ -78,6 +78,23 @@ pub trait Mmu: Send + Sync {
     /// The system's; then some may still see the pages.
     fn unmap(&self, pages: Range<u32>) -> io::Result<()>;
 
+    /// Lets `mapping` see pages of the device, from byte `at` of it on, in place of those of the memory file, for stores too where it may.
+    /// `false`, and nothing done: the mapping shows the memory file only (a private one). Under shared `invalidate_lock`; not by the
+    /// thread that reads faults.
+    ///
+    /// # Errors
+    /// The system's; the mapping may then see some of the pages.
+    fn show_device(&self, mapping: MapId, pages: Range<u32>, at: u64) -> io::Result<bool>;
+
+    /// Whether some mapping shows pages of the device for stores, of which nobody hears.
+    fn may_store_to_device(&self) -> bool;
+
+    /// Takes pages of the device away from every mapping: the next access is a fault. Not by the thread that reads faults.
+    ///
+    /// # Errors
+    /// The system's; then some may still see them.
+    fn hide_device(&self, pages: Range<u32>) -> io::Result<()>;
+
     /// Takes pages away from every mapping and gives their memory back. Private copies that a mapping made stay, but those past the
     /// end of the file. Nobody uses the memory: under exclusive `invalidate_lock`, or by who has made sure.
     ///

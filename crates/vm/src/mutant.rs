@@ -48,6 +48,16 @@ pub enum Mutant {
     FaultUndone,
     /// The lock of page 0 is held while a fault moves content out of the inode.
     InlineLock,
+    /// Whether a file is in DAX mode is looked at under `invalidate_lock`.
+    DaxLookedAt,
+    /// A change of the mode exchanges what mappings show.
+    SwitchExchanges,
+    /// A page of zeros is taken from all mappings before its hole gets a block.
+    DaxHolesHidden,
+    /// A new block is filled before it is published.
+    DaxFilled,
+    /// A file in DAX mode that grows inside a page hides it and zeroes what was stored past its end.
+    DaxEndHidden,
 }
 
 /// Whether the guard named is taken away in this run.

@@ -63,10 +63,13 @@ impl AddressSpace {
     /// From reading a partial block; the system's.
     pub fn prepare_growth<H: Host>(
         &self,
-        _guard: &ExclusiveGuard<'_>,
+        guard: &ExclusiveGuard<'_>,
         host: &H,
         size: u64,
     ) -> Result<(), H::Error> {
+        if self.is_dax() {
+            return self.dax_growth(guard, host, size);
+        }
         let old = host.size();
         self.zero_tail(host, old)?;
         self.grow_memory(size)?;
@@ -115,6 +118,9 @@ impl AddressSpace {
 
     /// Whether a page is pinned that has bytes from `start` on. Who holds `invalidate_lock` exclusively knows that none will be.
     pub fn has_pins(&self, _guard: &ExclusiveGuard<'_>, start: u64) -> bool {
+        if self.is_dax() {
+            return self.pinned.any();
+        }
         let Some(first) = self.cache.geometry().page_of(start) else { return false };
         let mut found = false;
         self.index.read().each_from(first, |page| {
@@ -220,7 +226,7 @@ impl AddressSpace {
 
     /// Takes the whole blocks of `range` (multiples of the block size, or no end) out of the cache. Under the gate no page is in
     /// writeback, so no block is claimed.
-    fn drop_blocks<H: Host>(&self, host: &H, _gate: &Gate<'_>, range: Range<u64>) -> Dropped {
+    pub(crate) fn drop_blocks<H: Host>(&self, host: &H, _gate: &Gate<'_>, range: Range<u64>) -> Dropped {
         let geo = self.cache.geometry();
         let mut dropped = Dropped::default();
         let mut at = geo.page_of(range.start);

@@ -9,6 +9,7 @@ use std::fmt;
 use std::io;
 use std::ops::Range;
 
+use extant_device::DirectAccess;
 use extant_sync::{Arc, Mutex, Rank};
 use extant_sys::{MemFile, PageMem};
 
@@ -19,13 +20,15 @@ use crate::mmu::{Access, Fault, MapId, Mmu};
 /// A simulated unit for one file.
 pub struct SimMmu {
     memory: std::sync::Arc<MemFile>,
+    /// What mappings show of a file in DAX mode.
+    device: Option<DirectAccess>,
     tables: Mutex<Tables>,
 }
 
 #[derive(Default)]
 struct Tables {
-    /// For each mapping the pages that it sees, and whether it may store to them.
-    maps: BTreeMap<MapId, BTreeMap<u32, bool>>,
+    /// For each mapping the pages that it sees.
+    maps: BTreeMap<MapId, BTreeMap<u32, Shown>>,
     size: u64,
     /// Calls from now on until one fails, once.
     fails_after: Option<u32>,
@@ -50,6 +53,21 @@ impl Tables {
     }
 }
 
+/// What a mapping sees of a page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Shown {
+    /// The memory file's page, for stores or not.
+    File { storable: bool },
+    /// The device's, from this byte on.
+    Device { at: u64 },
+}
+
+impl Shown {
+    fn is_storable(self) -> bool {
+        !matches!(self, Self::File { storable: false })
+    }
+}
+
 /// What an access met.
 enum Met {
     Done,
@@ -63,9 +81,21 @@ impl SimMmu {
     /// # Errors
     /// The system's, when it has no descriptor left.
     pub fn new(page_size: usize, size: u64) -> io::Result<Arc<Self>> {
+        Self::over_device(page_size, size, None)
+    }
+
+    /// The same for a file that may be in DAX mode.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn over_device(page_size: usize, size: u64, device: Option<DirectAccess>) -> io::Result<Arc<Self>> {
         let memory = MemFile::new("extant-simulated", page_size)?;
         memory.resize(size)?;
-        Ok(Arc::new(Self { memory, tables: Mutex::new(Rank::LEAF, Tables { size, ..Tables::default() }) }))
+        Ok(Arc::new(Self {
+            memory,
+            device,
+            tables: Mutex::new(Rank::LEAF, Tables { size, ..Tables::default() }),
+        }))
     }
 
     /// A new mapping, which sees nothing yet.
@@ -111,7 +141,11 @@ impl SimMmu {
 
     /// Whether some mapping may store to the page.
     pub fn is_storable(&self, page: u32) -> bool {
-        self.tables.lock().maps.values().any(|table| table.get(&page) == Some(&true))
+        self.tables
+            .lock()
+            .maps
+            .values()
+            .any(|table| table.get(&page).is_some_and(|shown| shown.is_storable()))
     }
 
     /// Loads from byte `at` of the file, inside one page, through a mapping; the fault that could not be answered.
@@ -120,7 +154,10 @@ impl SimMmu {
     /// [`Fault::Sigbus`], [`Fault::Oom`], [`Fault::Parked`].
     pub fn load<H: Host>(&self, host: &H, view: &MapView, at: u64, into: &mut [u8]) -> Result<(), Fault> {
         let len = into.len();
-        self.access(host, view, at, len, Access::Read, |mem, from| mem.mem().copy_to(from, into))
+        self.access(host, view, at, len, Access::Read, |place| match place {
+            Place::Memory(mem, from) => mem.mem().copy_to(from, into),
+            Place::Device(device, from) => device.read_at(from, into).expect("inside of the device"),
+        })
     }
 
     /// Stores `bytes` at byte `at` of the file, inside one page.
@@ -128,7 +165,10 @@ impl SimMmu {
     /// # Errors
     /// As [`Self::load`].
     pub fn store<H: Host>(&self, host: &H, view: &MapView, at: u64, bytes: &[u8]) -> Result<(), Fault> {
-        self.access(host, view, at, bytes.len(), Access::Write, |mem, from| mem.mem().copy_from(from, bytes))
+        self.access(host, view, at, bytes.len(), Access::Write, |place| match place {
+            Place::Memory(mem, from) => mem.mem().copy_from(from, bytes),
+            Place::Device(device, from) => device.write_at(from, bytes).expect("inside of the device"),
+        })
     }
 
     fn access<H: Host>(
@@ -138,13 +178,13 @@ impl SimMmu {
         at: u64,
         len: usize,
         access: Access,
-        mut act: impl FnMut(&PageMem, usize),
+        mut act: impl FnMut(Place<'_>),
     ) -> Result<(), Fault> {
         let size = self.memory.page_size() as u64;
         let (page, from) = ((at / size) as u32, (at % size) as usize);
         assert!(from + len <= size as usize, "an access inside of one page");
         loop {
-            match self.attempt(view.id, page, access, |mem| act(mem, from)) {
+            match self.attempt(view.id, (page, from), access, &mut act) {
                 Met::Done => return Ok(()),
                 Met::PastEnd => return Err(Fault::Sigbus),
                 Met::Fault => match host.space().fault(host, view, page, access) {
@@ -155,20 +195,36 @@ impl SimMmu {
         }
     }
 
-    fn attempt(&self, id: MapId, page: u32, access: Access, act: impl FnOnce(&PageMem)) -> Met {
+    fn attempt(
+        &self,
+        id: MapId,
+        (page, from): (u32, usize),
+        access: Access,
+        act: &mut impl FnMut(Place<'_>),
+    ) -> Met {
         let tables = self.tables.lock();
-        if u64::from(page) * self.memory.page_size() as u64 >= tables.size {
+        let shown = tables.maps.get(&id).and_then(|table| table.get(&page));
+        // What the device shows does not end with the memory file.
+        let on_device = matches!(shown, Some(Shown::Device { .. }));
+        if !on_device && u64::from(page) * self.memory.page_size() as u64 >= tables.size {
             return Met::PastEnd;
         }
-        let right = tables.maps.get(&id).and_then(|table| table.get(&page));
-        match right {
-            Some(storable) if access == Access::Read || *storable => {
-                act(&self.memory.page(page).expect("a view of the memory"));
-                Met::Done
+        match (shown, &self.device) {
+            (Some(shown), _) if access == Access::Write && !shown.is_storable() => return Met::Fault,
+            (Some(Shown::File { .. }), _) => {
+                act(Place::Memory(&self.memory.page(page).expect("a view of the memory"), from));
             }
-            _ => Met::Fault,
+            (Some(Shown::Device { at }), Some(device)) => act(Place::Device(device, at + from as u64)),
+            _ => return Met::Fault,
         }
+        Met::Done
     }
+}
+
+/// The memory that an access meets.
+enum Place<'a> {
+    Memory(&'a PageMem, usize),
+    Device(&'a DirectAccess, u64),
 }
 
 impl Mmu for SimMmu {
@@ -182,7 +238,10 @@ impl Mmu for SimMmu {
         tables.may_fail()?;
         if let Some(table) = tables.maps.get_mut(&mapping) {
             for page in pages {
-                *table.entry(page).or_insert(false) |= writable;
+                match table.entry(page).or_insert(Shown::File { storable: false }) {
+                    Shown::File { storable } => *storable |= writable,
+                    Shown::Device { .. } => {}
+                }
             }
         }
         Ok(())
@@ -193,7 +252,11 @@ impl Mmu for SimMmu {
         tables.may_fail()?;
         tables.protects += 1;
         for table in tables.maps.values_mut() {
-            table.range_mut(pages.clone()).for_each(|(_, storable)| *storable = false);
+            for (_, shown) in table.range_mut(pages.clone()) {
+                if let Shown::File { storable } = shown {
+                    *storable = false;
+                }
+            }
         }
         Ok(())
     }
@@ -202,7 +265,34 @@ impl Mmu for SimMmu {
         let mut tables = self.tables.lock();
         tables.may_fail()?;
         for table in tables.maps.values_mut() {
-            table.retain(|page, _| !pages.contains(page));
+            // As the real one: what the device shows is taken away by another call.
+            table.retain(|page, shown| !pages.contains(page) || matches!(shown, Shown::Device { .. }));
+        }
+        Ok(())
+    }
+
+    fn show_device(&self, mapping: MapId, pages: Range<u32>, at: u64) -> io::Result<bool> {
+        let mut tables = self.tables.lock();
+        tables.may_fail()?;
+        if let Some(table) = tables.maps.get_mut(&mapping) {
+            let size = self.memory.page_size() as u64;
+            for (n, page) in (0..).zip(pages) {
+                table.insert(page, Shown::Device { at: at + n * size });
+            }
+        }
+        Ok(true)
+    }
+
+    fn may_store_to_device(&self) -> bool {
+        let tables = self.tables.lock();
+        tables.maps.values().any(|table| table.values().any(|shown| matches!(shown, Shown::Device { .. })))
+    }
+
+    fn hide_device(&self, pages: Range<u32>) -> io::Result<()> {
+        let mut tables = self.tables.lock();
+        tables.may_fail()?;
+        for table in tables.maps.values_mut() {
+            table.retain(|page, shown| !pages.contains(page) || matches!(shown, Shown::File { .. }));
         }
         Ok(())
     }
@@ -211,7 +301,7 @@ impl Mmu for SimMmu {
         let mut tables = self.tables.lock();
         tables.may_fail()?;
         for table in tables.maps.values_mut() {
-            table.retain(|page, _| !pages.contains(page));
+            table.retain(|page, shown| !pages.contains(page) || matches!(shown, Shown::Device { .. }));
         }
         self.memory.discard(pages)
     }
@@ -222,7 +312,7 @@ impl Mmu for SimMmu {
         tables.size = size;
         let end = u32::try_from(size.div_ceil(self.memory.page_size() as u64)).unwrap_or(u32::MAX);
         for table in tables.maps.values_mut() {
-            table.split_off(&end);
+            table.retain(|page, shown| *page < end || matches!(shown, Shown::Device { .. }));
         }
         // The file never shrinks, so that a scenario without a guard reads zeros in place of being killed.
         let have = rustix::fs::fstat(&*self.memory)?.st_size as u64;

@@ -15,6 +15,7 @@ use crate::index::PageIndex;
 use crate::mapped::Leaving;
 use crate::mutant::without;
 use crate::page::{Kind, LockedPages, Page, State};
+use crate::pin::Pinned;
 use crate::{Host, Mmu, PageCache};
 
 /// The pages of one inode. A field of the in-core inode; operations get the inode as their [`Host`].
@@ -29,6 +30,12 @@ pub struct AddressSpace {
     mmu: OnceLock<Arc<dyn Mmu>>,
     /// What the last faults were, by [`crate::Access`].
     pub(crate) faults: Mutex<[FaultAhead; 2]>,
+    /// The file has no pages, and mappings show the device. Changes under exclusive `invalidate_lock`.
+    pub(crate) dax: AtomicBool,
+    /// In DAX mode: the memory file has pages of zeros, or copies.
+    pub(crate) copies: AtomicBool,
+    /// The pins of the file.
+    pub(crate) pinned: Arc<Pinned>,
     /// Pages that are marked dirty or in writeback.
     unclean: AtomicUsize,
     /// Bytes read without caching them: a file's first reading leaves nothing behind.
@@ -63,6 +70,9 @@ impl AddressSpace {
             errors: ErrSeq::default(),
             mmu: OnceLock::new(),
             faults: Mutex::new(Rank::LEAF, [FaultAhead::default(); 2]),
+            dax: AtomicBool::new(false),
+            copies: AtomicBool::new(false),
+            pinned: Arc::default(),
             unclean: AtomicUsize::new(0),
             cold_bytes: AtomicU64::new(0),
             in_ring: AtomicBool::new(false),

@@ -37,6 +37,9 @@ impl AddressSpace {
     ///
     /// The outcome may be short: then everything before is written, nothing after.
     pub fn write<H: Host>(&self, host: &H, pos: u64, data: &[u8]) -> WriteOutcome<H::Error> {
+        if self.is_dax() {
+            return self.write_dax(None, host, pos, data);
+        }
         let mut written = 0;
         let size = host.size();
         if pos > size
@@ -278,6 +281,9 @@ impl AddressSpace {
 
     /// Zeroes the bytes `from..to` of one block, if it has content.
     pub(crate) fn zero_in_block<H: Host>(&self, host: &H, from: u64, to: u64) -> Result<(), H::Error> {
+        if self.is_dax() {
+            return self.zero_in_dax_block(host, from, to);
+        }
         let geo = self.cache.geometry();
         let Some(index) = geo.page_of(from) else { return Ok(()) };
         let (inside, len) = (geo.in_page(from), (to - from) as usize);

@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 use std::ops::{Deref, Range};
 
+use extant_device::DirectAccess;
 use extant_sync::{Arc, Mutex, Rank};
 use extant_sys::{MapRequest, MemFile, PageMem, UserMap, UserPages};
 
@@ -16,6 +17,8 @@ pub struct RealMmu {
     file: Mutex<Option<Arc<MemFile>>>,
     page_size: usize,
     server: Arc<FaultServer>,
+    /// What mappings show of a file in DAX mode.
+    device: Option<DirectAccess>,
     /// Exchanged, never changed: who works on the mappings holds no lock.
     maps: Mutex<Arc<[Arc<UserPages>]>>,
 }
@@ -31,9 +34,25 @@ impl RealMmu {
     /// Over a memory file, whose pages are those of the inode's page cache.
     #[must_use]
     pub fn new(file: Arc<MemFile>, server: Arc<FaultServer>) -> Arc<Self> {
+        Self::over_device(file, server, None)
+    }
+
+    /// The same for a file that may be in DAX mode, on a device that can be mapped.
+    #[must_use]
+    pub fn over_device(
+        file: Arc<MemFile>,
+        server: Arc<FaultServer>,
+        device: Option<DirectAccess>,
+    ) -> Arc<Self> {
         let page_size = file.page_size();
         let file = Mutex::new(Rank::LEAF, Some(file));
-        Arc::new(Self { file, page_size, server, maps: Mutex::new(Rank::LEAF, Arc::new([])) })
+        Arc::new(Self { file, page_size, server, device, maps: Mutex::new(Rank::LEAF, Arc::new([])) })
+    }
+
+    /// How many windows of the device all mappings show.
+    #[must_use]
+    pub fn windows(&self) -> usize {
+        self.all().iter().map(|map| map.windows()).sum()
     }
 
     /// Bytes of a page.
@@ -138,6 +157,20 @@ impl Mmu for RealMmu {
 
     fn unmap(&self, pages: Range<u32>) -> io::Result<()> {
         self.all().iter().try_for_each(|map| map.zap(pages.clone()))
+    }
+
+    fn show_device(&self, mapping: MapId, pages: Range<u32>, at: u64) -> io::Result<bool> {
+        let device = self.device.as_ref().ok_or(io::ErrorKind::Unsupported)?;
+        // Unmapped meanwhile: nobody waits.
+        self.find(mapping).map_or(Ok(true), |map| map.show_device(pages, device.memory(), device.place(at)))
+    }
+
+    fn may_store_to_device(&self) -> bool {
+        self.all().iter().any(|map| map.may_store_to_device())
+    }
+
+    fn hide_device(&self, pages: Range<u32>) -> io::Result<()> {
+        self.all().iter().try_for_each(|map| map.hide_device(pages.clone()))
     }
 
     fn discard(&self, pages: Range<u32>) -> io::Result<()> {

@@ -22,10 +22,10 @@ fn schedules() -> usize {
 }
 
 /// A scenario: it panics when something is wrong.
-type Scenario = fn(Mutant);
+pub(crate) type Scenario = fn(Mutant);
 
 /// Explores a scenario with all guards, then without each of `guards`, and prints its line of the table.
-fn explore(name: &str, scenario: Scenario, guards: &[Mutant]) {
+pub(crate) fn explore(name: &str, scenario: Scenario, guards: &[Mutant]) {
     let times = schedules();
     model::check_random(move || scenario(Mutant::None), times.div_ceil(2));
     model::check_pct(move || scenario(Mutant::None), times.div_ceil(2), 3);
@@ -139,11 +139,11 @@ impl Rig {
     }
 }
 
-fn view(mmu: &SimMmu) -> MapView {
+pub(crate) fn view(mmu: &SimMmu) -> MapView {
     MapView { id: mmu.map(), pages: 0..u32::MAX, advice: MapAdvice::Normal }
 }
 
-fn together(tasks: Vec<Box<dyn FnOnce() + Send>>) {
+pub(crate) fn together(tasks: Vec<Box<dyn FnOnce() + Send>>) {
     let threads: Vec<_> = tasks.into_iter().map(|task| thread::spawn(task)).collect();
     for t in threads {
         t.join().expect("no panic inside");
@@ -156,6 +156,7 @@ macro_rules! task {
         Box::new(move || $body) as Box<dyn FnOnce() + Send>
     }};
 }
+pub(crate) use task;
 
 /// One byte through a mapping; `None` past the end.
 fn load(rig: &Rig, mmu: &SimMmu, view: &MapView, at: u64) -> Option<u8> {

@@ -1,6 +1,8 @@
 //! The page cache on a simulated file and device.
 
 #[cfg(feature = "shuttle")]
+mod dax;
+#[cfg(feature = "shuttle")]
 mod explore;
 #[cfg(not(feature = "shuttle"))]
 mod failures;

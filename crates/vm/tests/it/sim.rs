@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::ops::Range;
 
-use extant_device::{BlockDevice, MemoryDevice};
+use extant_device::{BlockDevice, DirectAccess, FileDevice, MemoryDevice};
 use extant_format::{Lblk, Pblk};
 use extant_sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use extant_sync::{Arc, Mutex, Rank};
@@ -18,7 +18,7 @@ pub(crate) const STALE: u8 = 0xEE;
 /// A device whose writes can be made to fail.
 #[derive(Debug)]
 pub(crate) struct FaultyDevice {
-    inner: MemoryDevice,
+    inner: Box<dyn BlockDevice>,
     /// Byte ranges whose writes fail.
     bad: Mutex<Vec<Range<u64>>>,
     pub(crate) writes: AtomicU64,
@@ -26,7 +26,17 @@ pub(crate) struct FaultyDevice {
 
 impl FaultyDevice {
     pub(crate) fn new(size: usize) -> Arc<Self> {
-        let inner = MemoryDevice::from_bytes(&vec![STALE; size]);
+        Self::over(Box::new(MemoryDevice::from_bytes(&vec![STALE; size])))
+    }
+
+    /// One that can be mapped.
+    pub(crate) fn mappable(size: usize) -> Arc<Self> {
+        let inner = FileDevice::in_memory(size as u64).expect("a memory file");
+        inner.write_at(0, &vec![STALE; size]).expect("inside");
+        Self::over(Box::new(inner))
+    }
+
+    fn over(inner: Box<dyn BlockDevice>) -> Arc<Self> {
         Arc::new(Self { inner, bad: Mutex::new(Rank::LEAF, Vec::new()), writes: AtomicU64::new(0) })
     }
 
@@ -64,6 +74,10 @@ impl BlockDevice for FaultyDevice {
     fn write_zeroes(&self, offset: u64, len: u64) -> io::Result<()> {
         self.inner.write_zeroes(offset, len)
     }
+
+    fn direct_access(&self) -> Option<DirectAccess> {
+        self.inner.direct_access()
+    }
 }
 
 /// Space of the simulated filesystem: blocks are handed out in short runs, never twice while in use.
@@ -87,7 +101,15 @@ pub(crate) struct SimFs {
 
 impl SimFs {
     pub(crate) fn new(block_size: u32, blocks: u64, config: CacheConfig) -> Self {
-        let device = FaultyDevice::new(blocks as usize * block_size as usize);
+        Self::on(FaultyDevice::new(blocks as usize * block_size as usize), block_size, blocks, config)
+    }
+
+    /// On a device that can be mapped.
+    pub(crate) fn mappable(blocks: u64, config: CacheConfig) -> Self {
+        Self::on(FaultyDevice::mappable(blocks as usize * 4096), 4096, blocks, config)
+    }
+
+    fn on(device: Arc<FaultyDevice>, block_size: u32, blocks: u64, config: CacheConfig) -> Self {
         let cache = PageCache::new(device.clone(), block_size, config);
         let space = Space { free: (1..blocks).collect(), reserved: 0, longest: 7 };
         Self { device, cache, space: Arc::new(Mutex::new(Rank::GROUP, space)), block_size }
@@ -335,7 +357,9 @@ impl Host for SimFile {
 impl SimFile {
     /// Lets programs map it.
     pub(crate) fn attach(&self) -> Arc<SimMmu> {
-        let mmu = SimMmu::new(4096.max(self.block_size as usize), self.size()).expect("a memory file");
+        let page = 4096.max(self.block_size as usize);
+        let device = self.pages.cache().dax().cloned();
+        let mmu = SimMmu::over_device(page, self.size(), device).expect("a memory file");
         assert!(self.pages.attach(mmu.clone()));
         mmu
     }
@@ -509,6 +533,38 @@ impl SimFile {
             Some(error) if outcome.written == 0 => Err(error),
             _ => Ok(outcome.written),
         }
+    }
+
+    /// Brings it into DAX mode, or out of it.
+    pub(crate) fn switch(&self, dax: bool) -> io::Result<()> {
+        let guard = self.pages.exclusive();
+        self.pages.switch_dax(&guard, self, dax)
+    }
+
+    /// Makes blocks of `range` unwritten, as zeroing does.
+    pub(crate) fn unwrite(&self, range: Range<u64>) -> io::Result<()> {
+        let guard = self.pages.exclusive();
+        self.pages.punch(&guard, self, range.clone())?;
+        let mut map = self.map.lock();
+        for at in range.start.div_ceil(self.block_size)..range.end / self.block_size {
+            if let Some((pblk, unwritten)) = map.blocks.get_mut(&(at as u32)) {
+                *unwritten = true;
+                let bytes = vec![STALE; self.block_size as usize];
+                self.device.inner.write_at(*pblk * self.block_size, &bytes)?;
+            }
+        }
+        self.seq.fetch_add(1, Ordering::AcqRel);
+        Ok(())
+    }
+
+    /// Whether every free block has what it had when it was freed: nobody writes to blocks that are nobody's.
+    pub(crate) fn free_blocks_untouched(&self) -> bool {
+        let free: Vec<u64> = self.space.lock().free.iter().copied().collect();
+        let mut bytes = vec![0; self.block_size as usize];
+        free.iter().all(|block| {
+            self.device.inner.read_at(block * self.block_size, &mut bytes).expect("inside");
+            bytes.iter().all(|byte| *byte == STALE)
+        })
     }
 
     fn settle_old_end(&self) -> io::Result<()> {

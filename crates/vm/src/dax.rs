@@ -1,0 +1,368 @@
+//! DAX: a file without pages. Reads and writes copy from and to the device, mappings show it.
+//!
+//! A file is in this mode or not ([`AddressSpace::is_dax`]); that changes under exclusive `invalidate_lock` by who holds the inode lock
+//! exclusively ([`AddressSpace::switch_dax`]), and is looked at under either. Then, whatever a caller has seen before, the index has no
+//! page, and a mapping shows
+//! - pages of the device, for written blocks, to loads and stores alike: what is stored is in the device's memory at once,
+//! - pages of zeros of the memory file, without the right to store, for holes and unwritten blocks that were loaded from,
+//! - copies, in private mappings, and where nothing may be stored (a file that may not change).
+//!
+//! **A block gets its place before a store is let through**: reserved and claimed, filled on the device, published, like every block; the
+//! commit that makes the map durable flushes the device first, so that nobody finds what the block had before. That is done under the
+//! gate, by faults and writers alike, with another look at the map: there is one who gives a block its place. The page of zeros is taken
+//! from all mappings before: under the gate it does not come back (test `dax::store_to_a_hole`).
+//!
+//! **What takes blocks away hides the device first**, under exclusive `invalidate_lock` ([`AddressSpace::hide`]): faults wait, and find
+//! what the map says then. A pinned page keeps its blocks from being used again ([`Host::hold`]).
+//!
+//! Past the end of the file, in its last page, programs may store what they like; it is zeroed when the file grows over it, with that page
+//! hidden, and nobody reads it until then.
+
+use std::ops::Range;
+
+use extant_device::DirectAccess;
+use extant_format::Lblk;
+use extant_sync::atomic::Ordering;
+
+use crate::Host;
+use crate::host::{Backing, Mapped, Placement};
+use crate::mutant::without;
+use crate::space::{AddressSpace, ExclusiveGuard, SharedGuard};
+use crate::write::WriteOutcome;
+
+/// Blocks that are placed at a time.
+const MOST_BLOCKS: u32 = 4096;
+/// Blocks that lie in one huge page.
+pub(crate) const HUGE: u32 = 512;
+/// Zeros are written in pieces of this.
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+
+impl AddressSpace {
+    /// Whether the file is in DAX mode: certain under the inode lock or `invalidate_lock`.
+    #[must_use]
+    pub fn is_dax(&self) -> bool {
+        self.dax.load(Ordering::Acquire)
+    }
+
+    /// The mode of a file that nobody has used yet.
+    pub fn begin_dax(&self, on: bool) {
+        debug_assert!(!on || self.cache.dax().is_some(), "a device without memory");
+        self.dax.store(on, Ordering::Release);
+    }
+
+    pub(crate) fn direct_access(&self) -> std::io::Result<&DirectAccess> {
+        self.cache.dax().ok_or_else(|| std::io::Error::from_raw_os_error(95))
+    }
+
+    /// Brings the file into DAX mode, or out of it: at once, for all that read, write and have it mapped. What was stored or written
+    /// until now is seen after it, through whichever. Waits for pins. Who wants to hold the lock for a short time syncs before.
+    ///
+    /// The caller holds the inode lock exclusively, has drained direct I/O, and holds nothing from 40 on; takes 40 and page locks.
+    ///
+    /// # Errors
+    /// What could not be written, the system's; then the file is in the mode it was in. EOPNOTSUPP without a device that can be mapped.
+    pub fn switch_dax<H: Host>(
+        &self,
+        _guard: &ExclusiveGuard<'_>,
+        host: &H,
+        on: bool,
+    ) -> Result<(), H::Error> {
+        if self.is_dax() == on {
+            return Ok(());
+        }
+        if on {
+            self.direct_access()?;
+        }
+        self.pinned.wait();
+        if on {
+            // Stores fault from here on, and wait.
+            self.sync(host, 0..u64::MAX)?;
+        }
+        let gate = self.gate();
+        if on && self.is_dirty() {
+            return Err(std::io::Error::from_raw_os_error(5).into());
+        }
+        if !without!(self.cache, SwitchExchanges) {
+            self.hide(&(0..u64::MAX))?;
+        }
+        self.drop_blocks(host, &gate, 0..u64::MAX);
+        self.give_back(&(0..u64::MAX));
+        self.copies.store(false, Ordering::Release);
+        self.dax.store(on, Ordering::Release);
+        Ok(())
+    }
+
+    /// Takes the device out of all mappings, and the copies: the next access is a fault, which decides anew. For who changes whether
+    /// stores are allowed.
+    ///
+    /// # Errors
+    /// The system's; then some may go on showing the device.
+    pub fn hide_dax(&self, _guard: &ExclusiveGuard<'_>) -> std::io::Result<()> {
+        if !self.is_dax() {
+            return Ok(());
+        }
+        self.hide(&(0..u64::MAX))?;
+        self.give_back(&(0..u64::MAX));
+        Ok(())
+    }
+
+    /// Reads bytes, all inside of the file when the caller looked, from the device. Under shared `invalidate_lock`.
+    pub(crate) fn read_dax<H: Host>(
+        &self,
+        host: &H,
+        guard: &SharedGuard<'_>,
+        pos: u64,
+        buf: &mut [u8],
+    ) -> Result<(), H::Error> {
+        self.read_direct(host, guard, pos, buf)
+    }
+
+    /// [`Self::write`] to a file in DAX mode. The caller holds the inode lock exclusively, perhaps `held` too.
+    pub(crate) fn write_dax<H: Host>(
+        &self,
+        held: Option<&ExclusiveGuard<'_>>,
+        host: &H,
+        pos: u64,
+        data: &[u8],
+    ) -> WriteOutcome<H::Error> {
+        let mut written = 0;
+        if data.is_empty() {
+            return WriteOutcome { written, error: None };
+        }
+        let Some(end) = pos.checked_add(data.len() as u64) else {
+            return WriteOutcome { written, error: Some(std::io::Error::from_raw_os_error(27).into()) };
+        };
+        let size = host.size();
+        // Nobody sees a longer file before its bytes, nor faults on its last page while that changes.
+        let guard = (end > size && held.is_none()).then(|| self.exclusive());
+        let ready = match held.or(guard.as_ref()).filter(|_| end > size) {
+            Some(guard) => self.dax_growth(guard, host, end),
+            None => Ok(()),
+        };
+        let result = ready.and_then(|()| self.write_dax_runs(host, pos, data, size, &mut written));
+        drop(guard);
+        self.grown(size, host.size());
+        WriteOutcome { written, error: result.err() }
+    }
+
+    pub(crate) fn write_dax_runs<H: Host>(
+        &self,
+        host: &H,
+        pos: u64,
+        data: &[u8],
+        size: u64,
+        written: &mut usize,
+    ) -> Result<(), H::Error> {
+        let geo = self.cache.geometry();
+        let block = u64::from(geo.block_size());
+        while *written < data.len() {
+            let at = pos + *written as u64;
+            let lblk = u32::try_from(at / block)
+                .map_err(|_| H::Error::from(std::io::Error::from_raw_os_error(27)))?;
+            let inside = at % block;
+            let rest = &data[*written..];
+            let most = geo.blocks_up(rest.len().saturating_add(inside as usize)).min(MOST_BLOCKS);
+            let mapped = host.map(Lblk(lblk), most)?;
+            let bytes = |blocks: u32| ((geo.block_bytes(blocks) - inside) as usize).min(rest.len());
+            let n = match mapped.backing {
+                Backing::Data(pblk) => {
+                    let n = bytes(mapped.len.clamp(1, most));
+                    self.cache.device().write_at(geo.pblk_bytes(pblk)? + inside, &rest[..n])?;
+                    self.drop_copies(at..at + n as u64)?;
+                    let end = at + n as u64;
+                    if end > size {
+                        let before = host.size();
+                        host.grow_size(end);
+                        host.publish(Vec::new(), end).inspect_err(|_| host.set_size(before))?;
+                    }
+                    n
+                }
+                Backing::Hole | Backing::Unwritten(_) => {
+                    let end = |blocks: u32| {
+                        let end = at + bytes(blocks) as u64;
+                        if end > size { end } else { 0 }
+                    };
+                    let fill = |place: u64, blocks: u32| {
+                        self.fill_new(place, blocks, inside, &rest[..bytes(blocks)])
+                    };
+                    match self.place_dax(host, lblk, most, fill, end)? {
+                        // A fault was faster.
+                        0 => continue,
+                        blocks => bytes(blocks),
+                    }
+                }
+            };
+            *written += n;
+        }
+        Ok(())
+    }
+
+    /// Fills blocks that had no content with `data` from byte `inside` on, and zeros round it.
+    fn fill_new(&self, place: u64, blocks: u32, inside: u64, data: &[u8]) -> std::io::Result<()> {
+        let geo = self.cache.geometry();
+        let block = geo.block_size() as usize;
+        let device = self.cache.device();
+        if inside == 0 && data.len().is_multiple_of(block) {
+            return device.write_at(place, data);
+        }
+        let whole = geo.block_bytes(blocks) as usize;
+        let mut bytes = vec![0; whole];
+        bytes[inside as usize..inside as usize + data.len()].copy_from_slice(data);
+        device.write_at(place, &bytes)
+    }
+
+    /// Gives blocks from `lblk` on, up to `most`, that are a hole or unwritten, places with content: `fill` writes that to the device,
+    /// from a byte of it on, for so many blocks. `end` says what `i_size` and `i_disksize` become at least by so many blocks (0: they
+    /// stay). How many blocks; 0 when the first has content by now. Under the inode lock exclusively or shared `invalidate_lock`; takes
+    /// the gate.
+    pub(crate) fn place_dax<H: Host>(
+        &self,
+        host: &H,
+        lblk: u32,
+        most: u32,
+        fill: impl Fn(u64, u32) -> std::io::Result<()>,
+        end: impl Fn(u32) -> u64,
+    ) -> Result<u32, H::Error> {
+        let geo = self.cache.geometry();
+        let _gate = self.gate();
+        let mapped = host.map(Lblk(lblk), most)?;
+        let mut len = mapped.len.clamp(1, most);
+        let delayed = match mapped.backing {
+            Backing::Data(_) => return Ok(0),
+            Backing::Unwritten(_) => false,
+            Backing::Hole => true,
+        };
+        while delayed && let Err(error) = host.reserve(Lblk(lblk), len) {
+            // As far as space goes.
+            if len == 1 {
+                return Err(error);
+            }
+            len /= 2;
+        }
+        let give_back = |from: u32| {
+            if delayed && from < len {
+                host.unreserve(Lblk(lblk + from), len - from);
+            }
+        };
+        if !without!(self.cache, DaxHolesHidden) {
+            let start = geo.block_bytes(lblk);
+            self.drop_copies(start..start + geo.block_bytes(len)).inspect_err(|_| give_back(0))?;
+        }
+        let Placement { pblk, len: got, claim } =
+            host.claim(Lblk(lblk), len, delayed).inspect_err(|_| give_back(0))?;
+        let got = got.clamp(1, len);
+        give_back(got);
+        let give_back = || {
+            if delayed {
+                host.unreserve(Lblk(lblk), got);
+            }
+        };
+        if !without!(self.cache, DaxFilled) {
+            let filled = geo.pblk_bytes(pblk).and_then(|place| fill(place, got));
+            if let Err(error) = filled {
+                drop(claim);
+                give_back();
+                return Err(error.into());
+            }
+        }
+        let (before, end) = (host.size(), end(got));
+        host.grow_size(end);
+        host.publish(claim.into_iter().collect(), end).inspect_err(|_| {
+            host.set_size(before);
+            give_back();
+        })?;
+        Ok(got)
+    }
+
+    /// Writes zeros to blocks from byte `place` of the device on: a block whose memory is there, not a hole of an image file, in which a
+    /// store could fail.
+    pub(crate) fn zero_new(&self, place: u64, blocks: u32) -> std::io::Result<()> {
+        self.zero_device(place, self.cache.geometry().block_bytes(blocks))
+    }
+
+    fn zero_device(&self, place: u64, len: u64) -> std::io::Result<()> {
+        let mut done = 0;
+        while done < len {
+            let n = (len - done).min(ZEROS.len() as u64);
+            self.cache.device().write_at(place + done, &ZEROS[..n as usize])?;
+            done += n;
+        }
+        Ok(())
+    }
+
+    /// Makes the bytes `from..to` of one block zero on the device, if it has content.
+    pub(crate) fn zero_in_dax_block<H: Host>(&self, host: &H, from: u64, to: u64) -> Result<(), H::Error> {
+        let geo = self.cache.geometry();
+        let block = u64::from(geo.block_size());
+        let Ok(lblk) = u32::try_from(from / block) else { return Ok(()) };
+        if let Backing::Data(pblk) = host.map(Lblk(lblk), 1)?.backing {
+            self.zero_device(geo.pblk_bytes(pblk)? + from % block, to - from)?;
+            self.drop_copies(from..to)?;
+        }
+        Ok(())
+    }
+
+    /// [`Self::prepare_growth`] in DAX mode.
+    pub(crate) fn dax_growth<H: Host>(
+        &self,
+        _guard: &ExclusiveGuard<'_>,
+        host: &H,
+        size: u64,
+    ) -> Result<(), H::Error> {
+        let geo = self.cache.geometry();
+        let old = host.size();
+        let block = u64::from(geo.block_size());
+        if !old.is_multiple_of(block) && !without!(self.cache, DaxEndHidden) {
+            if let (Some(mmu), Some(page)) = (self.mmu(), geo.page_of(old)) {
+                mmu.hide_device(page..page + 1)?;
+            }
+            self.zero_in_dax_block(host, old, old.next_multiple_of(block))?;
+        }
+        self.grow_memory(size)?;
+        Ok(())
+    }
+
+    /// Notes that programs may have stored through mappings that show the device, which is no fault: whoever can is taken to have. For
+    /// fsync, and before a mapping goes. Nothing is held.
+    pub fn note_stores<H: Host>(&self, host: &H) {
+        if self.is_dax() && self.mmu().is_some_and(|mmu| mmu.may_store_to_device()) {
+            host.stored();
+        }
+    }
+
+    /// Takes pages of zeros and copies out of all mappings.
+    pub(crate) fn drop_copies(&self, range: Range<u64>) -> std::io::Result<()> {
+        if !self.copies.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        match (self.mmu(), self.pages_of(&range)) {
+            (Some(mmu), Some(pages)) => mmu.discard(pages),
+            _ => Ok(()),
+        }
+    }
+
+    /// The written blocks round block `lblk` that lie in a row on the device, at most from the start of its huge page on and up to
+    /// `last`: those of the file, and the byte of the device; or what `lblk` is if it is not written.
+    pub(crate) fn dax_run<H: Host>(
+        &self,
+        host: &H,
+        first: u32,
+        lblk: u32,
+        last: u32,
+    ) -> Result<Result<(Range<u32>, u64), Mapped>, H::Error> {
+        let geo = self.cache.geometry();
+        let mut at = (lblk & !(HUGE - 1)).max(first);
+        loop {
+            let mapped = host.map(Lblk(at), last - at + 1)?;
+            let len = mapped.len.clamp(1, last - at + 1);
+            if at + (len - 1) < lblk {
+                at += len;
+                continue;
+            }
+            return Ok(match mapped.backing {
+                Backing::Data(pblk) => Ok((at..at + len, geo.pblk_bytes(pblk)?)),
+                _ => Err(Mapped { len: at + len - lblk, ..mapped }),
+            });
+        }
+    }
+}
