@@ -4,8 +4,10 @@ use extant_format::inode::device::DeviceNumber;
 use extant_format::inode::{FileType, InodeFlags, Timestamp};
 use extant_format::xattr::INDEX_POSIX_ACL_ACCESS;
 use extant_format::{Ino, RoCompat};
+use extant_sync::Arc;
 
 use crate::cred::{Access, Caps, Credentials};
+use crate::data::FileData;
 use crate::error::{Error, Result};
 use crate::filesystem::Filesystem;
 use crate::icache::InodeRef;
@@ -360,14 +362,28 @@ impl Filesystem {
             if (old ^ new).contains(InodeFlags::EXTENTS) {
                 self.migrate(inode, new.contains(InodeFlags::EXTENTS), cred)?;
             }
-            let data = inode.data.get().filter(|_| (old ^ new).contains(InodeFlags::JOURNAL_DATA));
+            if (old ^ new).contains(InodeFlags::DAX) {
+                self.follow_dax_flag(inode, new)?;
+            }
+            let fixes = (old ^ new).contains(InodeFlags::IMMUTABLE);
+            let changed = |data: &&Arc<FileData>| {
+                (old ^ new).contains(InodeFlags::JOURNAL_DATA) || (fixes && data.pages.is_dax())
+            };
+            let data = inode.data.get().filter(changed);
             // No store and no writeback until the flag is what the next one goes by.
-            let _guard = data.map(|data| data.pages.exclusive());
+            let guard = data.map(|data| data.pages.exclusive());
+            if let (Some(data), Some(guard)) = (data, &guard) {
+                data.pages.hide_dax(guard)?;
+            }
             if (old ^ new).contains(InodeFlags::JOURNAL_DATA) {
                 self.settle_data(inode)?;
             }
             let _gate = data.map(|data| data.pages.gate());
             let mut handle = self.start(&[[uid, gid, project], Self::quota_ids(inode)], 1)?;
+            // With `dax_switch=deferred` a changed flag says what the inode is when it is read again.
+            if (old ^ new).contains(InodeFlags::DAX) {
+                self.reread_later(inode);
+            }
             {
                 let mut state = inode.state();
                 state.raw.flags = new;
@@ -450,6 +466,7 @@ impl Filesystem {
         if changed.contains(InodeFlags::JOURNAL_DATA) && !cred.has(Caps::SYS_RESOURCE) {
             return Err(Error::NotPermitted);
         }
+        self.may_set_dax(inode, old, new)?;
         if changed.contains(InodeFlags::EXTENTS) && (!self.has_extents() || !inode.is_regular()) {
             return Err(Error::NotSupported("converting between extents and indirect blocks"));
         }

@@ -158,6 +158,7 @@ impl Inode {
             mmu: Mutex::new(Rank::LEAF, Weak::new()),
             promise: Mutex::new(Rank::PROMISE, Promise::default()),
         });
+        made.pages.begin_dax(fs.wants_dax(self, self.flags()));
         self.data.get_or_init(|| made)
     }
 
@@ -675,6 +676,13 @@ impl Host for FileData {
     fn may_store(&self) -> bool {
         let Ok((fs, inode)) = self.both() else { return false };
         !fs.is_read_only() && !inode.flags().contains(InodeFlags::IMMUTABLE)
+    }
+
+    fn hold(&self, pblk: Pblk, len: u32) -> Box<dyn Send + Sync> {
+        match self.fs.upgrade() {
+            Some(fs) => Box::new(fs.alloc.hold(pblk, len)),
+            None => Box::new(()),
+        }
     }
 
     fn stored(&self) {

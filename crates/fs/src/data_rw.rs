@@ -452,8 +452,11 @@ impl Filesystem {
         if self.mode() == Mode::ReadOnly {
             return self.check_not_aborted();
         }
-        let pass = self.gate.enter(Level::Internal);
         let data = inode.data.get().cloned();
+        if let Some(data) = &data {
+            data.pages.note_stores(&**data);
+        }
+        let pass = self.gate.enter(Level::Internal);
         if let Some(data) = data {
             self.noted(data.pages.sync(&*data, 0..u64::MAX))?;
         }

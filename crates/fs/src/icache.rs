@@ -65,11 +65,17 @@ impl Eq for InodeRef {}
 
 impl Drop for InodeRef {
     fn drop(&mut self) {
-        if self.0.refs.fetch_sub(1, Ordering::AcqRel) == 1
-            && self.0.is_dead()
+        if self.0.refs.fetch_sub(1, Ordering::AcqRel) != 1 {
+            return;
+        }
+        if self.0.is_dead()
             && let Some(cache) = self.0.cache.upgrade()
         {
             cache.dropped_dead(&self.0);
+        } else if self.0.reread.load(Ordering::Acquire)
+            && let Some(cache) = self.0.cache.upgrade()
+        {
+            cache.dropped_stale(&self.0);
         }
     }
 }
@@ -252,6 +258,20 @@ impl InodeCache {
             drop(shard);
             self.queue.lock().dead.push_back(dead);
             self.queued.notify_all();
+        }
+    }
+
+    /// The last reference to an inode that is to be read again has been dropped: it goes, unless it was found again or there is something
+    /// to be written of it; then the next one to let go of it tries again.
+    fn dropped_stale(&self, inode: &Arc<Inode>) {
+        let mut shard = self.shard(inode.ino).shard.lock();
+        let ours =
+            matches!(shard.slots.get(&inode.ino.0), Some(Slot::Live(held)) if Arc::ptr_eq(held, inode));
+        if ours && inode.refs.load(Ordering::Acquire) == 0 && !inode.is_dead() && !inode.is_pinned() {
+            let gone = shard.slots.remove(&inode.ino.0);
+            // Out of the lock.
+            drop(shard);
+            drop(gone);
         }
     }
 

@@ -6,6 +6,7 @@
 use extant_alloc::ClaimRequest;
 use extant_format::Lblk;
 use extant_format::inline::{self, IBLOCK_LEN};
+use extant_format::inode::InodeFlags;
 use extant_map::{Extent, MapFs, MapKind};
 
 use crate::cred::Credentials;
@@ -55,6 +56,11 @@ impl Filesystem {
     pub(crate) fn may_become_inline(&self, inode: &Inode, end: u64) -> Result<bool> {
         // The inode's own area is at most a few kilobytes: nothing is to be read for a larger write.
         if !self.has_inline_data() || end > u64::from(self.inode_format.inode_size()) {
+            return Ok(false);
+        }
+        // What is to go to a device's memory is in blocks from the start.
+        if inode.flags().contains(InodeFlags::DAX) || inode.data.get().is_some_and(|data| data.pages.is_dax())
+        {
             return Ok(false);
         }
         // Under a mapping content does not go back into the inode.

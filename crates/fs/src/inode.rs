@@ -71,6 +71,8 @@ pub struct Inode {
     linkable: AtomicBool,
     /// Emptied since it was opened: what was written is published at the next close (`auto_da_alloc`).
     pub(crate) publish_at_close: AtomicBool,
+    /// It is read again when it is next used after everybody has let go of it (`dax_switch=deferred`).
+    pub(crate) reread: AtomicBool,
     /// Set where eviction may change the image.
     evictable: AtomicBool,
     pub(crate) refs: AtomicU64,
@@ -282,6 +284,7 @@ impl Filesystem {
             dead: AtomicBool::new(raw.links_count == 0),
             linkable: AtomicBool::new(false),
             publish_at_close: AtomicBool::new(false),
+            reread: AtomicBool::new(false),
             evictable: AtomicBool::new(!self.dev_read_only),
             refs: AtomicU64::new(0),
             referenced: AtomicBool::new(true),

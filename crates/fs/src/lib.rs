@@ -23,6 +23,7 @@
 //! | `fiemap`, `move_ext` | where content is on the device; moving it to blocks of another file |
 //! | `data`, `data_rw`, `inline_data`, `fallocate`, `shift` | file content: its pages and how they reach the disk; reading, writing, sizes; in the inode; ranges |
 //! | `open_file`, `mapping` | an open file; a file mapped into memory |
+//! | `dax` | files that go past the page cache to a device that is memory |
 //! | `state`, `freeze`, `background`, `time` | freezing, remounting, shutting down; threads; clocks |
 //!
 //! # Locks
@@ -52,6 +53,7 @@ mod credits;
 mod damage;
 mod data;
 mod data_rw;
+mod dax;
 mod dir;
 mod direct;
 mod error;
@@ -114,7 +116,8 @@ pub use move_ext::MoveRange;
 pub use mutant::Mutant;
 pub use open_file::{OpenFile, OpenMode};
 pub use options::{
-    AtimePolicy, DataMode, InitItable, MountOptions, OnError, Presets, QuotaOptions, Resolved, WITHOUT_EFFECT,
+    AtimePolicy, DataMode, DaxMode, DaxSwitch, InitItable, MountOptions, OnError, Presets, QuotaOptions,
+    Resolved, WITHOUT_EFFECT,
 };
 pub use paths::{File, ListedEntry, MAX_LINKS, OpenOptions, Paths, ReadDir};
 pub use quota::QuotaLimits;

@@ -25,7 +25,7 @@ use std::sync::OnceLock;
 use extant_format::Ino;
 use extant_format::inode::InodeFlags;
 use extant_sync::atomic::{AtomicU8, AtomicU32, Ordering};
-use extant_sync::{Arc, Mutex, Rank};
+use extant_sync::{Arc, Mutex, Rank, Weak};
 use extant_sys::{MapRequest, MemFile, Protection, UserPages, user_atomic};
 use extant_vm::real::{FaultHandler, FaultServer, FaultThreads, RealMapping, RealMmu};
 use extant_vm::{Access, Fault, MapAdvice, MapId, MapView};
@@ -91,17 +91,35 @@ pub(crate) struct Maps {
     dir: Option<PathBuf>,
     /// Files whose last mapping has gone, and that may have a memory file; the one that went last is at the end.
     idle: Mutex<VecDeque<Ino>>,
+    /// Files that were ever mapped.
+    files: Mutex<Vec<Weak<FileData>>>,
 }
 
 impl Maps {
     pub(crate) fn in_dir(dir: Option<PathBuf>) -> Self {
-        Self { server: OnceLock::new(), dir, idle: Mutex::new(Rank::LEAF, VecDeque::new()) }
+        Self {
+            server: OnceLock::new(),
+            dir,
+            idle: Mutex::new(Rank::LEAF, VecDeque::new()),
+            files: Mutex::new(Rank::LEAF, Vec::new()),
+        }
     }
 
     fn add_idle(&self, ino: Ino) {
         let mut idle = self.idle.lock();
         idle.retain(|other| *other != ino);
         idle.push_back(ino);
+    }
+
+    /// Files that are in memory and were ever mapped.
+    pub(crate) fn files(&self) -> Vec<Arc<FileData>> {
+        self.files.lock().iter().filter_map(Weak::upgrade).collect()
+    }
+
+    fn add(&self, data: &Arc<FileData>) {
+        let mut files = self.files.lock();
+        files.retain(|file| file.strong_count() > 0);
+        files.push(Arc::downgrade(data));
     }
 }
 
@@ -267,11 +285,11 @@ fn map_error(error: std::io::Error) -> Error {
 }
 
 impl Filesystem {
-    /// The mappings of a file, with a memory file. Under the inode lock.
+    /// The mappings of a file, from now on kept for it, with a memory file. Under the inode lock.
     fn mapped(
         &self,
         inode: &InodeRef,
-        data: &FileData,
+        data: &Arc<FileData>,
         cred: &Credentials,
         server: Arc<FaultServer>,
     ) -> Result<Arc<RealMmu>> {
@@ -291,7 +309,7 @@ impl Filesystem {
                 mmu.renew(memory);
                 mmu
             }
-            None => RealMmu::new(memory, server),
+            None => RealMmu::over_device(memory, server, self.pages.dax().cloned()),
         };
         if let Err(error) = extant_vm::Mmu::resize(&*mmu, inode.size()) {
             // It has no page and no mapping.
@@ -300,6 +318,7 @@ impl Filesystem {
         }
         if data.real_mmu().is_none() {
             data.attach(&mmu);
+            self.maps.add(data);
         }
         Ok(mmu)
     }
@@ -573,7 +592,8 @@ impl Filesystem {
         let data = inode.data(self);
         data.set_mapper(self, &Credentials::root());
         let page = (self.geo.block_size() as usize).max(4096);
-        let mmu = extant_vm::SimMmu::new(page, inode.size()).map_err(Error::Io)?;
+        let mmu = extant_vm::SimMmu::over_device(page, inode.size(), self.pages.dax().cloned())
+            .map_err(Error::Io)?;
         assert!(
             data.pages.attach(Arc::clone(&mmu) as Arc<dyn extant_vm::Mmu>),
             "a file with two memory files"
@@ -627,7 +647,9 @@ impl Drop for Mapping {
     /// What a device put into it without a fault is found now at the latest.
     fn drop(&mut self) {
         if !self.handler.fs.is_read_only() {
-            self.handler.data.pages.find_unseen_changes(0..u64::MAX);
+            let data = &self.handler.data;
+            data.pages.find_unseen_changes(0..u64::MAX);
+            data.pages.note_stores(&**data);
         }
     }
 }

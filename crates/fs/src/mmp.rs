@@ -118,6 +118,9 @@ impl Mmp {
                 tracing::error!("multiple-mount protection: somebody else writes to the filesystem");
                 fs.set_mode(Mode::Shutdown);
                 fs.journal.abort(crate::error::errno::EBUSY);
+                if let Err(e) = fs.hide_devices() {
+                    tracing::error!("multiple-mount protection: mappings that show the device stay: {e}");
+                }
                 return;
             }
         }

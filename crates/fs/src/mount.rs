@@ -129,6 +129,7 @@ impl Filesystem {
         } else {
             Arc::clone(&counting) as _
         };
+        crate::dax::check_mount(&sb, &setup.options, &*target)?;
         let mmp = crate::mmp::Mmp::acquire(&target, &sb, !writes)?;
         let log = find_log(&target, &sb, &setup)?.map(|log| match setup.log_window {
             Some(bytes) => log.with_window(bytes),
@@ -273,7 +274,9 @@ impl Filesystem {
             }
         };
         self.set_mode(Mode::Closed);
-        result
+        // A mapping that is there still stores to the device no more: its next access is a fault, which is refused.
+        let hidden = self.hide_devices();
+        result.and(hidden)
     }
 
     /// A frozen filesystem that is unmounted has nobody left who could thaw it.

@@ -43,6 +43,28 @@ pub enum DataMode {
     Journal,
 }
 
+/// `dax=`: which files go past the page cache to a device that is memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum DaxMode {
+    /// Those with the flag, where the device can.
+    #[default]
+    Inode,
+    /// All; refused where the device cannot. `dax` alone is this.
+    Always,
+    /// None, whatever their flags say.
+    Never,
+}
+
+/// `dax_switch=` (Extant's own): when a changed DAX flag takes effect.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum DaxSwitch {
+    /// At once, under whoever uses the file.
+    #[default]
+    Live,
+    /// When the inode is next read, after everybody has let go of it, as in the kernel.
+    Deferred,
+}
+
 /// Whether uninitialised inode tables are zeroed in the background, and how hard.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum InitItable {
@@ -148,6 +170,10 @@ pub struct MountOptions {
     pub journal_checksum: Option<bool>,
     /// `debug`: accepted, reported in messages.
     pub debug: bool,
+    /// `dax=`.
+    pub dax: Option<DaxMode>,
+    /// `dax_switch=`.
+    pub dax_switch: DaxSwitch,
     /// `cache_size=` bytes of page cache and metadata cache (Extant's own; k, m, g suffixes).
     pub cache_size: Option<u64>,
 }
@@ -249,6 +275,8 @@ pub struct Resolved {
     pub inode_readahead_blks: u32,
     /// `mbcache`.
     pub mbcache: bool,
+    /// `dax=`.
+    pub dax: DaxMode,
     /// Everything that the superblock does not preset.
     pub given: MountOptions,
 }
@@ -335,6 +363,7 @@ impl MountOptions {
             "no_mbcache" | "nombcache" => self.mbcache = Some(false),
             "journal_checksum" => self.journal_checksum = Some(true),
             "debug" => self.debug = true,
+            "dax" => self.dax = Some(DaxMode::Always),
             _ => return false,
         }
         true
@@ -403,10 +432,21 @@ impl MountOptions {
                     "`journal_dev=` names a kernel device number; use `journal_path=`".into(),
                 ));
             }
-            "dax" => match v {
-                "never" | "inode" => {}
-                _ => return Err(refused(format!("`{word}`: this device has no direct access"))),
-            },
+            "dax" => {
+                self.dax = Some(match v {
+                    "inode" => DaxMode::Inode,
+                    "always" => DaxMode::Always,
+                    "never" => DaxMode::Never,
+                    _ => return Err(bad_value(word)),
+                });
+            }
+            "dax_switch" => {
+                self.dax_switch = match v {
+                    "live" => DaxSwitch::Live,
+                    "deferred" => DaxSwitch::Deferred,
+                    _ => return Err(bad_value(word)),
+                };
+            }
             "test_dummy_encryption" => return Err(refused(format!("`{word}`: encryption is not supported"))),
             _ => return Ok(false),
         }
@@ -451,6 +491,7 @@ impl MountOptions {
             max_dir_size_kb: self.max_dir_size_kb.unwrap_or(0),
             inode_readahead_blks: self.inode_readahead_blks.unwrap_or(32),
             mbcache: self.mbcache.unwrap_or(true),
+            dax: self.dax.unwrap_or_default(),
             given: self.clone(),
         })
     }

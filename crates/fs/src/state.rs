@@ -52,6 +52,7 @@ impl Filesystem {
     fn still(&self) -> Result<()> {
         self.gate.close(Level::Write);
         self.gate.close(Level::Fault);
+        self.hide_devices()?;
         if self.mode() != Mode::ReadWrite {
             return Ok(());
         }
@@ -118,7 +119,7 @@ impl Filesystem {
         }
         let sb = self.superblock();
         let options = options.over_superblock(&sb);
-        let resolved = options.resolve(&crate::mount::presets(&sb))?;
+        let mut resolved = options.resolve(&crate::mount::presets(&sb))?;
         let refuse = |why: &str| Err(Error::Incompatible(why.into()));
         match (self.mode(), options.read_only) {
             (Mode::ReadOnly, false) if self.dev_read_only => {
@@ -135,12 +136,18 @@ impl Filesystem {
         if options.data.is_some_and(|d| d != self.options().data) {
             return refuse("`data=` cannot change on a mounted filesystem");
         }
+        let dax = self.options().dax;
+        if options.dax.is_some_and(|asked| asked != dax) {
+            return refuse("`dax=` cannot change on a mounted filesystem");
+        }
+        resolved.dax = dax;
         *self.options.write() = Arc::new(resolved);
         self.alloc.set_discard(self.options().discard);
         self.quota_remount();
         match (self.mode(), options.read_only) {
             (Mode::ReadWrite, true) => self.to_read_only()?,
-            (Mode::ReadOnly, false) => self.to_read_write()?,
+            // Copies that were shown meanwhile go.
+            (Mode::ReadOnly, false) => self.to_read_write().and_then(|()| self.hide_devices())?,
             _ => {}
         }
         if let Some(this) = self.this.upgrade() {
@@ -194,7 +201,7 @@ impl Filesystem {
         }
         if self.mode() != Mode::ReadWrite {
             self.set_mode(Mode::Shutdown);
-            return Ok(());
+            return self.hide_devices();
         }
         let done = match how {
             ShutdownMode::Sync => self.still().and_then(|()| self.write_still()),
@@ -202,6 +209,7 @@ impl Filesystem {
             ShutdownMode::NoFlush => Ok(()),
         };
         self.set_mode(Mode::Shutdown);
+        let done = done.and(self.hide_devices());
         self.journal.stop();
         if how == ShutdownMode::Sync {
             // Whoever waited at the gates is told.

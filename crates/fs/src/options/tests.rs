@@ -1,4 +1,4 @@
-use super::{AtimePolicy, DataMode, MountOptions, OnError, Presets};
+use super::{AtimePolicy, DataMode, DaxMode, DaxSwitch, MountOptions, OnError, Presets};
 
 #[test]
 fn later_words_win_and_values_are_parsed() {
@@ -17,6 +17,15 @@ fn later_words_win_and_values_are_parsed() {
 }
 
 #[test]
+fn dax_has_three_values_and_a_short_form() {
+    let mode = |list| MountOptions::parse(list).unwrap().dax.unwrap();
+    assert_eq!(MountOptions::parse("").unwrap().resolve(&Presets::default()).unwrap().dax, DaxMode::Inode);
+    assert_eq!((mode("dax"), mode("dax=always")), (DaxMode::Always, DaxMode::Always));
+    assert_eq!((mode("dax,dax=never"), mode("dax=never,dax=inode")), (DaxMode::Never, DaxMode::Inode));
+    assert_eq!(MountOptions::parse("dax_switch=deferred").unwrap().dax_switch, DaxSwitch::Deferred);
+}
+
+#[test]
 fn unknown_and_malformed_words_are_refused_by_name() {
     for bad in [
         "frobnicate",
@@ -25,7 +34,8 @@ fn unknown_and_malformed_words_are_refused_by_name() {
         "data=",
         "stripe=99999999999",
         "cache_size=-1",
-        "dax=always",
+        "dax=sometimes",
+        "dax_switch=",
     ] {
         let e = MountOptions::parse(bad).unwrap_err().to_string();
         assert!(e.contains(bad), "{bad}: {e}");

@@ -80,7 +80,8 @@ pub(crate) fn image(args: &'static str) -> Vec<u8> {
     }
     let dir = scratch();
     let path = dir.join("image");
-    mke2fs(&path, SIZE, args);
+    // A journal has 1024 blocks at least.
+    mke2fs(&path, if args.contains("-b 4096") { 3 * SIZE } else { SIZE }, args);
     let bytes = Arc::new(Mutex::new(std::fs::read(path).expect("image")));
     let shared = Arc::clone(&bytes);
     let fill = move || {
@@ -101,7 +102,7 @@ pub(crate) fn image(args: &'static str) -> Vec<u8> {
     bytes
 }
 
-pub(crate) fn open(device: &Arc<MemoryDevice>, mutant: Mutant) -> Arc<Filesystem> {
+pub(crate) fn open<D: BlockDevice + 'static>(device: &Arc<D>, mutant: Mutant) -> Arc<Filesystem> {
     let options = extant::MountOptions {
         cache_size: Some(4 << 20),
         // A thread less.
@@ -140,14 +141,16 @@ impl BlockDevice for Plain {
     }
 }
 
-fn assert_clean(device: &MemoryDevice, what: &str) {
-    let report = extant_fsck::check(&Plain(device.to_bytes()), &extant_fsck::Options::default());
+fn assert_clean(device: &impl BlockDevice, what: &str) {
+    let mut bytes = vec![0; device.size() as usize];
+    device.read_at(0, &mut bytes).expect("all inside");
+    let report = extant_fsck::check(&Plain(bytes), &extant_fsck::Options::default());
     let errors: Vec<_> = report.errors().map(|e| format!("{e:?}")).collect();
     assert!(report.is_clean(), "{what}: {errors:#?}");
 }
 
 /// Unmounts, and checks what is left.
-pub(crate) fn close(fs: Arc<Filesystem>, device: &MemoryDevice, what: &str) {
+pub(crate) fn close(fs: Arc<Filesystem>, device: &impl BlockDevice, what: &str) {
     fs.unmount().unwrap_or_else(|e| panic!("{what}: unmount: {e}"));
     drop(fs);
     assert_clean(device, what);

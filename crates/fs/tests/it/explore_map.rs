@@ -9,10 +9,10 @@ use std::sync::Arc;
 use std::sync::Mutex;
 
 use extant::{
-    Credentials, FallocateMode, Fault, Filesystem, InodeRef, MapAdvice, MapView, MoveRange, Mutant, NewInode,
-    OpenFile, OpenMode, SimMmu,
+    Credentials, FallocateMode, Fault, Filesystem, InodeFlags, InodeRef, MapAdvice, MapView, MoveRange, Mutant,
+    NewInode, OpenFile, OpenMode, SimMmu,
 };
-use extant_device::MemoryDevice;
+use extant_device::{BlockDevice, FileDevice, MemoryDevice};
 use extant_sync::model;
 use extant_testkit::env::tools;
 use rustix::io::Errno;
@@ -207,12 +207,24 @@ const OPS: &[Op] = &[
     },
 ];
 
+/// The change of the mode that a file is in, while it is used (S4); nothing but the flag where the device is no memory.
+const FLIP: Op = Op {
+    name: "flip",
+    run: |f| {
+        let flags = f.inode.attr().flags ^ InodeFlags::DAX;
+        errno(f.fs.set_flags(&f.inode, flags, &Credentials::root()))
+    },
+    model: |_| {},
+};
+
 /// What the file is before: 60 bytes in the inode or in a block, two pages on disk, or two pages that are dirty and have no place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Before {
     Small,
     Written,
     Delayed,
+    /// Written, and in DAX mode.
+    Dax,
 }
 
 fn mapped(fs: &Arc<Filesystem>, before: Before) -> File {
@@ -226,6 +238,10 @@ fn mapped(fs: &Arc<Filesystem>, before: Before) -> File {
     if before == Before::Written {
         buffered.fsync(false).unwrap();
         fs.reclaim_pages(100);
+    }
+    if before == Before::Dax {
+        fs.set_flags(&inode, inode.attr().flags | InodeFlags::DAX, &cred).unwrap();
+        assert!(fs.effective_dax(&inode));
     }
     let mmu = fs.map_simulated(&inode).unwrap();
     let view = MapView { id: mmu.map(), pages: 0..u32::MAX, advice: MapAdvice::Normal };
@@ -254,9 +270,25 @@ fn fill(fs: &Arc<Filesystem>, left: u64) {
 
 /// One schedule of two operations.
 fn pair(image: &[u8], mutant: Mutant, before: Before, ops: [&'static Op; 2], left: Option<u64>) {
+    pair_on(&Arc::new(MemoryDevice::from_bytes(image)), mutant, before, ops, left);
+}
+
+/// The same on a device that can be mapped.
+fn pair_on_memory(image: &[u8], before: Before, ops: [&'static Op; 2], left: Option<u64>) {
+    let device = FileDevice::in_memory(image.len() as u64).expect("a memory file");
+    device.write_at(0, image).expect("inside");
+    pair_on(&Arc::new(device), Mutant::None, before, ops, left);
+}
+
+fn pair_on<D: BlockDevice + 'static>(
+    device: &Arc<D>,
+    mutant: Mutant,
+    before: Before,
+    ops: [&'static Op; 2],
+    left: Option<u64>,
+) {
     let what = format!("{before:?}: {} beside {}, {left:?} blocks left", ops[0].name, ops[1].name);
-    let device = Arc::new(MemoryDevice::from_bytes(image));
-    let fs = open(&device, mutant);
+    let fs = open(device, mutant);
     let file = Arc::new(mapped(&fs, before));
     if let Some(left) = left {
         fill(&fs, left);
@@ -306,8 +338,8 @@ fn pair(image: &[u8], mutant: Mutant, before: Before, ops: [&'static Op; 2], lef
         }
     }
     drop(file);
-    close(fs, &device, &what);
-    let fs = open(&device, Mutant::None);
+    close(fs, &**device, &what);
+    let fs = open(device, Mutant::None);
     let mut on_disk = vec![0xEE; 8192];
     let n = fs.read_at(&find(&fs, "m"), 0, &mut on_disk).unwrap();
     on_disk.truncate(n);
@@ -372,6 +404,32 @@ fn pairs_on_content_in_the_inode_with_a_full_disk() {
 fn pairs_on_written_blocks_with_a_full_disk() {
     need!(tools(&["mke2fs"]));
     pairs(Before::Written, Some(1));
+}
+
+const MEMORY: &str = "-t ext4 -b 4096 -I 256 -N 64 -J size=4 -O ^resize_inode,^orphan_file";
+
+/// Every pair of operations on a file in DAX mode, and every operation beside a flip of the mode, both ways (S3, S4).
+#[test]
+fn pairs_in_dax_mode_and_beside_flips() {
+    need!(tools(&["mke2fs"]));
+    let image: Arc<[u8]> = image(MEMORY).into();
+    let times = schedules();
+    let seed = extant_testkit::env::seed();
+    let run = |before, a: &'static Op, b: &'static Op| {
+        let image = Arc::clone(&image);
+        let scenario = move || pair_on_memory(&image, before, [a, b], None);
+        model::check_random_deep(scenario.clone(), seed, times, STACK);
+        model::check_pct_deep(scenario, seed, times, 3, STACK);
+    };
+    for (n, a) in OPS.iter().enumerate() {
+        OPS[n..].iter().for_each(|b| run(Before::Dax, a, b));
+        [Before::Dax, Before::Written, Before::Delayed].into_iter().for_each(|before| run(before, a, &FLIP));
+    }
+    println!(
+        "races: pairs of {} operations in DAX mode and beside flips: {} schedules each, held",
+        OPS.len(),
+        2 * times
+    );
 }
 
 /// A store moves content out of the inode while a writer changes it there (S0): with the lock of page 0, and without.

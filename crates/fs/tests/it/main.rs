@@ -12,6 +12,8 @@ mod crash;
 #[cfg(not(feature = "shuttle"))]
 mod damaged_tree;
 #[cfg(not(feature = "shuttle"))]
+mod dax;
+#[cfg(not(feature = "shuttle"))]
 mod direct;
 #[cfg(feature = "shuttle")]
 mod explore;

@@ -19,16 +19,21 @@ const SIZE: usize = 1 << 20;
 /// The largest cluster of any of [`KINDS`].
 const CLUSTER: u64 = 16_384;
 
-/// What the tests make files on: block sizes with all that decides where content is.
-const KINDS: &[&str] = &[
-    "-t ext4 -b 1024",
-    "-t ext4 -b 2048",
-    "-t ext4 -b 4096",
-    "-t ext4 -b 1024 -O inline_data -I 256",
-    "-t ext4 -b 4096 -O inline_data -I 1024",
-    "-t ext4 -b 1024 -O bigalloc -C 16384",
-    "-t ext3 -b 1024",
-    "-t ext2 -b 4096",
+/// What the tests make files on: block sizes with all that decides where content is; and mount options.
+const KINDS: &[(&str, &str)] = &[
+    ("-t ext4 -b 1024", ""),
+    ("-t ext4 -b 2048", ""),
+    ("-t ext4 -b 4096", ""),
+    ("-t ext4 -b 1024 -O inline_data -I 256", ""),
+    ("-t ext4 -b 4096 -O inline_data -I 1024", ""),
+    ("-t ext4 -b 1024 -O bigalloc -C 16384", ""),
+    ("-t ext3 -b 1024", ""),
+    ("-t ext2 -b 4096", ""),
+    ("-t ext4 -b 4096", "dax=always"),
+    ("-t ext4 -b 4096 -O bigalloc -C 16384", "dax=always"),
+    ("-t ext3 -b 4096", "dax=always"),
+    // With flips of the flag.
+    ("-t ext4 -b 4096", "dax=inode"),
 ];
 
 pub(crate) fn userfaultfd() -> Result<(), String> {
@@ -72,11 +77,14 @@ impl Model {
 }
 
 struct Rig<'a> {
+    fs: &'a Arc<Filesystem>,
     buffered: &'a OpenFile,
     direct: &'a OpenFile,
     maps: Vec<Mapping>,
     model: Model,
     extents: bool,
+    /// The flag flips.
+    flips: bool,
 }
 
 impl Rig<'_> {
@@ -140,7 +148,13 @@ impl Rig<'_> {
                 assert!(got == bytes);
             }
             15 if self.extents => self.shift(rng, at as u64, len as u64),
-            _ => match rng.below(3) {
+            _ => match rng.below(4) {
+                3 if self.flips => {
+                    let inode = self.buffered.inode();
+                    let flags = inode.attr().flags ^ extant::InodeFlags::DAX;
+                    self.fs.set_flags(inode, flags, &Credentials::root()).unwrap();
+                    assert_eq!(self.fs.effective_dax(inode), flags.contains(extant::InodeFlags::DAX));
+                }
                 0 => self.maps[map].sync(0..1, SyncMode::Sync).unwrap(),
                 1 => self.maps[map].advise(0..SIZE, extant::Advice::DontNeed).unwrap(),
                 _ => self.maps[map] = self.buffered.map(0, SIZE, &shared()).unwrap(),
@@ -181,20 +195,20 @@ fn mapped_reads_and_writes_mixed_against_a_model() {
     need!(userfaultfd());
     let seed = seed();
     println!("seed={seed}");
-    for (number, args) in KINDS.iter().enumerate() {
+    for (number, (args, options)) in KINDS.iter().enumerate() {
         let dir = scratch();
         let image = dir.join("image");
         mke2fs(&image, 24 << 20, args);
-        let fs = open_rw(&image);
+        let fs = crate::support::open_with(&image, options);
         let mut rng = Rng::new(seed.wrapping_add(number as u64));
         let mut contents = Vec::new();
         for round in 0..12 {
             let inode = new_file(&fs, &format!("f{round}"));
             let (buffered, direct) = (open(&fs, &inode, false), open(&fs, &inode, true));
             let maps = (0..2).map(|_| buffered.map(0, SIZE, &shared()).unwrap()).collect();
-            let extents = args.contains("ext4");
-            let mut rig =
-                Rig { buffered: &buffered, direct: &direct, maps, model: Model(Vec::new()), extents };
+            let (extents, flips) = (args.contains("ext4"), options.contains("dax=inode"));
+            let model = Model(Vec::new());
+            let mut rig = Rig { fs: &fs, buffered: &buffered, direct: &direct, maps, model, extents, flips };
             for _ in 0..120 {
                 rig.step(&mut rng);
             }
@@ -211,7 +225,7 @@ fn mapped_reads_and_writes_mixed_against_a_model() {
             }
             mount.unmount();
         }
-        println!("{args}: held");
+        println!("{args} {options}: held");
     }
 }
 

@@ -1,0 +1,135 @@
+//! DAX: which files go past the page cache to a device that is memory, and when that changes.
+//!
+//! The persistent flag (`x` of chattr, FS_XFLAG_DAX) is advice that may be set on regular files and directories at any time, on any
+//! device; `dax=` says what becomes of it (`Documentation/filesystems/dax.rst`): `inode` follows it, `always` and `never` do not. A file
+//! is never in this mode while its content is in its inode or goes through the journal. What is in effect now ([`Filesystem::effective_dax`])
+//! is the page cache's to know ([`extant_vm::AddressSpace::is_dax`]).
+//!
+//! Unlike the kernel, which goes by the flag when an inode is next read, a changed flag takes effect at once, also under mappings;
+//! `dax_switch=deferred` is the kernel's way.
+
+use extant_device::BlockDevice;
+use extant_format::inode::InodeFlags;
+use extant_format::{Incompat, Superblock};
+use extant_sync::atomic::Ordering;
+
+use crate::error::{Error, Result};
+use crate::filesystem::Filesystem;
+use crate::icache::InodeRef;
+use crate::inode::Inode;
+use crate::options::{DataMode, DaxMode, DaxSwitch, MountOptions};
+
+/// Flags that exclude DAX, and that it excludes.
+const EXCLUDES: InodeFlags = InodeFlags::from_bits_retain(
+    InodeFlags::VERITY.bits()
+        | InodeFlags::ENCRYPT.bits()
+        | InodeFlags::JOURNAL_DATA.bits()
+        | InodeFlags::INLINE_DATA.bits(),
+);
+
+/// Refuses `dax=always` where it cannot be. `device`: what the filesystem will be on, an overlay for some that are read-only.
+pub(crate) fn check_mount(sb: &Superblock, options: &MountOptions, device: &dyn BlockDevice) -> Result<()> {
+    if options.dax != Some(DaxMode::Always) {
+        return Ok(());
+    }
+    let refuse = |why: &str| Err(Error::Incompatible(format!("`dax=always`: {why}").into()));
+    if sb.features().incompat.contains(Incompat::INLINE_DATA) {
+        return refuse(
+            "files of this filesystem may have their content in their inodes (feature inline_data)",
+        );
+    }
+    if options.data == Some(DataMode::Journal) {
+        return refuse("data that goes through the journal (`data=journal`) is not written to its place");
+    }
+    let page = extant_sys::page_size();
+    if sb.geometry().block_size() as usize != page {
+        return refuse(&format!("blocks of {} bytes are no pages of {page}", sb.geometry().block_size()));
+    }
+    match device.direct_access() {
+        None => refuse("this device has no direct access: it takes an image file that is open for writing"),
+        Some(access) if !access.has_pages_of(page as u64) => {
+            refuse("the filesystem does not begin at a page of the device")
+        }
+        Some(_) => Ok(()),
+    }
+}
+
+impl Filesystem {
+    /// Whether a regular file goes past the page cache at present (`STATX_ATTR_DAX`).
+    #[must_use]
+    pub fn effective_dax(&self, inode: &InodeRef) -> bool {
+        match inode.data.get() {
+            Some(data) => data.pages.is_dax(),
+            None => self.wants_dax(inode, inode.flags()),
+        }
+    }
+
+    /// Whether a file with these flags is to be in DAX mode.
+    pub(crate) fn wants_dax(&self, inode: &Inode, flags: InodeFlags) -> bool {
+        let asked = match self.options().dax {
+            DaxMode::Never => false,
+            DaxMode::Always => true,
+            DaxMode::Inode => flags.contains(InodeFlags::DAX),
+        };
+        let journalled = self.journal.has_log() && self.data_mode == DataMode::Journal;
+        asked
+            && self.pages.dax().is_some()
+            && inode.is_regular()
+            && !journalled
+            && !flags.intersects(EXCLUDES | InodeFlags::EA_INODE)
+    }
+
+    /// Refuses flags that exclude each other, as the kernel does.
+    pub(crate) fn may_set_dax(&self, inode: &Inode, old: InodeFlags, asked: InodeFlags) -> Result<()> {
+        if inode.is_dir() && old.contains(InodeFlags::INLINE_DATA) {
+            // A directory's flag is for what is made in it.
+            return Ok(());
+        }
+        let both = (old.intersects(EXCLUDES) && asked.contains(InodeFlags::DAX))
+            || (old.contains(InodeFlags::DAX) && asked.intersects(EXCLUDES));
+        if both {
+            return Err(Error::NotSupported("DAX beside inline, journalled, encrypted or verified content"));
+        }
+        let journal = (old ^ asked).contains(InodeFlags::JOURNAL_DATA);
+        if journal && inode.data.get().map_or_else(|| self.wants_dax(inode, old), |data| data.pages.is_dax())
+        {
+            return Err(Error::Busy);
+        }
+        Ok(())
+    }
+
+    /// Brings a file into the mode that its flags ask for. `flags` are the new ones, which are not stored yet. Under the inode lock, held
+    /// exclusively.
+    pub(crate) fn follow_dax_flag(&self, inode: &Inode, flags: InodeFlags) -> Result<()> {
+        if !inode.is_regular() || self.options().given.dax_switch == DaxSwitch::Deferred {
+            return Ok(());
+        }
+        // Made now: else it could be made by a reader who has seen the old flags.
+        let data = inode.data(self);
+        let on = self.wants_dax(inode, flags);
+        if data.pages.is_dax() == on {
+            return Ok(());
+        }
+        // Most of the work, while faults and reads go on.
+        data.pages.sync(&**data, 0..u64::MAX)?;
+        let guard = data.pages.exclusive();
+        data.pages.switch_dax(&guard, &**data, on)
+    }
+
+    /// With `dax_switch=deferred`: the inode is read again when it is next used after everybody has let go of it.
+    pub(crate) fn reread_later(&self, inode: &Inode) {
+        if self.options().given.dax_switch == DaxSwitch::Deferred && inode.is_regular() {
+            inode.reread.store(true, Ordering::Release);
+        }
+    }
+
+    /// Takes the device out of all mappings of files in DAX mode, and copies of it: what an access gets is decided anew. For who changes
+    /// whether anything may be stored at all.
+    pub(crate) fn hide_devices(&self) -> Result<()> {
+        for data in self.maps.files() {
+            let guard = data.pages.exclusive();
+            data.pages.hide_dax(&guard)?;
+        }
+        Ok(())
+    }
+}

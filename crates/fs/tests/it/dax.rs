@@ -1,0 +1,586 @@
+//! DAX: the flag beside the kernel's, the mode on a device that is memory, mappings that show it, and changes of the mode under all of
+//! that.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use extant::{
+    Advice, Credentials, DaxMode, FallocateMode, Filesystem, InodeFlags, InodeRef, MapOptions, MountOptions,
+    NewInode, Protection, SetAttr, Setup, SyncMode,
+};
+use extant_device::{BlockDevice, FileDevice, MemoryDevice, OpenOptions};
+use extant_sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use extant_sync::thread;
+use extant_testkit::env::{kernel_mounts, scratch, tools};
+use extant_testkit::kernel::KernelMount;
+use extant_testkit::oracle::{assert_clean, mke2fs};
+use extant_testkit::rng::Rng;
+use rustix::fs::IFlags;
+
+use crate::mapping::{new_file, open, shared, userfaultfd};
+use crate::support::{open_rw, open_with};
+
+const PAGE: usize = 4096;
+
+fn root() -> Credentials {
+    Credentials::root()
+}
+
+fn flip(fs: &Filesystem, inode: &InodeRef) {
+    fs.set_flags(inode, inode.attr().flags ^ InodeFlags::DAX, &root()).expect("a flip");
+}
+
+/// What is done to flags, on us and on the kernel; and the errno of each.
+trait Flags {
+    fn mkdir(&self, path: &str);
+    fn create(&self, path: &str, content: &[u8]);
+    fn flags(&self, path: &str) -> u32;
+    fn set(&self, path: &str, flags: u32) -> i32;
+}
+
+impl Flags for Path {
+    fn mkdir(&self, path: &str) {
+        std::fs::create_dir(self.join(path)).unwrap();
+    }
+    fn create(&self, path: &str, content: &[u8]) {
+        std::fs::write(self.join(path), content).unwrap();
+    }
+    fn flags(&self, path: &str) -> u32 {
+        let file = std::fs::File::open(self.join(path)).unwrap();
+        rustix::fs::ioctl_getflags(&file).unwrap().bits()
+    }
+    fn set(&self, path: &str, flags: u32) -> i32 {
+        let file = std::fs::File::open(self.join(path)).unwrap();
+        let set = rustix::fs::ioctl_setflags(&file, IFlags::from_bits_retain(flags));
+        set.err().map_or(0, |e| e.raw_os_error())
+    }
+}
+
+impl Flags for Arc<Filesystem> {
+    fn mkdir(&self, path: &str) {
+        let (dir, name) = parent(self, path);
+        Filesystem::mkdir(self, &dir, name.as_bytes(), 0o755, &root()).unwrap();
+    }
+    fn create(&self, path: &str, content: &[u8]) {
+        let (dir, name) = parent(self, path);
+        let inode = self.mknod(&dir, name.as_bytes(), &NewInode::file(0o644), &root()).unwrap();
+        if !content.is_empty() {
+            open(self, &inode, false).write_at(0, content).unwrap();
+        }
+    }
+    fn flags(&self, path: &str) -> u32 {
+        (find(self, path).attr().flags & InodeFlags::USER_VISIBLE).bits()
+    }
+    fn set(&self, path: &str, flags: u32) -> i32 {
+        let set = self.set_flags(&find(self, path), InodeFlags::from_bits_retain(flags), &root());
+        set.err().map_or(0, |e| e.errno())
+    }
+}
+
+fn find(fs: &Arc<Filesystem>, path: &str) -> InodeRef {
+    path.split('/').fold(fs.root().unwrap(), |at, name| fs.lookup(&at, name.as_bytes(), &root()).unwrap())
+}
+
+fn parent<'p>(fs: &Arc<Filesystem>, path: &'p str) -> (InodeRef, &'p str) {
+    match path.rsplit_once('/') {
+        Some((dir, name)) => (find(fs, dir), name),
+        None => (fs.root().unwrap(), path),
+    }
+}
+
+/// A session of changes; what each answered, and every file's flags at the end.
+fn session(on: &(impl Flags + ?Sized)) -> Vec<(String, u32)> {
+    const DAX: u32 = 0x200_0000;
+    let mut said = Vec::new();
+    let set = |said: &mut Vec<(String, u32)>, path: &str, bits: u32| {
+        let flags = on.flags(path);
+        said.push((format!("set {bits:#x} of {path}"), on.set(path, flags ^ bits).unsigned_abs()));
+    };
+    on.mkdir("d");
+    on.mkdir("d/before");
+    set(&mut said, "d", DAX);
+    on.mkdir("d/sub");
+    on.mkdir("d/sub/deeper");
+    on.create("d/empty", b"");
+    on.create("d/small", b"a few bytes");
+    on.create("d/before/f", b"a few bytes");
+    on.create("d/sub/f", &[7; 9000]);
+    on.create("small", b"a few bytes");
+    on.create("large", &[7; 9000]);
+    for path in ["small", "large", "d/small", "d/before", "d/sub"] {
+        set(&mut said, path, DAX);
+    }
+    // With the append-only flag beside it, and without.
+    set(&mut said, "large", 0x20);
+    set(&mut said, "large", DAX);
+    set(&mut said, "large", 0x20 | DAX);
+    let all = [
+        "d",
+        "d/before",
+        "d/before/f",
+        "d/sub",
+        "d/sub/deeper",
+        "d/sub/f",
+        "d/empty",
+        "d/small",
+        "small",
+        "large",
+    ];
+    said.extend(all.map(|path| (format!("flags of {path}"), on.flags(path))));
+    said
+}
+
+#[test]
+fn the_flag_is_the_kernels() {
+    need!(kernel_mounts(), tools(&["mke2fs"]));
+    for args in
+        ["-t ext4 -b 4096", "-t ext4 -b 1024", "-t ext4 -b 4096 -O inline_data -I 512", "-t ext3 -b 4096"]
+    {
+        let dir = scratch();
+        let (ours, theirs) = (dir.join("ours"), dir.join("theirs"));
+        mke2fs(&ours, 16 << 20, args);
+        std::fs::copy(&ours, &theirs).unwrap();
+        let mount = KernelMount::rw(&theirs);
+        let want = session(mount.path());
+        mount.unmount();
+        let fs = open_rw(&ours);
+        let got = session(&fs);
+        assert_eq!(got, want, "{args}");
+        fs.unmount().unwrap();
+        drop(fs);
+        assert_clean(&ours);
+        // And what we left is the kernel's to read.
+        let mount = KernelMount::ro(&ours);
+        let left: Vec<u32> =
+            ["d/sub/f", "d/small", "large"].iter().map(|path| mount.path().flags(path)).collect();
+        let said = |path: &str| want.iter().find(|(what, _)| *what == format!("flags of {path}")).unwrap().1;
+        assert_eq!(left, [said("d/sub/f"), said("d/small"), said("large")], "{args}");
+        mount.unmount();
+    }
+}
+
+fn refusal(device: Arc<dyn BlockDevice>, options: &str) -> String {
+    let setup = Setup::with_options(options).unwrap();
+    Filesystem::open(device, setup).expect_err("refused").to_string()
+}
+
+#[test]
+fn always_needs_a_device_that_can() {
+    need!(tools(&["mke2fs"]));
+    let dir = scratch();
+    let image = dir.join("image");
+    let device = || Arc::new(OpenOptions::new().write(true).open(&image).unwrap());
+    for (args, options, why) in [
+        ("-t ext4 -b 1024", "dax", "blocks of 1024 bytes"),
+        ("-t ext4 -b 4096 -O inline_data", "dax=always", "inline_data"),
+        ("-t ext4 -b 4096", "dax=always,data=journal", "data=journal"),
+    ] {
+        mke2fs(&image, 16 << 20, args);
+        assert!(refusal(device(), options).contains(why), "{args} {options}: {}", refusal(device(), options));
+        // Asked for by inode it is off, and says nothing.
+        open_with(&image, &format!("{options},dax=inode")).unmount().unwrap();
+    }
+    mke2fs(&image, 16 << 20, "-t ext4 -b 4096");
+    let bytes = std::fs::read(&image).unwrap();
+    let plain = || Arc::new(MemoryDevice::from_bytes(&bytes)) as Arc<dyn BlockDevice>;
+    assert!(refusal(plain(), "dax=always").contains("no direct access"));
+    let read_only = Arc::new(OpenOptions::new().open(&image).unwrap());
+    assert!(refusal(read_only, "dax=always,ro").contains("no direct access"));
+    let fs = Filesystem::open(plain(), Setup::with_options("dax=inode").unwrap()).unwrap();
+    let inode = new_file(&fs, "f");
+    flip(&fs, &inode);
+    assert!(inode.attr().flags.contains(InodeFlags::DAX) && !fs.effective_dax(&inode));
+    fs.unmount().unwrap();
+    // What the mount was asked for does not change.
+    let fs = open_with(&image, "dax=always");
+    assert!(fs.remount(&MountOptions::parse("dax=never").unwrap()).is_err());
+    fs.remount(&MountOptions::parse("commit=9").unwrap()).unwrap();
+    assert_eq!((fs.options().dax, fs.options().commit_secs), (DaxMode::Always, 9));
+    assert!(fs.effective_dax(&new_file(&fs, "g")) && !fs.effective_dax(&fs.root().unwrap()));
+    fs.unmount().unwrap();
+}
+
+/// An image in memory that can be mapped.
+fn in_memory(image: &Path) -> Arc<FileDevice> {
+    let bytes = std::fs::read(image).unwrap();
+    let device = FileDevice::in_memory(bytes.len() as u64).unwrap();
+    device.write_at(0, &bytes).unwrap();
+    Arc::new(device)
+}
+
+/// Bytes of a file that are on the device now, nothing written back.
+fn on_device(fs: &Filesystem, device: &dyn BlockDevice, inode: &InodeRef, lblk: u64) -> Option<Vec<u8>> {
+    let mut bytes = vec![0; PAGE];
+    device.read_at(fs.device_block(inode, lblk).unwrap()?.0 * PAGE as u64, &mut bytes).unwrap();
+    Some(bytes)
+}
+
+#[test]
+fn content_is_on_the_device_at_once_and_switches_under_use() {
+    need!(tools(&["mke2fs"]));
+    let dir = scratch();
+    let image = dir.join("image");
+    mke2fs(&image, 16 << 20, "-t ext4 -b 4096");
+    let device = in_memory(&image);
+    let fs = Filesystem::open(Arc::clone(&device) as _, Setup::default()).unwrap();
+    let inode = new_file(&fs, "f");
+    let file = open(&fs, &inode, false);
+    file.write_at(0, &[1; 3 * PAGE]).unwrap();
+    assert!(!fs.effective_dax(&inode));
+    flip(&fs, &inode);
+    assert!(fs.effective_dax(&inode));
+    // What was delayed has its place, and what is written now is there.
+    assert_eq!(on_device(&fs, &*device, &inode, 2), Some(vec![1; PAGE]));
+    file.write_at(100, &[2; 10]).unwrap();
+    let first = on_device(&fs, &*device, &inode, 0).unwrap();
+    assert!(first[..100] == [1; 100] && first[100..110] == [2; 10]);
+    // Past the end, into preallocated blocks, over a hole.
+    file.write_at(5 * PAGE as u64 + 7, &[3; 5]).unwrap();
+    file.fallocate(FallocateMode::Allocate, 8 * PAGE as u64, 4 * PAGE as u64, false).unwrap();
+    file.write_at(9 * PAGE as u64 + 1, &[4; 2]).unwrap();
+    let (five, nine) =
+        (on_device(&fs, &*device, &inode, 5).unwrap(), on_device(&fs, &*device, &inode, 9).unwrap());
+    assert!(
+        five[7..12] == [3; 5]
+            && five[..7] == [0; 7]
+            && nine[1..3] == [4; 2]
+            && nine[3..].iter().all(|b| *b == 0)
+    );
+    assert_eq!(on_device(&fs, &*device, &inode, 4), None, "a hole has a block");
+    let mut got = vec![9; 13 * PAGE];
+    assert_eq!(file.read_at(0, &mut got).unwrap(), 12 * PAGE);
+    assert!(got[3 * PAGE..5 * PAGE + 7].iter().all(|b| *b == 0) && got[5 * PAGE + 7] == 3);
+    // Cut inside of a block, and grown again: zeros.
+    file.set_len(100).unwrap();
+    file.set_len(PAGE as u64).unwrap();
+    assert_eq!(on_device(&fs, &*device, &inode, 0).unwrap()[100..], [0; PAGE - 100]);
+    flip(&fs, &inode);
+    assert!(!fs.effective_dax(&inode));
+    let mut got = [9; PAGE];
+    file.read_at(0, &mut got).unwrap();
+    assert!(got[..100] == [1; 100] && got[100..].iter().all(|b| *b == 0));
+    // The flag counts for nothing where it is not asked.
+    file.fsync(false).unwrap();
+    drop(file);
+    fs.unmount().unwrap();
+    drop((inode, fs));
+    std::fs::write(&image, {
+        let mut all = vec![0; device.size() as usize];
+        device.read_at(0, &mut all).unwrap();
+        all
+    })
+    .unwrap();
+    assert_clean(&image);
+}
+
+/// With `dax_switch=deferred` a changed flag counts when the inode is read again.
+#[test]
+fn a_deferred_switch_waits_until_nobody_uses_the_file() {
+    need!(tools(&["mke2fs"]));
+    let dir = scratch();
+    let image = dir.join("image");
+    mke2fs(&image, 16 << 20, "-t ext4 -b 4096");
+    let fs = open_with(&image, "dax_switch=deferred");
+    let inode = new_file(&fs, "f");
+    let file = open(&fs, &inode, false);
+    file.write_at(0, &[1; 100]).unwrap();
+    flip(&fs, &inode);
+    assert!(inode.attr().flags.contains(InodeFlags::DAX) && !fs.effective_dax(&inode));
+    file.write_at(50, &[2; 10]).unwrap();
+    file.fsync(false).unwrap();
+    drop((file, inode));
+    let inode = find(&fs, "f");
+    assert!(fs.effective_dax(&inode));
+    let mut got = [0; 100];
+    open(&fs, &inode, false).read_at(0, &mut got).unwrap();
+    assert!(got[..50] == [1; 50] && got[50..60] == [2; 10]);
+    drop(inode);
+    fs.unmount().unwrap();
+    assert_clean(&image);
+}
+
+/// Mappings of a file in DAX mode show the device: a store is on it at once; what takes blocks away takes the windows away.
+#[test]
+fn mappings_show_the_device() {
+    need!(userfaultfd(), tools(&["mke2fs"]));
+    let dir = scratch();
+    let image = dir.join("image");
+    mke2fs(&image, 16 << 20, "-t ext4 -b 4096");
+    let device = in_memory(&image);
+    let fs = Filesystem::open(Arc::clone(&device) as _, Setup::with_options("dax=always").unwrap()).unwrap();
+    let inode = new_file(&fs, "f");
+    let file = open(&fs, &inode, false);
+    file.write_at(0, &[1; 4 * PAGE]).unwrap();
+    file.set_len(8 * PAGE as u64).unwrap();
+    let (one, two) = (file.map(0, 8 * PAGE, &shared()).unwrap(), file.map(0, 8 * PAGE, &shared()).unwrap());
+    one.write_at(5, &[2]).unwrap();
+    assert_eq!(on_device(&fs, &*device, &inode, 0).unwrap()[5], 2);
+    let mut got = [0; 8 * PAGE];
+    two.read_at(0, &mut got).unwrap();
+    assert!(got[5] == 2 && got[6] == 1 && got[4 * PAGE..].iter().all(|b| *b == 0));
+    // Holes were looked at, not filled; a store gives the one page a block, with zeros round it, and everybody sees it.
+    assert_eq!((inode.attr().blocks, one.user_pages().windows()), (4 * 8, 1));
+    one.write_at(6 * PAGE + 9, &[3]).unwrap();
+    two.read_at(6 * PAGE, &mut got[..PAGE]).unwrap();
+    assert!(got[9] == 3 && got[..9] == [0; 9] && got[10..PAGE].iter().all(|b| *b == 0));
+    assert_eq!((inode.attr().blocks, one.user_pages().windows()), (5 * 8, 2));
+    // A punch in the middle of a window.
+    file.fallocate(FallocateMode::PunchHole, PAGE as u64, 2 * PAGE as u64, true).unwrap();
+    two.read_at(0, &mut got[..4 * PAGE]).unwrap();
+    assert!(got[PAGE - 1] == 1 && got[PAGE..3 * PAGE].iter().all(|b| *b == 0) && got[3 * PAGE] == 1);
+    // A private mapping has copies, and its own stay its own.
+    let private = file.map(0, 4 * PAGE, &MapOptions { shared: false, ..shared() }).unwrap();
+    private.write_at(7, &[8]).unwrap();
+    one.write_at(8, &[9]).unwrap();
+    file.write_at(3 * PAGE as u64, &[4]).unwrap();
+    private.read_at(0, &mut got[..4 * PAGE]).unwrap();
+    assert_eq!((got[7], got[6], got[3 * PAGE]), (8, 1, 4));
+    assert_eq!((private.user_pages().windows(), on_device(&fs, &*device, &inode, 0).unwrap()[7]), (0, 1));
+    // Growing, moving and forgetting a mapping.
+    one.advise(0..8 * PAGE, Advice::DontNeed).unwrap();
+    one.protect(0..PAGE, Protection::READ).unwrap();
+    one.read_at(0, &mut got[..PAGE]).unwrap();
+    assert_eq!((got[5], got[8]), (2, 9));
+    assert!(one.write_at(0, &[1]).is_err());
+    one.protect(0..PAGE, Protection::READ_WRITE).unwrap();
+    one.write_at(0, &[6]).unwrap();
+    assert_eq!(file.read_at(0, &mut got[..1]).map(|_| got[0]).unwrap(), 6);
+    // Pins: the mapping stays, its blocks are nobody else's, and the file may not change its mode.
+    let pin = two.pin(0..PAGE).unwrap();
+    assert!(pin.len() == 1 && matches!(fs.unmount(), Err(extant::Error::Busy)));
+    drop(pin);
+    two.sync(0..PAGE, SyncMode::Sync).unwrap();
+    drop((one, two, private, file));
+    fs.unmount().unwrap();
+}
+
+/// Nobody stores to a frozen filesystem, nor to a file that may not change, nor to an image that is unmounted.
+#[test]
+fn windows_go_with_the_right_to_store() {
+    need!(userfaultfd(), tools(&["mke2fs"]));
+    let dir = scratch();
+    let image = dir.join("image");
+    mke2fs(&image, 16 << 20, "-t ext4 -b 4096");
+    let fs = open_with(&image, "dax=always");
+    let inode = new_file(&fs, "f");
+    let file = open(&fs, &inode, false);
+    file.write_at(0, &[1; 4 * PAGE]).unwrap();
+    let map = file.map(0, 4 * PAGE, &shared()).unwrap();
+    let pages = map.user_pages();
+    map.write_at(0, &[2]).unwrap();
+    assert_eq!(pages.windows(), 1);
+    fs.freeze(&root()).unwrap();
+    assert_eq!(pages.windows(), 0);
+    thread::scope(|scope| {
+        let late = scope.spawn(|| map.write_at(1, &[3]).unwrap());
+        fs.thaw(&root()).unwrap();
+        late.join().unwrap();
+    });
+    assert_eq!(pages.windows(), 1);
+    let flags = inode.attr().flags;
+    fs.set_flags(&inode, flags | InodeFlags::IMMUTABLE, &root()).unwrap();
+    let mut got = [0; 3];
+    map.read_at(0, &mut got).unwrap();
+    assert_eq!((got, pages.windows()), ([2, 3, 1], 0));
+    fs.set_flags(&inode, flags, &root()).unwrap();
+    map.write_at(2, &[4]).unwrap();
+    map.read_at(0, &mut got).unwrap();
+    assert_eq!((got, pages.windows()), ([2, 3, 4], 1));
+    fs.unmount().unwrap();
+    assert_eq!(pages.windows(), 0);
+    drop((map, file, inode, fs));
+    let fs = open_rw(&image);
+    open(&fs, &find(&fs, "f"), false).read_at(0, &mut got).unwrap();
+    assert_eq!(got, [2, 3, 4]);
+    fs.unmount().unwrap();
+    assert_clean(&image);
+}
+
+/// Blocks that a pin holds are not used again, though the file has lost them and the transaction is durable.
+#[test]
+fn pinned_blocks_are_not_used_again() {
+    need!(userfaultfd(), tools(&["mke2fs"]));
+    let dir = scratch();
+    let image = dir.join("image");
+    mke2fs(&image, 16 << 20, "-t ext4 -b 4096");
+    let fs = open_with(&image, "dax=always");
+    let inode = new_file(&fs, "f");
+    let file = open(&fs, &inode, false);
+    file.write_at(0, &[1; 2 * PAGE]).unwrap();
+    let map = file.map(0, 2 * PAGE, &shared()).unwrap();
+    let pin = map.pin(PAGE..2 * PAGE).unwrap();
+    let block = fs.device_block(&inode, 1).unwrap().unwrap();
+    file.fallocate(FallocateMode::PunchHole, 0, 2 * PAGE as u64, true).unwrap();
+    fs.sync().unwrap();
+    let eater = open(&fs, &new_file(&fs, "eater"), false);
+    let eat = || {
+        let mut at = 0;
+        while eater.write_at(at, &[0xEE; 64 << 10]).is_ok_and(|(n, _)| n == 64 << 10) {
+            at += 64 << 10;
+        }
+        at / PAGE as u64
+    };
+    let blocks = eat();
+    let has = |blocks: u64| (0..blocks).any(|n| fs.device_block(eater.inode(), n).unwrap() == Some(block));
+    assert!(blocks > 1000 && !has(blocks), "a pinned block is another file's");
+    drop(pin);
+    eater.set_len(0).unwrap();
+    fs.sync().unwrap();
+    let blocks = eat();
+    assert!(has(blocks + 32), "a block that was let go of stays away");
+    drop((map, file, eater));
+    fs.unmount().unwrap();
+    drop((inode, fs));
+    assert_clean(&image);
+}
+
+/// Many single blocks: windows are kept within a budget, whatever the file is like.
+#[test]
+fn a_fragmented_file_keeps_within_the_budget() {
+    need!(userfaultfd(), tools(&["mke2fs"]));
+    const BLOCKS: usize = 6000;
+    let dir = scratch();
+    let image = dir.join("image");
+    mke2fs(&image, 80 << 20, "-t ext4 -b 4096");
+    let fs = open_with(&image, "dax=always");
+    let file = open(&fs, &new_file(&fs, "f"), false);
+    // Every second block: no two lie in a row of the file.
+    for n in 0..BLOCKS as u64 {
+        file.write_at(2 * n * PAGE as u64, &[n as u8 | 1; 16]).unwrap();
+    }
+    let map = file.map(0, 2 * BLOCKS * PAGE, &shared()).unwrap();
+    let mut most = 0;
+    for n in 0..BLOCKS {
+        map.write_at(2 * n * PAGE + 8, &[7]).unwrap();
+        if n % 64 == 0 {
+            most = most.max(map.user_pages().windows());
+        }
+    }
+    assert!((1000..=4096).contains(&most), "{most} windows");
+    for n in 0..BLOCKS {
+        let mut got = [0; 9];
+        file.read_at(2 * (n * PAGE) as u64, &mut got).unwrap();
+        assert!(got[8] == 7 && got[..8] == [n as u8 | 1; 8], "block {n}");
+    }
+    drop((map, file));
+    fs.unmount().unwrap();
+    drop(fs);
+    assert_clean(&image);
+}
+
+/// Counters in a mapping while the mode flips, beside writes, punches, direct I/O and a second file that takes every freed block.
+#[test]
+fn counters_under_flips() {
+    need!(userfaultfd(), tools(&["mke2fs"]));
+    const PAGES: usize = 64;
+    let dir = scratch();
+    let image = dir.join("image");
+    mke2fs(&image, 24 << 20, "-t ext4 -b 4096");
+    let fs = open_with(&image, "cache_size=4m");
+    let inode = new_file(&fs, "counters");
+    let file = Arc::new(open(&fs, &inode, false));
+    let direct = open(&fs, &inode, true);
+    let other = open(&fs, &new_file(&fs, "other"), false);
+    file.set_len((PAGES * PAGE) as u64).unwrap();
+    let maps = [file.map(0, PAGES * PAGE, &shared()).unwrap(), file.map(0, PAGES * PAGE, &shared()).unwrap()];
+    let seconds: u64 = std::env::var("EXTANT_STRESS").ok().and_then(|s| s.parse().ok()).unwrap_or(0);
+    let rounds = if seconds > 0 { seconds * 200_000 } else { 60_000 };
+    let stop = AtomicBool::new(false);
+    let (added, flips) = (AtomicU64::new(0), AtomicU64::new(0));
+    thread::scope(|scope| {
+        let (maps, stop, added, flips) = (&maps, &stop, &added, &flips);
+        let (fs, file, direct, other, inode) = (&fs, &file, &direct, &other, &inode);
+        let counters: Vec<_> = (0..3_u64)
+            .map(|n| {
+                scope.spawn(move || {
+                    let mut rng = Rng::new(n + 1);
+                    for _ in 0..rounds {
+                        let at = rng.below(PAGES as u64 / 2) as usize * PAGE + rng.below(512) as usize * 8;
+                        maps[rng.below(2) as usize].atomic_u64(at).fetch_add(1, Ordering::Relaxed);
+                        added.fetch_add(1, Ordering::Relaxed);
+                    }
+                })
+            })
+            .collect();
+        scope.spawn(move || {
+            while !stop.load(Ordering::Relaxed) {
+                flip(fs, inode);
+                flips.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        scope.spawn(move || {
+            let mut rng = Rng::new(99);
+            while !stop.load(Ordering::Relaxed) {
+                let at = (PAGES as u64 / 2 + rng.below(PAGES as u64 / 2)) * PAGE as u64;
+                let bytes = vec![rng.below(200) as u8 + 1; PAGE];
+                match rng.below(3) {
+                    0 => assert_eq!(direct.write_at(at, &bytes).unwrap().0, PAGE),
+                    1 => assert_eq!(file.write_at(at + 9, &bytes[..100]).unwrap().0, 100),
+                    _ => file.fallocate(FallocateMode::PunchHole, at, PAGE as u64, true).unwrap(),
+                }
+                other.write_at(rng.below(1000) * PAGE as u64, &[0xEE; PAGE]).unwrap();
+                let mut got = vec![0; PAGE];
+                maps[0].read_at(at as usize, &mut got).unwrap();
+                assert!(got.iter().all(|b| *b != 0xEE), "another file's byte");
+                fs.sync().unwrap();
+            }
+        });
+        for counter in counters {
+            counter.join().unwrap();
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    let total: u64 = (0..PAGES * PAGE / 16).map(|n| maps[1].atomic_u64(n * 8).load(Ordering::Relaxed)).sum();
+    println!("{} flips, {total} additions", flips.load(Ordering::Relaxed));
+    assert_eq!(total, added.into_inner());
+    drop((maps, file, direct, other, inode));
+    fs.unmount().unwrap();
+    drop(fs);
+    assert_clean(&image);
+    need!(kernel_mounts());
+    let mount = KernelMount::ro(&image);
+    let bytes = mount.read("counters");
+    let half = bytes[..PAGES * PAGE / 2].chunks(8).map(|c| u64::from_le_bytes(c.try_into().unwrap()));
+    assert_eq!(half.sum::<u64>(), total, "on the disk");
+    mount.unmount();
+}
+
+/// A store through a window moves the times of the file, at the latest when it is synced or unmapped.
+#[test]
+fn stores_move_the_times() {
+    need!(userfaultfd(), tools(&["mke2fs"]));
+    let dir = scratch();
+    let image = dir.join("image");
+    mke2fs(&image, 16 << 20, "-t ext4 -b 4096");
+    let fs = open_with(&image, "dax=always");
+    let inode = new_file(&fs, "f");
+    let file = open(&fs, &inode, false);
+    file.write_at(0, &[1; PAGE]).unwrap();
+    let map = file.map(0, PAGE, &shared()).unwrap();
+    let mut got = [0];
+    map.read_at(0, &mut got).unwrap();
+    let old = extant::SetTime::At(extant::Timestamp { sec: 1000, nsec: 0 });
+    let age = || {
+        let change = SetAttr { mtime: Some(old), ..SetAttr::default() };
+        fs.set_attr(&inode, &change, &root()).unwrap();
+    };
+    age();
+    map.write_at(0, &[2]).unwrap();
+    map.sync(0..PAGE, SyncMode::Sync).unwrap();
+    assert!(inode.attr().mtime.sec > 1000, "msync");
+    age();
+    map.write_at(0, &[3]).unwrap();
+    drop(map);
+    assert!(inode.attr().mtime.sec > 1000, "munmap");
+    // Who may not store moves nothing.
+    let map = file.map(0, PAGE, &MapOptions::default()).unwrap();
+    age();
+    map.read_at(0, &mut got).unwrap();
+    map.sync(0..PAGE, SyncMode::Sync).unwrap();
+    drop(map);
+    assert_eq!((got, inode.attr().mtime.sec), ([3], 1000));
+    drop(file);
+    fs.unmount().unwrap();
+    drop((inode, fs));
+    assert_clean(&image);
+}
