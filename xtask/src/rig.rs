@@ -69,6 +69,20 @@ pub(crate) fn built_library(package: &str, file: &str) -> Result<PathBuf, String
     proc::release(file)
 }
 
+/// The same with a feature that is for tests, in a folder of its own (`EXTANT_PRELOAD_TEST`: one that is there).
+pub(crate) fn built_library_with(package: &str, file: &str, feature: &str) -> Result<PathBuf, String> {
+    if let Some(path) = std::env::var_os("EXTANT_PRELOAD_TEST") {
+        return Ok(PathBuf::from(path));
+    }
+    let target = format!("target/{feature}");
+    let mut build = proc::cargo();
+    build.args(["build", "--release", "--locked", "-q", "-p", package, "--features", feature]);
+    if !proc::succeeds(build.args(["--target-dir", &target]))? {
+        return Err(format!("{package} with {feature} does not build"));
+    }
+    fs::canonicalize(format!("{target}/release/{file}")).map_err(|err| format!("{target}: {err}"))
+}
+
 impl Drop for Rig {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.dir);

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use crate::target::{Result, Target};
 use crate::work::Visit;
 
+mod dax;
 mod dir;
 mod image;
 mod mapped;
@@ -111,6 +112,7 @@ fn run(name: &str, t: &dyn Target, args: &Args) -> Result<Outcome> {
         "map-work" => mapped::work(t, path, &mut out)?,
         "map-latency" => mapped::latency(t, path, args.size("rounds", 20)?, &mut out)?,
         "map-protect" => mapped::protect(args.size("mib", 1024)?, &mut out)?,
+        "dax" => dax::run(args, &mut out)?,
         "forget" => rate::forget(t.mounted_at().ok_or("not a mounted filesystem")?)?,
         _ if name.starts_with("rate-") => {
             let dir = t.mounted_at().ok_or("rates are of mounted filesystems")?;

@@ -28,7 +28,7 @@ pub(crate) fn config() -> Option<&'static Config> {
     CONFIG.get_or_init(read_environment).as_ref()
 }
 
-fn variable(name: &CStr) -> Option<Vec<u8>> {
+pub(crate) fn variable(name: &CStr) -> Option<Vec<u8>> {
     // SAFETY: a C string.
     let value = unsafe { libc::getenv(name.as_ptr()) };
     if value.is_null() {

@@ -36,6 +36,8 @@ mod abi;
 mod calls;
 mod config;
 mod description;
+#[cfg(feature = "test-flips")]
+mod flips;
 mod mount;
 mod real;
 mod table;

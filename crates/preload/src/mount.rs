@@ -100,6 +100,8 @@ fn mount(config: &Config) -> Result<Mounted, Errno> {
         .map_err(|e| refuse(e.errno(), &e))?;
     let device = Arc::new(device);
     let fs = Filesystem::open(Arc::clone(&device) as _, setup).map_err(|e| refuse(e.errno(), &e))?;
+    #[cfg(feature = "test-flips")]
+    crate::flips::start(&fs);
     Ok(Mounted { fs, device })
 }
 

@@ -3,6 +3,7 @@
 //! These machines are shared and noisy: only ratios of runs that stand next to each other count. Images live in
 //! memory, so the device is a copy.
 
+mod dax;
 mod inproc;
 mod mapped;
 mod measure;
@@ -21,8 +22,19 @@ pub(crate) use report::Figure;
 #[derive(Clone, Copy)]
 pub(crate) struct Rounds(pub(crate) usize);
 
-const GROUPS: &[&str] =
-    &["writing", "reading", "scaling", "mkfs", "peers", "mounted", "unpinned", "writeback", "mmap", "ranges"];
+const GROUPS: &[&str] = &[
+    "writing",
+    "reading",
+    "scaling",
+    "mkfs",
+    "peers",
+    "mounted",
+    "unpinned",
+    "writeback",
+    "mmap",
+    "ranges",
+    "dax",
+];
 
 /// `cargo xtask bench [--long|--short] [--no-build] [--huge] [GROUP[=CASE]…]`; `mmap --huge` is `mmap=huge`.
 pub(crate) fn run(args: &[String]) -> Verdict {
@@ -77,6 +89,7 @@ pub(crate) fn one_group(group: &str, rounds: Rounds) -> Result<Vec<Figure>, Stri
         "scaling" => inproc::scaling(rounds, only),
         "mmap" => mapped::run(rounds, only),
         "ranges" => ranges::run(rounds, only),
+        "dax" => dax::run(rounds),
         "mounted" => mounted::run(rounds, Some(0), only),
         "unpinned" => mounted::run(rounds, None, only),
         "writeback" => mounted::writeback(rounds, Some(0), only),

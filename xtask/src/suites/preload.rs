@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use super::Built;
-use crate::rig::{built_library, quiet, tool};
+use crate::rig::{built_library, built_library_with, quiet, tool};
 
 /// Where the programs see the image.
 pub(super) const ROOT: &str = "/extant-suites";
@@ -31,6 +31,9 @@ pub(super) struct Preloaded<'a> {
     library: PathBuf,
     dir: &'a Path,
     pub(super) image: PathBuf,
+    options: &'static str,
+    /// A path whose DAX flag flips all the time.
+    flips: &'static str,
 }
 
 impl<'a> Preloaded<'a> {
@@ -44,13 +47,17 @@ impl<'a> Preloaded<'a> {
         quiet(Command::new("truncate").args(["-s", "256M"]).arg(&image))?;
         let mut mkfs = Command::new(tool("mke2fs")?);
         quiet(mkfs.args(["-q", "-F", "-t", "ext4", "-b", block, "-O", features]).arg(&image))?;
-        Ok(Self { library: library.to_owned(), dir, image })
+        Ok(Self { library: library.to_owned(), dir, image, options: "", flips: "" })
     }
 
     /// Runs a program to its end; it must succeed.
     pub(super) fn run(&self, program: &Path, args: &[&str]) -> Result<String, String> {
         let mut command = Command::new(program);
         command.env("LD_PRELOAD", &self.library).env("EXTANT_IMAGE", &self.image).env("EXTANT_ROOT", ROOT);
+        command.env("EXTANT_OPTIONS", self.options);
+        if !self.flips.is_empty() {
+            command.env("EXTANT_TEST_FLIP_DAX", self.flips);
+        }
         // What programs put beside their file goes to the rig's folder.
         quiet(command.args(args).current_dir(self.dir).stdin(Stdio::null()))
     }
@@ -94,11 +101,32 @@ pub(super) fn fsx(built: &Built<'_>, long: bool) -> Result<String, String> {
         }
         image.check().map_err(describe)?;
     }
+    let dax = on_memory(&library, built, long)?;
     let small = inline(&library, built, long)?;
     Ok(format!(
-        "{} kinds of image: {once} operations once each, {five} in each of {runs} runs; {small} small inline files",
+        "{} kinds of image: {once} operations once each, {five} in each of {runs} runs; {small} small inline files; {dax}",
         KINDS.len()
     ))
+}
+
+/// The same on a device that is memory: all files on it, and while a thread flips the file's flag as fast as it can.
+fn on_memory(library: &Path, built: &Built<'_>, long: bool) -> Result<String, String> {
+    let program = built.suites.join("xfstests/ltp/fsx");
+    let file = format!("{ROOT}/file");
+    let (once, five) = if long { ("1000000", "100000") } else { ("20000", "2000") };
+    // The thread that flips is there in this build only.
+    let flipping = built_library_with("extant-preload", "libextant_preload.so", "test-flips")?;
+    for (library, options, flips) in [(library, "dax=always", ""), (&*flipping, "dax=inode", "/file")] {
+        let image =
+            Preloaded { options, flips, ..Preloaded::new(library, &built.rig.dir, ("4096", "extents"))? };
+        let describe = |err: String| format!("{options} {flips}: {err}");
+        image.run(&program, &["-q", "-N", once, "-S", "1", &file]).map_err(describe)?;
+        for seed in ["1", "2", "3", "4", "5"] {
+            image.run(&program, &["-q", "-N", five, "-S", seed, &file]).map_err(describe)?;
+        }
+        image.check().map_err(describe)?;
+    }
+    Ok(format!("dax=always and flips: {once} operations once each, {five} with 5 seeds"))
 }
 
 /// Many fresh files that are small enough to begin in their inode: one that has left it does not go back.
@@ -141,8 +169,9 @@ pub(super) fn mappings(built: &Built<'_>, _long: bool) -> Result<String, String>
         ("t_mmap_writev_overlap", vec!["-b", "4096", "-c", "32", "-l", "32", &file]),
         ("mmap-write-concurrent", vec!["4", "65536", &file, &other]),
     ];
-    for kind in KINDS {
-        let image = Preloaded::new(&library, &built.rig.dir, kind)?;
+    let kinds = KINDS.map(|kind| (kind, "")).into_iter().chain([(("4096", "extents"), "dax=always")]);
+    for (kind, options) in kinds {
+        let image = Preloaded { options, ..Preloaded::new(&library, &built.rig.dir, kind)? };
         for (name, args) in &programs {
             if name.starts_with("t_mmap") || name.starts_with("mmap-write") {
                 for target in [&file, &other] {
@@ -152,9 +181,9 @@ pub(super) fn mappings(built: &Built<'_>, _long: bool) -> Result<String, String>
             }
             image
                 .run(&built.suites.join("xfstests/src").join(name), args)
-                .map_err(|err| format!("{} {}: {err}", kind.0, kind.1))?;
+                .map_err(|err| format!("{} {} {options}: {err}", kind.0, kind.1))?;
         }
         image.check()?;
     }
-    Ok(format!("{} runs on each of {} kinds of image", programs.len(), KINDS.len()))
+    Ok(format!("{} runs on each of {} kinds of image, and with dax=always", programs.len(), KINDS.len()))
 }

@@ -129,6 +129,7 @@ pub(super) fn statx_at(route: &mut Route, out: *mut libc::statx, flags: c_int) -
 
 fn statx_of(fs: &Filesystem, inode: &InodeRef) -> libc::statx {
     // The lower bits of the inode flags that statx(2) names have the same values there.
+    const STATX_ATTR_DAX: u64 = 0x20_0000;
     const NAMED: u64 = 0x4 | 0x10 | 0x20 | 0x40 | 0x800 | 0x10_0000;
     let attr = inode.attr();
     // SAFETY: a structure of integers.
@@ -142,7 +143,10 @@ fn statx_of(fs: &Filesystem, inode: &InodeRef) -> libc::statx {
     out.stx_mask = libc::STATX_BASIC_STATS;
     out.stx_blksize = attr.block_size;
     out.stx_attributes = u64::from(attr.flags.bits()) & NAMED;
-    out.stx_attributes_mask = NAMED;
+    out.stx_attributes_mask = NAMED | STATX_ATTR_DAX;
+    if fs.effective_dax(inode) {
+        out.stx_attributes |= STATX_ATTR_DAX;
+    }
     out.stx_nlink = attr.nlink;
     (out.stx_uid, out.stx_gid, out.stx_mode) = (attr.uid, attr.gid, attr.mode);
     (out.stx_ino, out.stx_size, out.stx_blocks) = (attr.ino.0.into(), attr.size, attr.blocks);
