@@ -362,7 +362,7 @@ fn recovers_on_device(device: &Arc<dyn BlockDevice>, sb: &Superblock, setup: &Se
 /// nothing stands against writing.
 fn may_turn_writable(device: &Arc<dyn BlockDevice>, sb: &Superblock, setup: &Setup) -> bool {
     let unclean = sb.features().incompat.contains(Incompat::RECOVER);
-    let journal = setup.journal_device.as_ref().is_some_and(|journal| journal.is_read_only());
+    let journal = setup.journal_device.as_ref().is_some_and(extant_device::BlockDevice::is_read_only);
     if !device.may_turn_writable() || setup.options.noload || unclean || journal {
         return false;
     }

@@ -96,8 +96,8 @@ impl Filesystem {
     ///
     /// # Errors
     /// `Invalid`: one file twice, a range without content, starts that differ within a page, a donor with set-user-id or set-group-id;
-    /// `NotPermitted` for an immutable or append-only donor; `NotSupported` for what is not on extents, has clusters, or goes through
-    /// the journal; `Busy` for a donor that is pinned; `NoSpace` for the maps; damage; the device's. An error after some blocks were
+    /// `NotPermitted` for an immutable or append-only donor; `NotSupported` for what is not on extents, has clusters, is in DAX mode,
+    /// or goes through the journal; `Busy` for a donor that is pinned; `NoSpace` for the maps; damage; the device's. An error after some blocks were
     /// moved is the next call's.
     pub fn move_extents(
         &self,
@@ -189,6 +189,9 @@ impl Filesystem {
             }
             if self.journals_data(inode) {
                 return Err(Error::NotSupported("moving data that goes through the journal"));
+            }
+            if inode.data(self).pages.is_dax() {
+                return Err(Error::NotSupported("moving blocks that mappings may show (DAX)"));
             }
         }
         if self.geo.cluster_ratio() > 1 {

@@ -54,7 +54,7 @@ impl DeviceMemory {
     /// # Errors
     /// The system's: such a file cannot be mapped.
     pub fn new(file: Arc<File>, size: u64) -> io::Result<Arc<Self>> {
-        let steady = i64::from(fstatfs(&file)?.f_type) == TMPFS;
+        let steady = fstatfs(&file)?.f_type == TMPFS;
         let len = rustix::param::page_size();
         // A look whether it can be mapped at all.
         // SAFETY: a new mapping at an address of the system's choice touches nothing that exists.

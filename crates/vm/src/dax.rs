@@ -37,6 +37,14 @@ pub(crate) const HUGE: u32 = 512;
 /// Zeros are written in pieces of this.
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
+/// What is at a page of a file in DAX mode.
+pub(crate) enum DaxRun {
+    /// Written blocks in a row, from a byte of the device on.
+    Written { pages: Range<u32>, at: u64 },
+    /// Blocks that read as zeros.
+    Zeros(Mapped),
+}
+
 impl AddressSpace {
     /// Whether the file is in DAX mode: certain under the inode lock or `invalidate_lock`.
     #[must_use]
@@ -342,14 +350,14 @@ impl AddressSpace {
     }
 
     /// The written blocks round block `lblk` that lie in a row on the device, at most from the start of its huge page on and up to
-    /// `last`: those of the file, and the byte of the device; or what `lblk` is if it is not written.
+    /// `last`; or what `lblk` is if it is not written.
     pub(crate) fn dax_run<H: Host>(
         &self,
         host: &H,
         first: u32,
         lblk: u32,
         last: u32,
-    ) -> Result<Result<(Range<u32>, u64), Mapped>, H::Error> {
+    ) -> Result<DaxRun, H::Error> {
         let geo = self.cache.geometry();
         let mut at = (lblk & !(HUGE - 1)).max(first);
         loop {
@@ -360,8 +368,8 @@ impl AddressSpace {
                 continue;
             }
             return Ok(match mapped.backing {
-                Backing::Data(pblk) => Ok((at..at + len, geo.pblk_bytes(pblk)?)),
-                _ => Err(Mapped { len: at + len - lblk, ..mapped }),
+                Backing::Data(pblk) => DaxRun::Written { pages: at..at + len, at: geo.pblk_bytes(pblk)? },
+                _ => DaxRun::Zeros(Mapped { len: at + len - lblk, ..mapped }),
             });
         }
     }

@@ -4,7 +4,7 @@ use extant_format::Lblk;
 use extant_sync::atomic::Ordering;
 
 use crate::Host;
-use crate::dax::HUGE;
+use crate::dax::{DaxRun, HUGE};
 use crate::fault::MapView;
 use crate::host::Backing;
 use crate::mmu::{Access, Fault, Mmu};
@@ -27,13 +27,13 @@ impl AddressSpace {
         let last = end.min(view.pages.end.saturating_sub(1)).max(page);
         loop {
             match self.dax_run(host, view.pages.start.min(page), page, last)? {
-                Ok((pages, at)) => {
+                DaxRun::Written { pages, at } => {
                     if host.may_store() && mmu.show_device(view.id, pages, at)? {
                         return Ok(Fault::Mapped);
                     }
                     return self.show_copy(host, mmu, guard, view, page);
                 }
-                Err(there) if access == Access::Write => {
+                DaxRun::Zeros(there) if access == Access::Write => {
                     // Of preallocated blocks as many as a huge page has; of a hole the one.
                     let most = match there.backing {
                         Backing::Unwritten(_) => there.len.min((page | (HUGE - 1)).min(last) - page + 1),
@@ -45,7 +45,7 @@ impl AddressSpace {
                     };
                     self.place_dax(host, page, most, |place, blocks| self.zero_new(place, blocks), end)?;
                 }
-                Err(_) => {
+                DaxRun::Zeros(_) => {
                     if self.show_zeros(host, mmu, view, page)? {
                         return Ok(Fault::Mapped);
                     }

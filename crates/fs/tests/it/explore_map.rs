@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::sync::Mutex;
 
 use extant::{
-    Credentials, FallocateMode, Fault, Filesystem, InodeFlags, InodeRef, MapAdvice, MapView, MoveRange, Mutant,
-    NewInode, OpenFile, OpenMode, SimMmu,
+    Credentials, FallocateMode, Fault, Filesystem, InodeFlags, InodeRef, MapAdvice, MapView, MoveRange,
+    Mutant, NewInode, OpenFile, OpenMode, SimMmu,
 };
 use extant_device::{BlockDevice, FileDevice, MemoryDevice};
 use extant_sync::model;
