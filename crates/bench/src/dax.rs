@@ -107,10 +107,13 @@ fn loads_and_stores(file: &OpenFile, plain: &str, len: usize, out: &mut Outcome)
     Ok(())
 }
 
+/// What is done with each MiB, by its offset.
+type OnePiece<'a> = dyn FnMut(usize, &mut [u8]) -> Result<()> + 'a;
+
 fn reads(file: &OpenFile, len: usize, out: &mut Outcome) -> Result<()> {
     let memory = vec![1_u8; len];
     let mut buf = vec![0_u8; MIB];
-    let mut all = |mut one: Box<dyn FnMut(usize, &mut [u8]) -> Result<()> + '_>| {
+    let mut all = |one: &mut OnePiece<'_>| {
         seconds(|| {
             for _ in 0..PASSES {
                 for at in (0..len).step_by(MIB) {
@@ -125,17 +128,17 @@ fn reads(file: &OpenFile, len: usize, out: &mut Outcome) -> Result<()> {
     for (name, copy) in [("read_warm", "memcpy_warm"), ("read", "memcpy")] {
         out.parts.push((
             name,
-            all(Box::new(|at, buf| {
+            all(&mut |at, buf| {
                 file.read_at(at as u64, buf)?;
                 Ok(())
-            }))?,
+            })?,
         ));
         out.parts.push((
             copy,
-            all(Box::new(|at, buf| {
+            all(&mut |at, buf| {
                 buf.copy_from_slice(&memory[at..at + MIB]);
                 Ok(())
-            }))?,
+            })?,
         ));
     }
     Ok(())

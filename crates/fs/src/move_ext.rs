@@ -190,8 +190,9 @@ impl Filesystem {
             if self.journals_data(inode) {
                 return Err(Error::NotSupported("moving data that goes through the journal"));
             }
+            // Mappings show the blocks themselves, and a store to them waits for nothing here.
             if inode.data(self).pages.is_dax() {
-                return Err(Error::NotSupported("moving blocks that mappings may show (DAX)"));
+                return Err(Error::NotSupported("moving blocks of a file in DAX mode"));
             }
         }
         if self.geo.cluster_ratio() > 1 {

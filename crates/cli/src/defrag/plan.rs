@@ -124,8 +124,11 @@ fn is_no_space(error: &io::Error) -> bool {
     errno == Some(Errno::NOSPC) || errno == Some(Errno::DQUOT)
 }
 
+/// Stretches of bytes of a file.
+type Stretches = Vec<Range<u64>>;
+
 /// The two halves of stretches, by bytes; `None` if that is not worth it.
-fn halves(stretches: &[Range<u64>], block: u64) -> Option<(Vec<Range<u64>>, Vec<Range<u64>>)> {
+fn halves(stretches: &[Range<u64>], block: u64) -> Option<(Stretches, Stretches)> {
     let total: u64 = stretches.iter().map(|s| s.end - s.start).sum();
     if total < 2 * LEAST {
         return None;

@@ -91,11 +91,13 @@ fn in_pieces(image: &Path, shape: Shape) {
     fs.sync().unwrap();
     fs.unlink(&root, b"full", &cred).unwrap();
     fs.unlink(&root, b"rest", &cred).unwrap();
+    drop((full, rest));
+    fs.sync().unwrap();
     let owned = fs.mknod(&dir, b"of-root", &NewInode::file(0o600), &cred).unwrap();
     fs.fallocate(&owned, FallocateMode::Allocate, 0, 8 * BLOCK, false, &cred).unwrap();
     let sparse = fs.mknod(&dir, b"empty", &NewInode::file(0o600), &cred).unwrap();
     fs.set_attr(&sparse, &SetAttr { size: Some(40_000), ..SetAttr::default() }, &cred).unwrap();
-    drop((root, dir, full, rest, file, owned, sparse));
+    drop((root, dir, file, owned, sparse));
     fs.unmount().unwrap();
 }
 

@@ -186,7 +186,7 @@ fn on_mount(dir: &Path, name: &str, case: &Case, mode: u32) -> Outcome {
             Write(at, len) => file.write_all_at(&pattern(7, at, len as usize), at).expect("write"),
             // Nothing of the kind without extents, and no case asks for it there.
             Allocate(at, len) => {
-                rustix::fs::fallocate(&file, FallocateFlags::KEEP_SIZE, at, len).expect("allocate")
+                rustix::fs::fallocate(&file, FallocateFlags::KEEP_SIZE, at, len).expect("allocate");
             }
             Size(size) => file.set_len(size).expect("truncate"),
             Sync => file.sync_all().expect("fsync"),
@@ -205,7 +205,7 @@ fn on_mount(dir: &Path, name: &str, case: &Case, mode: u32) -> Outcome {
     // The kernel counts content in the inode as one unit, which it is not (its stat(2) alone does).
     let blocks = if meta.blocks() == 1 { 0 } else { meta.blocks() };
     Outcome {
-        answer: answer.err().map_or(0, |e| e.raw_os_error()),
+        answer: answer.err().map_or(0, rustix::io::Errno::raw_os_error),
         size: meta.len(),
         blocks,
         content,
@@ -345,7 +345,7 @@ fn again(
 }
 
 /// The answer that the library owes: the kernel's, but where that is its device's.
-fn owed<'a>(row: &'a Row, mode: usize) -> (&'a Outcome, bool) {
+fn owed(row: &Row, mode: usize) -> (&Outcome, bool) {
     let kernel = &row.sides[mode][2];
     if MODES[mode].1 == WRITE_ZEROES && kernel.answer == 95 {
         let zero = MODES.iter().position(|m| m.1 == ZERO).expect("a mode");

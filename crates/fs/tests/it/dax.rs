@@ -52,7 +52,7 @@ impl Flags for Path {
     fn set(&self, path: &str, flags: u32) -> i32 {
         let file = std::fs::File::open(self.join(path)).unwrap();
         let set = rustix::fs::ioctl_setflags(&file, IFlags::from_bits_retain(flags));
-        set.err().map_or(0, |e| e.raw_os_error())
+        set.err().map_or(0, rustix::io::Errno::raw_os_error)
     }
 }
 

@@ -30,6 +30,7 @@ impl FaultyDevice {
     }
 
     /// One that can be mapped.
+    #[cfg(feature = "shuttle")]
     pub(crate) fn mappable(size: usize) -> Arc<Self> {
         let inner = FileDevice::in_memory(size as u64).expect("a memory file");
         inner.write_at(0, &vec![STALE; size]).expect("inside");
@@ -105,6 +106,7 @@ impl SimFs {
     }
 
     /// On a device that can be mapped.
+    #[cfg(feature = "shuttle")]
     pub(crate) fn mappable(blocks: u64, config: CacheConfig) -> Self {
         Self::on(FaultyDevice::mappable(blocks as usize * 4096), 4096, blocks, config)
     }
@@ -439,6 +441,7 @@ impl SimFile {
     }
 
     /// Takes whole blocks out of the file.
+    #[cfg(feature = "shuttle")]
     pub(crate) fn collapse(&self, range: Range<u64>) -> io::Result<()> {
         let len = range.end - range.start;
         self.move_blocks(range, self.size() - len, |at, cut| {
@@ -447,6 +450,7 @@ impl SimFile {
     }
 
     /// Makes room of whole blocks in the file.
+    #[cfg(feature = "shuttle")]
     pub(crate) fn insert(&self, range: Range<u64>) -> io::Result<()> {
         let size = self.size() + (range.end - range.start);
         self.pages.grow_memory(size)?;
@@ -454,6 +458,7 @@ impl SimFile {
     }
 
     /// Gives every block from the range on the place that `to` says, or frees it.
+    #[cfg(feature = "shuttle")]
     fn move_blocks(
         &self,
         range: Range<u64>,
@@ -536,12 +541,14 @@ impl SimFile {
     }
 
     /// Brings it into DAX mode, or out of it.
+    #[cfg(feature = "shuttle")]
     pub(crate) fn switch(&self, dax: bool) -> io::Result<()> {
         let guard = self.pages.exclusive();
         self.pages.switch_dax(&guard, self, dax)
     }
 
     /// Makes blocks of `range` unwritten, as zeroing does.
+    #[cfg(feature = "shuttle")]
     pub(crate) fn unwrite(&self, range: Range<u64>) -> io::Result<()> {
         let guard = self.pages.exclusive();
         self.pages.punch(&guard, self, range.clone())?;
@@ -558,6 +565,7 @@ impl SimFile {
     }
 
     /// Whether every free block has what it had when it was freed: nobody writes to blocks that are nobody's.
+    #[cfg(feature = "shuttle")]
     pub(crate) fn free_blocks_untouched(&self) -> bool {
         let free: Vec<u64> = self.space.lock().free.iter().copied().collect();
         let mut bytes = vec![0; self.block_size as usize];
