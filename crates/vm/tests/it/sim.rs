@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::ops::Range;
 
-use extant_device::{BlockDevice, DirectAccess, FileDevice, MemoryDevice};
+use extant_device::{BlockDevice, DirectAccess, MemoryDevice};
 use extant_format::{Lblk, Pblk};
 use extant_sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use extant_sync::{Arc, Mutex, Rank};
@@ -32,7 +32,7 @@ impl FaultyDevice {
     /// One that can be mapped.
     #[cfg(feature = "shuttle")]
     pub(crate) fn mappable(size: usize) -> Arc<Self> {
-        let inner = FileDevice::in_memory(size as u64).expect("a memory file");
+        let inner = extant_device::FileDevice::in_memory(size as u64).expect("a memory file");
         inner.write_at(0, &vec![STALE; size]).expect("inside");
         Self::over(Box::new(inner))
     }
