@@ -105,12 +105,15 @@ impl File {
     }
 
     fn read(&self, file: &OpenFile) -> Result<(), Errno> {
-        let mut got = vec![0xEE; 8192];
+        let mut got = vec![0xEE; LARGEST];
         let n = errno(file.read_at(0, &mut got))?;
         assert!(got[..n].iter().all(|b| self.allowed.contains(b)), "a read saw another byte");
         Ok(())
     }
 }
+
+/// No pair makes the file as large.
+const LARGEST: usize = 16_384;
 
 /// Byte 1 is what the file begins with; each operation has its own.
 const OPS: &[Op] = &[
@@ -318,7 +321,7 @@ fn pair_on<D: BlockDevice + 'static>(
         bytes
     };
     let (one, two) = (after([0, 1]), after([1, 0]));
-    let mut got = vec![0xEE; 8192];
+    let mut got = vec![0xEE; LARGEST];
     let n = file.buffered.read_at(0, &mut got).unwrap();
     got.truncate(n);
     let end = file.cut_short.lock().unwrap().unwrap_or(0);
@@ -340,7 +343,7 @@ fn pair_on<D: BlockDevice + 'static>(
     drop(file);
     close(fs, &**device, &what);
     let fs = open(device, Mutant::None);
-    let mut on_disk = vec![0xEE; 8192];
+    let mut on_disk = vec![0xEE; LARGEST];
     let n = fs.read_at(&find(&fs, "m"), 0, &mut on_disk).unwrap();
     on_disk.truncate(n);
     let differs = (0..n.max(got.len())).find(|at| on_disk.get(*at) != got.get(*at));
