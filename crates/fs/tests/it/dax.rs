@@ -13,7 +13,7 @@ use extant_sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use extant_sync::thread;
 use extant_testkit::env::{kernel_mounts, scratch, tools};
 use extant_testkit::kernel::KernelMount;
-use extant_testkit::oracle::{assert_clean, mke2fs};
+use extant_testkit::oracle::{assert_clean, files_on_a_mount, mke2fs};
 use extant_testkit::rng::Rng;
 use rustix::fs::IFlags;
 
@@ -141,7 +141,9 @@ fn the_flag_is_the_kernels() {
         mke2fs(&ours, 16 << 20, args);
         std::fs::copy(&ours, &theirs).unwrap();
         let mount = KernelMount::rw(&theirs);
+        let open = files_on_a_mount();
         let want = session(mount.path());
+        drop(open);
         mount.unmount();
         let fs = open_rw(&ours);
         let got = session(&fs);
@@ -151,8 +153,10 @@ fn the_flag_is_the_kernels() {
         assert_clean(&ours);
         // And what we left is the kernel's to read.
         let mount = KernelMount::ro(&ours);
+        let open = files_on_a_mount();
         let left: Vec<u32> =
             ["d/sub/f", "d/small", "large"].iter().map(|path| mount.path().flags(path)).collect();
+        drop(open);
         let said = |path: &str| want.iter().find(|(what, _)| *what == format!("flags of {path}")).unwrap().1;
         assert_eq!(left, [said("d/sub/f"), said("d/small"), said("large")], "{args}");
         mount.unmount();

@@ -11,7 +11,7 @@ use extant::{
 use extant_sys::extents::{FIEMAP_HEAD, FIEMAP_ROOM, FIEMAP_SIZE, fiemap};
 use extant_testkit::env::{kernel_mounts, scratch, seed};
 use extant_testkit::kernel::KernelMount;
-use extant_testkit::oracle::mke2fs;
+use extant_testkit::oracle::{files_on_a_mount, mke2fs};
 use extant_testkit::rng::Rng;
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
@@ -141,6 +141,7 @@ const NAMES: &[&str] =
 /// One image: everything that both sides say of every file.
 fn compare(image: &Path, ours: &Path, block: u64, rng: &mut Rng) {
     let mount = KernelMount::with(image, "ro").expect("mount");
+    let open = files_on_a_mount();
     let content = std::fs::read(ours).expect("image");
     let fs = open_ro(ours);
     for name in NAMES {
@@ -176,7 +177,7 @@ fn compare(image: &Path, ours: &Path, block: u64, rng: &mut Rng) {
         // Last: what was read is data to the kernel's lseek(2), even zeros of unwritten blocks.
         check_content(&file, &mine(0, u64::MAX, 0).unwrap(), &content);
     }
-    drop(fs);
+    drop((fs, open));
     mount.unmount();
 }
 
@@ -252,7 +253,9 @@ fn extents_and_holes_as_the_kernel() {
         let (image, ours) = (dir.join("image"), dir.join("ours"));
         mke2fs(&image, 96 << 20, args);
         let mount = KernelMount::rw(&image);
+        let open = files_on_a_mount();
         fill(mount.path(), block, &mut rng);
+        drop(open);
         mount.unmount();
         std::fs::copy(&image, &ours).expect("copy");
         compare(&image, &ours, block, &mut rng);
@@ -269,6 +272,7 @@ fn delayed_blocks_as_the_kernel() {
         mke2fs(image, 64 << 20, "-t ext4 -b 4096");
     }
     let mount = KernelMount::rw(&theirs);
+    let open = files_on_a_mount();
     let kernel =
         File::options().read(true).write(true).create(true).truncate(true).open(mount.path().join("f"));
     let kernel = kernel.expect("file");
@@ -308,6 +312,6 @@ fn delayed_blocks_as_the_kernel() {
         fs.mknod(&fs.root().unwrap(), b"p", &NewInode { mode: 0o10644, rdev: Default::default() }, &cred);
     let refused = fs.fiemap(&fifo.unwrap(), 0, 1, FiemapHow::empty(), 1).unwrap_err();
     assert_eq!(refused.errno(), Errno::OPNOTSUPP.raw_os_error());
-    drop(kernel);
+    drop((kernel, open));
     mount.unmount();
 }

@@ -41,7 +41,7 @@ fn finish(fs: Arc<Filesystem>, image: &Path, files: &BTreeMap<String, Vec<u8>>) 
     assert_clean(image);
     let mount = KernelMount::ro(image);
     for (name, want) in files {
-        let got = std::fs::read(mount.path().join(name)).unwrap();
+        let got = mount.read(name);
         assert!(got == *want, "{name} on the kernel");
     }
     mount.unmount();

@@ -122,7 +122,7 @@ fn what_a_device_put_there_is_found_before_all_is_clean() {
         }
         std::fs::copy(&image, &seen).unwrap();
         let mount = KernelMount::rw(&seen);
-        let got = std::fs::read(mount.path().join("f")).unwrap();
+        let got = mount.read("f");
         mount.unmount();
         let mut want = vec![1; PAGES * PAGE];
         want[5 * PAGE + 100..][..3000].fill(9);
@@ -204,7 +204,7 @@ fn many_files_one_after_another() {
     assert_clean(&image);
     let mount = KernelMount::ro(&image);
     for n in 0..FILES {
-        let got = std::fs::read(mount.path().join(format!("f{n}"))).unwrap();
+        let got = mount.read(&format!("f{n}"));
         assert!(got[10..3010].iter().all(|b| *b == byte(n)), "file {n} on the kernel");
         assert_eq!(got[PAGE + 5], if n % 2 == 0 { byte(n) } else { 0 }, "file {n} on the kernel");
     }

@@ -12,7 +12,7 @@ use extant::{
 use extant_testkit::SimDevice;
 use extant_testkit::env::{kernel_mounts, scratch, seed, tools};
 use extant_testkit::kernel::KernelMount;
-use extant_testkit::oracle::{assert_clean, mke2fs};
+use extant_testkit::oracle::{assert_clean, files_on_a_mount, mke2fs};
 use extant_testkit::rng::Rng;
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
@@ -290,10 +290,12 @@ fn pairs_of_files_as_the_kernel() {
     }
     let mount = KernelMount::rw(&their_image);
     let fs = open_rw(&image);
+    let open = files_on_a_mount();
     for (n, case) in CASES.iter().enumerate() {
         let (theirs, mine) = (run_theirs(mount.path(), n, case), run_ours(&fs, n, case));
         assert_eq!(mine, theirs, "{} {:?}: ours and the kernel's", case.what, case.special);
     }
+    drop(open);
     mount.unmount();
     fs.unmount().unwrap();
     drop(fs);
@@ -311,6 +313,7 @@ fn pairs_of_files_as_the_kernel() {
     drop(read_only);
     let (mount, mine) =
         (KernelMount::with(&their_image, "ro").unwrap(), KernelMount::with(&image, "ro").unwrap());
+    let open = files_on_a_mount();
     for (n, case) in CASES.iter().enumerate() {
         for (who, name) in ["o", "d"].iter().enumerate() {
             let what = format!("{} {:?}, {name}", case.what, case.special);
@@ -327,6 +330,7 @@ fn pairs_of_files_as_the_kernel() {
             assert_eq!(by_us[n][who], shapes[0], "{what}: our own reading");
         }
     }
+    drop(open);
     mount.unmount();
     mine.unmount();
 }

@@ -24,11 +24,13 @@ fn image(mkfs: &str, format: &str) -> (Scratch, PathBuf) {
     let image = scratch.join("image");
     oracle::mke2fs(&image, 32 << 20, mkfs);
     let mount = KernelMount::rw(&image);
+    let open = oracle::files_on_a_mount();
     for uid in 1000..1005_u32 {
         let path = mount.path().join(uid.to_string());
         std::fs::write(&path, vec![1; 3000 * (uid as usize - 999)]).unwrap();
         std::os::unix::fs::chown(&path, Some(uid), Some(uid + 1)).unwrap();
     }
+    drop(open);
     mount.unmount();
     quotacheck(&image, format);
     (scratch, image)

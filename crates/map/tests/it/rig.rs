@@ -279,6 +279,8 @@ impl Rig {
     /// Makes room for whole clusters in the file.
     pub(crate) fn insert(&self, file: &mut File, lblk: u32, len: u32, most: u32) {
         self.split(file, lblk);
+        // What is behind i_size must be unwritten, or e2fsck complains.
+        file.inode.size += u64::from(len) * u64::from(self.block_size());
         self.shift(file, lblk, Shift::Up(len), most);
         let moved = file.truth.split_off(&lblk);
         file.truth.extend(moved.into_iter().map(|(l, v)| (l + len, v)));
