@@ -164,9 +164,6 @@ impl Filesystem {
             let done = self.write_inode(&mut handle, inode);
             self.finish(handle, done, inode)?;
         }
-        if !inode.has_tid.load(Ordering::Acquire) {
-            return Ok(());
-        }
         let tid = if datasync { &inode.datasync_tid } else { &inode.sync_tid };
         self.journal.wait_commit(Tid(tid.load(Ordering::Relaxed)))?;
         Ok(())

@@ -467,12 +467,7 @@ impl Filesystem {
         }
         drop(pass);
         let tid = if data_only { &inode.datasync_tid } else { &inode.sync_tid };
-        let flushed = if inode.has_tid.load(Ordering::Acquire) {
-            self.journal.wait_commit(Tid(tid.load(Ordering::Relaxed)))?
-        } else {
-            Flushed::No
-        };
-        if flushed == Flushed::No {
+        if self.journal.wait_commit(Tid(tid.load(Ordering::Relaxed)))? == Flushed::No {
             self.device.flush()?;
         }
         Ok(())

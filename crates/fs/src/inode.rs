@@ -77,11 +77,10 @@ pub struct Inode {
     evictable: AtomicBool,
     pub(crate) refs: AtomicU64,
     pub(crate) referenced: AtomicBool,
-    /// Transaction that last changed this inode, and that last changed more than its times; one that was durable when it was
-    /// read if there was none since.
+    /// Transaction that last changed this inode, and that last changed more than its times; the one that ran
+    /// when it was read if there was none since.
     pub(crate) sync_tid: AtomicU32,
     pub(crate) datasync_tid: AtomicU32,
-    pub(crate) has_tid: AtomicBool,
     /// It was said that the hash tree is damaged.
     pub(crate) index_warned: AtomicBool,
     /// Looked for ACLs and found none (cleared by whoever stores one).
@@ -203,7 +202,6 @@ impl Inode {
         if data {
             rise(&self.datasync_tid);
         }
-        self.has_tid.store(true, Ordering::Release);
     }
 }
 
@@ -288,9 +286,9 @@ impl Filesystem {
             evictable: AtomicBool::new(!self.dev_read_only),
             refs: AtomicU64::new(0),
             referenced: AtomicBool::new(true),
-            sync_tid: AtomicU32::new(self.journal.committed_tid().0),
-            datasync_tid: AtomicU32::new(self.journal.committed_tid().0),
-            has_tid: AtomicBool::new(false),
+            // It may have been changed in the transaction that runs and have left the cache since: fsync must wait for that.
+            sync_tid: AtomicU32::new(self.journal.running_tid().0),
+            datasync_tid: AtomicU32::new(self.journal.running_tid().0),
             index_warned: AtomicBool::new(false),
             no_acl: AtomicBool::new(false),
             no_file_caps: AtomicBool::new(false),

@@ -304,22 +304,16 @@ impl Filesystem {
             None => MemFile::new("extant", page),
         }
         .map_err(map_error)?;
-        let mmu = match old {
-            Some(mmu) => {
-                mmu.renew(memory);
-                mmu
-            }
-            None => RealMmu::over_device(memory, server, self.pages.dax().cloned()),
-        };
-        if let Err(error) = extant_vm::Mmu::resize(&*mmu, inode.size()) {
-            // It has no page and no mapping.
-            extant_vm::Mmu::release(&*mmu);
-            return Err(map_error(error));
+        // Before anybody sees it: readers hold no inode lock, and take their pages from there at once.
+        let whole = inode.size().checked_next_multiple_of(page as u64).ok_or(Error::FileTooBig)?;
+        memory.resize(whole).map_err(map_error)?;
+        if let Some(mmu) = old {
+            mmu.renew(memory);
+            return Ok(mmu);
         }
-        if data.real_mmu().is_none() {
-            data.attach(&mmu);
-            self.maps.add(data);
-        }
+        let mmu = RealMmu::over_device(memory, server, self.pages.dax().cloned());
+        data.attach(&mmu);
+        self.maps.add(data);
         Ok(mmu)
     }
 

@@ -15,7 +15,7 @@ use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rustix::fs::fstatfs;
+use rustix::fs::{fstat, fstatfs};
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap};
 
 use crate::MemSlice;
@@ -54,7 +54,8 @@ impl DeviceMemory {
     /// # Errors
     /// The system's: such a file cannot be mapped.
     pub fn new(file: Arc<File>, size: u64) -> io::Result<Arc<Self>> {
-        let steady = fstatfs(&file)?.f_type == TMPFS;
+        // Of a file with a name somebody else may cut something off, and its filesystem may be full: a load would be a signal.
+        let steady = fstatfs(&file)?.f_type == TMPFS && fstat(&file)?.st_nlink == 0;
         let len = rustix::param::page_size();
         // A look whether it can be mapped at all.
         // SAFETY: a new mapping at an address of the system's choice touches nothing that exists.

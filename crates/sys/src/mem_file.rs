@@ -10,6 +10,7 @@ use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::ptr::{self, NonNull};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::{FallocateFlags, MemfdFlags, Mode, OFlags, fallocate, ftruncate, memfd_create, openat};
@@ -26,6 +27,8 @@ pub struct MemFile {
     page_size: usize,
     /// It is in a directory whose filesystem may be full: pages get their memory before they are touched.
     bounded: bool,
+    /// Bytes of the file, never more than it has.
+    size: AtomicU64,
     /// Start of each window of the view, by number.
     windows: Mutex<BTreeMap<u64, NonNull<u8>>>,
 }
@@ -67,7 +70,8 @@ impl MemFile {
             "page size {page_size}"
         );
         let windows = Mutex::new(BTreeMap::new());
-        Arc::new(Self { fd: crate::descriptor::lift(fd), page_size, bounded, windows })
+        let size = AtomicU64::new(0);
+        Arc::new(Self { fd: crate::descriptor::lift(fd), page_size, bounded, size, windows })
     }
 
     /// Bytes of a page.
@@ -82,16 +86,22 @@ impl MemFile {
     /// # Errors
     /// The system's.
     pub fn resize(&self, size: u64) -> io::Result<()> {
-        Ok(ftruncate(&self.fd, size)?)
+        self.size.fetch_min(size, Ordering::AcqRel);
+        ftruncate(&self.fd, size)?;
+        self.size.store(size, Ordering::Release);
+        Ok(())
     }
 
     /// The memory of page `index` in the filesystem's view. It stays what it is when the value is dropped: [`Self::discard`] gives
     /// it back. There may be several values of one page.
     ///
     /// # Errors
-    /// The system's, when the view cannot be mapped.
+    /// `UnexpectedEof` past the end of the file; the system's, when the view cannot be mapped.
     pub fn page(self: &Arc<Self>, index: u32) -> io::Result<PageMem> {
         let at = u64::from(index) * self.page_size as u64;
+        if at + self.page_size as u64 > self.size.load(Ordering::Acquire) {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
         if self.bounded {
             // Without it the first touch of a page on a full filesystem would be a signal to this process.
             fallocate(&self.fd, FallocateFlags::KEEP_SIZE, at, self.page_size as u64)?;

@@ -286,7 +286,7 @@ impl Uffd {
         self.woken.note(&range);
     }
 
-    /// How often anybody was woken: taken before a [`Self::read`], it says with [`Self::was_woken`] whether a message of that may be old.
+    /// How often anybody was woken: taken before a [`Self::read`], it says with `was_woken` whether a message of that may be old.
     #[must_use]
     pub fn wakes(&self) -> u64 {
         self.woken.count.load(Ordering::Acquire)

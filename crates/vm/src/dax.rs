@@ -176,7 +176,11 @@ impl AddressSpace {
                 Backing::Data(pblk) => {
                     let n = bytes(mapped.len.clamp(1, most));
                     self.cache.device().write_at(geo.pblk_bytes(pblk)? + inside, &rest[..n])?;
-                    self.drop_copies(at..at + n as u64)?;
+                    if self.copies.load(Ordering::Acquire) {
+                        // A fault that read the old bytes before may be about to show them: it holds the gate.
+                        let _gate = self.gate();
+                        self.drop_copies(at..at + n as u64)?;
+                    }
                     let end = at + n as u64;
                     if end > size {
                         let before = host.size();

@@ -237,7 +237,7 @@ impl AddressSpace {
         Ok(())
     }
 
-    /// Takes everything out of the memory of the file and lets go of that, until [`Mmu::memory`] is to be had again; `false`: a pin
+    /// Takes everything out of the memory of the file and lets go of that, until `Mmu::memory` is to be had again; `false`: a pin
     /// keeps it. What is dirty moves to memory of the cache, and of a small file what is clean too; of a large one that is read again.
     /// For a file that no mapping shows: one that does sees nothing any more, and its faults begin anew. The caller holds the inode lock
     /// exclusively, and nothing from 30 on.

@@ -161,19 +161,24 @@ impl UserPages {
         };
         for (range, byte, protection) in parts {
             let on_device = at + (byte - bytes.start);
-            self.put_window(&range, protection, device, on_device)?;
+            let inherited = self.put_window(&range, protection, device, on_device)?;
             windows.add(byte..byte + range.len() as u64, on_device);
+            if let Err(error) = inherited {
+                self.rearm(&mut windows, &(byte..byte + range.len() as u64))?;
+                return Err(error);
+            }
         }
         Ok(true)
     }
 
+    /// Puts a window in the mapping's place. Inside: whether children of fork(2) will go without it; if not, it is there all the same.
     fn put_window(
         &self,
         range: &Range<usize>,
         protection: Protection,
         device: &DeviceMemory,
         at: u64,
-    ) -> io::Result<()> {
+    ) -> io::Result<io::Result<()>> {
         let start = ptr::with_exposed_provenance_mut(range.start);
         let flags = MapFlags::SHARED | MapFlags::FIXED;
         // SAFETY:
@@ -181,7 +186,7 @@ impl UserPages {
         // - Who accesses a mapping of the file may see what the file has; the caller has looked where that is on the device.
         unsafe { mmap(start, range.len(), protection.for_mmap(), flags, device.as_fd(), at) }?;
         // SAFETY: exactly the mapping just made; the advice changes nothing of its content.
-        Ok(unsafe { madvise(start, range.len(), Advice::LinuxDontFork) }?)
+        Ok(unsafe { madvise(start, range.len(), Advice::LinuxDontFork) }.map_err(io::Error::from))
     }
 
     /// Takes the windows over these pages away: the next access is a fault. Waits until the reader of messages has seen it: not from
@@ -225,11 +230,19 @@ impl UserPages {
             };
             state.over(&span).map(part).collect()
         };
-        for (range, byte, protection) in parts {
-            let end = byte + range.len() as u64;
+        let bytes_of = |(range, byte, _): &(Range<usize>, u64, Protection)| *byte..*byte + range.len() as u64;
+        for (n, part) in parts.iter().enumerate() {
             // The program may have mapped one byte of the file at two places of a mapping it moved; each has its own windows.
-            if !windows.inside(&(byte..end)).is_empty() {
-                self.rearm_part(&range, byte, protection)?;
+            if windows.inside(&bytes_of(part)).is_empty() {
+                continue;
+            }
+            if let Err(error) = self.rearm_part(&part.0, part.1, part.2) {
+                // What has gone is no longer counted as there, unless it is there at another place.
+                let left: Vec<_> = parts[n..].iter().map(bytes_of).collect();
+                let apart =
+                    |bytes: &Range<u64>| left.iter().all(|l| l.end <= bytes.start || bytes.end <= l.start);
+                parts[..n].iter().map(bytes_of).filter(apart).for_each(|gone| windows.remove(&gone));
+                return Err(error);
             }
         }
         windows.remove(&span);

@@ -761,6 +761,8 @@ fn a_unit_that_refuses() {
                 let _ = rig.file.truncate(PAGE as u64);
             }),
         ]);
+        // The last look is no call that may be refused.
+        mmu.fail_after(u32::MAX);
         let got = rig.settled();
         assert!(!*stored.lock() || got[100] == 2, "an accepted store is lost");
         assert!(got.iter().enumerate().all(|(n, b)| *b == 1 || n == 100));
