@@ -119,6 +119,7 @@ fn on_mount(args: &Args, path: &Path) -> io::Result<()> {
     file.sync_data()?;
     loop {
         match extant_fuse::private::fallocate(&file, mode.bits(), args.range_offset, args.length) {
+            // Nothing was done: the server says so before it begins.
             Err(error) if error.raw_os_error() == Some(Errno::AGAIN.raw_os_error()) => {
                 std::thread::sleep(PAUSE);
             }

@@ -112,8 +112,8 @@ fn fiemap_once(file: impl AsFd, start: u64, length: u64, how: FiemapHow) -> io::
 /// fallocate(2) with any mode that the filesystem knows, on a file of a mount of ours.
 ///
 /// # Errors
-/// `ENOTTY` for a file of another filesystem; `EAGAIN` while another one has the kernel's cache dropped; those of
-/// [`extant::Filesystem::fallocate`].
+/// `ENOTTY` for a file of another filesystem; `EAGAIN` while another one has the kernel's cache dropped, and nothing is done then; those
+/// of [`extant::Filesystem::fallocate`].
 pub fn fallocate(file: impl AsFd, mode: u32, offset: u64, length: u64) -> io::Result<()> {
     let mut bytes = [0; size_of::<Fallocate>()];
     bytes.copy_from_slice(Fallocate { mode, reserved: 0, offset, length }.as_bytes());
@@ -126,7 +126,8 @@ pub fn fallocate(file: impl AsFd, mode: u32, offset: u64, length: u64) -> io::Re
 /// Moves content of `orig` to blocks of `donor`, both on one mount of ours; how many blocks.
 ///
 /// # Errors
-/// `ENOTTY` for a file of another filesystem; `EXDEV` for two mounts; those of [`extant::OpenFile::move_extents`].
+/// `ENOTTY` for a file of another filesystem; `EXDEV` for two mounts; `EBADF` for a donor that nobody has open for writing; `EAGAIN` as
+/// [`fallocate`]; those of [`extant::OpenFile::move_extents`].
 pub fn move_ext(orig: impl AsFd, donor: impl AsFd, range: MoveRange) -> io::Result<u64> {
     let (of_orig, of_donor) = (rustix::fs::fstat(&orig)?, rustix::fs::fstat(&donor)?);
     if of_orig.st_dev != of_donor.st_dev {

@@ -10,12 +10,15 @@ use extant::{
 };
 use extant_testkit::rng::pattern;
 use extant_testkit::{env, oracle};
+use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 
 use crate::mounted::Mounted;
 use crate::run::{extant, ok};
 
 const BLOCK: u64 = 4096;
+const COLLAPSE: u32 = FallocateFlags::COLLAPSE_RANGE.bits();
+const INSERT: u32 = FallocateFlags::INSERT_RANGE.bits();
 
 /// A file in pieces, in blocks, and the image that it is in.
 #[derive(Clone, Copy)]
@@ -207,15 +210,20 @@ fn ioctls_of_a_mount() {
         assert!(all.len() > 2 * extant_fuse::private::FIEMAP_ROOM, "{}", all.len());
         assert!(all.windows(2).all(|two| two[0].logical + two[0].length == two[1].logical));
         let range = MoveRange { orig_start: 0, donor_start: 0, len: 8 };
+        let closed = open("of-root", false);
+        let refused = errno(extant_fuse::private::move_ext(&file, &closed, range));
+        assert_eq!(refused, Errno::BADF, "nobody has the donor open for writing");
         let donor = open("of-root", true);
         let other =
             File::options().read(true).write(true).create(true).truncate(true).open(dir.join("x")).unwrap();
         let move_ext = |a: &File, b: &File| extant_fuse::private::move_ext(a, b, range);
         assert_eq!(errno(move_ext(&open("f", false), &donor)), Errno::BADF);
+        let collapse = extant_fuse::private::fallocate(open("f", false), COLLAPSE, 0, BLOCK);
+        assert_eq!(errno(collapse.map(|()| 0)), Errno::BADF);
         assert_eq!(errno(move_ext(&file, &file)), Errno::INVAL);
         assert_eq!(errno(move_ext(&file, &other)), Errno::XDEV);
         assert_eq!(move_ext(&file, &open("empty", true)).unwrap(), 0, "a donor without blocks");
-        // The donor's descriptor does not count, the right to the file does.
+        // That somebody has the donor open is not enough.
         let as_user = std::thread::scope(|scope| {
             let user = scope.spawn(|| {
                 let id = rustix::process::Uid::from_raw(1000);
@@ -237,6 +245,50 @@ fn ioctls_of_a_mount() {
     mounted.unmount();
     oracle::assert_clean(&image);
     assert_content(&image, SMALL);
+}
+
+/// EAGAIN means that nothing was done: who asks again until it is has one range more, not two.
+#[test]
+fn ranges_at_once() {
+    /// Enough for the kernel to be at dropping it often.
+    const BLOCKS: u64 = 512;
+    const TIMES: u64 = 60;
+    need!(env::root(), env::fuse(), env::tools(&["mke2fs", "e2fsck"]));
+    let dir = env::scratch();
+    let image = dir.join("image");
+    oracle::mke2fs(&image, 64 << 20, "-t ext4 -b 4096");
+    let mounted = Mounted::new(&image, "");
+    let names = ["a", "b", "c"];
+    let content = pattern(9, 0, (BLOCKS * BLOCK) as usize);
+    {
+        let _open = oracle::files_on_a_mount();
+        // What was read is cached.
+        let until_done = |file: &File, mode: u32, blocks: u64, name: &str| loop {
+            file.read_exact_at(&mut vec![0; content.len()], 0).expect("read");
+            match extant_fuse::private::fallocate(file, mode, BLOCK, BLOCK) {
+                Err(error) if Errno::from_io_error(&error) == Some(Errno::AGAIN) => std::thread::yield_now(),
+                done => {
+                    done.expect("fallocate");
+                    return assert_eq!(file.metadata().expect("stat").len(), blocks * BLOCK, "{name}");
+                }
+            }
+        };
+        let change = |name: &str| {
+            let path = mounted.path().join(name);
+            let file = File::options().read(true).write(true).create_new(true).open(path).expect("open");
+            file.write_all_at(&content, 0).expect("write");
+            (1..=TIMES).for_each(|n| until_done(&file, INSERT, BLOCKS + n, name));
+            (0..TIMES).rev().for_each(|n| until_done(&file, COLLAPSE, BLOCKS + n, name));
+        };
+        std::thread::scope(|scope| {
+            names.map(|name| scope.spawn(move || change(name))).map(|one| one.join().expect("no panic"))
+        });
+    }
+    for name in names {
+        assert!(oracle_read(&mounted.path().join(name)) == content, "{name}");
+    }
+    mounted.unmount();
+    oracle::assert_clean(&image);
 }
 
 #[test]

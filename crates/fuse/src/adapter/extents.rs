@@ -1,7 +1,6 @@
 //! Our own ioctls ([`crate::private`]): extents, moving blocks, the other modes of fallocate(2).
 
-use extant::{Access, Error, FallocateMode, FiemapHow, Ino, InodeRef, MoveRange, OpenFile, OpenMode};
-use extant_sync::Arc;
+use extant::{Access, Error, FallocateMode, FiemapHow, Ino, InodeRef, MoveRange};
 use extant_sync::atomic::{AtomicBool, Ordering};
 use rustix::io::Errno;
 use zerocopy::{FromBytes, IntoBytes};
@@ -15,7 +14,7 @@ use crate::server::Request;
 #[derive(Debug, Default)]
 pub(super) struct Dropping(AtomicBool);
 
-/// The right to that.
+/// The right to that. It is held from before an operation to after it: EAGAIN is then only said before anything is done.
 struct MayDrop<'a>(&'a Dropping);
 
 impl Dropping {
@@ -56,9 +55,15 @@ impl Adapter {
         }
         let (mode, keep_size) = FallocateMode::from_flags(asked.mode).map_err(|e| errno(&e))?;
         let file = self.files.find(fh).ok_or(Errno::BADF)?;
+        if asked.length == 0 {
+            return Err(Errno::INVAL);
+        }
+        refuse_reader(&file)?;
         refuse_swap(&file)?;
+        // Also where nothing is cached yet: a page that is read meanwhile must go.
+        let right = self.dropping.begin()?;
         // Before, so that nothing of what the kernel has written for others is lost in the move; after, since it is elsewhere then.
-        self.drop_cached(&file, asked.offset)?;
+        self.drop_cached(&right, &file, asked.offset)?;
         let done = match file.fallocate(mode, asked.offset, asked.length, keep_size) {
             Err(Error::NoSpace) => {
                 self.wait_for_space();
@@ -67,40 +72,53 @@ impl Adapter {
             }
             other => other,
         };
-        self.drop_cached(&file, asked.offset)?;
+        self.drop_after(&right, &file, asked.offset);
+        drop(right);
         self.attributes_changed(req.node());
         done.map_err(|e| errno(&e))?;
         Ok(data.to_vec())
     }
 
     /// The donor comes by number and generation, so whether the caller may write it is asked here; to whom it is not known, nothing
-    /// is allowed.
+    /// is allowed. Nor is it enough: directories on the way to it may be closed to the caller. So somebody has it open for writing.
     pub(super) fn move_ext_ioctl(&self, req: &Request<'_>, fh: u64, data: &[u8]) -> Result<Vec<u8>, Errno> {
         let mut asked = MoveExt::read_from_bytes(data).map_err(|_| Errno::INVAL)?;
         if asked.reserved != 0 {
             return Err(Errno::INVAL);
         }
         let file = self.files.find(fh).ok_or(Errno::BADF)?;
+        refuse_reader(&file)?;
         let ino = u32::try_from(asked.donor_ino).map_err(|_| Errno::STALE)?;
         let inode = self.fs.inode_generation(Ino(ino), asked.donor_generation).map_err(|e| errno(&e))?;
         let cred = caller::unchecked(req).ok_or(Errno::PERM)?;
         self.fs.access(&inode, Access::WRITE, &cred).map_err(|e| errno(&e))?;
-        let mode = OpenMode { write: true, ..OpenMode::default() };
-        let donor = OpenFile::new(&self.fs, &inode, mode, &cred).map_err(|e| errno(&e))?;
-        let donor = self.files.aside(donor);
+        let donor = self.files.writer_of(&inode).ok_or(Errno::BADF)?;
         refuse_swap(&file)?;
         refuse_swap(&donor)?;
+        // Not where nothing is cached: moves of several files need not wait for each other.
+        let mut right = if donor.may_be_cached() { Some(self.dropping.begin()?) } else { None };
+        if let Some(right) = &right {
+            self.drop_cached(right, &donor, 0)?;
+        }
         let MoveExt { orig_start, donor_start, len, .. } = asked;
         let moved = file.move_extents(&donor, MoveRange { orig_start, donor_start, len });
-        self.drop_cached(&donor, 0)?;
+        if right.is_none() && donor.may_be_cached() {
+            right = self.dropping.begin().ok();
+        }
+        match &right {
+            Some(right) => self.drop_after(right, &donor, 0),
+            None if donor.may_be_cached() => {
+                tracing::warn!(ino, "a donor read during a move may show old content");
+            }
+            None => {}
+        }
         asked.moved_len = moved.map_err(|e| errno(&e))?;
         Ok(asked.as_bytes().to_vec())
     }
 
     /// Has the kernel write and drop what it caches of a file from byte `offset` on, if it may cache anything.
-    fn drop_cached(&self, file: &Open, offset: u64) -> Result<(), Errno> {
+    fn drop_cached(&self, _: &MayDrop<'_>, file: &Open, offset: u64) -> Result<(), Errno> {
         let Some(notifier) = self.notifier.get().filter(|_| file.may_be_cached()) else { return Ok(()) };
-        let _one = self.dropping.begin()?;
         let offset = i64::try_from(offset).map_err(|_| Errno::FBIG)?;
         match notifier.inval_inode(node_of(file.inode().ino()), offset, 0) {
             // The kernel does not know the inode, and caches nothing of it.
@@ -108,10 +126,23 @@ impl Adapter {
             Err(errno) => Err(errno),
         }
     }
+
+    /// The same after the operation, whose answer it does not change: who is told of an error would do it again.
+    fn drop_after(&self, right: &MayDrop<'_>, file: &Open, offset: u64) {
+        if let Err(error) = self.drop_cached(right, file, offset) {
+            let ino = file.inode().ino().0;
+            tracing::error!(%error, ino, offset, "the kernel may show old content of a file whose blocks moved");
+        }
+    }
+}
+
+/// Before anything is dropped: who may only read has no say in what the kernel caches.
+fn refuse_reader(file: &Open) -> Result<(), Errno> {
+    if file.mode().write { Ok(()) } else { Err(Errno::BADF) }
 }
 
 /// Blocks of a file that somebody was told the numbers of stay where they are while it is open: the kernel writes to those of a swap
 /// file by itself.
-fn refuse_swap(file: &Arc<Open>) -> Result<(), Errno> {
+fn refuse_swap(file: &Open) -> Result<(), Errno> {
     if file.has_told_blocks() { Err(Errno::TXTBSY) } else { Ok(()) }
 }

@@ -113,12 +113,6 @@ impl OpenFiles {
         ((slot + 1) * SHARDS + shard) as u64
     }
 
-    /// A file that no handle leads to; it shares what open files of its inode do.
-    pub(super) fn aside(&self, file: OpenFile) -> Arc<Open> {
-        let shared = self.shared.open(file.inode().ino().0);
-        Arc::new(Open { file, shared: Some(shared), files: Arc::downgrade(&self.shared) })
-    }
-
     /// Somebody is told where on the device blocks of an inode are.
     pub(super) fn note_blocks_told(&self, ino: u32) {
         self.shared.note_blocks_told(ino);
@@ -149,6 +143,12 @@ impl OpenFiles {
     /// Whether any file of this inode is open.
     pub(super) fn any_of(&self, inode: &InodeRef) -> bool {
         self.shards.iter().any(|shard| shard.lock().files.iter().flatten().any(|f| f.inode() == inode))
+    }
+
+    /// An open file of this inode that may be written to.
+    pub(super) fn writer_of(&self, inode: &InodeRef) -> Option<Arc<Open>> {
+        let writes = |open: &&Arc<Open>| open.mode().write && open.inode() == inode;
+        self.shards.iter().find_map(|shard| shard.lock().files.iter().flatten().find(writes).cloned())
     }
 
     /// Closes everything, at the end of the mount.
