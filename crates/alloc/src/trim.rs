@@ -2,13 +2,14 @@
 //!
 //! Both take their blocks out of the game in memory first and hold no lock over the device's work.
 
-use extant_format::{BgFlags, GroupNr, Pblk};
-use extant_journal::Handle;
+use extant_format::{BgFlags, Corrupt, FormatError, GroupDesc, GroupNr, Pblk, Place, bitmap};
+use extant_journal::{Buf, Handle};
 use extant_sync::Arc;
+use extant_sync::atomic::Ordering;
 
 use crate::allocator::Allocator;
-use crate::error::Result;
-use crate::group::GroupState;
+use crate::error::{AllocError, Result};
+use crate::group::{GroupGuard, GroupState};
 use crate::window::Taken;
 
 /// A part of an inode table that is being zeroed: no inode of it is handed out meanwhile.
@@ -104,36 +105,108 @@ impl Allocator {
     /// The next group at or after `from` whose inode table is not zeroed, taken for zeroing. `None`: all are done.
     ///
     /// Call [`ItableZeroing::zero`] without a handle, then [`ItableZeroing::finish`] in one.
-    #[must_use]
-    pub fn next_itable(self: &Arc<Self>, from: GroupNr) -> Option<ItableZeroing> {
+    ///
+    /// # Errors
+    /// The device's. A group whose descriptor contradicts its inode bitmap, or the inodes that every filesystem has, is reported
+    /// and passed over.
+    pub fn next_itable(self: &Arc<Self>, from: GroupNr) -> Result<Option<ItableZeroing>> {
         if !self.has_group_csum() {
-            return None;
+            return Ok(None);
         }
         for g in from.0 as usize..self.groups.len() {
-            let mut state = self.groups[g].lock();
-            let skip = state.desc.flags.contains(BgFlags::INODE_ZEROED)
-                || state.zeroing_from.is_some()
-                || state.inodes_corrupt;
-            if skip {
+            if let Some(table) = self.take_itable(g)? {
+                return Ok(Some(table));
+            }
+        }
+        Ok(None)
+    }
+
+    fn take_itable(self: &Arc<Self>, g: usize) -> Result<Option<ItableZeroing>> {
+        let (mut state, used) = loop {
+            let Some(desc) = self.unzeroed(&self.groups[g].lock()) else { return Ok(None) };
+            let map = match self.checked_inode_bitmap(g, &desc) {
+                Err(AllocError::Format(_) | AllocError::CorruptGroup { .. }) => return Ok(None),
+                map => map?,
+            };
+            let state = self.groups[g].lock();
+            let Some(desc) = self.unzeroed(&state) else { return Ok(None) };
+            if map.is_none() && !self.is_inode_uninit(&desc) {
+                // It got its bitmap meanwhile.
                 continue;
             }
-            let per_block = self.geo.inodes_per_block();
-            let used = if self.is_inode_uninit(&state.desc) {
-                0
-            } else {
-                self.geo.inodes_per_group().saturating_sub(state.desc.itable_unused)
-            };
-            let first_block = used.div_ceil(per_block);
-            state.zeroing_from = Some((first_block * per_block).min(self.geo.inodes_per_group()));
-            return Some(ItableZeroing {
-                alloc: Arc::clone(self),
-                group: g as u32,
-                start: Pblk(state.desc.inode_table.0 + u64::from(first_block)),
-                blocks: u64::from(self.geo.itable_blocks().saturating_sub(first_block)),
-                done: false,
-            });
+            match self.used_itable(g, &desc, map.as_ref()) {
+                Ok(used) => break (state, used),
+                Err(error) => {
+                    self.fail_itable(g, state, &error.into());
+                    return Ok(None);
+                }
+            }
+        };
+        let per_block = self.geo.inodes_per_block();
+        let first_block = used.div_ceil(per_block);
+        state.zeroing_from = Some((first_block * per_block).min(self.geo.inodes_per_group()));
+        Ok(Some(ItableZeroing {
+            alloc: Arc::clone(self),
+            group: g as u32,
+            start: Pblk(state.desc.inode_table.0 + u64::from(first_block)),
+            blocks: u64::from(self.geo.itable_blocks().saturating_sub(first_block)),
+            done: false,
+        }))
+    }
+
+    /// The descriptor of a group whose table is to be zeroed and that nobody is zeroing.
+    fn unzeroed(&self, state: &GroupState) -> Option<GroupDesc> {
+        let skip = state.desc.flags.contains(BgFlags::INODE_ZEROED)
+            || state.zeroing_from.is_some()
+            || state.inodes_corrupt;
+        (!skip).then_some(state.desc)
+    }
+
+    /// The group's inode bitmap once it was checked; `None` if it was never written. Reads; no lock held.
+    fn checked_inode_bitmap(&self, g: usize, desc: &GroupDesc) -> Result<Option<Buf>> {
+        if self.is_inode_uninit(desc) {
+            return Ok(None);
         }
-        None
+        self.inode_in_use(self.geo.ino_of(self.group_nr(g), 0))?;
+        Ok(Some(self.cache.read(desc.inode_bitmap)?))
+    }
+
+    /// How many inodes at the table's start are or were used. What is behind them will be zeroed, so the descriptor's word alone
+    /// does not do: the reserved inodes are there in every filesystem, and the bitmap knows of no inode behind.
+    ///
+    /// Under the group's lock; a group of which there is no bitmap (`map`) is INODE_UNINIT.
+    fn used_itable(
+        &self,
+        g: usize,
+        desc: &GroupDesc,
+        map: Option<&Buf>,
+    ) -> std::result::Result<u32, FormatError> {
+        let (group, all) = (self.group_nr(g), self.geo.inodes_per_group());
+        let used = if map.is_some() { all.saturating_sub(desc.itable_unused) } else { 0 };
+        let wrong = |value: u32, expected: u32| {
+            let (value, expected) = (u64::from(value), u64::from(expected));
+            FormatError::corrupt(
+                Place::GroupDesc(group),
+                Corrupt::Mismatch { field: "bg_itable_unused", value, expected },
+            )
+        };
+        let reserved = if g == 0 { (self.geo.first_ino().0 - 1).min(all) } else { 0 };
+        if used < reserved {
+            return Err(wrong(all - used, all - reserved));
+        }
+        match map.and_then(|map| map.with(|bytes| bitmap::find_one(bytes, used, all))) {
+            Some(index) => Err(wrong(all - used, all - index - 1)),
+            None => Ok(used),
+        }
+    }
+
+    /// Takes a group whose descriptor lies about its inode table out of inode allocation.
+    fn fail_itable(&self, g: usize, mut state: GroupGuard<'_>, error: &AllocError) {
+        state.inodes_corrupt = true;
+        self.with_inodes.remove(g);
+        self.free_inodes.fetch_sub(i64::from(state.desc.free_inodes), Ordering::Relaxed);
+        drop(state);
+        self.report(error);
     }
 }
 

@@ -3,6 +3,7 @@
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
+use extant_sync::atomic::Ordering;
 use extant_sync::{Condvar, Mutex, Rank, thread};
 
 use crate::filesystem::{Filesystem, Mode};
@@ -62,9 +63,13 @@ impl Filesystem {
         let (this, stop) = (Arc::downgrade(self), Arc::clone(&self.mount.stop));
         threads.push(thread::spawn(move || periodic(&this, &stop)));
         if let Some(mmp) = mmp {
+            let mmp = Arc::new(Mutex::new(Rank::MMP, mmp));
+            let _ = self.mount.mmp.set(Arc::clone(&mmp));
             let (this, stop) = (Arc::downgrade(self), Arc::clone(&self.mount.stop));
-            threads.push(thread::spawn(move || mmp.keep_alive(&this, &stop)));
+            threads.push(thread::spawn(move || crate::mmp::Mmp::keep_alive(&mmp, &this, &stop)));
         }
+        drop(threads);
+        self.mount.started.store(true, Ordering::Release);
     }
 
     pub(crate) fn stop_threads(&self) {

@@ -116,7 +116,7 @@ impl Filesystem {
             return Ok(Turn::Unwanted);
         }
         let _at_work = AtWork::begin(&self.lazy_init);
-        let Some(table) = self.alloc.next_itable(from) else { return Ok(Turn::Done) };
+        let Some(table) = self.alloc.next_itable(from)? else { return Ok(Turn::Done) };
         let group = table.group();
         table.zero()?;
         let mut handle = self.journal.start(1)?;

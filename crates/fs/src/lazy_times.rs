@@ -89,8 +89,10 @@ impl Filesystem {
 
     /// Writes all times that changed in memory only. The caller is inside the freeze gate, or has closed it.
     pub(crate) fn flush_times(&self) -> Result<()> {
+        // Who flushes waits for the flush that has taken the list.
+        let _flushing = self.mount.flushing_times.lock();
         let listed = std::mem::take(&mut *self.dirty_times.lock());
-        self.write_times(&listed, i64::MAX)
+        self.write_times(&listed)
     }
 
     /// Writes those whose time has come; as [`Self::flush_times`].
@@ -98,17 +100,24 @@ impl Filesystem {
         if !self.options().given.lazytime {
             return self.flush_times();
         }
-        let listed = std::mem::take(&mut *self.dirty_times.lock());
-        self.write_times(&listed, self.clock.now().sec.saturating_sub(LAZY_SECONDS))
+        let _flushing = self.mount.flushing_times.lock();
+        let until = self.clock.now().sec.saturating_sub(LAZY_SECONDS);
+        // Not looked at under the list's lock, a leaf as an inode's state is.
+        let mut due = self.dirty_times.lock().clone();
+        let seen = due.len();
+        let later: Vec<Ino> = due.extract_if(.., |ino| self.times_later(*ino, until)).collect();
+        // Others only append: what was seen is still in front.
+        self.dirty_times.lock().splice(..seen, later);
+        self.write_times(&due)
     }
 
-    /// Writes the times of the inodes in `listed` that changed in memory at second `until` or before; the others go back on
-    /// the list, all of those that are left if something fails.
-    fn write_times(&self, listed: &[Ino], until: i64) -> Result<()> {
+    /// Writes the times of the inodes in `listed`, which are off the list; they go back on it, all of those that are left, if
+    /// something fails.
+    fn write_times(&self, listed: &[Ino]) -> Result<()> {
         // Each owner's quota is a block more.
         let at_once = if self.has_quotas() { AT_ONCE / 8 } else { AT_ONCE };
         for (n, some) in listed.chunks(at_once).enumerate() {
-            let due: Vec<InodeRef> = some.iter().filter_map(|ino| self.times_due(*ino, until)).collect();
+            let due: Vec<InodeRef> = some.iter().filter_map(|ino| self.times_due(*ino)).collect();
             if let Err(e) = self.write_times_of(&due) {
                 // Not under the list's lock, a leaf as an inode's state is.
                 let again: Vec<Ino> =
@@ -122,23 +131,22 @@ impl Filesystem {
         Ok(())
     }
 
-    /// Takes an inode off the list, if its times are to be written now.
-    fn times_due(&self, ino: Ino, until: i64) -> Option<InodeRef> {
+    /// Whether the times of a listed inode changed after second `until`.
+    fn times_later(&self, ino: Ino, until: i64) -> bool {
+        let Some(inode) = self.icache.cached(ino) else { return false };
+        let state = inode.state();
+        state.times_dirty && state.times_since > until
+    }
+
+    /// An inode that was taken off the list, if it has times to be written.
+    fn times_due(&self, ino: Ino) -> Option<InodeRef> {
         let inode = self.icache.cached(ino)?;
-        let later = {
+        let dirty = {
             let mut state = inode.state();
-            let later = state.times_dirty && state.times_since > until;
-            state.times_listed = later;
-            if !state.times_dirty {
-                return None;
-            }
-            later
+            state.times_listed = false;
+            state.times_dirty
         };
-        if later {
-            self.dirty_times.lock().push(ino);
-            return None;
-        }
-        Some(inode)
+        dirty.then_some(inode)
     }
 
     fn write_times_of(&self, inodes: &[InodeRef]) -> Result<()> {

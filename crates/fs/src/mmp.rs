@@ -10,6 +10,7 @@ use std::time::Duration;
 use extant_device::BlockDevice;
 use extant_format::mmp::{Mmp as Record, MmpSeq};
 use extant_format::{Csum, Incompat, Pblk, Superblock};
+use extant_sync::Mutex;
 
 use crate::background::Stop;
 use crate::error::{Error, Result};
@@ -104,17 +105,17 @@ impl Mmp {
         if self.read()?.seq == mine { Ok(()) } else { Err(busy()) }
     }
 
-    /// Counts up until the mount ends, then marks the block clean. Somebody else's number stops the mount.
-    pub(crate) fn keep_alive(mut self, fs: &Weak<Filesystem>, stop: &Stop) {
-        let interval = Duration::from_secs(u64::from(self.interval));
+    /// Counts up until the mount ends, then marks the block clean. Somebody else's number stops the mount. While it is read-only
+    /// nobody counts: others may take the filesystem, see [`Self::confirm`].
+    pub(crate) fn keep_alive(held: &Mutex<Self>, fs: &Weak<Filesystem>, stop: &Stop) {
+        let interval = Duration::from_secs(u64::from(held.lock().interval));
         while !stop.wait(interval) {
             let Some(fs) = fs.upgrade() else { break };
             if fs.mode() != Mode::ReadWrite {
                 continue;
             }
-            let ours = self.read().is_ok_and(|r| r.seq == self.record.seq);
-            let kept = ours && self.write(self.record.seq.next()).is_ok();
-            if !kept {
+            let kept = held.lock().confirm();
+            if kept.is_err() {
                 tracing::error!("multiple-mount protection: somebody else writes to the filesystem");
                 fs.set_mode(Mode::Shutdown);
                 fs.journal.abort(crate::error::errno::EBUSY);
@@ -124,13 +125,27 @@ impl Mmp {
                 return;
             }
         }
-        if let Err(e) = self.write(MmpSeq::Clean) {
+        let mut held = held.lock();
+        // Who has taken it meanwhile keeps it.
+        let ended = held.check_ours().and_then(|()| held.write(MmpSeq::Clean));
+        if let Err(e) = ended {
             tracing::error!("multiple-mount protection: {e}");
         }
     }
-}
 
-impl Mmp {
+    /// Counts up, if the number in the block is still the one that was last written.
+    ///
+    /// # Errors
+    /// `Incompatible` if somebody else has taken the filesystem; the device's.
+    pub(crate) fn confirm(&mut self) -> Result<()> {
+        self.check_ours()?;
+        self.write(self.record.seq.next())
+    }
+
+    fn check_ours(&self) -> Result<()> {
+        if self.read()?.seq == self.record.seq { Ok(()) } else { Err(busy()) }
+    }
+
     /// Gives the filesystem back.
     pub(crate) fn release(mut self) -> Result<()> {
         self.write(MmpSeq::Clean)

@@ -103,6 +103,16 @@ pub(crate) struct MountState {
     pub(crate) mounted_at: Option<Vec<u8>>,
     /// It has been mounted for writing since it was opened: orphans are processed.
     pub(crate) begun: AtomicBool,
+    /// That succeeded, and its threads run.
+    pub(crate) started: AtomicBool,
+    /// A remount has failed after it had begun: nothing more is written, and none succeeds.
+    pub(crate) half_begun: AtomicBool,
+    /// Multiple-mount protection, once the threads run.
+    pub(crate) mmp: OnceLock<Arc<Mutex<crate::mmp::Mmp>>>,
+    /// Held over a remount.
+    pub(crate) remounting: Mutex<()>,
+    /// Held over a flush of times that changed in memory only.
+    pub(crate) flushing_times: Mutex<()>,
 }
 
 impl Filesystem {
@@ -252,9 +262,13 @@ impl Filesystem {
             tracing::error!("{bytes} bytes of inode {ino} could not be written and are lost");
         }
         self.stop_threads();
-        if mode == Mode::ReadWrite && !self.journal.is_aborted() {
+        let flushed = if mode == Mode::ReadWrite && !self.journal.is_aborted() {
             self.evict_all_dead();
-        }
+            // What readers touched since.
+            flushed.and(self.flush_times())
+        } else {
+            flushed
+        };
         let result = match mode {
             // Lost content is reported, and leaves the filesystem as consistent as ever. An aborted journal is not closed, but
             // says why.
@@ -262,6 +276,8 @@ impl Filesystem {
                 let ended = self.end_clean();
                 flushed.and(ended)
             }
+            // Closed and left to recovery when that happened; somebody else may have it by now.
+            Mode::ReadOnly if self.mount.half_begun.load(Ordering::Acquire) => Ok(()),
             // Damage made it read-only.
             Mode::ReadOnly if self.journal.is_aborted() => {
                 let left = self.leave_record();
@@ -568,6 +584,11 @@ pub(crate) fn build(
         frozen: Mutex::new(Rank::LEAF, false),
         mounted_at: setup.mounted_at.clone(),
         begun: AtomicBool::new(false),
+        started: AtomicBool::new(false),
+        half_begun: AtomicBool::new(false),
+        mmp: OnceLock::new(),
+        remounting: Mutex::new(Rank::REMOUNT, ()),
+        flushing_times: Mutex::new(Rank::FLUSH_TIMES, ()),
     };
     let budget = usize::try_from(cache_size(&setup.options) / 4 * 3).unwrap_or(usize::MAX);
     let config = CacheConfig { budget, ..CacheConfig::default() };

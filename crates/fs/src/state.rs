@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
+use extant_format::geometry::SUPERBLOCK_OFFSET;
 use extant_format::superblock::{SbTime, State};
-use extant_format::{Incompat, Pblk, RoCompat};
+use extant_format::{GroupDesc, Incompat, Pblk, RoCompat};
 
 use extant_sync::atomic::Ordering;
 
@@ -11,7 +12,7 @@ use crate::cred::{Caps, Credentials};
 use crate::error::{Error, Result};
 use crate::filesystem::{Filesystem, Mode};
 use crate::freeze::Level;
-use crate::options::MountOptions;
+use crate::options::{MountOptions, Resolved};
 
 /// How a shutdown treats what is not yet on the device (`EXT4_IOC_SHUTDOWN`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -58,6 +59,8 @@ impl Filesystem {
         }
         self.write_everything()?;
         self.gate.close(Level::Internal);
+        // What readers touched, and what was under way, since.
+        self.flush_times()?;
         self.journal.checkpoint_all()?;
         Ok(())
     }
@@ -111,8 +114,10 @@ impl Filesystem {
     /// Changes the options of the mount; read-only and read-write too.
     ///
     /// # Errors
-    /// `Incompatible` for options that cannot change; `Busy` while it is frozen; what could not be written.
+    /// `Incompatible` for options that cannot change, and for writing to an image that changed while it was read-only; `Busy` while
+    /// it is frozen; what could not be written. The options are the old ones then.
     pub fn remount(&self, options: &MountOptions) -> Result<()> {
+        let _one = self.mount.remounting.lock();
         self.check_alive()?;
         if *self.mount.frozen.lock() {
             return Err(Error::Busy);
@@ -128,6 +133,9 @@ impl Filesystem {
                      mount it anew",
                 );
             }
+            (Mode::ReadOnly, false) if self.mount.half_begun.load(Ordering::Acquire) => {
+                return refuse("an earlier remount for writing failed half-way: mount it anew");
+            }
             (Mode::ReadOnly, false) if self.journal.is_aborted() => {
                 return refuse("the journal was aborted: unmount and check it");
             }
@@ -141,39 +149,111 @@ impl Filesystem {
             return refuse("`dax=` cannot change on a mounted filesystem");
         }
         resolved.dax = dax;
-        *self.options.write() = Arc::new(resolved);
-        self.alloc.set_discard(self.options().discard);
-        self.quota_remount();
-        match (self.mode(), options.read_only) {
-            (Mode::ReadWrite, true) => self.to_read_only()?,
+        let (old, mode) = (self.options(), self.mode());
+        self.use_options(Arc::new(resolved));
+        let done = match (mode, options.read_only) {
+            (Mode::ReadWrite, true) => self.to_read_only(),
             // Copies that were shown meanwhile go.
-            (Mode::ReadOnly, false) => self.to_read_write().and_then(|()| self.hide_devices())?,
-            _ => {}
+            (Mode::ReadOnly, false) => self.to_read_write().and_then(|()| self.hide_devices()),
+            _ => Ok(()),
+        };
+        if done.is_err() && self.mode() == mode {
+            self.use_options(old);
         }
+        done?;
         if let Some(this) = self.this.upgrade() {
             this.start_lazy_init();
         }
         Ok(())
     }
 
+    fn use_options(&self, options: Arc<Resolved>) {
+        self.alloc.set_discard(options.discard);
+        *self.options.write() = options;
+        self.quota_remount();
+    }
+
     fn to_read_write(&self) -> Result<()> {
-        if self.mount.begun.load(Ordering::Acquire) {
-            self.mark_in_use()?;
-            self.set_mode(Mode::ReadWrite);
-            return self.hold_quota_files(true);
+        if self.mount.started.load(Ordering::Acquire) {
+            return self.write_again();
         }
         self.device.make_writable().map_err(|e| {
             let why = format!("its device was opened for reading and cannot be written now: {e}");
             Error::Incompatible(why.into())
         })?;
         let mmp = crate::mmp::Mmp::acquire(&self.device, &self.superblock(), false)?;
-        self.set_mode(Mode::ReadWrite);
-        if let Err(e) = self.begin() {
+        let begun = self.check_unchanged().and_then(|()| {
+            self.set_mode(Mode::ReadWrite);
+            self.begin()
+        });
+        if let Err(e) = begun {
             self.set_mode(Mode::ReadOnly);
+            self.end_begun();
+            if let Some(Err(e)) = mmp.map(crate::mmp::Mmp::release) {
+                tracing::error!("multiple-mount protection: {e}");
+            }
             return Err(e);
         }
         if let Some(this) = self.this.upgrade() {
             this.start_threads(mmp);
+        }
+        Ok(())
+    }
+
+    /// After a mount for writing that failed half-way: nothing more is written, recovery does the rest.
+    fn end_begun(&self) {
+        if self.mount.begun.load(Ordering::Acquire) {
+            self.mount.half_begun.store(true, Ordering::Release);
+            self.journal.stop();
+            // Waits for its thread. What it says is known: it was stopped.
+            let _ = self.journal.close();
+        }
+    }
+
+    /// From read-only back to read-write.
+    fn write_again(&self) -> Result<()> {
+        if let Some(mmp) = self.mount.mmp.get() {
+            mmp.lock().confirm()?;
+        }
+        self.check_unchanged()?;
+        self.mark_in_use()?;
+        self.set_mode(Mode::ReadWrite);
+        let held = self.hold_quota_files(true);
+        if held.is_err() {
+            // If that fails too, it stays read-write.
+            let _ = self.to_read_only();
+        }
+        held
+    }
+
+    /// Refuses to write to an image that somebody else has written to while it was read-only here: superblock and descriptors are
+    /// as they were read, or last written. Not everybody heeds locks of the image (a loop device, a checker).
+    fn check_unchanged(&self) -> Result<()> {
+        let changed = || {
+            let why = "its image was changed by somebody else since it was mounted: mount it anew";
+            Error::Incompatible(why.into())
+        };
+        let mut there = [0; 1024];
+        self.device.read_at(SUPERBLOCK_OFFSET, &mut there)?;
+        let at = self.sb_offset();
+        if !self.sb_buf.with(|bytes| bytes[at..at + 1024] == there) {
+            return Err(changed());
+        }
+        let (size, desc_size) = (self.geo.block_size(), self.geo.desc_size());
+        let (mut read, mut bytes) = (None, vec![0; size as usize]);
+        for group in self.geo.group_numbers() {
+            let Some((block, at)) = self.geo.desc_location(group) else { continue };
+            if read != Some(block) {
+                self.device.read_at(block.0 * u64::from(size), &mut bytes)?;
+                read = Some(block);
+            }
+            let there = GroupDesc::decode(group, &bytes[at as usize..], desc_size)?;
+            // The checksum is made when it is written.
+            let known =
+                self.alloc.group_desc(group).map(|desc| GroupDesc { checksum: there.checksum, ..desc });
+            if known != Some(there) {
+                return Err(changed());
+            }
         }
         Ok(())
     }
@@ -188,6 +268,11 @@ impl Filesystem {
             self.set_mode(Mode::ReadOnly);
         }
         self.open_gates();
+        if done.is_err()
+            && let Err(e) = self.hold_quota_files(true)
+        {
+            tracing::error!("quota files, which are kept on, can be changed: {e}");
+        }
         done
     }
 
@@ -239,3 +324,6 @@ impl Filesystem {
         Ok(self.alloc.trim(first, end, min_len >> shift, &stop)? << shift)
     }
 }
+
+#[cfg(all(test, not(feature = "shuttle")))]
+mod tests;

@@ -9,6 +9,10 @@ use std::fmt;
 pub struct Rank(u8);
 
 impl Rank {
+    /// A remount, from its first look to its end: one at a time.
+    pub const REMOUNT: Self = Self(5);
+    /// What multiple-mount protection holds; over its reading and writing of the block.
+    pub const MMP: Self = Self(6);
     /// Freeze, write level: any change by a caller.
     pub const FREEZE_WRITE: Self = Self(10);
     /// Rename lock: a rename between directories, of anything; ancestry is checked under it.
@@ -20,6 +24,8 @@ impl Rank {
     pub const FREEZE_FAULT: Self = Self(25);
     /// Freeze, internal level: fsync, eviction, background writeback from claim to publication, discard, lazy work.
     pub const FREEZE_INTERNAL: Self = Self(28);
+    /// A flush of times that changed in memory only: one at a time, inside the freeze gate or with it closed.
+    pub const FLUSH_TIMES: Self = Self(29);
     /// `invalidate_lock`. Shared: fault, fill, read-ahead (never taken twice: the guard is passed). Exclusive:
     /// truncate, punch, zero, collapse, insert, DAX switch, by who holds [`Self::INODE`] exclusively and has drained
     /// direct I/O (eviction of a dead inode excepted).
@@ -78,11 +84,14 @@ impl Rank {
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self.0 {
+            5 => "remount",
+            6 => "multiple-mount protection",
             10 => "freeze, write level",
             15 => "rename lock",
             20 => "inode lock",
             25 => "freeze, fault level",
             28 => "freeze, internal level",
+            29 => "flush of times",
             30 => "invalidate_lock",
             40 => "writeback gate",
             50 => "page lock",

@@ -123,7 +123,7 @@ fn lazy_tables_are_zeroed_while_inodes_are_handed_out() {
     let mut given = Vec::new();
     let mut from = GroupNr(0);
     let mut zeroed = 0;
-    while let Some(job) = rig.alloc.next_itable(from) {
+    while let Some(job) = rig.alloc.next_itable(from).expect("table") {
         let group = job.group();
         let parent = geo.ino_of(group, 0);
         given.push(take(&rig, parent, false));
@@ -135,7 +135,7 @@ fn lazy_tables_are_zeroed_while_inodes_are_handed_out() {
         zeroed += 1;
     }
     assert_eq!(zeroed, geo.groups(), "every group once");
-    assert!(rig.alloc.next_itable(GroupNr(0)).is_none());
+    assert!(rig.alloc.next_itable(GroupNr(0)).expect("table").is_none());
     assert!(given.iter().collect::<BTreeSet<_>>().len() == given.len());
     for ino in given {
         rig.handle(|h| rig.alloc.free_inode(h, ino, false)).expect("free");

@@ -42,3 +42,34 @@ fn a_large_write_leaves_the_cache_as_it_goes() {
     drop(fs);
     assert_clean(&image);
 }
+
+/// An inode that left the cache after its content was published, and was read again: fsync waits for the transaction of before.
+#[test]
+fn fsync_of_an_inode_that_was_read_again() {
+    need!(env::tools(&["mke2fs", "e2fsck"]));
+    let (dir, admin) = (scratch(), Credentials::root());
+    let image = dir.join("image");
+    mke2fs(&image, 16 << 20, "-t ext4");
+    let device = OpenOptions::new().write(true).open(&image).unwrap();
+    let fs = Filesystem::open(Arc::new(device), Setup::with_options("commit=300").unwrap()).unwrap();
+    let root = fs.root().unwrap();
+    let file = fs.mknod(&root, b"f", &NewInode::file(0o644), &admin).unwrap();
+    fs.sync().unwrap();
+    fs.write_at(&file, 0, &[7; 100_000], WriteFlags::default(), &admin).unwrap();
+    fs.write_back_all().unwrap();
+    let (ino, changed) = (file.ino, fs.journal.running_tid());
+    file.reread.store(true, Ordering::Relaxed);
+    drop(file);
+    assert!(fs.icache.cached(ino).is_none(), "it is in the cache still");
+    assert!(changed.is_after(fs.journal.committed_tid()), "committed before it was asked for");
+    let file = fs.lookup(&root, b"f", &admin).unwrap();
+    fs.fsync(&file, true).unwrap();
+    assert!(
+        !changed.is_after(fs.journal.committed_tid()),
+        "fsync came back before the transaction was durable"
+    );
+    drop((file, root));
+    fs.unmount().unwrap();
+    drop(fs);
+    assert_clean(&image);
+}

@@ -215,7 +215,7 @@ fn nobody_runs_out_of_inodes_over_it() {
     let image = dirty_image(&dir, 8 << 20, "-t ext4 -b 1024 -N 256");
     let fs = open(&image, "noinit_itable");
     let at_work = AtWork::begin(&fs.lazy_init);
-    let table = fs.alloc.next_itable(GroupNr(0)).unwrap();
+    let table = fs.alloc.next_itable(GroupNr(0)).unwrap().unwrap();
     let maker = {
         let fs = Arc::clone(&fs);
         std::thread::spawn(move || make_files(&fs, 0..100))

@@ -215,3 +215,62 @@ fn the_kernels_lazytime_does_the_same() {
         oracle::assert_clean(&image);
     }
 }
+
+/// A flush of what is due leaves the rest where other flushes find it.
+#[test]
+fn what_is_not_due_stays_listed() {
+    need!(env::tools(&["mke2fs", "debugfs", "e2fsck"]));
+    let dir = scratch();
+    let image = dir.join("image");
+    oracle::mke2fs(&image, 16 << 20, "-t ext4");
+    let (fs, clock) = open(&image, "lazytime,commit=3000");
+    let (inode, open) = file(&fs);
+    let other = fs.mknod(&fs.root().unwrap(), b"g", &NewInode::file(0o644), &Credentials::root()).unwrap();
+    fs.sync().unwrap();
+    fs.touch_written(&other);
+    clock.advance(100);
+    open.write_at(0, b"new").unwrap();
+    fs.fsync(&inode, true).unwrap();
+    let listed = fs.dirty_times.lock().clone();
+    assert!(listed.contains(&inode.ino()) && listed.contains(&other.ino()));
+    clock.advance(DAY - 50);
+    fs.periodic_work();
+    assert_eq!(*fs.dirty_times.lock(), [inode.ino()]);
+    assert!(!other.state().times_dirty && inode.state().times_dirty);
+    assert_eq!(durable(&fs, &image, "mtime"), START);
+    fs.sync().unwrap();
+    assert_eq!(replayed(&image, "mtime"), START + 100);
+    drop((inode, open, other));
+    fs.unmount().unwrap();
+    drop(fs);
+    oracle::assert_clean(&image);
+}
+
+/// Who has to have all times written waits for whoever has some of them in hand.
+#[test]
+fn a_flush_waits_for_a_flush() {
+    need!(env::tools(&["mke2fs"]));
+    let dir = scratch();
+    let image = dir.join("image");
+    oracle::mke2fs(&image, 16 << 20, "-t ext4");
+    let (fs, _) = open(&image, "");
+    for flush in
+        [Filesystem::flush_times as fn(&Filesystem) -> crate::Result<()>, Filesystem::flush_times_due]
+    {
+        let under_way = fs.mount.flushing_times.lock();
+        let second = {
+            let fs = Arc::clone(&fs);
+            std::thread::spawn(move || flush(&fs))
+        };
+        // Without the wait it ends soon.
+        let mut looks = 0;
+        while !second.is_finished() && looks < 2000 {
+            std::thread::yield_now();
+            looks += 1;
+        }
+        assert!(!second.is_finished(), "it does not wait");
+        drop(under_way);
+        second.join().unwrap().unwrap();
+    }
+    fs.unmount().unwrap();
+}

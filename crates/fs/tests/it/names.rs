@@ -132,6 +132,100 @@ fn unmount_with_open_files_that_are_gone() {
     }
 }
 
+fn remount(fs: &extant::Filesystem, list: &str) -> extant::Result<()> {
+    fs.remount(&extant::MountOptions::parse(list).unwrap())
+}
+
+/// What was read of an image that somebody else changes does not hold any more: it is not written to.
+#[test]
+fn an_image_that_changed_meanwhile_stays_read_only() {
+    need!(extant_testkit::env::tools(&["mke2fs", "e2fsck", "debugfs"]));
+    for (first, args) in
+        [("ro", "-t ext4"), ("rw", "-t ext4"), ("rw", "-t ext4 -O ^has_journal"), ("ro", "-t ext2")]
+    {
+        let dir = scratch();
+        let image = dir.join("image");
+        mke2fs(&image, 16 << 20, args);
+        let fs = crate::support::open_with(&image, first);
+        if first == "rw" {
+            remount(&fs, "ro").unwrap();
+        }
+        extant_testkit::oracle::debugfs_write(&image, &["mkdir /other"]);
+        let before = std::fs::read(&image).unwrap();
+        for _ in 0..2 {
+            let refused = remount(&fs, "rw,noatime").unwrap_err();
+            assert!(refused.to_string().contains("mount it anew"), "{args}: {refused}");
+            assert!(fs.is_read_only());
+            assert_ne!(fs.options().given.atime, extant::MountOptions::parse("noatime").unwrap().atime);
+        }
+        fs.unmount().unwrap();
+        drop(fs);
+        assert!(before == std::fs::read(&image).unwrap(), "{args}: a refused remount changed the image");
+        assert_clean(&image);
+    }
+}
+
+/// A first remount for writing that fails half-way leaves the image to recovery, and is the last.
+#[test]
+fn a_remount_that_fails_half_way_is_the_last() {
+    need!(extant_testkit::env::tools(&["mke2fs", "e2fsck"]));
+    for args in ["-t ext4", "-t ext4 -O mmp -E mmp_update_interval=1"] {
+        let dir = scratch();
+        let image = dir.join("image");
+        mke2fs(&image, 16 << 20, args);
+        let fs = crate::support::open_with(&image, "ro");
+        let failed = remount(&fs, "rw,usrjquota=missing,jqfmt=vfsv1").unwrap_err();
+        assert!(failed.to_string().contains("missing"), "{failed}");
+        assert!(fs.options().given.quota.user_file.is_none(), "the options are the old ones");
+        let before = std::fs::read(&image).unwrap();
+        let refused = remount(&fs, "rw").unwrap_err();
+        assert!(refused.to_string().contains("mount it anew"), "{refused}");
+        let new = NewInode::file(0o644);
+        let root = fs.root().unwrap();
+        assert!(matches!(fs.mknod(&root, b"a", &new, &Credentials::root()), Err(extant::Error::ReadOnly)));
+        drop(root);
+        fs.unmount().unwrap();
+        drop(fs);
+        assert!(before == std::fs::read(&image).unwrap(), "{args}: it was written to after that");
+        crate::support::open_with(&image, "rw").unmount().unwrap();
+        assert_clean(&image);
+    }
+}
+
+/// While it is read-only another host may take a filesystem; it is not taken back.
+#[test]
+fn a_filesystem_that_another_host_has_taken_stays_read_only() {
+    use extant_format::mmp::{Mmp, MmpSeq};
+    use std::os::unix::fs::FileExt as _;
+    need!(extant_testkit::env::tools(&["mke2fs", "e2fsck"]));
+    let dir = scratch();
+    let image = dir.join("image");
+    mke2fs(&image, 16 << 20, "-t ext4 -O mmp -E mmp_update_interval=1");
+    let fs = crate::support::open_with(&image, "rw");
+    remount(&fs, "ro").unwrap();
+    remount(&fs, "rw").unwrap();
+    remount(&fs, "ro").unwrap();
+    let sb = fs.superblock();
+    let (block, _) = sb.mmp().unwrap();
+    let at = block.0 * u64::from(sb.geometry().block_size());
+    let file = std::fs::OpenOptions::new().read(true).write(true).open(&image).unwrap();
+    let mut bytes = [0; 1024];
+    file.read_exact_at(&mut bytes, at).unwrap();
+    let mut record = Mmp::read(block, &bytes, sb.csum()).unwrap();
+    let MmpSeq::InUse(number) = record.seq else { panic!("{:?}", record.seq) };
+    record.seq = MmpSeq::InUse(number / 2 + 7);
+    record.encode(block, &mut bytes, sb.csum()).unwrap();
+    file.write_all_at(&bytes, at).unwrap();
+    let refused = remount(&fs, "rw").unwrap_err();
+    assert!(refused.to_string().contains("multiple-mount protection"), "{refused}");
+    assert!(fs.is_read_only());
+    fs.unmount().unwrap();
+    drop(fs);
+    let mut after = [0; 1024];
+    file.read_exact_at(&mut after, at).unwrap();
+    assert!(after == bytes, "the other host's number is gone");
+}
+
 /// A read-only mount changes nothing, and can turn writable and back.
 #[test]
 fn remount_both_ways() {
