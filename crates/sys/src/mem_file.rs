@@ -99,7 +99,9 @@ impl MemFile {
     /// `UnexpectedEof` past the end of the file; the system's, when the view cannot be mapped.
     pub fn page(self: &Arc<Self>, index: u32) -> io::Result<PageMem> {
         let at = u64::from(index) * self.page_size as u64;
-        if at + self.page_size as u64 > self.size.load(Ordering::Acquire) {
+        // The system has all of the page with the last byte.
+        let end = self.size.load(Ordering::Acquire).next_multiple_of(rustix::param::page_size() as u64);
+        if at + self.page_size as u64 > end {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         if self.bounded {
