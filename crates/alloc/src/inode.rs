@@ -347,8 +347,8 @@ impl Allocator {
         }
     }
 
-    /// Takes a group with a bad inode bitmap out of inode allocation.
-    fn fail_inodes(&self, g: usize, mut state: crate::group::GroupGuard<'_>, error: &AllocError) {
+    /// Takes a group whose inode bitmap is bad, or whose descriptor lies about its inodes, out of inode allocation.
+    pub(crate) fn fail_inodes(&self, g: usize, mut state: crate::group::GroupGuard<'_>, error: &AllocError) {
         if std::mem::replace(&mut state.inodes_corrupt, true) {
             return;
         }

@@ -5,11 +5,10 @@
 use extant_format::{BgFlags, Corrupt, FormatError, GroupDesc, GroupNr, Pblk, Place, bitmap};
 use extant_journal::{Buf, Handle};
 use extant_sync::Arc;
-use extant_sync::atomic::Ordering;
 
 use crate::allocator::Allocator;
 use crate::error::{AllocError, Result};
-use crate::group::{GroupGuard, GroupState};
+use crate::group::GroupState;
 use crate::window::Taken;
 
 /// A part of an inode table that is being zeroed: no inode of it is handed out meanwhile.
@@ -137,7 +136,7 @@ impl Allocator {
             match self.used_itable(g, &desc, map.as_ref()) {
                 Ok(used) => break (state, used),
                 Err(error) => {
-                    self.fail_itable(g, state, &error.into());
+                    self.fail_inodes(g, state, &error.into());
                     return Ok(None);
                 }
             }
@@ -198,15 +197,6 @@ impl Allocator {
             Some(index) => Err(wrong(all - used, all - index - 1)),
             None => Ok(used),
         }
-    }
-
-    /// Takes a group whose descriptor lies about its inode table out of inode allocation.
-    fn fail_itable(&self, g: usize, mut state: GroupGuard<'_>, error: &AllocError) {
-        state.inodes_corrupt = true;
-        self.with_inodes.remove(g);
-        self.free_inodes.fetch_sub(i64::from(state.desc.free_inodes), Ordering::Relaxed);
-        drop(state);
-        self.report(error);
     }
 }
 

@@ -4,11 +4,11 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::AtomicU64;
 
 use extant_sys::FileMap;
 
-use crate::mapped::{PAGE, words};
+use crate::mapped::PAGE;
 use crate::target::{Kind, Result, Target, TargetFile, TargetMap};
 
 pub(crate) struct Dir {
@@ -125,12 +125,8 @@ impl TargetMap for KernelMap {
         self.0.len()
     }
 
-    fn load_each(&self) -> u64 {
-        words(self.0.len()).fold(0, |sum, at| sum.wrapping_add(self.0.atomic_u64(at).load(Relaxed)))
-    }
-
-    fn store_each(&self, value: u64) {
-        words(self.0.len()).for_each(|at| self.0.atomic_u64(at).store(value, Relaxed));
+    fn word(&self, at: usize) -> &AtomicU64 {
+        self.0.atomic_u64(at)
     }
 
     fn time_each(&self, _: &mut Vec<u64>) -> Result<()> {

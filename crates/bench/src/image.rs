@@ -1,6 +1,7 @@
 //! An image through the library, in this process, as a [`Target`].
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 
 use extant::{
@@ -9,7 +10,7 @@ use extant::{
 use extant_device::{BlockDevice, Counting, ReadOnly};
 
 use crate::Args;
-use crate::mapped::{time_each, words};
+use crate::mapped::time_each;
 use crate::target::{Kind, Result, Target, TargetFile, TargetMap};
 
 pub(crate) struct Image {
@@ -148,12 +149,8 @@ impl TargetMap for OurMap {
         self.0.len()
     }
 
-    fn load_each(&self) -> u64 {
-        words(self.0.len()).fold(0, |sum, at| sum.wrapping_add(self.0.atomic_u64(at).load(Relaxed)))
-    }
-
-    fn store_each(&self, value: u64) {
-        words(self.0.len()).for_each(|at| self.0.atomic_u64(at).store(value, Relaxed));
+    fn word(&self, at: usize) -> &AtomicU64 {
+        self.0.atomic_u64(at)
     }
 
     fn time_each(&self, into: &mut Vec<u64>) -> Result<()> {

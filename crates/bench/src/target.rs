@@ -2,6 +2,10 @@
 
 use std::error::Error;
 use std::path::Path;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
+
+use crate::mapped::words;
 
 /// Any failure ends a workload; its text is all that is wanted of it.
 pub(crate) type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
@@ -53,10 +57,16 @@ pub(crate) trait TargetFile: Sync {
 pub(crate) trait TargetMap {
     /// Bytes.
     fn len(&self) -> usize;
+    /// The word at a byte.
+    fn word(&self, at: usize) -> &AtomicU64;
     /// Loads one word of each page, in order; their sum.
-    fn load_each(&self) -> u64;
+    fn load_each(&self) -> u64 {
+        words(self.len()).fold(0, |sum, at| sum.wrapping_add(self.word(at).load(Relaxed)))
+    }
     /// Stores one word to each page, in order.
-    fn store_each(&self, value: u64);
+    fn store_each(&self, value: u64) {
+        words(self.len()).for_each(|at| self.word(at).store(value, Relaxed));
+    }
     /// Loads one word of each page and notes how long each took, in nanoseconds. Every page is taken
     /// out of the mapping, not out of the cache, first.
     fn time_each(&self, into: &mut Vec<u64>) -> Result<()>;

@@ -126,10 +126,6 @@ impl Filesystem {
     /// Takes the device out of all mappings of files in DAX mode, and copies of it: what an access gets is decided anew. For who changes
     /// whether anything may be stored at all.
     pub(crate) fn hide_devices(&self) -> Result<()> {
-        for data in self.maps.files() {
-            let guard = data.pages.exclusive();
-            data.pages.hide_dax(&guard)?;
-        }
-        Ok(())
+        Ok(self.pages.hide_dax()?)
     }
 }

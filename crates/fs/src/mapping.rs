@@ -25,7 +25,7 @@ use std::sync::OnceLock;
 use extant_format::Ino;
 use extant_format::inode::InodeFlags;
 use extant_sync::atomic::{AtomicU8, AtomicU32, Ordering};
-use extant_sync::{Arc, Mutex, Rank, Weak};
+use extant_sync::{Arc, Mutex, Rank};
 use extant_sys::{MapRequest, MemFile, Protection, UserPages, user_atomic};
 use extant_vm::real::{FaultHandler, FaultServer, FaultThreads, RealMapping, RealMmu};
 use extant_vm::{Access, Fault, MapAdvice, MapId, MapView};
@@ -91,35 +91,17 @@ pub(crate) struct Maps {
     dir: Option<PathBuf>,
     /// Files whose last mapping has gone, and that may have a memory file; the one that went last is at the end.
     idle: Mutex<VecDeque<Ino>>,
-    /// Files that were ever mapped.
-    files: Mutex<Vec<Weak<FileData>>>,
 }
 
 impl Maps {
     pub(crate) fn in_dir(dir: Option<PathBuf>) -> Self {
-        Self {
-            server: OnceLock::new(),
-            dir,
-            idle: Mutex::new(Rank::LEAF, VecDeque::new()),
-            files: Mutex::new(Rank::LEAF, Vec::new()),
-        }
+        Self { server: OnceLock::new(), dir, idle: Mutex::new(Rank::LEAF, VecDeque::new()) }
     }
 
     fn add_idle(&self, ino: Ino) {
         let mut idle = self.idle.lock();
         idle.retain(|other| *other != ino);
         idle.push_back(ino);
-    }
-
-    /// Files that are in memory and were ever mapped.
-    pub(crate) fn files(&self) -> Vec<Arc<FileData>> {
-        self.files.lock().iter().filter_map(Weak::upgrade).collect()
-    }
-
-    fn add(&self, data: &Arc<FileData>) {
-        let mut files = self.files.lock();
-        files.retain(|file| file.strong_count() > 0);
-        files.push(Arc::downgrade(data));
     }
 }
 
@@ -289,7 +271,7 @@ impl Filesystem {
     fn mapped(
         &self,
         inode: &InodeRef,
-        data: &Arc<FileData>,
+        data: &FileData,
         cred: &Credentials,
         server: Arc<FaultServer>,
     ) -> Result<Arc<RealMmu>> {
@@ -313,7 +295,6 @@ impl Filesystem {
         }
         let mmu = RealMmu::over_device(memory, server, self.pages.dax().cloned());
         data.attach(&mmu);
-        self.maps.add(data);
         Ok(mmu)
     }
 

@@ -366,10 +366,26 @@ impl PageCache {
         if without!(self, AllLookedAt) {
             return;
         }
-        let owners: Vec<Held> = self.mapped.lock().iter().filter_map(Weak::upgrade).collect();
-        for owner in owners {
+        for owner in self.mapped_owners() {
             owner.pages().find_unseen_changes(0..u64::MAX);
         }
+    }
+
+    /// What [`AddressSpace::hide_dax`](crate::AddressSpace::hide_dax) does, for all inodes that have had mappings. Takes their
+    /// `invalidate_lock`s exclusively (30), one at a time.
+    ///
+    /// # Errors
+    /// The system's; then some may go on showing the device.
+    pub fn hide_dax(&self) -> io::Result<()> {
+        for owner in self.mapped_owners() {
+            let pages = owner.pages();
+            pages.hide_dax(&pages.exclusive())?;
+        }
+        Ok(())
+    }
+
+    fn mapped_owners(&self) -> Vec<Held> {
+        self.mapped.lock().iter().filter_map(Weak::upgrade).collect()
     }
 
     /// So many pages the cache takes without a second thought. Beyond, memory that was used once is used again before the system

@@ -27,7 +27,7 @@ use extant_sync::atomic::Ordering;
 use crate::Host;
 use crate::host::{Backing, Mapped, Placement};
 use crate::mutant::without;
-use crate::space::{AddressSpace, ExclusiveGuard, SharedGuard};
+use crate::space::{AddressSpace, ExclusiveGuard};
 use crate::write::WriteOutcome;
 
 /// Blocks that are placed at a time.
@@ -114,17 +114,6 @@ impl AddressSpace {
         Ok(())
     }
 
-    /// Reads bytes, all inside of the file when the caller looked, from the device. Under shared `invalidate_lock`.
-    pub(crate) fn read_dax<H: Host>(
-        &self,
-        host: &H,
-        guard: &SharedGuard<'_>,
-        pos: u64,
-        buf: &mut [u8],
-    ) -> Result<(), H::Error> {
-        self.read_direct(host, guard, pos, buf)
-    }
-
     /// [`Self::write`] to a file in DAX mode. The caller holds the inode lock exclusively, perhaps `held` too.
     pub(crate) fn write_dax<H: Host>(
         &self,
@@ -176,7 +165,7 @@ impl AddressSpace {
                 Backing::Data(pblk) => {
                     let n = bytes(mapped.len.clamp(1, most));
                     self.cache.device().write_at(geo.pblk_bytes(pblk)? + inside, &rest[..n])?;
-                    if self.copies.load(Ordering::Acquire) {
+                    if self.mmu().is_some() {
                         // A fault that read the old bytes before may be about to show them: it holds the gate.
                         let _gate = self.gate();
                         self.drop_copies(at..at + n as u64)?;

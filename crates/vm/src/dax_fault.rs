@@ -88,7 +88,7 @@ impl AddressSpace {
         let start = geo.page_start(page);
         let mut bytes = vec![0; geo.page_size()];
         let inside = (host.size().saturating_sub(start)).min(bytes.len() as u64) as usize;
-        self.read_dax(host, guard, start, &mut bytes[..inside])?;
+        self.read_direct(host, guard, start, &mut bytes[..inside])?;
         let mem = mmu.memory(page)?;
         mem.mem().copy_from(0, &bytes);
         mmu.install(view.id, page..page + 1, false)?;

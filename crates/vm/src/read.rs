@@ -310,7 +310,7 @@ impl AddressSpace {
         let wants = sink.wants();
         // Looked at under the lock: the file may have come into this mode since the cache was looked at (test `dax::flips_against_reads`).
         if self.is_dax() && !without!(self.cache, DaxLookedAt) {
-            self.read_dax(host, &guard, pos, sink.room(wants))?;
+            self.read_direct(host, &guard, pos, sink.room(wants))?;
             sink.filled(wants);
             return Ok(());
         }

@@ -63,6 +63,7 @@ fn some() -> impl Iterator<Item = usize> {
 
 fn by_kernel(image: &Path) -> Seen {
     let mount = KernelMount::with(image, "errors=continue").unwrap();
+    let open = oracle::files_on_a_mount();
     let dir = mount.path().join("d");
     let errno = |e: std::io::Error| e.raw_os_error().unwrap();
     let mut seen = Seen {
@@ -85,6 +86,7 @@ fn by_kernel(image: &Path) -> Seen {
     for i in some() {
         count(&mut seen.unlink, std::fs::remove_file(dir.join(name_of(i))).map_err(errno));
     }
+    drop(open);
     mount.unmount();
     seen
 }
@@ -142,10 +144,12 @@ fn indexed(image: &Path) -> bool {
 fn base(image: &Path, options: &str) {
     oracle::mke2fs(image, 32 << 20, &format!("-t ext4 -b 1024 -N 8000 {options}"));
     let mount = KernelMount::rw(image);
+    let open = oracle::files_on_a_mount();
     std::fs::create_dir(mount.path().join("d")).unwrap();
     for i in 0..FILES {
         std::fs::File::create(mount.path().join("d").join(name_of(i))).unwrap();
     }
+    drop(open);
     mount.unmount();
 }
 

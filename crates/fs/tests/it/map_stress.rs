@@ -47,6 +47,18 @@ fn finish(fs: Arc<Filesystem>, image: &Path, files: &BTreeMap<String, Vec<u8>>) 
     mount.unmount();
 }
 
+/// Has the file written over and over.
+fn keep_durable(file: &extant::OpenFile, stop: &AtomicBool) {
+    while !stop.load(Ordering::Relaxed) {
+        file.fsync(true).unwrap();
+    }
+}
+
+/// The words of some bytes.
+fn words(bytes: &[u8]) -> impl Iterator<Item = u64> {
+    bytes.chunks_exact(8).map(|word| u64::from_le_bytes(word.try_into().unwrap()))
+}
+
 /// Counters in the first quarter of each of the first pages; the rest of these pages is punched, the pages after them come and go with
 /// the file's size.
 const COUNTED: usize = 96;
@@ -99,11 +111,7 @@ fn counters_under_everything() {
                 own.advise(0..own.len(), Advice::DontNeed).unwrap();
             }
         }));
-        scope.spawn(move || {
-            while !stop.load(Ordering::Relaxed) {
-                file.fsync(true).unwrap();
-            }
-        });
+        scope.spawn(move || keep_durable(file, stop));
         scope.spawn(move || punch(&mut rng(seed, 11), file, stop));
         scope.spawn(move || come_and_go(&mut rng(seed, 12), file, stop));
         scope.spawn(move || {
@@ -127,8 +135,7 @@ fn counters_under_everything() {
     drop(map);
     let mut bytes = vec![0; file.inode().size() as usize];
     assert_eq!(file.read_at(0, &mut bytes).unwrap(), bytes.len());
-    let on_file = bytes.chunks_exact(8).map(|c| u64::from_le_bytes(c.try_into().unwrap()));
-    assert_eq!(on_file.fold(0, u64::wrapping_add), added, "in the file");
+    assert_eq!(words(&bytes).fold(0, u64::wrapping_add), added, "in the file");
     drop((file, other));
     finish(fs, &image, &BTreeMap::from([("counters".to_owned(), bytes)]));
 }
@@ -379,11 +386,7 @@ fn direct_reads_into_a_mapping() {
                 })
             })
             .collect();
-        scope.spawn(move || {
-            while !stop.load(Ordering::Relaxed) {
-                file.fsync(true).unwrap();
-            }
-        });
+        scope.spawn(move || keep_durable(file, stop));
         scope.spawn(move || {
             let mut rng = rng(seed, 9);
             while !stop.load(Ordering::Relaxed) {
@@ -488,15 +491,10 @@ fn moving(block: usize) {
             while !stop.load(Ordering::Relaxed) {
                 let from = if rng.below(2) == 0 { direct } else { file };
                 let n = from.read_at(rng.below(((BEHIND + FRONT) / 4096) as u64) * 4096, &mut got).unwrap();
-                let cells = got[..n].chunks_exact(8).map(|c| u64::from_le_bytes(c.try_into().unwrap()));
-                assert!(cells.max() < Some(1 << 48), "another file's byte");
+                assert!(words(&got[..n]).all(|cell| cell < 1 << 48), "another file's byte");
             }
         });
-        scope.spawn(move || {
-            while !stop.load(Ordering::Relaxed) {
-                file.fsync(true).unwrap();
-            }
-        });
+        scope.spawn(move || keep_durable(file, stop));
         scope.spawn(move || {
             let mut rng = rng(seed, 13);
             while !stop.load(Ordering::Relaxed) {
@@ -517,8 +515,7 @@ fn moving(block: usize) {
     drop(map);
     let mut bytes = vec![0; file.inode().size() as usize];
     assert_eq!(file.read_at(0, &mut bytes).unwrap(), bytes.len());
-    let cells = bytes.chunks_exact(8).map(|c| u64::from_le_bytes(c.try_into().unwrap()));
-    assert_eq!(cells.fold(0, u64::wrapping_add), added, "in the file");
+    assert_eq!(words(&bytes).fold(0, u64::wrapping_add), added, "in the file");
     drop((file, direct, other, inode));
     finish(fs, &image, &BTreeMap::from([("counters".to_owned(), bytes)]));
 }

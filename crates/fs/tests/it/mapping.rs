@@ -220,7 +220,7 @@ fn mapped_reads_and_writes_mixed_against_a_model() {
         if !args.contains("bigalloc") {
             let mount = KernelMount::ro(&image);
             for (round, want) in contents.iter().enumerate() {
-                let got = std::fs::read(mount.path().join(format!("f{round}"))).unwrap();
+                let got = mount.read(&format!("f{round}"));
                 assert!(got == *want, "{args}: file {round} on the kernel");
             }
             mount.unmount();
@@ -323,7 +323,7 @@ fn counters_of_many_threads() {
     drop(fs);
     assert_clean(&image);
     let mount = KernelMount::ro(&image);
-    let bytes = std::fs::read(mount.path().join("counters")).unwrap();
+    let bytes = mount.read("counters");
     let on_disk: u64 = bytes.chunks(8).map(|c| u64::from_le_bytes(c.try_into().unwrap())).sum();
     assert_eq!(on_disk, total, "on the disk");
     mount.unmount();

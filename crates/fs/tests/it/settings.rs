@@ -167,7 +167,9 @@ fn generations_are_set_where_no_checksum_depends_on_them() {
         // Refused or done by the kernel, so by us.
         let kernel = KernelMount::rw(&image);
         let path = kernel.path().join("k");
+        let open = oracle::files_on_a_mount();
         File::create(&path).unwrap();
+        drop(open);
         let status = generation_ioctl(&path, 0x4008_6604, 0xfeed_beef);
         kernel.unmount();
         assert_eq!(status == 0, allowed, "{features}: {status}");

@@ -88,6 +88,7 @@ fn a_value_in_a_shared_block_stays_while_somebody_has_it() {
         let image = dir.join("image");
         oracle::mke2fs(&image, 32 << 20, "-t ext4 -b 1024 -I 128 -O ea_inode");
         let kernel = KernelMount::rw(&image);
+        let open = oracle::files_on_a_mount();
         for name in ["a", "b"] {
             let path = kernel.path().join(name);
             std::fs::write(&path, name).unwrap();
@@ -95,6 +96,7 @@ fn a_value_in_a_shared_block_stays_while_somebody_has_it() {
                 rustix::fs::setxattr(&path, attribute, value, rustix::fs::XattrFlags::empty()).unwrap();
             }
         }
+        drop(open);
         kernel.unmount();
         let shared = oracle::debugfs(&image, &["stat /a", "stat /b"]);
         let blocks: Vec<&str> = shared.lines().filter_map(|l| l.strip_prefix("File ACL: ")).collect();
@@ -172,7 +174,9 @@ fn equal_values_share_an_inode_as_in_the_kernel() {
         let (fs, admin) = (open_with(&ours, ""), Credentials::root());
         let root = fs.root().unwrap();
         for name in ["a", "b", "c", "d"] {
+            let open = oracle::files_on_a_mount();
             std::fs::write(kernel.path().join(name), "").unwrap();
+            drop(open);
             fs.mknod(&root, name.as_bytes(), &NewInode::file(0o644), &admin).unwrap();
         }
         let without = fs.statfs().files_free;
