@@ -3,6 +3,7 @@
 //! `extant-bench WORKLOAD dir:PATH|image:FILE [name=value …]`. `cargo xtask bench` drives it in interleaved pairs; it
 //! recognises nothing but its arguments, so every target does the same work.
 
+use std::collections::HashMap;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -134,6 +135,30 @@ pub(crate) fn processor_seconds() -> f64 {
     t.tv_sec as f64 + t.tv_nsec as f64 * 1e-9
 }
 
+/// Run time so far of the kernel's own threads that do a filesystem's work, in seconds, each by its id: workers (writeback, loop
+/// devices, completions) and journal threads. From `/proc/PID/schedstat`.
+///
+/// A mount of the kernel's has its writeback and its device done there; in process both are ours, and in our own time.
+fn kernel_threads() -> HashMap<String, f64> {
+    let of = |pid: String| {
+        let comm = std::fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
+        if !["kworker/", "jbd2/", "loop"].iter().any(|known| comm.starts_with(known)) {
+            return None;
+        }
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/schedstat")).ok()?;
+        let nanoseconds: u64 = stat.split_whitespace().next()?.parse().ok()?;
+        Some((pid, nanoseconds as f64 * 1e-9))
+    };
+    let Ok(entries) = std::fs::read_dir("/proc") else { return HashMap::new() };
+    let names = entries.filter_map(|e| e.ok()?.file_name().into_string().ok());
+    names.filter(|n| n.bytes().all(|b| b.is_ascii_digit())).filter_map(of).collect()
+}
+
+/// What they ran since `before`.
+fn kernel_threads_since(before: &HashMap<String, f64>) -> f64 {
+    kernel_threads().iter().map(|(pid, now)| now - before.get(pid).copied().unwrap_or(0.0)).sum()
+}
+
 /// Peak resident memory of this process in KiB, from `/proc/self/status`.
 fn peak_rss_kib() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
@@ -156,6 +181,9 @@ fn real_main() -> Result<()> {
         set.set(usize::try_from(cpu)?);
         rustix::thread::sched_setaffinity(None, &set)?;
     }
+    let looked = processor_seconds();
+    let kernel_before = kernel_threads();
+    let looked = processor_seconds() - looked;
     let begin = Instant::now();
     let mut counts = None;
     let target: Box<dyn Target> = match place.split_once(':') {
@@ -171,14 +199,17 @@ fn real_main() -> Result<()> {
     let opened = begin.elapsed();
     let start = Instant::now();
     let outcome = run(&name, &*target, &args)?;
-    let (wall, cpu) = (outcome.timed.unwrap_or_else(|| start.elapsed()), processor_seconds());
+    let (wall, cpu) = (outcome.timed.unwrap_or_else(|| start.elapsed()), processor_seconds() - looked);
+    let kernel_cpu = kernel_threads_since(&kernel_before);
+    let looked = processor_seconds();
     let device = counts.as_ref().map(image::Counts::json);
     target.close()?;
     let parts: serde_json::Map<String, serde_json::Value> =
         outcome.parts.iter().map(|(name, value)| ((*name).to_owned(), (*value).into())).collect();
     let line = serde_json::json!({
         "workload": name, "target": place, "wall_s": wall.as_secs_f64(), "cpu_s": cpu,
-        "sync_s": outcome.sync.as_secs_f64(), "open_s": opened.as_secs_f64(), "close_cpu_s": processor_seconds() - cpu,
+        "sync_s": outcome.sync.as_secs_f64(), "open_s": opened.as_secs_f64(), "close_cpu_s": processor_seconds() - looked,
+        "kernel_threads_cpu_s": kernel_cpu,
         "entries": outcome.entries, "bytes": outcome.bytes, "peak_rss_kib": peak_rss_kib(), "device": device,
         "parts": parts,
     });

@@ -91,17 +91,13 @@ impl Filesystem {
 /// Frees dead inodes that nobody refers to. Once the filesystem is being dropped it leaves them to who drops it.
 fn evictor(fs: &Weak<Filesystem>, cache: &InodeCache) {
     loop {
-        {
-            let mut queue = cache.queue.lock();
-            while queue.dead.is_empty() && !queue.stop {
-                cache.queued.wait(&mut queue);
-            }
-        }
+        cache.wait_dead();
         // Not with the queue's lock held: this may become the last reference.
         let Some(fs) = fs.upgrade() else { break };
         if !fs.evict_next() && cache.queue.lock().stop {
             break;
         }
+        while fs.evict_next() {}
     }
     cache.queue.lock().served = false;
     cache.queued.notify_all();

@@ -72,7 +72,8 @@ impl Filesystem {
     /// The same in a handle. What went before an error is whole (it is kept if the handle is dropped), and the inode still an
     /// orphan.
     pub(crate) fn free_inode_in(&self, handle: &mut Handle, inode: &Inode) -> Result<()> {
-        if self.has_map(inode) {
+        // As the kernel does: by the count, most of what is made and removed at once has no block.
+        if self.has_map(inode) && inode.state().raw.blocks != 0 {
             self.remove_blocks(handle, inode, Lblk(0))?;
         }
         self.shed_values(handle, inode)?;

@@ -125,6 +125,7 @@ fn timed(command: &mut Command) -> Result<Sample, String> {
         let ticks = |n: usize| fields.get(n).and_then(|f| f.parse::<f64>().ok()).unwrap_or(0.0);
         (ticks(13) + ticks(14)) / 100.0
     };
+    measure::settle();
     let (before, begin) = (children(), std::time::Instant::now());
     let output =
         command.stdin(std::process::Stdio::null()).output().map_err(|err| format!("{command:?}: {err}"))?;
