@@ -31,8 +31,32 @@ impl Filesystem {
             }
             OnError::Panic => {
                 self.set_mode(Mode::Shutdown);
-                self.journal.abort(error.errno());
+                // Not an abort: that would be recorded in the journal.
+                self.journal.stop();
+                if let Some(stop) = self.on_panic.get() {
+                    stop();
+                }
             }
+        }
+    }
+
+    /// What is done besides when damage is met under `errors=panic`: once this is set, a server ends its process with it. It is called with
+    /// locks held, must not use the filesystem, and what it does not end goes on to get [`Error::Shutdown`]. Set once; later calls
+    /// change nothing.
+    pub fn on_panic(&self, stop: impl Fn() + Send + Sync + 'static) {
+        let _ = self.on_panic.set(Box::new(stop));
+    }
+
+    /// Refuses to write content once nothing can be published any more: after a shutdown, an abort, or when somebody else has taken the
+    /// filesystem (MMP), to whom blocks that are free here may belong.
+    ///
+    /// # Errors
+    /// `Shutdown`, `ReadOnly`.
+    pub(crate) fn check_may_write_data(&self) -> crate::error::Result<()> {
+        match (self.mode(), self.journal.is_aborted()) {
+            (Mode::Shutdown, _) => Err(Error::Shutdown),
+            (_, true) => Err(Error::ReadOnly),
+            (_, false) => Ok(()),
         }
     }
 

@@ -585,6 +585,7 @@ impl Host for FileData {
 
     fn claim(&self, lblk: Lblk, len: u32, delayed: bool) -> Result<Placement<FileClaim>> {
         let (fs, inode) = self.both()?;
+        fs.check_may_write_data()?;
         if !delayed {
             return self.claim_mapped(&fs, &inode, lblk, len);
         }

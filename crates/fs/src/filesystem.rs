@@ -90,6 +90,8 @@ pub struct Filesystem {
     pub(crate) mode: AtomicU8,
     /// Damage was found since the mount.
     pub(crate) saw_errors: AtomicBool,
+    /// See [`Filesystem::on_panic`].
+    pub(crate) on_panic: std::sync::OnceLock<Box<dyn Fn() + Send + Sync>>,
     /// Inodes whose times changed in memory only.
     pub(crate) dirty_times: Mutex<Vec<Ino>>,
     /// Source of generation numbers.

@@ -118,7 +118,8 @@ impl Mmp {
             if kept.is_err() {
                 tracing::error!("multiple-mount protection: somebody else writes to the filesystem");
                 fs.set_mode(Mode::Shutdown);
-                fs.journal.abort(crate::error::errno::EBUSY);
+                // Not an abort, which would be recorded: the journal is somebody else's now.
+                fs.journal.stop();
                 if let Err(e) = fs.hide_devices() {
                     tracing::error!("multiple-mount protection: mappings that show the device stay: {e}");
                 }

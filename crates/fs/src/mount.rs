@@ -627,6 +627,7 @@ pub(crate) fn build(
         rename_lock: rename_lock(),
         mode: AtomicU8::new(if read_only { Mode::ReadOnly } else { Mode::ReadWrite } as u8),
         saw_errors: AtomicBool::new(false),
+        on_panic: std::sync::OnceLock::new(),
         dirty_times: Mutex::new(Rank::LEAF, Vec::new()),
         #[cfg(feature = "shuttle")]
         mutant: setup.mutant,

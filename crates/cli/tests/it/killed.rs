@@ -194,3 +194,33 @@ fn under_exec_fsync_survives() {
     assert_eq!(std::os::unix::process::ExitStatusExt::signal(&out.status), Some(9), "{out:?}");
     check(&image, Work::Fsync);
 }
+
+/// `errors=panic`: damage ends the server, which has not touched the image after it.
+#[test]
+fn damage_ends_a_server_under_errors_panic() {
+    need!(env::root(), env::fuse(), env::tools(&["debugfs"]));
+    let dir = scratch();
+    let image = image(&dir);
+    ok(&[&"mkdir", &image, &"/dir"]);
+    let listed = oracle::debugfs(&image, &["blocks /dir"]);
+    let block: u64 = listed.split_whitespace().find_map(|w| w.parse().ok()).expect("one block");
+    let mounted = Mounted::new(&image, "attach=plain,errors=panic,commit=300");
+    std::fs::write(mounted.path().join("written"), "late").expect("write");
+    let server = rustix::process::pidfd_open(server_of(mounted.path()), PidfdFlags::empty()).expect("pidfd");
+    let size = oracle::dumpe2fs_header(&image)
+        .iter()
+        .find_map(|(name, value)| (name == "Block size").then(|| value.parse::<u64>().expect("a size")))
+        .expect("a block size");
+    let disk = std::fs::OpenOptions::new().write(true).open(&image).expect("the image");
+    std::os::unix::fs::FileExt::write_all_at(&disk, &[0xA5; 512], block * size).expect("damage");
+    let before = std::fs::read(&image).expect("the image");
+    assert!(std::fs::read_dir(mounted.path().join("dir")).and_then(|mut d| d.next().transpose()).is_err());
+    poll(&mut [PollFd::new(&server, PollFlags::IN)], None).expect("poll");
+    assert!(
+        std::fs::metadata(mounted.path())
+            .is_err_and(|e| e.raw_os_error() == Some(rustix::io::Errno::NOTCONN.raw_os_error()))
+    );
+    rustix::mount::unmount(mounted.path(), UnmountFlags::empty()).expect("unmount");
+    mounted.gone();
+    assert!(before == std::fs::read(&image).expect("the image"), "it was written after the damage was met");
+}

@@ -1,11 +1,12 @@
-//! Remounts at the same time.
+//! Remounts at the same time; what a filesystem that was stopped still writes.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use extant_device::OpenOptions;
 use extant_testkit::{env, need, oracle, scratch};
 
-use crate::{Filesystem, MountOptions, Setup};
+use crate::{Credentials, Error, Filesystem, MountOptions, Setup, ShutdownMode};
 
 /// One remount waits for the other, and only one begins the mount for writing.
 #[test]
@@ -36,4 +37,47 @@ fn remounts_go_one_after_the_other() {
     fs.unmount().unwrap();
     drop(fs);
     oracle::assert_clean(&image);
+}
+
+/// What stops a filesystem at once: it writes nothing after it, however often writeback tries.
+#[test]
+fn a_stopped_filesystem_leaves_the_image_alone() {
+    need!(env::tools(&["mke2fs"]));
+    let stops: [(&str, fn(&Filesystem)); 3] = [
+        ("shutdown", |fs| fs.shutdown(ShutdownMode::NoFlush, &Credentials::root()).unwrap()),
+        ("errors=panic", |fs| fs.on_damage(&Error::bad_inode(extant_format::Ino(11), "size", 77))),
+        ("errors=remount-ro", |fs| fs.on_damage(&Error::bad_inode(extant_format::Ino(11), "size", 77))),
+    ];
+    for (name, stop) in stops {
+        let dir = scratch();
+        let image = dir.join("image");
+        oracle::mke2fs(&image, 16 << 20, "-t ext4");
+        let device = OpenOptions::new().write(true).open(&image).unwrap();
+        let words = if name.starts_with("errors") { name } else { "errors=continue" };
+        let words = format!("{words},commit=300");
+        let fs = Filesystem::open(Arc::new(device), Setup::with_options(&words).unwrap()).unwrap();
+        let ended = Arc::new(AtomicBool::new(false));
+        let told = Arc::clone(&ended);
+        fs.on_panic(move || told.store(true, Ordering::Release));
+        let cred = Credentials::root();
+        let file = fs.mknod(&fs.root().unwrap(), b"file", &crate::NewInode::file(0o644), &cred).unwrap();
+        let mode = crate::OpenMode { read: true, write: true, ..crate::OpenMode::default() };
+        let open = crate::OpenFile::new(&fs, &file, mode, &cred).unwrap();
+        open.write_at(0, &[b'a'; 4096]).unwrap();
+        fs.sync().unwrap();
+        // One block in place, one that is new.
+        open.write_at(0, &[b'b'; 8192]).unwrap();
+        stop(&fs);
+        let before = std::fs::read(&image).unwrap();
+        for _ in 0..3 {
+            assert!(fs.pages.sync_all().is_err(), "{name}");
+        }
+        assert!(before == std::fs::read(&image).unwrap(), "{name}: content was written");
+        assert!(fs.unmount().is_err(), "{name}");
+        drop((open, file, fs));
+        assert_eq!(ended.load(Ordering::Acquire), name == "errors=panic", "{name}");
+        if name != "errors=remount-ro" {
+            assert!(before == std::fs::read(&image).unwrap(), "{name}: something was written at the end");
+        }
+    }
 }

@@ -24,6 +24,9 @@ use crate::mount::{
 };
 use crate::session::{Session, SessionOptions};
 
+/// The status with which a server ends that met damage under `errors=panic`.
+const EXIT_PANIC: i32 = 70;
+
 /// What `extant mount` is asked to do.
 #[derive(Clone, Debug, Default)]
 pub struct MountArgs {
@@ -223,6 +226,10 @@ pub(super) fn open(
     if write_protected {
         tracing::warn!("{}: WARNING: source write-protected, mounted read-only", image.display());
     }
+    fs.on_panic(|| {
+        tracing::error!("errors=panic: damage was found, and the server ends at once");
+        std::process::exit(EXIT_PANIC);
+    });
     Ok(Opened { fs, files, offset })
 }
 
