@@ -203,6 +203,11 @@ impl Allocator {
         self.discard.store(on, Ordering::Relaxed);
     }
 
+    /// Size and alignment of large claims, in blocks (`stripe=`, remount).
+    pub fn set_stripe(&self, blocks: u32) {
+        self.stripe.store(blocks, Ordering::Relaxed);
+    }
+
     /// How many groups end below a block.
     pub(crate) fn groups_below(&self, below: u64) -> usize {
         groups_below(&self.geo, below, self.groups.len())

@@ -102,9 +102,9 @@ impl Facts<'_> {
 
     fn errors(&self) -> String {
         match self.raw.s_errors.get() {
-            2 => "remount read-only",
+            1 => "continue",
             3 => "panic",
-            _ => "continue",
+            _ => "remount read-only",
         }
         .into()
     }

@@ -724,6 +724,14 @@ impl Host for FileData {
         (1..=MOST_CLAIMS).rev().find(|n| fits(*n)).unwrap_or(1) as usize
     }
 
+    fn content_lost(&self, error: &Error) {
+        let Some(fs) = self.fs.upgrade() else { return };
+        if matches!(error, Error::Io(_)) && fs.options().given.data_err_abort == Some(true) {
+            tracing::error!("data_err=abort: content of a file could not be written: {error}");
+            fs.journal.abort(error.errno());
+        }
+    }
+
     fn errno(error: &Error) -> i32 {
         error.errno()
     }

@@ -156,20 +156,10 @@ pub struct MountOptions {
     pub max_dir_size_kb: Option<u32>,
     /// `inode_readahead_blks=`.
     pub inode_readahead_blks: Option<u32>,
-    /// `max_batch_time=` microseconds an fsync may wait for others to join its commit.
-    pub max_batch_time_us: Option<u32>,
-    /// `min_batch_time=` microseconds.
-    pub min_batch_time_us: Option<u32>,
-    /// `block_validity` / `noblock_validity`.
-    pub block_validity: Option<bool>,
     /// `mbcache` / `no_mbcache`: share extended-attribute blocks of equal content.
     pub mbcache: Option<bool>,
     /// `data_err=abort`.
     pub data_err_abort: Option<bool>,
-    /// `journal_checksum`.
-    pub journal_checksum: Option<bool>,
-    /// `debug`: accepted, reported in messages.
-    pub debug: bool,
     /// `dax=`.
     pub dax: Option<DaxMode>,
     /// `dax_switch=`.
@@ -208,6 +198,14 @@ pub const WITHOUT_EFFECT: &[(&str, &str)] = &[
     ("journal_async_commit", "the commit record is always written after its flush"),
     ("nojournal_checksum", "checksums follow the journal's own feature bits"),
     ("journal_ioprio", "there is no I/O priority to pass on"),
+    ("journal_checksum", "checksums follow the journal's own feature bits"),
+    ("delalloc", "a block gets its place when its content is written"),
+    ("nodelalloc", "a block gets its place when its content is written, never before"),
+    ("min_batch_time", "an fsync waits for nothing but a commit that is under way, which all who wait share"),
+    ("max_batch_time", "an fsync waits for nothing but a commit that is under way, which all who wait share"),
+    ("block_validity", "blocks of the filesystem's own are refused in every map"),
+    ("noblock_validity", "blocks of the filesystem's own are refused in every map"),
+    ("debug", "a kernel debugging aid"),
     ("prefetch_block_bitmaps", "bitmaps are read when first needed"),
     ("no_prefetch_block_bitmaps", "bitmaps are read when first needed"),
     ("mb_optimize_scan", "the allocator's search is always indexed"),
@@ -226,7 +224,7 @@ pub const WITHOUT_EFFECT: &[(&str, &str)] = &[
 pub struct Presets {
     /// `s_default_mount_opts`.
     pub default_mount_opts: u32,
-    /// `s_errors` (1 continue, 2 read-only, 3 panic; other values mean continue).
+    /// `s_errors` (1 continue, 2 read-only, 3 panic; others mean read-only).
     pub errors: u16,
     /// `s_def_resuid`.
     pub resuid: u32,
@@ -357,12 +355,8 @@ impl MountOptions {
             "strictatime" => self.atime = AtimePolicy::Strictatime,
             "nodiratime" => self.nodiratime = true,
             "diratime" => self.nodiratime = false,
-            "block_validity" => self.block_validity = Some(true),
-            "noblock_validity" => self.block_validity = Some(false),
             "mbcache" => self.mbcache = Some(true),
             "no_mbcache" | "nombcache" => self.mbcache = Some(false),
-            "journal_checksum" => self.journal_checksum = Some(true),
-            "debug" => self.debug = true,
             "dax" => self.dax = Some(DaxMode::Always),
             _ => return false,
         }
@@ -411,8 +405,6 @@ impl MountOptions {
                 }
                 self.inode_readahead_blks = Some(n);
             }
-            "max_batch_time" => self.max_batch_time_us = Some(number32(v, word)?),
-            "min_batch_time" => self.min_batch_time_us = Some(number32(v, word)?),
             "journal_ioprio" => {
                 if number(v, word)? > 7 {
                     return Err(bad_value(word));
@@ -467,9 +459,10 @@ impl MountOptions {
             _ => DataMode::Ordered,
         };
         let preset_errors = match presets.errors {
-            2 => OnError::RemountReadOnly,
+            1 => OnError::Continue,
             3 => OnError::Panic,
-            _ => OnError::Continue,
+            // What is none of the three too: as the kernel does.
+            _ => OnError::RemountReadOnly,
         };
         Ok(Resolved {
             errors: self.errors.unwrap_or(preset_errors),

@@ -1,6 +1,7 @@
 //! Changing what a mount may do: freeze and thaw, remount, shutdown, trim.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use extant_format::geometry::SUPERBLOCK_OFFSET;
 use extant_format::superblock::{SbTime, State};
@@ -144,6 +145,15 @@ impl Filesystem {
         if options.data.is_some_and(|d| d != self.options().data) {
             return refuse("`data=` cannot change on a mounted filesystem");
         }
+        let given = &self.options().given;
+        let fixed = [
+            ("journal_path", options.journal_path.is_some() && options.journal_path != given.journal_path),
+            ("cache_size", options.cache_size.is_some() && options.cache_size != given.cache_size),
+            ("sb", options.sb.is_some() && options.sb != given.sb),
+        ];
+        if let Some((name, _)) = fixed.iter().find(|(_, changed)| *changed) {
+            return refuse(&format!("`{name}=` cannot change on a mounted filesystem"));
+        }
         let dax = self.options().dax;
         if options.dax.is_some_and(|asked| asked != dax) {
             return refuse("`dax=` cannot change on a mounted filesystem");
@@ -169,6 +179,9 @@ impl Filesystem {
 
     fn use_options(&self, options: Arc<Resolved>) {
         self.alloc.set_discard(options.discard);
+        self.alloc.set_stripe(options.stripe);
+        self.journal.set_commit_interval(Duration::from_secs(options.commit_secs.into()));
+        self.journal.set_barrier(options.barrier);
         *self.options.write() = options;
         self.quota_remount();
     }

@@ -123,7 +123,7 @@ impl Journal {
         }
         self.announce(log, tid, start, !revokes.is_empty())?;
         self.write_log_blocks(log, start, &blocks)?;
-        if self.options.barrier {
+        if self.barrier() {
             log.place.flush()?;
             if log.place.is_external() {
                 self.cache().flush()?;
@@ -139,11 +139,7 @@ impl Journal {
     }
 
     fn write_commit_block(&self, log: &Log, at: u32, commit: &[u8]) -> Result<()> {
-        if self.options.barrier {
-            log.place.write_durably(at, commit)
-        } else {
-            log.place.write(at, &[commit])
-        }
+        if self.barrier() { log.place.write_durably(at, commit) } else { log.place.write(at, &[commit]) }
     }
 
     /// Makes the journal superblock say that the log is in use, before its first transaction is committed.
@@ -176,7 +172,7 @@ impl Journal {
             let class: Vec<&BlockCopy> = copies.iter().filter(|c| c.buf.order() == order).collect();
             self.write_in_place(&class)?;
         }
-        if self.options.barrier {
+        if self.barrier() {
             self.cache().flush()?;
         }
         Ok(0)

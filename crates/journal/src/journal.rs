@@ -70,6 +70,9 @@ pub struct Journal {
     pub(crate) counts: Counts,
     pub(crate) thread: CommitThread,
     errno_recorded: AtomicBool,
+    /// The `commit=` interval, nanoseconds.
+    interval: AtomicU64,
+    barrier: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -197,6 +200,7 @@ impl Journal {
         state: State,
     ) -> Result<Arc<Self>> {
         let interval = options.commit_interval;
+        let barrier = AtomicBool::new(options.barrier);
         let journal = Arc::new(Self {
             cache,
             options,
@@ -210,9 +214,11 @@ impl Journal {
             counts: Counts::default(),
             thread: CommitThread::default(),
             errno_recorded: AtomicBool::new(false),
+            interval: AtomicU64::new(nanoseconds(interval.unwrap_or_default())),
+            barrier,
         });
-        if let Some(interval) = interval {
-            journal.thread.start(Arc::downgrade(&journal), interval)?;
+        if interval.is_some() {
+            journal.thread.start(Arc::downgrade(&journal))?;
         }
         Ok(journal)
     }
@@ -372,6 +378,25 @@ impl Journal {
             checkpoints: count(&self.counts.checkpoints),
             credit_overruns: count(&self.counts.credit_overruns),
         }
+    }
+
+    /// Changes the `commit=` interval of the thread (remount).
+    pub fn set_commit_interval(&self, interval: Duration) {
+        self.interval.store(nanoseconds(interval), Ordering::Relaxed);
+        self.thread.wake();
+    }
+
+    pub(crate) fn commit_interval(&self) -> Duration {
+        Duration::from_nanos(self.interval.load(Ordering::Relaxed))
+    }
+
+    /// Turns flushes on or off (`barrier=`, remount). Commits that begin after this heed it.
+    pub fn set_barrier(&self, on: bool) {
+        self.barrier.store(on, Ordering::Release);
+    }
+
+    pub(crate) fn barrier(&self) -> bool {
+        self.barrier.load(Ordering::Acquire)
     }
 
     /// Does what is due by the clock: commits a transaction older than the `commit=` interval, writes in place when the log is half
@@ -564,6 +589,10 @@ impl Drop for Journal {
     fn drop(&mut self) {
         self.thread.abandon();
     }
+}
+
+fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 fn set_wanted_features(sb: &mut Superblock, options: &JournalOptions) {

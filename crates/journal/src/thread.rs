@@ -42,11 +42,11 @@ impl Default for Signal {
 }
 
 impl CommitThread {
-    pub(crate) fn start(&self, journal: Weak<Journal>, interval: Duration) -> Result<()> {
+    pub(crate) fn start(&self, journal: Weak<Journal>) -> Result<()> {
         let signal = Arc::clone(&self.signal);
         let spawned = thread::Builder::new()
             .name("extant-commit".into())
-            .spawn(move || run(&journal, &signal, interval))
+            .spawn(move || run(&journal, &signal))
             .map_err(|e| Error::Thread(Arc::new(e)))?;
         *self.join.0.lock() = Some(spawned);
         Ok(())
@@ -96,10 +96,11 @@ impl Signal {
     }
 }
 
-fn run(journal: &Weak<Journal>, signal: &Signal, interval: Duration) {
-    let mut next = interval;
+fn run(journal: &Weak<Journal>, signal: &Signal) {
+    let Some(mut next) = journal.upgrade().map(|j| j.commit_interval()) else { return };
     while signal.wait(next) {
         let Some(journal) = journal.upgrade() else { return };
+        let interval = journal.commit_interval();
         // An error has aborted the journal; there is nothing to do until somebody ends this thread.
         next = journal.tick(interval).unwrap_or(interval);
     }

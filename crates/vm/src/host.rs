@@ -119,6 +119,11 @@ pub trait Host: Send + Sync + 'static {
     /// How many claims one [`Self::publish`] may get: as many as fit in one handle.
     fn claims_per_publish(&self) -> usize;
 
+    /// The device did not take content (`data_err=`). Called with the gate held, no page locks; must not wait.
+    fn content_lost(&self, error: &Self::Error) {
+        let _ = error;
+    }
+
     /// The errno to remember for a failed writeback.
     fn errno(error: &Self::Error) -> i32;
 

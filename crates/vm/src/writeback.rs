@@ -206,6 +206,7 @@ impl AddressSpace {
             None => Ok(()),
             Some(error) => {
                 self.remember_error::<H>(&error);
+                host.content_lost(&error);
                 Err(error)
             }
         }

@@ -93,13 +93,8 @@ impl MountOptions {
             quota: given.quota.over(&stored.quota),
             max_dir_size_kb: given.max_dir_size_kb.or(stored.max_dir_size_kb),
             inode_readahead_blks: given.inode_readahead_blks.or(stored.inode_readahead_blks),
-            max_batch_time_us: given.max_batch_time_us.or(stored.max_batch_time_us),
-            min_batch_time_us: given.min_batch_time_us.or(stored.min_batch_time_us),
-            block_validity: given.block_validity.or(stored.block_validity),
             mbcache: given.mbcache.or(stored.mbcache),
             data_err_abort: given.data_err_abort.or(stored.data_err_abort),
-            journal_checksum: given.journal_checksum.or(stored.journal_checksum),
-            debug: given.debug || stored.debug,
             ..given
         }
     }

@@ -44,9 +44,23 @@ fn unknown_and_malformed_words_are_refused_by_name() {
 
 #[test]
 fn words_without_effect_are_accepted() {
-    let all: Vec<&str> = super::WITHOUT_EFFECT.iter().map(|(n, _)| *n).collect();
+    // Whether blocks are delayed is looked at, beside `data=journal`.
+    let delay = ["delalloc", "nodelalloc"];
+    let all: Vec<&str> =
+        super::WITHOUT_EFFECT.iter().map(|(n, _)| *n).filter(|n| !delay.contains(n)).collect();
     let o = MountOptions::parse(&all.join(",")).unwrap();
     assert_eq!(o, MountOptions::default());
+}
+
+/// The manual names each of them.
+#[test]
+fn words_without_effect_are_in_the_manual() {
+    let manual = include_str!("../../../../docs/mount.md");
+    for (name, why) in super::WITHOUT_EFFECT {
+        let row =
+            manual.lines().find(|l| l.contains(&format!("`{name}`")) && l.ends_with(&format!("| {why} |")));
+        assert!(row.is_some(), "docs/mount.md: no row of `{name}`");
+    }
 }
 
 #[test]
@@ -62,6 +76,18 @@ fn superblock_presets_apply_where_nothing_was_given() {
     assert_eq!(r.data, DataMode::Writeback);
     assert_eq!(r.errors, OnError::RemountReadOnly);
     assert_eq!((r.resuid, r.commit_secs), (7, 5));
+}
+
+/// What the superblock says that is none of its three values is read as the kernel reads it.
+#[test]
+fn unknown_behaviour_on_errors_is_read_only() {
+    let errors =
+        |errors| MountOptions::default().resolve(&Presets { errors, ..Presets::default() }).unwrap().errors;
+    let read_only = OnError::RemountReadOnly;
+    assert_eq!(
+        [0, 1, 2, 3, 4].map(errors),
+        [read_only, OnError::Continue, read_only, OnError::Panic, read_only]
+    );
 }
 
 #[test]

@@ -81,3 +81,23 @@ fn a_stopped_filesystem_leaves_the_image_alone() {
         }
     }
 }
+
+/// What a remount cannot change it refuses by name; the same value is no change.
+#[test]
+fn a_remount_says_what_it_cannot_change() {
+    need!(env::tools(&["mke2fs"]));
+    let dir = scratch();
+    let image = dir.join("image");
+    oracle::mke2fs(&image, 16 << 20, "-t ext4");
+    let device = OpenOptions::new().write(true).open(&image).unwrap();
+    let fs = Filesystem::open(Arc::new(device), Setup::with_options("cache_size=64m").unwrap()).unwrap();
+    let remount = |words| fs.remount(&MountOptions::parse(words).unwrap());
+    for words in ["cache_size=32m", "sb=8193", "journal_path=/dev/null", "data=journal", "dax=always"] {
+        let name = &words[..=words.find('=').unwrap()];
+        let why = remount(words).unwrap_err().to_string();
+        assert!(why.contains(name), "{words}: {why}");
+    }
+    remount("cache_size=64m,commit=9,nobarrier,stripe=16").unwrap();
+    assert_eq!((fs.options().commit_secs, fs.options().barrier, fs.options().stripe), (9, false, 16));
+    fs.unmount().unwrap();
+}

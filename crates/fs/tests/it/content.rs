@@ -194,6 +194,32 @@ fn a_failing_device_is_reported_once_and_the_data_is_kept() {
     assert!(device.size() > 0);
 }
 
+/// `data_err=abort`: what could not be written stops the filesystem; without it the next fsync writes it.
+#[test]
+fn lost_content_aborts_the_journal_where_asked() {
+    use extant_testkit::sim::{Failpoint, Kind, SimDevice};
+    for (words, stays) in [("data_err=ignore", true), ("data_err=abort", false)] {
+        let dir = scratch();
+        let image = dir.join("image");
+        mke2fs(&image, 8 << 20, "-t ext4");
+        let device = SimDevice::from_file(&image);
+        let setup = extant::Setup::with_options(&format!("{words},commit=300")).unwrap();
+        let fs = extant::Filesystem::open(device.clone(), setup).unwrap();
+        let cred = Credentials::root();
+        let inode = fs.mknod(&fs.root().unwrap(), b"file", &NewInode::file(0o644), &cred).unwrap();
+        let mode = OpenMode { read: true, write: true, ..OpenMode::default() };
+        let file = OpenFile::new(&fs, &inode, mode, &cred).unwrap();
+        fs.sync().unwrap();
+        file.write_at(0, &[3; 4096]).unwrap();
+        device.fail(Failpoint::nth(Kind::Write, 0));
+        assert_eq!(file.fsync(true).unwrap_err().errno(), 5, "{words}");
+        assert_eq!(file.fsync(true).is_ok(), stays, "{words}");
+        let made = fs.mknod(&fs.root().unwrap(), b"later", &NewInode::file(0o644), &cred);
+        assert_eq!(made.is_ok(), stays, "{words}");
+        assert_eq!(fs.unmount().is_ok(), stays, "{words}");
+    }
+}
+
 /// Figures, not judged: 64 MiB in 128 KiB pieces, and many small files.
 #[test]
 fn speed_of_writing() {
