@@ -76,6 +76,8 @@ const CLAIMS: &[Claim] = &[
     claim("fsx", "fsx, 1,000,000 operations on a mount", others::fsx),
     claim("ltp-fsx", "ltp/fsx, 1,000,000 operations on a mount", others::ltp_fsx),
     claim("fsstress", "4 processes, then e2fsck", others::fsstress),
+    claim("xfstests", "generic/quick as ext4, mode B", others::xfstests),
+    claim("killed", "what survives SIGKILL of the server, for each kind of mount", others::killed),
     claim("checker-images", "our checker says what e2fsck says of EXTANT_IMAGES", checker::images),
     claim("checker-fields", "the same of 200 images with one damaged field", checker::fields),
     claim("crash", "every crash state of scripts of one and two operations", others::crash),

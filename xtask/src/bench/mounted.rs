@@ -274,8 +274,27 @@ fn one_round(piece: &Piece, side: Side, scratch: &Scratch, row: &mut [Series]) -
     mounted.unmount()?;
     if server == Server::Extant {
         super::inproc::check(&image)?;
+        if piece.name == "database" {
+            really_committed(&image, 1000)?;
+        }
     }
     Ok(())
+}
+
+/// A fsync that commits nothing would be fast: the fresh image's journal must have counted a transaction for each.
+fn really_committed(image: &Path, least: u32) -> Result<(), String> {
+    let mut dumpe2fs = Command::new(crate::proc::find("dumpe2fs").ok_or("dumpe2fs is not installed")?);
+    let text = crate::proc::output(dumpe2fs.arg("-h").arg(image))?;
+    let line = text.lines().find_map(|l| l.strip_prefix("Journal sequence:"));
+    let hex = line.and_then(|l| l.trim().strip_prefix("0x")).unwrap_or_default();
+    let next = u32::from_str_radix(hex, 16)
+        .map_err(|err| format!("{}: no journal sequence: {err}", image.display()))?;
+    // The first transaction has the number 1.
+    if next > least {
+        Ok(())
+    } else {
+        Err(format!("{}: {next} transactions for {least} fsyncs", image.display()))
+    }
 }
 
 /// Single requests: us and the null server, both mounted, in turn by short slices.

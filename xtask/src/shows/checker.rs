@@ -27,20 +27,27 @@ fn verdict(command: &mut Command) -> Result<&'static str, String> {
     }
 }
 
-/// What both say of one image: `None` if the same. `damaged` images may make e2fsck itself crash: no verdict, no difference.
-fn disagree(rig: &Rig, image: &Path, damaged: bool) -> Result<Option<String>, String> {
+/// What e2fsck says of one image, and what differs.
+struct Judged {
+    theirs: &'static str,
+    differs: Option<String>,
+}
+
+/// What both say of one image. `damaged` images may make e2fsck itself crash: no verdict, no difference.
+fn judged(rig: &Rig, image: &Path, damaged: bool) -> Result<Judged, String> {
     let theirs = match verdict(Command::new(tool("e2fsck")?).arg("-fn").arg(image)) {
         Err(err) if damaged && err.contains(CRASHED) => {
             println!("  e2fsck crashed, no verdict: {}", err.lines().next().unwrap_or_default());
-            return Ok(None);
+            return Ok(Judged { theirs: CRASHED, differs: None });
         }
         other => other?,
     };
     let ours = match verdict(Command::new(&rig.extant).args(["fsck", "-n", "-f"]).arg(image)) {
         Ok(verdict) => verdict,
-        Err(err) => return Ok(Some(err)),
+        Err(err) => return Ok(Judged { theirs, differs: Some(err) }),
     };
-    Ok((ours != theirs).then(|| format!("e2fsck says {theirs}, we say {ours}")))
+    let differs = (ours != theirs).then(|| format!("e2fsck says {theirs}, we say {ours}"));
+    Ok(Judged { theirs, differs })
 }
 
 /// All images of the folder `EXTANT_IMAGES`, packed or not.
@@ -62,7 +69,7 @@ pub(crate) fn images(rig: &Rig) -> Result<Shown, String> {
             }
             let Some(image) = unpack(rig, &path)? else { continue };
             checked += 1;
-            if let Some(what) = disagree(rig, &image, false)? {
+            if let Some(what) = judged(rig, &image, false)?.differs {
                 println!("  {}: {what}", path.display());
                 wrong.push(path.file_name().unwrap_or_default().to_string_lossy().into_owned());
             }
@@ -99,19 +106,19 @@ pub(crate) fn fields(rig: &Rig) -> Result<Shown, String> {
         Err(_) => None,
         Ok(text) => Some(range(&text).ok_or_else(|| format!("SEED={text}: a number or a..b"))?),
     };
-    let (mut count, mut wrong) = (0, Vec::new());
+    let mut tally = Tally::default();
     let Some(seeds) = seeds else {
-        judge(rig, damage::FIXED, &damage::table(), &mut count, &mut wrong)?;
-        return Ok(shown(count, &wrong));
+        judge(rig, damage::FIXED, &damage::table(), &mut tally)?;
+        return Ok(tally.shown());
     };
     for seed in seeds {
         let options = damage::options(seed);
         println!("  seed={seed}: mke2fs {options}");
         let base = damage::base_image(rig, options)?;
         let requests = damage::drawn(&base, seed, 200)?;
-        judge(rig, options, &requests, &mut count, &mut wrong)?;
+        judge(rig, options, &requests, &mut tally)?;
     }
-    Ok(shown(count, &wrong))
+    Ok(tally.shown())
 }
 
 fn range(text: &str) -> Option<std::ops::Range<u64>> {
@@ -121,9 +128,38 @@ fn range(text: &str) -> Option<std::ops::Range<u64>> {
     }
 }
 
-fn shown(count: usize, wrong: &[String]) -> Shown {
-    let figure = format!("{} of {count} verdicts differ {}", wrong.len(), wrong.join(", "));
-    Shown::new(figure.trim(), "0 of at least 200 differ", wrong.is_empty() && count >= 200)
+/// Images with a damage, counted.
+#[derive(Default)]
+struct Tally {
+    /// Those that a damage has changed.
+    changed: usize,
+    /// Those of them that e2fsck calls not clean.
+    damaged: usize,
+    /// Damages that debugfs refused, or that were there before.
+    nothing: usize,
+    wrong: Vec<String>,
+}
+
+impl Tally {
+    fn shown(&self) -> Shown {
+        let figure = format!(
+            "{} of {} verdicts differ, {} of the images are not clean for e2fsck; {} damages changed nothing {}",
+            self.wrong.len(),
+            self.changed,
+            self.damaged,
+            self.nothing,
+            self.wrong.join(", ")
+        );
+        let held = self.wrong.is_empty() && self.changed >= 200;
+        // Drawn damages often hit what no checker looks at; the fixed table must be damage.
+        let fixed = std::env::var_os("SEED").is_none();
+        let bound = if fixed { "0 differ, of at least 200 that are not clean" } else { "0 differ" };
+        Shown::new(
+            figure.trim(),
+            bound,
+            if fixed { held && self.damaged >= 200 } else { self.wrong.is_empty() },
+        )
+    }
 }
 
 /// How many images are damaged at a time: more where debugfs sits out the interval of multiple-mount protection each time.
@@ -131,14 +167,9 @@ fn together(options: &str) -> usize {
     if options.contains("mmp") { 24 } else { 1 }
 }
 
-fn judge(
-    rig: &Rig,
-    options: &str,
-    damages: &[damage::Damage],
-    count: &mut usize,
-    wrong: &mut Vec<String>,
-) -> Result<(), String> {
+fn judge(rig: &Rig, options: &str, damages: &[damage::Damage], tally: &mut Tally) -> Result<(), String> {
     let base = damage::base_image(rig, options)?;
+    let before = fs::read(&base).map_err(|err| err.to_string())?;
     for some in damages.chunks(together(options)) {
         let images: Vec<PathBuf> =
             (0..some.len()).map(|n| rig.dir.join(format!("damaged-{n}.img"))).collect();
@@ -155,10 +186,16 @@ fn judge(
             made.into_iter().try_for_each(|made| made.join().map_err(|_| "a thread panicked".to_owned())?)
         })?;
         for (damage, image) in some.iter().zip(&images) {
-            *count += 1;
-            if let Some(what) = disagree(rig, image, true)? {
-                println!("  {options}: {damage}: {what}");
-                wrong.push(damage.to_string());
+            if fs::read(image).map_err(|err| err.to_string())? == before {
+                tally.nothing += 1;
+            } else {
+                tally.changed += 1;
+                let judged = judged(rig, image, true)?;
+                tally.damaged += usize::from(judged.theirs != "clean");
+                if let Some(what) = judged.differs {
+                    println!("  {options}: {damage}: {what}");
+                    tally.wrong.push(damage.to_string());
+                }
             }
             fs::remove_file(image).map_err(|err| err.to_string())?;
         }

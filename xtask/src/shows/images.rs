@@ -28,8 +28,16 @@ pub(crate) fn reproducible(rig: &Rig) -> Result<Shown, String> {
     Ok(Shown::new(format!("two images of {size} bytes: {word}"), "equal", same))
 }
 
-/// 20 TiB, sparse: made, mounted within a second and 128 MiB, written above 16 TiB, clean.
+/// 20 TiB, sparse: made, mounted within a second and 128 MiB, written above 16 TiB, clean; with a user's defaults, and with a
+/// small cache.
 pub(crate) fn sparse(rig: &Rig) -> Result<Shown, String> {
+    let given = sparse_with(rig, "")?;
+    let small = sparse_with(rig, "cache_size=32m")?;
+    let figure = format!("defaults: {}; cache_size=32m: {}", given.figure, small.figure);
+    Ok(Shown::new(figure, given.bound, given.held && small.held))
+}
+
+fn sparse_with(rig: &Rig, words: &str) -> Result<Shown, String> {
     let image = rig.dir.join("large.img");
     let mount = rig.dir.join("large");
     fs::create_dir_all(&mount).map_err(|err| err.to_string())?;
@@ -38,8 +46,9 @@ pub(crate) fn sparse(rig: &Rig) -> Result<Shown, String> {
     quiet(Command::new(&rig.extant).args(options).arg(&image).arg("20t"))?;
     let made = start.elapsed();
     let start = Instant::now();
-    // What the caches may hold comes on top of what the mount itself takes.
-    quiet(Command::new(&rig.extant).args(["mount", "-o", "cache_size=32m"]).arg(&image).arg(&mount))?;
+    quiet(
+        Command::new(&rig.extant).args(["mount", "-o", &format!("defaults,{words}")]).arg(&image).arg(&mount),
+    )?;
     let mounted = start.elapsed();
     let before = server_memory(&image);
     let work = above_16_tib(&mount);
@@ -59,10 +68,12 @@ pub(crate) fn sparse(rig: &Rig) -> Result<Shown, String> {
         mounted.as_secs_f64(),
         checked.as_secs_f64()
     );
-    let held = mounted.as_secs_f64() < 1.0 && after <= 128 && highest >= 1 << 32;
+    // What the caches may hold comes on top of what the mount itself takes.
+    let memory = if words.is_empty() { before } else { after };
+    let held = mounted.as_secs_f64() < 1.0 && memory <= 128 && highest >= 1 << 32;
     Ok(Shown::new(
         figure,
-        "mounted in under 1 s, at most 128 MiB with cache_size=32m, a block above 2^32",
+        "mounted in under 1 s and 128 MiB (with the small cache over all of it), a block above 2^32, e2fsck clean",
         held,
     ))
 }
