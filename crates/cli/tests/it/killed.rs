@@ -107,6 +107,16 @@ fn check(image: &Path, work: Work) {
     }
 }
 
+/// Where the kernel tells the server nothing of sync(2), it does nothing: what was not fsynced is as old as the last commit (which `commit=300`
+/// keeps from coming), and the image is consistent.
+fn check_unsynced(image: &Path) {
+    let replayed = oracle::replay_journal(image);
+    assert!(replayed.status <= 1, "{replayed}");
+    oracle::assert_clean(image);
+    let names = ok(&[&"ls", &image, &"/"]).text();
+    assert!(!names.contains("synced"), "docs/mount.md says that sync(2) does nothing here: {names}");
+}
+
 fn sh() -> Command {
     oracle::command("sh")
 }
@@ -142,7 +152,7 @@ fn on_an_image_file_fsync_and_sync_survive() {
 
 /// The kernel keeps sync(2) to itself here.
 #[test]
-fn on_a_plain_mount_fsync_survives() {
+fn on_a_plain_mount_fsync_survives_and_sync_does_nothing() {
     need!(env::root(), env::fuse());
     let dir = scratch();
     let image = image(&dir);
@@ -150,11 +160,16 @@ fn on_a_plain_mount_fsync_survives() {
     work_and_kill(mounted.path(), sh(), Work::Fsync);
     mounted.gone();
     check(&image, Work::Fsync);
+    let image = self::image(&dir);
+    let mounted = Mounted::new(&image, "attach=plain,commit=300");
+    work_and_kill(mounted.path(), sh(), Work::Sync);
+    mounted.gone();
+    check_unsynced(&image);
 }
 
 /// As on a plain mount.
 #[test]
-fn on_a_users_mount_fsync_survives() {
+fn on_a_users_mount_fsync_survives_and_sync_does_nothing() {
     need!(env::root(), env::fuse(), env::tools(&["setpriv", "fusermount3"]));
     let mode = |path: &Path| std::fs::metadata(path).map_or(0, |m| m.mode());
     let program = env::tool("fusermount3").expect("asked for");
@@ -180,19 +195,28 @@ fn on_a_users_mount_fsync_survives() {
     run(as_nobody(extant().get_program()).arg("mount").arg(&image).arg(&mnt));
     work_and_kill(&mnt, as_nobody("sh".as_ref()), Work::Fsync);
     check(&image, Work::Fsync);
+    run(as_nobody(extant().get_program()).args(["mount", "-o", "commit=300"]).arg(&image).arg(&mnt));
+    work_and_kill(&mnt, as_nobody("sh".as_ref()), Work::Sync);
+    check_unsynced(&image);
 }
 
 /// The command kills the program that serves it.
 #[test]
-fn under_exec_fsync_survives() {
+fn under_exec_fsync_survives_and_sync_does_nothing() {
     need!(env::root(), env::fuse());
-    let dir = scratch();
-    let image = image(&dir);
-    let work = Work::Fsync.script().replace("$1", "$EXTANT_ROOT") + "; kill -9 $PPID";
-    let out = oracle::output(extant().arg("exec").arg(&image).args(["--", "sh", "-c", &work]))
-        .expect("extant exec");
-    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&out.status), Some(9), "{out:?}");
-    check(&image, Work::Fsync);
+    for work in [Work::Fsync, Work::Sync] {
+        let dir = scratch();
+        let image = image(&dir);
+        let script = work.script().replace("$1", "$EXTANT_ROOT") + "; kill -9 $PPID";
+        let mut exec = extant();
+        exec.args(["exec", "-o", "commit=300"]).arg(&image).args(["--", "sh", "-c", &script]);
+        let out = oracle::output(&mut exec).expect("extant exec");
+        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&out.status), Some(9), "{out:?}");
+        match work {
+            Work::Fsync => check(&image, work),
+            Work::Sync => check_unsynced(&image),
+        }
+    }
 }
 
 /// `errors=panic`: damage ends the server, which has not touched the image after it.
