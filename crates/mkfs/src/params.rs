@@ -199,8 +199,12 @@ impl Resolver<'_> {
             default_mount_opts: self.default_mount_opts()?,
             time: o.time.unwrap_or_else(now),
             periodic_check: self.conf.boolean(&self.types, "enable_periodic_fsck").unwrap_or(false),
-            journal_blocks: o.journal_size.map(|mib| (mib << 20) / u64::from(block_size)),
-            fast_commit_blocks: o.fast_commit_size.map(|kib| (kib << 10) / u64::from(block_size)),
+            // What has no room in the product is too large for any filesystem anyway.
+            journal_blocks: o.journal_size.map(|mib| mib.saturating_mul(1 << 20) / u64::from(block_size)),
+            fast_commit_blocks: o
+                .fast_commit_size
+                .map(|kib| kib.saturating_mul(1 << 10) / u64::from(block_size))
+                .filter(|&blocks| blocks > 0),
             journal_goal: o.journal_location.map(|l| in_blocks(l, block_size)),
             journal_device: o.journal_device.clone(),
             lazy_itable_init: e.lazy_itable_init.or(self.flag("lazy_itable_init")).unwrap_or(true),

@@ -13,6 +13,8 @@ use crate::maps::{self, Map, Run};
 
 /// `lost+found`, the first inode that is not reserved.
 const LOST_FOUND: Ino = Ino(11);
+/// The largest journal, fast commits included.
+const MAX_JOURNAL_BLOCKS: u64 = 10_240_000;
 
 impl Builder {
     pub(crate) fn dir_layout(&self) -> DirLayout {
@@ -264,9 +266,9 @@ impl Builder {
         let p = &self.params;
         let blocks = self.layout.geometry().blocks_count();
         let log = match p.journal_blocks {
-            Some(n) if !(1024..=10_240_000).contains(&n) => {
+            Some(n) if !(1024..=MAX_JOURNAL_BLOCKS).contains(&n) => {
                 return invalid(format!(
-                    "-J size: the journal would have {n} blocks; 1024 to 10240000 are allowed"
+                    "-J size: the journal would have {n} blocks; 1024 to {MAX_JOURNAL_BLOCKS} are allowed"
                 ));
             }
             Some(n) if n * 2 > blocks => {
@@ -282,8 +284,18 @@ impl Builder {
         };
         let fc = match (fast, p.fast_commit_blocks) {
             (false, _) => 0,
-            (true, Some(n)) => n as u32,
             (true, None) => log / 64,
+            (true, Some(n)) if n > MAX_JOURNAL_BLOCKS - u64::from(log) => {
+                return invalid(format!(
+                    "-J fast_commit_size: {n} blocks and a log of {log}; {MAX_JOURNAL_BLOCKS} are allowed in all"
+                ));
+            }
+            (true, Some(n)) if (u64::from(log) + n) * 2 > blocks => {
+                return Err(MkfsError::TooSmall(format!(
+                    "-J fast_commit_size: {n} blocks and a log of {log} are too many for a filesystem of {blocks}"
+                )));
+            }
+            (true, Some(n)) => n as u32,
         };
         Ok(Some((log, fc)))
     }

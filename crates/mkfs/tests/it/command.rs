@@ -145,6 +145,40 @@ fn external_journals() {
     assert!(e.contains("not an external journal"), "{e}");
 }
 
+/// Beside the log, in half of the filesystem; and no number that wraps is taken for a small one.
+#[test]
+fn fast_commits_have_a_bound() {
+    let scratch = Scratch::new();
+    let make = |fc: u64, size: u64| {
+        let image = scratch.path("image");
+        let _ = std::fs::remove_file(&image);
+        std::fs::File::create(&image).unwrap().set_len(64 << 20).unwrap();
+        let line = format!("-t ext4 -b 1024 -O fast_commit -J size={size},fast_commit_size={fc}");
+        let made = mkfs(&line, &image, &[]);
+        if made.is_ok() {
+            assert_clean(&image);
+        }
+        made.map(|()| {
+            let journal = tool("dumpe2fs").map(|d| text(&run(&d, &["-h", &image.to_string_lossy()])));
+            let blocks = |text: &str| {
+                let line = text.lines().find_map(|l| l.strip_prefix("Fast commit length:"));
+                line.and_then(|l| l.trim().parse::<u64>().ok())
+            };
+            journal.map(|text| blocks(&text).expect("it has fast commits"))
+        })
+    };
+    for (given, has) in [(0, 64), (16, 16), (4095, 4095), (12_000, 12_000), (28_672, 28_672)] {
+        let made = make(given, 4).unwrap_or_else(|e| panic!("{given}: {e}"));
+        assert!(made.is_none_or(|blocks| blocks == has), "{given}: {made:?}");
+    }
+    for given in [28_673, 100_000, 4_194_304, 1 << 44, 1 << 54, u64::MAX] {
+        let e = make(given, 4).unwrap_err();
+        assert!(e.contains("fast_commit_size"), "{given}: {e}");
+    }
+    let e = make(0, (1 << 44) + 4).unwrap_err();
+    assert!(e.contains("-J size"), "{e}");
+}
+
 #[test]
 fn twenty_tebibytes() {
     let scratch = Scratch::new();
