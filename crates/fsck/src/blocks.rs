@@ -6,7 +6,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use extant_format::Geometry;
 
-/// One bit a cluster, allocated by group. Shared by the threads of a pass.
+/// Blocks in a part of a map of blocks.
+const PART: u64 = 1 << 15;
+
+/// One bit a cluster, allocated by group ([`BlockMap::new`]), or one bit a block, allocated by parts ([`Visited`]). Shared by the threads
+/// of a pass.
 pub(crate) struct BlockMap {
     groups: Vec<OnceLock<Box<[AtomicU64]>>>,
     words: usize,
@@ -96,5 +100,21 @@ impl BlockMap {
     /// Whether nothing was claimed at all.
     pub(crate) fn is_empty(&self) -> bool {
         self.groups.iter().all(|g| g.get().is_none())
+    }
+}
+
+/// Blocks, whatever the clusters, that a pass has read.
+pub(crate) struct Visited(BlockMap);
+
+impl Visited {
+    pub(crate) fn new(geo: &Geometry) -> Self {
+        let parts = (0..geo.blocks_count().div_ceil(PART)).map(|_| OnceLock::new()).collect();
+        Self(BlockMap { groups: parts, words: (PART / 64) as usize })
+    }
+
+    /// Notes a block, which lies inside the filesystem; whether it is the first time.
+    pub(crate) fn first_time(&self, block: Pblk) -> bool {
+        let part = Span { group: (block.0 / PART) as u32, first: (block.0 % PART) as u32, count: 1 };
+        self.0.claim(part, None).is_none()
     }
 }

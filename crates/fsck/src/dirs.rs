@@ -1,6 +1,6 @@
 //! Directories: records, names, types, checksums. Indexes are checked by [`crate::index`].
 
-use crate::blocks::{BlockMap, spans};
+use crate::blocks::Visited;
 use crate::context::Context;
 use crate::finding::{Kind, Pass, Place};
 use crate::index::{DirIndex, Leaf};
@@ -28,7 +28,7 @@ pub(crate) fn check(cx: &Context<'_>, inodes: &Inodes) -> Tree {
     let zeros = || inodes.dirs.iter().map(|_| AtomicU32::new(0)).collect();
     let tree = Tree { parent: zeros(), dotdot: zeros() };
     // A block that several directories claim is read for the first only: that bounds the work.
-    let visited = BlockMap::new(&cx.geo);
+    let visited = Visited::new(&cx.geo);
     let next = AtomicUsize::new(0);
     let worker = || {
         let mut one = Checker { cx, inodes, tree: &tree, visited: &visited, block: Vec::new() };
@@ -54,7 +54,7 @@ struct Checker<'a, 'd> {
     cx: &'a Context<'d>,
     inodes: &'a Inodes,
     tree: &'a Tree,
-    visited: &'a BlockMap,
+    visited: &'a Visited,
     block: Vec<u8>,
 }
 
@@ -124,7 +124,7 @@ impl Checker<'_, '_> {
             self.holes(ino, next, lblk, of.dir.blocks);
             for n in 0..len {
                 let (lblk, pblk) = (lblk + n, Pblk(pblk + u64::from(n)));
-                if !self.first_visit(pblk) {
+                if !self.visited.first_time(pblk) {
                     continue;
                 }
                 if !cx.read_block(pblk, &mut block) {
@@ -146,14 +146,6 @@ impl Checker<'_, '_> {
         if from < to.min(end) {
             self.found(Place::DirBlock(ino, from), Kind::DirHole {});
         }
-    }
-
-    fn first_visit(&self, pblk: Pblk) -> bool {
-        if self.cx.geo.has_bigalloc() {
-            // Bits are clusters there; claims have found shared ones, and their number is bounded alike.
-            return true;
-        }
-        spans(&self.cx.geo, pblk, 1).all(|span| self.visited.claim(span, None).is_none())
     }
 
     fn one_block(&mut self, of: &mut OfDir<'_>, lblk: u32, block: &[u8], index: &mut Option<DirIndex>) {

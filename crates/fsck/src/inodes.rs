@@ -583,15 +583,10 @@ fn symlink_is_valid(
         let end = rec.raw.i_block.iter().position(|&b| b == 0);
         return end == Some(size as usize);
     }
-    // The target lies in the first block, which is the only one.
-    let mut first = None;
-    map::walk(cx, rec, &mut scratch.buffers, false, |piece| {
-        if let Piece::Data { lblk: 0, pblk, .. } = piece {
-            first = Some(pblk);
-        }
-        true
-    });
-    let Some(first) = first.filter(|_| totals.mapped == 1 && size < u64::from(cx.geo.block_size())) else {
+    // The target lies in the first block, which is the only one. The map is not walked again for it: only the first walk leaves out
+    // tree blocks that were met before, and without that a tree can lead to itself.
+    let Some(first) = totals.first.filter(|_| totals.mapped == 1 && size < u64::from(cx.geo.block_size()))
+    else {
         return false;
     };
     scratch.block.resize(cx.block_size(), 0);

@@ -24,6 +24,8 @@ pub(crate) enum Piece {
 pub(crate) struct Totals {
     /// Clusters of tree and data.
     pub(crate) clusters: u64,
+    /// Where logical block 0 is.
+    pub(crate) first: Option<Pblk>,
     /// The last mapped logical block.
     pub(crate) last: Option<u32>,
     /// The last one that is not unwritten.
@@ -100,6 +102,9 @@ impl<V: FnMut(Piece) -> bool> Walk<'_, '_, V> {
 
     fn data(&mut self, lblk: u32, pblk: Pblk, len: u32, unwritten: bool) {
         let last = lblk + (len - 1);
+        if lblk == 0 {
+            self.totals.first = Some(pblk);
+        }
         self.totals.last = self.totals.last.max(Some(last));
         if !unwritten {
             self.totals.last_written = self.totals.last_written.max(Some(last));
