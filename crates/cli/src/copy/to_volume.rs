@@ -94,12 +94,12 @@ impl<'a> VolumeSink<'a> {
 
     fn dress(&mut self, inode: &InodeRef, meta: &Meta, shown: &[u8]) -> Outcome {
         let cred = &self.volume.cred;
+        // First: a change of owner takes capabilities (which are an attribute) and set-id bits away.
+        let owner = SetAttr { uid: Some(meta.uid), gid: Some(meta.gid), ..SetAttr::default() };
+        self.volume.fs.set_attr(inode, &owner, cred).at(shown)?;
         for (name, value) in &meta.xattrs {
             self.volume.fs.set_xattr(inode, name, value, XattrSet::Any, cred).at(shown)?;
         }
-        // Owner before mode: a change of owner takes set-id bits away.
-        let owner = SetAttr { uid: Some(meta.uid), gid: Some(meta.gid), ..SetAttr::default() };
-        self.volume.fs.set_attr(inode, &owner, cred).at(shown)?;
         if inode.kind() != FileType::Symlink {
             let mode = SetAttr { mode: Some(meta.mode as u16), ..SetAttr::default() };
             self.volume.fs.set_attr(inode, &mode, cred).at(shown)?;

@@ -25,6 +25,9 @@ fn fill(top: &Path) {
     let owner = (Some(Uid::from_raw(70_000)), Some(Gid::from_raw(5)));
     rustix::fs::chownat(CWD, top.join("dir/large"), owner.0, owner.1, AtFlags::empty()).unwrap();
     rustix::fs::chmod(top.join("dir/large"), Mode::from_raw_mode(0o4750)).unwrap();
+    // After the change of owner, which takes them away: cap_net_raw, permitted.
+    let caps = [0x0200_0000_u32, 1 << 13, 0, 0, 0].map(u32::to_le_bytes).concat();
+    rustix::fs::setxattr(top.join("dir/large"), "security.capability", &caps, XattrFlags::empty()).unwrap();
     rustix::fs::mknodat(CWD, top.join("fifo"), FileType::Fifo, Mode::from_raw_mode(0o640), 0).unwrap();
     rustix::fs::setxattr(top.join("dir"), "trusted.x", b"on a directory", XattrFlags::empty()).unwrap();
     for i in 0..300 {
