@@ -11,7 +11,7 @@ use extant_format::inode::{FileType, Timestamp};
 use extant_mkfs::{Data, MkfsError, PaxSparse};
 use tar::EntryType;
 
-use super::{Content, Meta, PAX_XATTR, Sink, Source, What, is_safe_name};
+use super::{Added, Content, Meta, PAX_XATTR, Sink, Source, What, is_safe_name};
 use crate::fail::{Failure, Outcome, show_path};
 
 /// An archive to read, compressed or not: its first bytes say.
@@ -66,18 +66,19 @@ impl Source for ArchiveSource {
             let meta = meta_of(&mut entry).map_err(failed)?;
             if let Some(sparse) = sparse {
                 let mut content = Holes::new(&mut entry, &sparse, &path, &name)?;
-                sink.add(&path, &meta, What::File(&mut content))?;
+                let _: Added = sink.add(&path, &meta, What::File(&mut content))?;
                 continue;
             }
-            match kind {
+            // An image, which is where archives go, can have all of it.
+            let _: Added = match kind {
                 EntryType::Directory => sink.add(&path, &meta, What::Dir)?,
                 EntryType::Symlink => {
                     let target = entry.link_name_bytes().unwrap_or_default().into_owned();
-                    sink.add(&path, &meta, What::Symlink(target))?;
+                    sink.add(&path, &meta, What::Symlink(target))?
                 }
                 EntryType::Link => {
                     let first = relative(&entry.link_name_bytes().unwrap_or_default(), &name)?;
-                    sink.add(&path, &meta, What::Link(first))?;
+                    sink.add(&path, &meta, What::Link(first))?
                 }
                 EntryType::Fifo => sink.add(&path, &meta, What::Special(FileType::Fifo, 0, 0))?,
                 EntryType::Char | EntryType::Block => {
@@ -87,22 +88,22 @@ impl Source for ArchiveSource {
                     let minor = number(entry.header().device_minor())?;
                     let kind =
                         if kind == EntryType::Char { FileType::CharDevice } else { FileType::BlockDevice };
-                    sink.add(&path, &meta, What::Special(kind, major, minor))?;
+                    sink.add(&path, &meta, What::Special(kind, major, minor))?
                 }
                 EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
                     let sparse = kind == EntryType::GNUSparse;
                     let mut content =
                         Stream { size: entry.size(), entry: &mut entry, at: 0, sparse, name: &name };
-                    sink.add(&path, &meta, What::File(&mut content))?;
+                    sink.add(&path, &meta, What::File(&mut content))?
                 }
                 // Headers for the reader itself.
-                EntryType::XGlobalHeader => {}
+                EntryType::XGlobalHeader => Added::Taken,
                 other => {
                     let what =
                         format!("{name}: {}: entries of type {other:?} are not known", show_path(&path));
                     return Err(Failure::new(what));
                 }
-            }
+            };
         }
         if count == 0 {
             return Err(Failure::new(format!("{name}: an archive without entries, or no tar archive")));

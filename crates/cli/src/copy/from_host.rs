@@ -12,7 +12,7 @@ use extant_format::inode::{FileType, Timestamp};
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 
-use super::{Content, Meta, Sink, Source, What, below};
+use super::{Added, Content, Meta, Sink, Source, What, below};
 use crate::fail::{Failure, OnHost as _, Outcome};
 
 /// A file or folder of the host.
@@ -39,29 +39,29 @@ impl HostSource {
             mtime: Timestamp { sec: meta.mtime(), nsec: meta.mtime_nsec() as u32 },
             xattrs: xattrs(at)?,
         };
-        if meta.nlink() > 1 && kind != FileType::Directory {
-            if let Some(first) = self.seen.get(&(meta.dev(), meta.ino())) {
-                sink.add(target, &ours, What::Link(first.clone()))?;
-                return Ok(false);
-            }
-            self.seen.insert((meta.dev(), meta.ino()), target.to_vec());
+        let id = (meta.dev(), meta.ino());
+        if let Some(first) = self.seen.get(&id) {
+            return sink.add(target, &ours, What::Link(first.clone())).map(|_| false);
         }
-        match kind {
+        let added = match kind {
             FileType::Directory => sink.add(target, &ours, What::Dir)?,
             FileType::Symlink => {
                 let link = std::fs::read_link(at).on(at)?.into_os_string().into_vec();
-                sink.add(target, &ours, What::Symlink(link))?;
+                sink.add(target, &ours, What::Symlink(link))?
             }
             FileType::Regular => {
                 let file = File::open(at).on(at)?;
                 let mut content =
                     FileContent { size: file.metadata().on(at)?.len(), file, path: at.to_owned() };
-                sink.add(target, &ours, What::File(&mut content))?;
+                sink.add(target, &ours, What::File(&mut content))?
             }
             kind => {
                 let (major, minor) = (rustix::fs::major(meta.rdev()), rustix::fs::minor(meta.rdev()));
-                sink.add(target, &ours, What::Special(kind, major, minor))?;
+                sink.add(target, &ours, What::Special(kind, major, minor))?
             }
+        };
+        if added == Added::Taken && meta.nlink() > 1 && kind != FileType::Directory {
+            self.seen.insert(id, target.to_vec());
         }
         Ok(kind == FileType::Directory)
     }

@@ -7,7 +7,7 @@ use extant::{InodeRef, SeekKind};
 use extant_format::Ino;
 use extant_format::inode::FileType;
 
-use super::{Content, Meta, Sink, Source, What, below, is_safe_name};
+use super::{Added, Content, Meta, Sink, Source, What, below, is_safe_name};
 use crate::fail::{At as _, Failure, Outcome, show_path};
 use crate::volume::Volume;
 
@@ -68,22 +68,25 @@ fn hand_over(
         mtime: attr.mtime,
         xattrs,
     };
-    if attr.nlink > 1 && !inode.is_dir() {
-        if let Some(first) = seen.get(&inode.ino()) {
-            return sink.add(target, &meta, What::Link(first.clone()));
-        }
-        seen.insert(inode.ino(), target.to_vec());
+    if let Some(first) = seen.get(&inode.ino()) {
+        return sink.add(target, &meta, What::Link(first.clone())).map(drop);
     }
-    let what = match attr.kind {
-        FileType::Directory => What::Dir,
-        FileType::Symlink => What::Symlink(volume.fs.readlink(inode).at(path)?),
+    let added = match attr.kind {
+        FileType::Directory => sink.add(target, &meta, What::Dir)?,
+        FileType::Symlink => {
+            let link = volume.fs.readlink(inode).at(path)?;
+            sink.add(target, &meta, What::Symlink(link))?
+        }
         FileType::Regular => {
             let mut content = FileContent { volume, inode, size: attr.size, path: path.to_vec() };
-            return sink.add(target, &meta, What::File(&mut content));
+            sink.add(target, &meta, What::File(&mut content))?
         }
-        kind => What::Special(kind, attr.rdev.major, attr.rdev.minor),
+        kind => sink.add(target, &meta, What::Special(kind, attr.rdev.major, attr.rdev.minor))?,
     };
-    sink.add(target, &meta, what)
+    if added == Added::Taken && attr.nlink > 1 && !inode.is_dir() {
+        seen.insert(inode.ino(), target.to_vec());
+    }
+    Ok(())
 }
 
 /// A file's content in an image.

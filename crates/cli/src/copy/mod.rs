@@ -68,11 +68,21 @@ pub(crate) enum What<'a> {
     Link(Vec<u8>),
 }
 
+/// What became of an item.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[must_use]
+pub(crate) enum Added {
+    /// It is there.
+    Taken,
+    /// The sink cannot have such a thing, and has said so: nothing is at that path, so nothing can be linked to it.
+    LeftOut,
+}
+
 /// Takes items. Paths are relative, without `.` and `..`; the empty path is the top itself. A directory comes before
 /// what is in it.
 pub(crate) trait Sink {
     /// Takes one item.
-    fn add(&mut self, path: &[u8], meta: &Meta, what: What<'_>) -> Outcome;
+    fn add(&mut self, path: &[u8], meta: &Meta, what: What<'_>) -> Outcome<Added>;
 
     /// Everything was handed over.
     fn finish(&mut self) -> Outcome;
@@ -91,7 +101,7 @@ pub(crate) struct Owned<'a> {
 }
 
 impl Sink for Owned<'_> {
-    fn add(&mut self, path: &[u8], meta: &Meta, what: What<'_>) -> Outcome {
+    fn add(&mut self, path: &[u8], meta: &Meta, what: What<'_>) -> Outcome<Added> {
         let mut meta = meta.clone();
         meta.uid = self.owner.uid.unwrap_or(meta.uid);
         meta.gid = self.owner.gid.unwrap_or(meta.gid);

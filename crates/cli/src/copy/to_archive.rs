@@ -6,7 +6,7 @@ use std::ops::Range;
 use extant_format::inode::{FileType, Timestamp};
 use tar::{EntryType, Header};
 
-use super::{Content, Meta, PAX_XATTR, Sink, What};
+use super::{Added, Content, Meta, PAX_XATTR, Sink, What};
 use crate::fail::{Failure, Outcome, show_path};
 
 /// An archive to write: PAX headers where the old ones do not hold a path, a time or an attribute.
@@ -116,7 +116,7 @@ pub(super) fn time_text(time: Timestamp) -> Vec<u8> {
 }
 
 impl<W: Write> Sink for ArchiveSink<W> {
-    fn add(&mut self, path: &[u8], meta: &Meta, what: What<'_>) -> Outcome {
+    fn add(&mut self, path: &[u8], meta: &Meta, what: What<'_>) -> Outcome<Added> {
         let name = match (&what, path) {
             (What::Dir, b"") => b"./".to_vec(),
             (What::Dir, path) => [path, b"/"].concat(),
@@ -132,7 +132,7 @@ impl<W: Write> Sink for ArchiveSink<W> {
             What::Special(FileType::BlockDevice, ..) => (EntryType::Block, Vec::new()),
             What::Special(..) => {
                 eprintln!("extant: {}: tar has no sockets; left out", show_path(path));
-                return Ok(());
+                return Ok(Added::LeftOut);
             }
         };
         let size = if let What::File(content) = &what { content.size() } else { 0 };
@@ -146,7 +146,7 @@ impl<W: Write> Sink for ArchiveSink<W> {
             What::File(content) => self.out.append(&header, Filled { content, at: 0, next: None }),
             _ => self.out.append(&header, io::empty()),
         };
-        appended.map_err(|err| self.failed(&err))
+        appended.map(|()| Added::Taken).map_err(|err| self.failed(&err))
     }
 
     fn finish(&mut self) -> Outcome {

@@ -10,7 +10,7 @@ use extant_format::inode::Timestamp;
 use rustix::fs::{AtFlags, CWD, Gid, Mode, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 
-use super::{Content, Meta, Sink, What, each_piece, is_safe_name};
+use super::{Added, Content, Meta, Sink, What, each_piece, is_safe_name};
 use crate::fail::{Failure, OnHost as _, Outcome, show_path};
 
 /// A folder of the host as the target. Names that come from elsewhere are checked, and never followed if they are
@@ -104,7 +104,7 @@ impl HostSink {
 }
 
 impl Sink for HostSink {
-    fn add(&mut self, path: &[u8], meta: &Meta, what: What<'_>) -> Outcome {
+    fn add(&mut self, path: &[u8], meta: &Meta, what: What<'_>) -> Outcome<Added> {
         let at = self.place(path)?;
         if let What::Dir = what {
             match std::fs::symlink_metadata(&at) {
@@ -113,12 +113,12 @@ impl Sink for HostSink {
                 Err(_) => std::fs::create_dir(&at).on(&at)?,
             }
             self.dirs.push((at, meta.clone()));
-            return Ok(());
+            return Ok(Added::Taken);
         }
         Self::make_room(&at)?;
         let is_link = matches!(what, What::Symlink(_));
         match what {
-            What::Dir => return Ok(()),
+            What::Dir => return Ok(Added::Taken),
             What::File(content) => Self::fill(&at, content)?,
             What::Symlink(target) => rustix::fs::symlink(&target[..], &at).on(&at)?,
             What::Special(kind, major, minor) => {
@@ -128,17 +128,17 @@ impl Sink for HostSink {
                     Ok(()) => {}
                     Err(Errno::PERM) => {
                         self.lose("device nodes");
-                        return Ok(());
+                        return Ok(Added::LeftOut);
                     }
                     Err(err) => return Err(Failure::host(&at, &err.into())),
                 }
             }
             What::Link(first) => {
                 let first = self.place(&first)?;
-                return std::fs::hard_link(&first, &at).on(&at);
+                return std::fs::hard_link(&first, &at).on(&at).map(|()| Added::Taken);
             }
         }
-        self.dress(&at, meta, is_link)
+        self.dress(&at, meta, is_link).map(|()| Added::Taken)
     }
 
     fn finish(&mut self) -> Outcome {

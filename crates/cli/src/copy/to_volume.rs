@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use extant::{DeviceNumber, InodeRef, NewInode, SetAttr, SetTime, WriteFlags, XattrSet};
 use extant_format::inode::FileType;
 
-use super::{Content, Meta, Sink, What, each_piece};
+use super::{Added, Content, Meta, Sink, What, each_piece};
 use crate::fail::{At as _, Failure, Outcome};
 use crate::volume::{Volume, join};
 
@@ -118,25 +118,25 @@ impl<'a> VolumeSink<'a> {
 }
 
 impl Sink for VolumeSink<'_> {
-    fn add(&mut self, path: &[u8], meta: &Meta, what: What<'_>) -> Outcome {
+    fn add(&mut self, path: &[u8], meta: &Meta, what: What<'_>) -> Outcome<Added> {
         let shown = if path.is_empty() { self.path.clone() } else { join(&self.path, path) };
         if path.is_empty() {
             let top = self.top.clone();
             return match what {
-                What::Dir => self.dress(&top, meta, &shown),
+                What::Dir => self.dress(&top, meta, &shown).map(|()| Added::Taken),
                 _ => Err(Failure::inside(&shown, &extant::Error::IsDirectory)),
             };
         }
         if let What::Dir = what {
             let dir = self.dir(path)?;
-            return self.dress(&dir, meta, &shown);
+            return self.dress(&dir, meta, &shown).map(|()| Added::Taken);
         }
         let (dir, name) = self.place(path)?;
         self.make_room(&dir, name, &shown)?;
         let (fs, cred) = (&self.volume.fs, &self.volume.cred);
         let node = |kind: FileType, rdev| NewInode { mode: kind.mode_bits() | meta.mode as u16, rdev };
         let inode = match what {
-            What::Dir => return Ok(()),
+            What::Dir => return Ok(Added::Taken),
             What::File(content) => {
                 let new = node(FileType::Regular, DeviceNumber::default());
                 let inode = fs.mknod(&dir, name, &new, cred).at(&shown)?;
@@ -151,10 +151,10 @@ impl Sink for VolumeSink<'_> {
             What::Link(first) => {
                 let (first_dir, first_name) = self.place(&first)?;
                 let inode = self.volume.fs.lookup(&first_dir, first_name, cred).at(&shown)?;
-                return self.volume.fs.link(&inode, &dir, name, cred).at(&shown).map(drop);
+                return self.volume.fs.link(&inode, &dir, name, cred).at(&shown).map(|_| Added::Taken);
             }
         };
-        self.dress(&inode, meta, &shown)
+        self.dress(&inode, meta, &shown).map(|()| Added::Taken)
     }
 
     fn finish(&mut self) -> Outcome {

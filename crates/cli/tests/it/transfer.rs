@@ -171,3 +171,45 @@ fn a_sparse_file_stays_sparse_both_ways() {
     assert_eq!(&bytes, b"middle");
     oracle::assert_clean(&image);
 }
+
+/// tar has no sockets, and who has no right to it makes no device nodes: their second names are left out like the first.
+#[test]
+fn what_is_left_out_has_no_second_name() {
+    need!(env::kernel_mounts(), env::tools(&["setpriv"]));
+    let dir = scratch();
+    let (image, tree, tar) = (dir.join("image"), dir.join("tree"), dir.join("tree.tar"));
+    fs::create_dir(&tree).unwrap();
+    let mode = Mode::from_raw_mode(0o600);
+    rustix::fs::mknodat(CWD, tree.join("a"), FileType::Socket, mode, 0).unwrap();
+    rustix::fs::mknodat(CWD, tree.join("c"), FileType::CharacterDevice, mode, rustix::fs::makedev(1, 3))
+        .unwrap();
+    for (name, again) in [("a", "b"), ("c", "d")] {
+        fs::hard_link(tree.join(name), tree.join(again)).unwrap();
+    }
+    fs::write(tree.join("e"), "text").unwrap();
+    fs::hard_link(tree.join("e"), tree.join("f")).unwrap();
+    oracle::mke2fs(&image, 16 << 20, "-t ext4");
+    ok(&[&"import", &image, &tree]);
+    let names = |image: &Path| {
+        let tree = seen(image);
+        let names = tree.nodes.keys().filter(|path| !path.is_empty() && *path != b"lost+found");
+        names.map(|path| String::from_utf8_lossy(path).into_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(names(&image), ["a", "b", "c", "d", "e", "f"]);
+    let ran = extant(&[&"export", &image, &tar]);
+    assert!(ran.status == 0 && ran.err.contains("sockets"), "{}", ran.err);
+    let second = dir.join("second");
+    oracle::mke2fs(&second, 16 << 20, "-t ext4");
+    ok(&[&"import", &second, &tar]);
+    assert_eq!(names(&second), ["c", "d", "e", "f"]);
+    let back = dir.join("back");
+    let mut bare = oracle::command("setpriv");
+    bare.args(["--bounding-set=-all", "--inh-caps=-all", env!("CARGO_BIN_EXE_extant"), "export"]);
+    let out = oracle::run(bare.arg(&image).arg(&back));
+    assert!(out.status == 0 && out.text.contains("device nodes"), "{out}");
+    let mut names: Vec<_> = fs::read_dir(&back).unwrap().map(|e| e.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["a", "b", "e", "f"]);
+    let [e, f] = ["e", "f"].map(|name| fs::metadata(back.join(name)).unwrap().ino());
+    assert_eq!(e, f);
+}
