@@ -6,9 +6,9 @@ use std::os::unix::ffi::OsStrExt as _;
 use extant::{InodeRef, RenameFlags, SetAttr};
 use extant_format::inode::FileType;
 
-use crate::fail::{At as _, Failure, Outcome, show_path};
+use crate::fail::{At as _, Failure, Outcome};
 use crate::image::ImageArgs;
-use crate::volume::{Volume, join};
+use crate::volume::{Visited, Volume, join};
 
 /// Make directories
 #[derive(clap::Args, Debug)]
@@ -199,6 +199,8 @@ pub(crate) fn rm(args: &RmArgs) -> Outcome {
 /// Removes a directory with all that is in it, deepest first.
 fn remove_tree(volume: &Volume, dir: &InodeRef, name: &[u8], path: &[u8]) -> Outcome {
     let top = volume.fs.lookup(dir, name, &volume.cred).at(path)?;
+    let mut visited = Visited::default();
+    visited.enter(&top, path)?;
     let mut stack = vec![(dir.clone(), name.to_vec(), path.to_vec(), volume.entries(&top, path)?, top)];
     while let Some((above, name, path, entries, inode)) = stack.last_mut() {
         let Some(entry) = entries.pop() else {
@@ -212,10 +214,7 @@ fn remove_tree(volume: &Volume, dir: &InodeRef, name: &[u8], path: &[u8]) -> Out
             volume.fs.unlink(&here, &entry.name, &volume.cred).at(&below)?;
             continue;
         }
-        if stack.iter().any(|(.., above)| above.ino() == child.ino()) {
-            let failure = Failure::new(format!("{}: the directory holds itself", show_path(&below)));
-            return Err(failure.hint("the image is damaged: `extant fsck IMAGE` shows all of it"));
-        }
+        visited.enter(&child, &below)?;
         let entries = volume.entries(&child, &below)?;
         stack.push((here, entry.name, below, entries, child));
     }

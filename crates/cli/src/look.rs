@@ -12,7 +12,7 @@ use crate::glob;
 use crate::image::ReadArgs;
 use crate::out::Out;
 use crate::show;
-use crate::volume::{Entry, Volume, join};
+use crate::volume::{Entry, Visited, Volume, join};
 
 /// Bytes read at a time.
 const CHUNK: usize = 1 << 20;
@@ -270,6 +270,8 @@ impl Drawing<'_> {
         // Depth first with an explicit stack; each level knows what is left of it.
         let first = self.volume.entries(dir, path)?;
         let mut stack = vec![(dir.clone(), path.to_vec(), first.into_iter().peekable())];
+        let mut visited = Visited::default();
+        visited.enter(dir, path)?;
         while let Some((dir, path, entries)) = stack.last_mut() {
             let Some(entry) = entries.next() else {
                 stack.pop();
@@ -283,8 +285,8 @@ impl Drawing<'_> {
                 continue;
             }
             self.dirs += 1;
-            let looped = stack.iter().any(|(above, ..)| above.ino() == inode.ino());
-            if stack.len() < self.level && !looped {
+            if stack.len() < self.level {
+                visited.enter(&inode, &below)?;
                 let entries = self.volume.entries(&inode, &below)?;
                 stack.push((inode, below, entries.into_iter().peekable()));
             }

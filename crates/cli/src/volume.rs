@@ -1,5 +1,6 @@
 //! A filesystem in an image, opened for one command: paths, entries, and closing it properly.
 
+use std::collections::HashSet;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -24,6 +25,23 @@ pub(crate) struct Entry {
 
 /// Called with a path, the name's entry and its inode; says whether to go into a directory.
 pub(crate) type Visit<'v> = &'v mut dyn FnMut(&[u8], &Entry, &InodeRef) -> Outcome<bool>;
+
+/// The directories that a walk has been in. One with two names holds what it holds twice, and so on below it: a damaged image of a few
+/// kilobytes can have more paths than anybody can walk.
+#[derive(Debug, Default)]
+pub(crate) struct Visited(HashSet<Ino>);
+
+impl Visited {
+    /// Notes a directory that is gone into at `path`.
+    pub(crate) fn enter(&mut self, dir: &InodeRef, path: &[u8]) -> Outcome {
+        if self.0.insert(dir.ino()) {
+            return Ok(());
+        }
+        let path = crate::fail::show_path(path);
+        Err(Failure::new(format!("{path}: a directory with a second name, or one that holds itself"))
+            .hint("the image is damaged: `extant fsck IMAGE` shows all of it"))
+    }
+}
 
 /// An open filesystem. Commands act as root: who can write the image file can write every byte of it anyway.
 pub(crate) struct Volume {
@@ -135,10 +153,12 @@ impl Volume {
     }
 
     /// Calls `visit` for everything below `dir`, in order of names, directories before what is in them. `visit` says
-    /// whether to go into a directory.
+    /// whether to go into a directory. One that has a second name is an error.
     pub(crate) fn walk_tree(&self, dir: &InodeRef, path: &[u8], visit: Visit<'_>) -> Outcome {
         // An explicit stack: a damaged image may hold a chain of directories longer than a thread's stack.
         let mut stack = vec![(dir.clone(), path.to_vec(), self.entries(dir, path)?.into_iter())];
+        let mut visited = Visited::default();
+        visited.enter(dir, path)?;
         while let Some((dir, path, entries)) = stack.last_mut() {
             let Some(entry) = entries.next() else {
                 stack.pop();
@@ -149,11 +169,7 @@ impl Volume {
             if !visit(&below, &entry, &inode)? || !inode.is_dir() {
                 continue;
             }
-            if stack.iter().any(|(above, ..)| above.ino() == inode.ino()) {
-                let failure =
-                    Failure::new(format!("{}: the directory holds itself", crate::fail::show_path(&below)));
-                return Err(failure.hint("the image is damaged: `extant fsck IMAGE` shows all of it"));
-            }
+            visited.enter(&inode, &below)?;
             let entries = self.entries(&inode, &below)?.into_iter();
             stack.push((inode, below, entries));
         }

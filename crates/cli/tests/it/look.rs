@@ -185,3 +185,40 @@ fn names_that_are_not_text_survive() {
     let json = ok(&[&"ls", &image, &"--json"]).json();
     assert!(json.as_array().unwrap().iter().any(|o| o["path_hex"] == "2f6f64642dff2d6e616d65"), "{json}");
 }
+
+/// Directories that each have two names in the one above: 2^16 paths to the last of them.
+#[test]
+fn directories_with_several_names_are_damage() {
+    need!(env::tools(&["mke2fs", "debugfs"]));
+    const DEPTH: usize = 16;
+    let dir = extant_testkit::scratch();
+    let (image, out) = (dir.join("image"), dir.join("out"));
+    oracle::mke2fs(&image, 16 << 20, "-t ext4 -O ^metadata_csum");
+    let mut requests: Vec<String> = (0..=DEPTH).map(|n| format!("mkdir d{n}")).collect();
+    for n in 0..DEPTH {
+        requests.extend(["a", "b"].map(|name| format!("ln d{} d{n}/{name}", n + 1)));
+    }
+    let requests: Vec<&str> = requests.iter().map(String::as_str).collect();
+    oracle::debugfs_write(&image, &requests);
+    let commands: [&[&dyn AsRef<std::ffi::OsStr>]; 5] = [
+        &[&"find", &image, &"/d0"],
+        &[&"tree", &image, &"/d0"],
+        &[&"ls", &"-R", &image, &"/d0"],
+        &[&"export", &image, &out, &"--from", &"/d0"],
+        &[&"get", &image, &"/d0", &out],
+    ];
+    for args in commands {
+        let ran = extant(args);
+        assert!(
+            ran.status == 1 && ran.err.contains("second name"),
+            "exit status {}: {}",
+            ran.status,
+            ran.err
+        );
+        assert!(ran.out.len() < 20_000, "{} bytes", ran.out.len());
+        let _ = std::fs::remove_dir_all(&out);
+    }
+    // The last one is gone when its second name is met.
+    let ran = extant(&[&"rm", &"-r", &image, &"/d0"]);
+    assert!(ran.status == 1 && ran.err.contains("the image is damaged"), "{}", ran.err);
+}
