@@ -7,15 +7,15 @@ use extant_sync::atomic::{AtomicU32, Ordering};
 use extant_sync::{Condvar, Mutex, Rank};
 
 /// Most readers beyond those that always run.
-pub(crate) const MOST_SPARES: u32 = 16;
+pub(crate) const MOST_SPARES: usize = 16;
 
 struct State {
     /// Spare readers asked for and not yet running.
     wanted: u32,
     /// Spare readers that wait to be asked.
     parked: u32,
-    /// Spare readers that exist.
-    spares: u32,
+    /// Numbers of spare readers that do not exist, below [`MOST_SPARES`].
+    free: Vec<usize>,
     closed: bool,
 }
 
@@ -35,14 +35,15 @@ pub(crate) struct Pool {
 pub(crate) enum Relief {
     /// Somebody reads or will soon, or was woken, or no more are allowed.
     None,
-    /// Start one more spare reader.
-    Start,
+    /// Start the spare reader of this number.
+    Start(usize),
 }
 
 impl Pool {
     /// For so many readers that always run.
     pub(crate) fn new(readers: u32) -> Self {
-        let state = State { wanted: 0, parked: 0, spares: 0, closed: false };
+        let free = (0..MOST_SPARES).rev().collect();
+        let state = State { wanted: 0, parked: 0, free, closed: false };
         Self {
             idle: AtomicU32::new(0),
             long: AtomicU32::new(0),
@@ -82,10 +83,9 @@ impl Pool {
             self.active.fetch_add(1, Ordering::SeqCst);
             self.changed.notify_one();
             Relief::None
-        } else if state.spares < MOST_SPARES {
-            state.spares += 1;
+        } else if let Some(number) = state.free.pop() {
             self.active.fetch_add(1, Ordering::SeqCst);
-            Relief::Start
+            Relief::Start(number)
         } else {
             Relief::None
         }
@@ -96,9 +96,12 @@ impl Pool {
         self.long.fetch_sub(1, Ordering::SeqCst);
     }
 
-    /// The reader that [`Self::begin_long`] asked for could not be started.
-    pub(crate) fn not_started(&self) {
+    /// The reader that [`Self::begin_long`] asked for could not be started, or has ended before the session: another one may be started
+    /// in its place.
+    pub(crate) fn ended(&self, number: usize) {
+        let mut state = self.state.lock();
         self.active.fetch_sub(1, Ordering::SeqCst);
+        state.free.push(number);
     }
 
     fn all_in_long(&self) -> bool {

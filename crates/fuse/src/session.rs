@@ -62,10 +62,9 @@ pub(crate) struct Shared<'s, S: ?Sized> {
     options: SessionOptions,
     max_write: u32,
     pool: Pool,
+    /// Of the readers that always run, of spare ones, of ring seats.
     slots: Vec<Slot>,
-    next_slot: AtomicU64,
-    /// Slots from here on are those of ring seats.
-    spare_slots: usize,
+    first_spare: usize,
     destroyed: AtomicBool,
 }
 
@@ -119,7 +118,7 @@ impl Session {
             n => n,
         };
         let seats = self.seats;
-        let first_seat = readers + MOST_SPARES as usize;
+        let first_seat = readers + MOST_SPARES;
         let slots = first_seat + seats.len();
         let shared = Shared {
             server,
@@ -128,8 +127,7 @@ impl Session {
             max_write: self.config.max_write,
             pool: Pool::new(u32::try_from(readers).unwrap_or(u32::MAX)),
             slots: std::iter::repeat_with(Slot::default).take(slots).collect(),
-            next_slot: AtomicU64::new(readers as u64),
-            spare_slots: first_seat,
+            first_spare: readers,
             destroyed: AtomicBool::new(false),
         };
         let result = thread::scope(|scope| {
@@ -182,16 +180,16 @@ impl<S: Server + ?Sized> Shared<'_, S> {
     }
 
     /// A reader that only helps while the others are in long operations.
-    fn spare<'scope, 'env>(&'scope self, scope: &'scope thread::Scope<'scope, 'env>, index: usize) {
+    fn spare<'scope, 'env>(&'scope self, scope: &'scope thread::Scope<'scope, 'env>, number: usize) {
         let channel = self.own_channel();
         let mut buffer = Buffer::new(self.max_write);
         loop {
-            match self.one(scope, &channel, &mut buffer, &self.slots[index]) {
+            match self.one(scope, &channel, &mut buffer, &self.slots[self.first_spare + number]) {
                 Ok(true) => {}
                 Ok(false) => return,
                 Err(error) => {
                     tracing::error!(%error, "a spare reader failed");
-                    return;
+                    return self.pool.ended(number);
                 }
             }
             if self.pool.anybody_reads() && !self.pool.park() {
@@ -245,8 +243,8 @@ impl<S: Server + ?Sized> Shared<'_, S> {
             }
             _ => {
                 let long = may_block(header);
-                if long && matches!(self.pool.begin_long(), Relief::Start) {
-                    self.start_spare(scope);
+                if long && let Relief::Start(number) = self.pool.begin_long() {
+                    self.start_spare(scope, number);
                 }
                 self.serve(channel, header, Body { fixed: body, rest: None }, slot);
                 if long {
@@ -294,17 +292,13 @@ impl<S: Server + ?Sized> Shared<'_, S> {
         }
     }
 
-    fn start_spare<'scope, 'env>(&'scope self, scope: &'scope thread::Scope<'scope, 'env>) {
-        let slot = self.next_slot.fetch_add(1, Ordering::Relaxed);
-        let Some(index) = usize::try_from(slot).ok().filter(|&i| i < self.spare_slots) else {
-            return self.pool.not_started();
-        };
+    fn start_spare<'scope, 'env>(&'scope self, scope: &'scope thread::Scope<'scope, 'env>, number: usize) {
         let started = thread::Builder::new()
-            .name(format!("fuse-{index}"))
-            .spawn_scoped(scope, move || self.spare(scope, index));
+            .name(format!("fuse-spare-{number}"))
+            .spawn_scoped(scope, move || self.spare(scope, number));
         if let Err(error) = started {
             tracing::error!(%error, "no further reader could be started");
-            self.pool.not_started();
+            self.pool.ended(number);
         }
     }
 
