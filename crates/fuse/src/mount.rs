@@ -37,8 +37,6 @@ pub struct MountRequest {
     pub flags: MountFlags,
     /// `allow_other`: everybody may enter, not only who mounts.
     pub allow_other: bool,
-    /// `default_permissions`: the kernel checks modes and ACLs.
-    pub default_permissions: bool,
     /// Largest READ, bytes.
     pub max_read: u32,
     /// Block size of a `fuseblk` mount, bytes.
@@ -46,8 +44,8 @@ pub struct MountRequest {
 }
 
 impl MountRequest {
-    /// A mount of `source` on `target` as the kernel's own file systems are mounted: for everybody, with the
-    /// kernel's permission checks.
+    /// A mount of `source` on `target` as the kernel's own file systems are mounted: for everybody. The kernel always checks
+    /// permissions (`default_permissions`).
     #[must_use]
     pub fn new(source: impl Into<PathBuf>, target: impl Into<PathBuf>) -> Self {
         Self {
@@ -57,7 +55,6 @@ impl MountRequest {
             subtype: "extant".into(),
             flags: MountFlags::empty(),
             allow_other: true,
-            default_permissions: true,
             max_read: 1 << 20,
             block_size: 4096,
         }
@@ -79,7 +76,7 @@ pub fn mount_direct(request: &MountRequest) -> io::Result<OwnedFd> {
     let device = extant_sys::fuse::open_device()
         .map_err(|e| io::Error::new(e.kind(), format!("cannot open /dev/fuse: {e}")))?;
     let mut options = format!(
-        "fd={},rootmode=40000,user_id={},group_id={},max_read={}",
+        "fd={},rootmode=40000,user_id={},group_id={},max_read={},default_permissions",
         device.as_raw_fd(),
         rustix::process::getuid().as_raw(),
         rustix::process::getgid().as_raw(),
@@ -87,9 +84,6 @@ pub fn mount_direct(request: &MountRequest) -> io::Result<OwnedFd> {
     );
     if request.allow_other {
         options.push_str(",allow_other");
-    }
-    if request.default_permissions {
-        options.push_str(",default_permissions");
     }
     let kind = if request.block_device {
         options.push_str(&format!(",blksize={}", request.block_size));

@@ -298,7 +298,6 @@ fn attach(
     let mut request = MountRequest::new(image, dir);
     request.flags = options.flags;
     request.flags.set(MountFlags::RDONLY, fs.is_read_only());
-    request.default_permissions = options.default_permissions;
     // The kernel's largest block size of a mount is a page.
     request.block_size = fs.geometry().block_size().min(4096);
     let root = rustix::process::geteuid().is_root();

@@ -31,8 +31,6 @@ pub struct Options {
     pub remount: bool,
     /// `allow_other`, `noallow_other`; by default only root allows others.
     pub allow_other: Option<bool>,
-    /// `default_permissions`, `nodefault_permissions`.
-    pub default_permissions: bool,
     /// `writeback_cache`, `nowriteback_cache`.
     pub writeback_cache: bool,
     /// `attach=auto|loop|plain`.
@@ -58,7 +56,6 @@ impl Default for Options {
             flags: MountFlags::empty(),
             remount: false,
             allow_other: None,
-            default_permissions: true,
             writeback_cache: false,
             attach: Attach::Auto,
             readers: 0,
@@ -105,8 +102,14 @@ impl Options {
             "remount" => self.remount = true,
             "allow_other" => self.allow_other = Some(true),
             "noallow_other" => self.allow_other = Some(false),
-            "default_permissions" => self.default_permissions = true,
-            "nodefault_permissions" => self.default_permissions = false,
+            // As it is anyway.
+            "default_permissions" => {}
+            "nodefault_permissions" => {
+                return Err(CommandError::usage(
+                    "mount option `nodefault_permissions`: modes and ACLs are checked by the kernel, which does not say who asks; \
+                     nobody would check them",
+                ));
+            }
             "writeback_cache" => self.writeback_cache = true,
             "nowriteback_cache" => self.writeback_cache = false,
             "pin" => self.pin = true,

@@ -78,12 +78,12 @@ fn options(request: &MountRequest) -> io::Result<String> {
     // Commas and backslashes in the name are escaped by a backslash.
     let source: String =
         source.chars().flat_map(|c| matches!(c, ',' | '\\').then_some('\\').into_iter().chain([c])).collect();
-    let mut list = format!("fsname={source},subtype={},max_read={}", request.subtype, request.max_read);
+    let mut list = format!(
+        "fsname={source},subtype={},max_read={},default_permissions",
+        request.subtype, request.max_read
+    );
     if request.allow_other {
         list.push_str(",allow_other");
-    }
-    if request.default_permissions {
-        list.push_str(",default_permissions");
     }
     const WORDS: [(MountFlags, &str); 6] = [
         (MountFlags::RDONLY, "ro"),

@@ -48,3 +48,11 @@ fn a_transport_is_one_of_two() {
     assert_eq!(Options::parse("transport=uring,transport=dev").unwrap().transport, Transport::Device);
     assert!(Options::parse("transport=pigeon").is_err());
 }
+
+/// Linux ends a connection that asks for idmapped mounts without it, and with ACLs turns it on itself.
+#[test]
+fn the_kernel_checks_permissions_always() {
+    assert_eq!(Options::parse("default_permissions").unwrap(), Options::default());
+    let error = Options::parse("nodefault_permissions").unwrap_err();
+    assert!(error.reason.contains("nodefault_permissions"), "{}", error.reason);
+}
