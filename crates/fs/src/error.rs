@@ -58,6 +58,8 @@ pub enum Error {
     NotSupported(&'static str),
     /// EDQUOT: over a quota limit.
     QuotaExceeded,
+    /// EINTR: the caller was interrupted while it waited for a long look.
+    Interrupted,
     /// ENXIO: no data or hole past this offset, or no such device.
     NoSuchAddress,
     /// EBADF: the open file does not allow this.
@@ -253,6 +255,7 @@ impl Error {
             Self::Stale => errno::ESTALE,
             Self::NotSupported(_) => errno::EOPNOTSUPP,
             Self::QuotaExceeded => errno::EDQUOT,
+            Self::Interrupted => errno::EINTR,
             Self::NoSuchAddress => errno::ENXIO,
             Self::BadFile => errno::EBADF,
             Self::TextBusy => errno::ETXTBSY,
@@ -274,7 +277,7 @@ pub mod errno {
         };
     }
     errnos! {
-        EPERM = 1, ENOENT = 2, EIO = 5, ENXIO = 6, E2BIG = 7, EBADF = 9, EAGAIN = 11, ENOMEM = 12, EACCES = 13, EFAULT = 14,
+        EPERM = 1, ENOENT = 2, EINTR = 4, EIO = 5, ENXIO = 6, E2BIG = 7, EBADF = 9, EAGAIN = 11, ENOMEM = 12, EACCES = 13, EFAULT = 14,
         EBUSY = 16, EEXIST = 17, EXDEV = 18, ENOTDIR = 20, EISDIR = 21, EINVAL = 22, ETXTBSY = 26, EFBIG = 27,
         ENOSPC = 28, EROFS = 30, EMLINK = 31, ERANGE = 34, ENAMETOOLONG = 36, ENOTEMPTY = 39, ELOOP = 40,
         ENODATA = 61, EBADMSG = 74, EOPNOTSUPP = 95, ESTALE = 116, EUCLEAN = 117, EDQUOT = 122,
@@ -306,6 +309,7 @@ impl fmt::Display for Error {
             Self::Stale => "stale inode number",
             Self::NotSupported(what) => return write!(f, "not supported: {what}"),
             Self::QuotaExceeded => "disk quota exceeded",
+            Self::Interrupted => "interrupted",
             Self::NoSuchAddress => "no such device or address",
             Self::BadFile => "the open file does not allow this",
             Self::TextBusy => "file busy",

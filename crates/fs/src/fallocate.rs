@@ -388,6 +388,20 @@ impl Filesystem {
     /// # Errors
     /// `NoSuchAddress` past the end, or when no data follows; damage.
     pub fn seek(&self, inode: &InodeRef, offset: u64, kind: SeekKind) -> Result<u64> {
+        self.seek_interruptible(inode, offset, kind, &|| false)
+    }
+
+    /// The same for a caller that may be interrupted: a damaged map can have as many runs as there are block numbers.
+    ///
+    /// # Errors
+    /// `Interrupted` once `interrupted` says so; as [`Self::seek`].
+    pub fn seek_interruptible(
+        &self,
+        inode: &InodeRef,
+        offset: u64,
+        kind: SeekKind,
+        interrupted: &dyn Fn() -> bool,
+    ) -> Result<u64> {
         self.noted(self.check_alive().and_then(|()| {
             self.check_content(inode)?;
             let _lock = inode.lock.read();
@@ -400,9 +414,10 @@ impl Filesystem {
             }
             match kind {
                 SeekKind::Data => {
-                    self.next_data(inode, offset, size)?.map(|r| r.start).ok_or(Error::NoSuchAddress)
+                    let data = self.next_data(inode, offset, size, interrupted)?;
+                    data.map(|r| r.start).ok_or(Error::NoSuchAddress)
                 }
-                SeekKind::Hole => self.next_hole(inode, offset, size),
+                SeekKind::Hole => self.next_hole(inode, offset, size, interrupted),
             }
         }))
     }
@@ -428,10 +443,16 @@ impl Filesystem {
         }))
     }
 
-    fn next_hole(&self, inode: &Inode, offset: u64, size: u64) -> Result<u64> {
+    fn next_hole(
+        &self,
+        inode: &Inode,
+        offset: u64,
+        size: u64,
+        interrupted: &dyn Fn() -> bool,
+    ) -> Result<u64> {
         let mut at = offset;
         while at < size {
-            match self.next_data(inode, at, size)? {
+            match self.next_data(inode, at, size, interrupted)? {
                 Some(data) if data.start == at => at = data.end,
                 _ => return Ok(at),
             }
@@ -440,13 +461,22 @@ impl Filesystem {
     }
 
     /// The first piece of data at or after `offset`: written blocks, or dirty pages over a hole or unwritten blocks.
-    fn next_data(&self, inode: &Inode, offset: u64, size: u64) -> Result<Option<Range<u64>>> {
+    fn next_data(
+        &self,
+        inode: &Inode,
+        offset: u64,
+        size: u64,
+        interrupted: &dyn Fn() -> bool,
+    ) -> Result<Option<Range<u64>>> {
         let dirty = inode.data.get().and_then(|data| data.pages.next_dirty(offset..size));
         let block = u64::from(self.geo.block_size());
         // A damaged size may lie past the last block that has a number: nothing is there.
         let limit = dirty.as_ref().map_or(size, |d| d.start).min(u64::from(u32::MAX) * block);
         let mut at = offset;
         while at < limit {
+            if interrupted() {
+                return Err(Error::Interrupted);
+            }
             let lblk = Lblk((at / block) as u32);
             let most = u32::try_from((limit - 1) / block - at / block + 1).unwrap_or(u32::MAX);
             let run = self.map_lookup(inode, lblk, most)?;

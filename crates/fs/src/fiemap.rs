@@ -182,7 +182,23 @@ impl Filesystem {
         how: FiemapHow,
         most: usize,
     ) -> Result<Vec<FiemapExtent>> {
-        Ok(self.find_extents(inode, start, len, how, Found::new(Some(most)))?.extents)
+        self.fiemap_interruptible(inode, start, len, how, most, &|| false)
+    }
+
+    /// The same for a caller that may be interrupted: a damaged map can have as many runs as there are block numbers.
+    ///
+    /// # Errors
+    /// `Interrupted` once `interrupted` says so; as [`Self::fiemap`].
+    pub fn fiemap_interruptible(
+        &self,
+        inode: &InodeRef,
+        start: u64,
+        len: u64,
+        how: FiemapHow,
+        most: usize,
+        interrupted: &dyn Fn() -> bool,
+    ) -> Result<Vec<FiemapExtent>> {
+        Ok(self.find_extents(inode, start, len, how, Found::new(Some(most)), interrupted)?.extents)
     }
 
     /// How many extents [`Self::fiemap`] would find.
@@ -190,7 +206,22 @@ impl Filesystem {
     /// # Errors
     /// As [`Self::fiemap`].
     pub fn fiemap_count(&self, inode: &InodeRef, start: u64, len: u64, how: FiemapHow) -> Result<u32> {
-        let found = self.find_extents(inode, start, len, how, Found::new(None))?;
+        self.fiemap_count_interruptible(inode, start, len, how, &|| false)
+    }
+
+    /// The same for a caller that may be interrupted, as [`Self::fiemap_interruptible`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn fiemap_count_interruptible(
+        &self,
+        inode: &InodeRef,
+        start: u64,
+        len: u64,
+        how: FiemapHow,
+        interrupted: &dyn Fn() -> bool,
+    ) -> Result<u32> {
+        let found = self.find_extents(inode, start, len, how, Found::new(None), interrupted)?;
         Ok(u32::try_from(found.count).unwrap_or(u32::MAX))
     }
 
@@ -201,6 +232,7 @@ impl Filesystem {
         len: u64,
         how: FiemapHow,
         mut found: Found,
+        interrupted: &dyn Fn() -> bool,
     ) -> Result<Found> {
         self.noted(self.check_alive().and_then(|()| {
             if !inode.is_dir() {
@@ -222,7 +254,7 @@ impl Filesystem {
             } else if self.is_inline(inode) {
                 self.inline_extent(inode, start, &mut found);
             } else {
-                self.block_extents(inode, start..end, &mut found)?;
+                self.block_extents(inode, start..end, &mut found, interrupted)?;
             }
             Ok(())
         }))?;
@@ -240,13 +272,22 @@ impl Filesystem {
         if len == 0 { Err(Error::Invalid("a range of no bytes")) } else { Ok(start + len) }
     }
 
-    fn block_extents(&self, inode: &Inode, range: Range<u64>, found: &mut Found) -> Result<()> {
+    fn block_extents(
+        &self,
+        inode: &Inode,
+        range: Range<u64>,
+        found: &mut Found,
+        interrupted: &dyn Fn() -> bool,
+    ) -> Result<()> {
         let block = u64::from(self.geo.block_size());
         let number = |byte: u64| u32::try_from(byte).unwrap_or(u32::MAX);
         let (mut at, end) = (number(range.start / block), number(range.end.div_ceil(block)));
         let joined = inode.map_kind() == MapKind::Indirect;
         let mut dirty = Dirty { next: Some(at..at), block };
         while at < end {
+            if interrupted() {
+                return Err(Error::Interrupted);
+            }
             let dirty = dirty.at_or_after(inode, at, end);
             let run = self.map.lookup_extent(&inode.map_ref(&inode.map.read()), Lblk(at), end - at)?;
             let to = at.saturating_add(run.len()).min(end);

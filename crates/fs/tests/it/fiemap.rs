@@ -1,17 +1,18 @@
 //! FIEMAP and SEEK_DATA, SEEK_HOLE: the library says what the kernel says of the same image.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
 use extant::{
-    Credentials, FallocateMode, FiemapExtent, FiemapFlags, FiemapHow, Filesystem, NewInode, OpenFile,
+    Credentials, Error, FallocateMode, FiemapExtent, FiemapFlags, FiemapHow, Filesystem, NewInode, OpenFile,
     OpenMode, SeekKind, XattrSet,
 };
 use extant_sys::extents::{FIEMAP_HEAD, FIEMAP_ROOM, FIEMAP_SIZE, fiemap};
 use extant_testkit::env::{kernel_mounts, scratch, seed};
 use extant_testkit::kernel::KernelMount;
-use extant_testkit::oracle::{files_on_a_mount, mke2fs};
+use extant_testkit::oracle::{debugfs_write, files_on_a_mount, mke2fs};
 use extant_testkit::rng::Rng;
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
@@ -314,4 +315,40 @@ fn delayed_blocks_as_the_kernel() {
     assert_eq!(refused.errno(), Errno::OPNOTSUPP.raw_os_error());
     drop((kernel, open));
     mount.unmount();
+}
+
+/// A map whose top block is all of its blocks, tree and data: 256^3 extents of one block each.
+#[test]
+fn a_long_look_can_be_interrupted() {
+    need!(extant_testkit::env::tools(&["mke2fs", "debugfs"]));
+    let dir = scratch();
+    let image = dir.join("image");
+    mke2fs(&image, 16 << 20, "-t ext2 -b 1024");
+    let (top, kib) = (9000_u32, 1024);
+    debugfs_write(
+        &image,
+        &["mknod f p", "sif f mode 0100644", "sif f size 17179869184", &format!("sif f block[TIND] {top}")],
+    );
+    let file = File::options().write(true).open(&image).expect("the image");
+    file.write_all_at(&top.to_le_bytes().repeat(kib / 4), u64::from(top) * kib as u64).expect("a block");
+    let fs = open_ro(&image);
+    let inode = fs.lookup(&fs.root().expect("root"), b"f", &Credentials::root()).expect("the file");
+    let looks = Cell::new(0);
+    let interrupted = || {
+        looks.set(looks.get() + 1);
+        looks.get() > 1000
+    };
+    let start = (12 + 256 + 256 * 256) * kib as u64;
+    let how = FiemapHow::empty();
+    let errors = [
+        fs.fiemap_count_interruptible(&inode, 0, u64::MAX, how, &interrupted).map(drop),
+        fs.fiemap_interruptible(&inode, 0, u64::MAX, how, usize::MAX, &interrupted).map(drop),
+        fs.seek_interruptible(&inode, start, SeekKind::Hole, &interrupted).map(drop),
+    ];
+    for (n, error) in errors.into_iter().enumerate() {
+        assert!(matches!(error, Err(Error::Interrupted)), "{n}: {error:?}");
+    }
+    assert_eq!(looks.get(), 1003, "a look for each extent");
+    let some = fs.fiemap(&inode, 0, u64::MAX, how, 3).expect("three of them");
+    assert!(some.iter().all(|e| e.length == 1024 && e.physical == u64::from(top) * 1024), "{some:?}");
 }

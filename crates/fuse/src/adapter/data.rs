@@ -172,13 +172,15 @@ impl Adapter {
         done.map_err(|e| errno(&e))
     }
 
-    pub(super) fn do_lseek(&self, args: &LseekIn) -> Result<u64, Errno> {
+    pub(super) fn do_lseek(&self, req: &Request<'_>, args: &LseekIn) -> Result<u64, Errno> {
         let kind = match args.whence {
             SEEK_DATA => SeekKind::Data,
             SEEK_HOLE => SeekKind::Hole,
             _ => return Err(Errno::INVAL),
         };
-        self.file(args.fh)?.seek(args.offset, kind).map_err(|e| errno(&e))
+        let file = self.file(args.fh)?;
+        let found = self.fs.seek_interruptible(file.inode(), args.offset, kind, &|| req.interrupted());
+        found.map_err(|e| errno(&e))
     }
 
     /// The block of the mount's device, in units of `args.blocksize` bytes. The kernel reads and writes swap files there, and

@@ -30,16 +30,24 @@ impl Drop for MayDrop<'_> {
 }
 
 impl Adapter {
-    pub(super) fn fiemap_ioctl(&self, inode: &InodeRef, data: &[u8]) -> Result<Vec<u8>, Errno> {
+    pub(super) fn fiemap_ioctl(
+        &self,
+        req: &Request<'_>,
+        inode: &InodeRef,
+        data: &[u8],
+    ) -> Result<Vec<u8>, Errno> {
         let (mut head, _) = FiemapHead::read_from_prefix(data).map_err(|_| Errno::INVAL)?;
         let how = FiemapHow::from_raw(head.flags).map_err(|_| Errno::BADR)?;
         let (start, length) = (head.start, head.length);
         let most = (head.extent_count as usize).min(FIEMAP_ROOM);
         let mut out = data.to_vec();
+        let interrupted = &|| req.interrupted();
         if most == 0 {
-            head.mapped_extents = self.fs.fiemap_count(inode, start, length, how).map_err(|e| errno(&e))?;
+            let count = self.fs.fiemap_count_interruptible(inode, start, length, how, interrupted);
+            head.mapped_extents = count.map_err(|e| errno(&e))?;
         } else {
-            let found = self.fs.fiemap(inode, start, length, how, most).map_err(|e| errno(&e))?;
+            let found = self.fs.fiemap_interruptible(inode, start, length, how, most, interrupted);
+            let found = found.map_err(|e| errno(&e))?;
             head.mapped_extents = found.len() as u32;
             let extents = out[size_of::<FiemapHead>()..].chunks_exact_mut(extant::FiemapExtent::SIZE);
             extents.zip(&found).for_each(|(into, extent)| into.copy_from_slice(&extent.to_bytes()));

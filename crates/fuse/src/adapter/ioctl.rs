@@ -206,7 +206,7 @@ impl Adapter {
                 }
                 Ok(self.remount(&asked.text()).as_bytes().to_vec())
             }
-            private::FIEMAP => self.fiemap_ioctl(&inode, data),
+            private::FIEMAP => self.fiemap_ioctl(req, &inode, data),
             private::FALLOCATE => self.fallocate_ioctl(req, args.fh, data),
             private::MOVE_EXT => self.move_ext_ioctl(req, args.fh, data),
             _ => Err(Errno::NOTTY),

@@ -276,8 +276,8 @@ impl Server for Adapter {
         reply.answer_empty(self.do_fallocate(req, args));
     }
 
-    fn lseek(&self, _: &Request<'_>, args: &LseekIn, reply: Reply<'_, LseekOut>) {
-        reply.answer(self.do_lseek(args).map(|offset| LseekOut { offset }));
+    fn lseek(&self, req: &Request<'_>, args: &LseekIn, reply: Reply<'_, LseekOut>) {
+        reply.answer(self.do_lseek(req, args).map(|offset| LseekOut { offset }));
     }
 
     fn copy_file_range(&self, req: &Request<'_>, args: &CopyFileRangeIn) -> Result<u64, Errno> {
