@@ -2,13 +2,15 @@
 //!
 //! With `ALLOW_IDMAP` the kernel says the caller's ids only where something is made; elsewhere both are -1, since it has
 //! checked all access itself (`default_permissions`). What only a file system knows to be privileged, the kernel does not
-//! check: some ioctls, reserved blocks. Then the caller's own entry in /proc is asked.
+//! check: some ioctls, reserved blocks, quota. Then the caller's own entry in /proc is asked. `docs/ioctls.md` has a table of who
+//! checks what.
 
 use std::os::unix::fs::FileExt;
 use std::{fs, io};
 
-use extant::{Caps, Credentials};
+use extant::{Caps, Credentials, Error};
 
+use super::Adapter;
 use crate::server::Request;
 
 /// An id that the kernel does not tell.
@@ -28,14 +30,61 @@ const CAPS: [(u32, Caps); 9] = [
 ];
 
 /// The caller of a request whose access the kernel has checked. Where it does not say who it is, everything that the
-/// kernel checks is granted, and nothing that it leaves to us.
+/// kernel checks is granted; and nothing that it leaves to us, whatever the id: root in a container is user 0, too.
 pub(super) fn checked(req: &Request<'_>) -> Credentials {
-    if req.uid() != UNKNOWN {
-        return Credentials::checked(req.uid(), req.gid());
+    let mut cred = Credentials::checked(req.uid(), req.gid());
+    if req.uid() == UNKNOWN {
+        cred.caps = Caps::ALL;
     }
-    let mut cred = Credentials::checked(UNKNOWN, UNKNOWN);
-    cred.caps = Caps::ALL.without(Caps::SYS_RESOURCE);
+    cred.caps = cred.caps.without(Caps::SYS_RESOURCE);
     cred
+}
+
+/// `cred`, which is [`checked`], with what /proc says that the caller may take beyond others: the reserved blocks, more than its quota.
+/// Ids that the kernel has told stay, since it has mapped them.
+pub(super) fn with_resources(req: &Request<'_>, mut cred: Credentials) -> Credentials {
+    let Some(own) = of_process(req.pid()) else { return cred };
+    if cred.uid == UNKNOWN {
+        (cred.uid, cred.gid) = (own.uid, own.gid);
+    }
+    if own.has(Caps::SYS_RESOURCE) {
+        cred.caps = cred.caps.with(Caps::SYS_RESOURCE);
+    }
+    cred.groups = own.groups;
+    cred
+}
+
+/// Whether it may matter who asks.
+pub(super) fn lacks_space(error: &Error) -> bool {
+    matches!(error, Error::NoSpace | Error::QuotaExceeded)
+}
+
+impl Adapter {
+    /// Runs `f` as `cred`, which is [`checked`]. If there is no space or quota for everybody: once more, when what was removed before has
+    /// gone, as who the caller is.
+    pub(super) fn with_space<T>(
+        &self,
+        req: &Request<'_>,
+        cred: Credentials,
+        f: impl Fn(&Credentials) -> extant::Result<T>,
+    ) -> extant::Result<T> {
+        match f(&cred) {
+            Err(error) if lacks_space(&error) => self.once_more(req, cred, f),
+            done => done,
+        }
+    }
+
+    /// The second half of [`Self::with_space`].
+    #[cold]
+    pub(super) fn once_more<T>(
+        &self,
+        req: &Request<'_>,
+        cred: Credentials,
+        f: impl FnOnce(&Credentials) -> extant::Result<T>,
+    ) -> extant::Result<T> {
+        self.wait_for_space();
+        f(&with_resources(req, cred))
+    }
 }
 
 /// The caller with what it may do, as /proc knows it; nobody without any right if it is not to be seen from here.

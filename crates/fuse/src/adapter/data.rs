@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 
-use extant::{Error, FallocateMode, OpenFile, PageRefs, SeekKind, WriteFlags};
+use extant::{FallocateMode, OpenFile, PageRefs, SeekKind, WriteFlags};
 use extant_sync::Arc;
 use extant_sys::MemSlice;
 use rustix::io::Errno;
@@ -115,15 +115,9 @@ impl Adapter {
         // What the kernel's cache writes back is under the flags of any file that is open.
         let direct = is_direct(args.flags) && !flags.contains(wire::WriteFlags::CACHE);
         let write = if direct { OpenFile::write_past_cache } else { OpenFile::write_killing };
-        let written = match write(file, args.offset, data, kill) {
-            Err(Error::NoSpace) => {
-                self.wait_for_space();
-                // Only now it matters who writes: some may have the last blocks.
-                self.write_privileged(req, file, args.offset, data, kill)
-            }
-            other => other,
-        };
-        let (size, _) = written.map_err(|e| errno(&e))?;
+        let written = write(file, args.offset, data, kill);
+        let size =
+            self.or_with_resources(req, file, args.offset, data, kill, written).map_err(|e| errno(&e))?;
         if kill && before & SET_ID != 0 && file.inode().attr().mode != before {
             // The kernel asks for it, but keeps the mode it knows.
             self.attributes_changed(req.node());
@@ -136,18 +130,28 @@ impl Adapter {
         self.nodes.wait_forgotten(|inode| self.files.any_of(inode));
     }
 
-    fn write_privileged(
+    /// How much was written; if there was no space for everybody, as who the caller is: some may have the last blocks.
+    fn or_with_resources(
         &self,
         req: &Request<'_>,
         file: &OpenFile,
         offset: u64,
         data: &[u8],
         kill_suidgid: bool,
-    ) -> extant::Result<(usize, u64)> {
-        let mode = file.mode();
-        let flags =
-            WriteFlags { append: mode.append, data_sync: mode.data_sync, sync: mode.sync, kill_suidgid };
-        self.fs.write_at(file.inode(), offset, data, flags, &caller::privileged(req))
+        written: extant::Result<(usize, u64)>,
+    ) -> extant::Result<usize> {
+        let written = match written {
+            Err(error) if caller::lacks_space(&error) => {
+                let mode = file.mode();
+                let (append, data_sync, sync) = (mode.append, mode.data_sync, mode.sync);
+                let flags = WriteFlags { append, data_sync, sync, kill_suidgid };
+                self.once_more(req, caller::checked(req), |cred| {
+                    self.fs.write_at(file.inode(), offset, data, flags, cred)
+                })
+            }
+            done => done,
+        };
+        written.map(|(size, _)| size)
     }
 
     pub(super) fn do_fsync(&self, fh: u64, data_only: bool) -> Result<(), Errno> {
@@ -161,15 +165,25 @@ impl Adapter {
     pub(super) fn do_fallocate(&self, req: &Request<'_>, args: &FallocateIn) -> Result<(), Errno> {
         let (mode, keep_size) = FallocateMode::from_flags(args.mode).map_err(|e| errno(&e))?;
         let file = self.file(args.fh)?;
-        let done = match file.fallocate(mode, args.offset, args.length, keep_size) {
-            Err(Error::NoSpace) => {
-                self.wait_for_space();
-                let cred = caller::privileged(req);
-                self.fs.fallocate(file.inode(), mode, args.offset, args.length, keep_size, &cred)
-            }
-            other => other,
-        };
-        done.map_err(|e| errno(&e))
+        self.fallocate_as(req, &file, mode, args.offset, args.length, keep_size).map_err(|e| errno(&e))
+    }
+
+    /// For what is open for writing.
+    pub(super) fn fallocate_as(
+        &self,
+        req: &Request<'_>,
+        file: &OpenFile,
+        mode: FallocateMode,
+        offset: u64,
+        length: u64,
+        keep_size: bool,
+    ) -> extant::Result<()> {
+        match file.fallocate(mode, offset, length, keep_size) {
+            Err(error) if caller::lacks_space(&error) => self.once_more(req, caller::checked(req), |cred| {
+                self.fs.fallocate(file.inode(), mode, offset, length, keep_size, cred)
+            }),
+            done => done,
+        }
     }
 
     pub(super) fn do_lseek(&self, req: &Request<'_>, args: &LseekIn) -> Result<u64, Errno> {
@@ -224,7 +238,9 @@ impl Adapter {
                 if read == 0 {
                     return Ok(0);
                 }
-                to.write_killing(args.off_out + copied, &buffer[..read], false).map(|(written, _)| written)
+                let (at, data) = (args.off_out + copied, &buffer[..read]);
+                let written = to.write_killing(at, data, false);
+                self.or_with_resources(req, &to, at, data, false, written)
             });
             match moved {
                 Ok(0) => break,

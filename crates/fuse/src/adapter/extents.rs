@@ -1,6 +1,6 @@
 //! Our own ioctls ([`crate::private`]): extents, moving blocks, the other modes of fallocate(2).
 
-use extant::{Access, Error, FallocateMode, FiemapHow, Ino, InodeRef, MoveRange};
+use extant::{Access, FallocateMode, FiemapHow, Ino, InodeRef, MoveRange};
 use extant_sync::atomic::{AtomicBool, Ordering};
 use rustix::io::Errno;
 use zerocopy::{FromBytes, IntoBytes};
@@ -72,14 +72,7 @@ impl Adapter {
         let right = self.dropping.begin()?;
         // Before, so that nothing of what the kernel has written for others is lost in the move; after, since it is elsewhere then.
         self.drop_cached(&right, &file, asked.offset)?;
-        let done = match file.fallocate(mode, asked.offset, asked.length, keep_size) {
-            Err(Error::NoSpace) => {
-                self.wait_for_space();
-                let cred = caller::privileged(req);
-                self.fs.fallocate(file.inode(), mode, asked.offset, asked.length, keep_size, &cred)
-            }
-            other => other,
-        };
+        let done = self.fallocate_as(req, &file, mode, asked.offset, asked.length, keep_size);
         self.drop_after(&right, &file, asked.offset);
         drop(right);
         self.attributes_changed(req.node());

@@ -36,14 +36,17 @@ impl Adapter {
         let dir = self.inode(req.node())?;
         let cred = caller::checked(req).with_umask(short(args.umask));
         let new = NewInode { mode: short(args.mode), rdev: convert::device_of(args.rdev) };
-        let inode = self.fs.mknod(&dir, name, &new, &cred).map_err(|e| errno(&e))?;
+        let inode = self.with_space(req, cred, |cred| self.fs.mknod(&dir, name, &new, cred));
+        let inode = inode.map_err(|e| errno(&e))?;
         Ok(self.entry(&inode))
     }
 
     pub(super) fn do_mkdir(&self, req: &Request<'_>, args: &MkdirIn, name: &[u8]) -> Result<EntryOut, Errno> {
         let dir = self.inode(req.node())?;
         let cred = caller::checked(req).with_umask(short(args.umask));
-        let inode = self.fs.mkdir(&dir, name, short(args.mode & 0o7777), &cred).map_err(|e| errno(&e))?;
+        let mode = short(args.mode & 0o7777);
+        let inode = self.with_space(req, cred, |cred| self.fs.mkdir(&dir, name, mode, cred));
+        let inode = inode.map_err(|e| errno(&e))?;
         Ok(self.entry(&inode))
     }
 
@@ -54,13 +57,17 @@ impl Adapter {
         target: &[u8],
     ) -> Result<EntryOut, Errno> {
         let dir = self.inode(req.node())?;
-        let inode = self.fs.symlink(&dir, name, target, &caller::checked(req)).map_err(|e| errno(&e))?;
+        let cred = caller::checked(req);
+        let inode = self.with_space(req, cred, |cred| self.fs.symlink(&dir, name, target, cred));
+        let inode = inode.map_err(|e| errno(&e))?;
         Ok(self.entry(&inode))
     }
 
     pub(super) fn do_link(&self, req: &Request<'_>, old: u64, name: &[u8]) -> Result<EntryOut, Errno> {
         let (inode, dir) = (self.inode(old)?, self.inode(req.node())?);
-        self.fs.link(&inode, &dir, name, &caller::checked(req)).map_err(|e| errno(&e))?;
+        let linked =
+            self.with_space(req, caller::checked(req), |cred| self.fs.link(&inode, &dir, name, cred));
+        linked.map_err(|e| errno(&e))?;
         Ok(self.entry(&inode))
     }
 
@@ -85,8 +92,8 @@ impl Adapter {
     ) -> Result<(), Errno> {
         let (from, to) = (self.inode(req.node())?, self.inode(new_parent)?);
         let flags = RenameFlags::from_bits(flags).map_err(|e| errno(&e))?;
-        let victim =
-            self.fs.rename(&from, old, &to, new, flags, &caller::checked(req)).map_err(|e| errno(&e))?;
+        let rename = |cred: &_| self.fs.rename(&from, old, &to, new, flags, cred);
+        let victim = self.with_space(req, caller::checked(req), rename).map_err(|e| errno(&e))?;
         if let Some(victim) = victim {
             self.nodes.lost_name(victim);
         }

@@ -209,13 +209,12 @@ impl Adapter {
         let dir = self.inode(req.node())?;
         let cred = caller::checked(req).with_umask(short(args.umask));
         let new = NewInode::file(short(args.mode));
-        let inode = match self.fs.mknod(&dir, name, &new, &cred) {
+        let any = !OFlags::from_bits_retain(args.flags).contains(OFlags::EXCL);
+        let inode = self.with_space(req, cred, |cred| match self.fs.mknod(&dir, name, &new, cred) {
             // It was made in between, and the caller takes any.
-            Err(extant::Error::Exists) if !OFlags::from_bits_retain(args.flags).contains(OFlags::EXCL) => {
-                self.fs.lookup(&dir, name, &cred)
-            }
+            Err(extant::Error::Exists) if any => self.fs.lookup(&dir, name, cred),
             other => other,
-        };
+        });
         let inode = inode.map_err(|e| errno(&e))?;
         let open = self.opened(req, &inode, OFlags::from_bits_retain(args.flags))?;
         Ok(CreateOut { entry: self.entry(&inode), open })
@@ -224,7 +223,8 @@ impl Adapter {
     pub(super) fn do_tmpfile(&self, req: &Request<'_>, args: &CreateIn) -> Result<CreateOut, Errno> {
         let dir = self.inode(req.node())?;
         let cred = caller::checked(req).with_umask(short(args.umask));
-        let inode = self.fs.tmpfile(&dir, short(args.mode), &cred).map_err(|e| errno(&e))?;
+        let inode = self.with_space(req, cred, |cred| self.fs.tmpfile(&dir, short(args.mode), cred));
+        let inode = inode.map_err(|e| errno(&e))?;
         let open = self.opened(req, &inode, OFlags::from_bits_retain(args.flags))?;
         Ok(CreateOut { entry: self.entry(&inode), open })
     }

@@ -25,11 +25,9 @@ impl Adapter {
 
     fn do_setattr(&self, req: &Request<'_>, args: &SetattrIn) -> Result<AttrOut, Errno> {
         let inode = self.inode(req.node())?;
-        let attr = self
-            .fs
-            .set_attr(&inode, &convert::set_attr(args), &caller::checked(req))
-            .map_err(|e| errno(&e))?;
-        Ok(self.attr_out(&attr))
+        let change = convert::set_attr(args);
+        let set = self.with_space(req, caller::checked(req), |cred| self.fs.set_attr(&inode, &change, cred));
+        Ok(self.attr_out(&set.map_err(|e| errno(&e))?))
     }
 
     fn do_setxattr(
@@ -47,7 +45,8 @@ impl Adapter {
             _ => return Err(Errno::INVAL),
         };
         let cred = caller::checked(req);
-        self.fs.set_xattr(&inode, name, value, how, &cred).map_err(|e| errno(&e))?;
+        let set = |cred: &_| self.fs.set_xattr(&inode, name, value, how, cred);
+        self.with_space(req, cred.clone(), set).map_err(|e| errno(&e))?;
         // The caller is not in the file's group: the kernel, which knows, asks for what chmod(2) would do.
         if SetxattrFlags::from_bits_retain(args.setxattr_flags).contains(SetxattrFlags::ACL_KILL_SGID) {
             let mode = inode.attr().mode & 0o7777;
@@ -240,9 +239,10 @@ impl Server for Adapter {
 
     fn removexattr(&self, req: &Request<'_>, name: &[u8], reply: Reply<'_, Empty>) {
         let inode = self.inode(req.node());
-        reply.answer_empty(
-            inode.and_then(|i| self.fs.remove_xattr(&i, name, &caller::checked(req)).map_err(|e| errno(&e))),
-        );
+        reply.answer_empty(inode.and_then(|i| {
+            let remove = |cred: &_| self.fs.remove_xattr(&i, name, cred);
+            self.with_space(req, caller::checked(req), remove).map_err(|e| errno(&e))
+        }));
     }
 
     fn opendir(&self, _: &Request<'_>, _: &OpenIn, reply: Reply<'_, OpenOut>) {
