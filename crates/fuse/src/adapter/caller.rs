@@ -54,6 +54,11 @@ pub(super) fn with_resources(req: &Request<'_>, mut cred: Credentials) -> Creden
     cred
 }
 
+/// Whether the caller has `CAP_SYS_ADMIN`, which the kernel asks for where it says who may see `trusted.` attributes.
+pub(super) fn is_admin(req: &Request<'_>) -> bool {
+    privileged(req).has(Caps::SYS_ADMIN)
+}
+
 /// Whether it may matter who asks.
 pub(super) fn lacks_space(error: &Error) -> bool {
     matches!(error, Error::NoSpace | Error::QuotaExceeded)
