@@ -94,23 +94,15 @@ impl Adapter {
 
 /// The caller with what it may do, as /proc knows it; nobody without any right if it is not to be seen from here.
 pub(super) fn privileged(req: &Request<'_>) -> Credentials {
-    let mut cred = of_process(req.pid()).unwrap_or_else(|| Credentials::checked(UNKNOWN, UNKNOWN));
+    let mut cred = unchecked(req).unwrap_or_else(|| Credentials::checked(UNKNOWN, UNKNOWN));
     cred.access_checked = true;
-    // A user's own mount is that user's to command.
-    if cred.uid == rustix::process::geteuid().as_raw() {
-        cred.caps = Caps::ALL;
-    }
     cred
 }
 
 /// The same, with access that nobody has checked: for what the kernel does not know that it is asked for. `None` if the caller is not
 /// to be seen from here.
 pub(super) fn unchecked(req: &Request<'_>) -> Option<Credentials> {
-    let mut cred = of_process(req.pid())?;
-    if cred.uid == rustix::process::geteuid().as_raw() {
-        cred.caps = Caps::ALL;
-    }
-    Some(cred)
+    of_process(req.pid())
 }
 
 fn of_process(pid: u32) -> Option<Credentials> {
@@ -124,6 +116,12 @@ fn of_process(pid: u32) -> Option<Credentials> {
     let fsid = |name| line(name)?.split_ascii_whitespace().nth(3)?.parse::<u32>().ok();
     let groups: Vec<u32> = line("Groups")?.split_ascii_whitespace().filter_map(|g| g.parse().ok()).collect();
     let mut cred = Credentials::user(fsid("Uid")?, fsid("Gid")?, &groups);
+    // A user's own mount is that user's to command. Root is many: what one of them may do, its capabilities say.
+    let server = rustix::process::geteuid();
+    if !server.is_root() && cred.uid == server.as_raw() {
+        cred.caps = Caps::ALL;
+        return Some(cred);
+    }
     cred.caps = Caps::NONE;
     if same_user_namespace(pid) {
         let effective = u64::from_str_radix(line("CapEff")?, 16).ok()?;

@@ -13,14 +13,13 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use super::{Adapter, caller, errno};
 use crate::private;
 use crate::server::Request;
-use crate::wire::IoctlIn;
+use crate::wire::{IoctlFlags, IoctlIn};
 
-/// Command numbers (`linux/fs.h`; the ext4 documentation's chapter on ioctls).
+/// Command numbers (`linux/fs.h`; the ext4 documentation's chapter on ioctls). Those with `_32` are what programs of 32 bits call; the
+/// kernel turns theirs of [`FS_GETFLAGS`](command::FS_GETFLAGS) and `FS_SETFLAGS` into the long ones itself.
 mod command {
     pub(super) const FS_GETFLAGS: u32 = 0x8008_6601;
-    pub(super) const FS_GETFLAGS_32: u32 = 0x8004_6601;
     pub(super) const FS_SETFLAGS: u32 = 0x4008_6602;
-    pub(super) const FS_SETFLAGS_32: u32 = 0x4004_6602;
     pub(super) const FS_FSGETXATTR: u32 = 0x801c_581f;
     pub(super) const FS_FSSETXATTR: u32 = 0x401c_5820;
     pub(super) const FS_GETVERSION: u32 = 0x8008_7601;
@@ -130,19 +129,34 @@ fn shutdown_mode(req: &Request<'_>, arg: u64) -> Result<ShutdownMode, Errno> {
     }
 }
 
+/// The number that a program of 64 bits would have called. One of 32 bits that such a program calls is no command of ext4's, and above
+/// all none that the kernel has checked.
+fn native(args: &IoctlIn) -> Option<u32> {
+    let compat = IoctlFlags::from_bits_retain(args.flags).contains(IoctlFlags::COMPAT);
+    match args.cmd {
+        command::FS_GETVERSION_32 => compat.then_some(command::FS_GETVERSION),
+        command::FS_SETVERSION_32 => compat.then_some(command::FS_SETVERSION),
+        command::EXT4_GETVERSION_32 => compat.then_some(command::EXT4_GETVERSION),
+        command::EXT4_SETVERSION_32 => compat.then_some(command::EXT4_SETVERSION),
+        cmd => Some(cmd),
+    }
+}
+
 impl Adapter {
+    /// Flags and project come from the kernel's VFS, which has asked who the owner is and for `CAP_LINUX_IMMUTABLE`. Everything else it
+    /// passes on as it comes, for whoever has the file open, if only for reading: that is checked here.
     pub(super) fn do_ioctl(&self, req: &Request<'_>, args: &IoctlIn, data: &[u8]) -> Result<Vec<u8>, Errno> {
         let inode = self.inode(req.node())?;
-        let cred = caller::checked(req);
         let fail = |e: extant::Error| errno(&e);
-        match args.cmd {
-            command::FS_GETFLAGS | command::FS_GETFLAGS_32 => {
+        match native(args).ok_or(Errno::NOTTY)? {
+            command::FS_GETFLAGS => {
                 let flags = inode.attr().flags & InodeFlags::USER_VISIBLE;
                 Ok(flags.bits().to_ne_bytes().to_vec())
             }
-            command::FS_SETFLAGS | command::FS_SETFLAGS_32 => {
+            command::FS_SETFLAGS => {
                 let (flags, _) = u32::read_from_prefix(data).map_err(|_| Errno::INVAL)?;
                 let flags = InodeFlags::from_bits_retain(flags);
+                let cred = caller::with_resources(req, caller::checked(req));
                 self.fs.set_flags(&inode, flags, &cred).map_err(fail)?;
                 self.attributes_changed(req.node());
                 Ok(Vec::new())
@@ -158,19 +172,17 @@ impl Adapter {
                     return Err(Errno::OPNOTSUPP);
                 }
                 let attr = FsxAttr { xflags: new.xflags, project: new.projid };
+                let cred = caller::with_resources(req, caller::checked(req));
                 self.fs.set_fsx_attr(&inode, attr, &cred).map_err(fail)?;
                 self.attributes_changed(req.node());
                 Ok(Vec::new())
             }
-            command::FS_GETVERSION
-            | command::FS_GETVERSION_32
-            | command::EXT4_GETVERSION
-            | command::EXT4_GETVERSION_32 => Ok(inode.attr().generation.to_ne_bytes().to_vec()),
-            command::FS_SETVERSION
-            | command::FS_SETVERSION_32
-            | command::EXT4_SETVERSION
-            | command::EXT4_SETVERSION_32 => {
+            command::FS_GETVERSION | command::EXT4_GETVERSION => {
+                Ok(inode.attr().generation.to_ne_bytes().to_vec())
+            }
+            command::FS_SETVERSION | command::EXT4_SETVERSION => {
                 let (generation, _) = u32::read_from_prefix(data).map_err(|_| Errno::INVAL)?;
+                let cred = caller::unchecked(req).ok_or(Errno::PERM)?;
                 match self.fs.set_generation(&inode, generation, &cred) {
                     // The kernel's answer where metadata has checksums.
                     Err(extant::Error::NotSupported(_)) => Err(Errno::NOTTY),
@@ -195,8 +207,13 @@ impl Adapter {
                 Ok(range.as_bytes().to_vec())
             }
             command::EXT4_SHUTDOWN => {
+                let cred = caller::privileged(req);
+                // Before its memory is looked at, which may be such that a reader of it waits for as long as it likes.
+                if !cred.has(extant::Caps::SYS_ADMIN) {
+                    return Err(Errno::PERM);
+                }
                 let mode = shutdown_mode(req, args.arg)?;
-                self.fs.shutdown(mode, &caller::privileged(req)).map_err(fail).map(|()| Vec::new())
+                self.fs.shutdown(mode, &cred).map_err(fail).map(|()| Vec::new())
             }
             SERVER_PID => Ok(u64::from(std::process::id()).to_ne_bytes().to_vec()),
             REMOUNT => {

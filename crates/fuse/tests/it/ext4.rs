@@ -14,7 +14,7 @@ use extant_testkit::{env, oracle};
 use crate::served::{Served, may_mount};
 
 /// The image mounted with `options`.
-fn mounted(image: &Path, options: &str) -> (Served, Arc<Adapter>) {
+pub(crate) fn mounted(image: &Path, options: &str) -> (Served, Arc<Adapter>) {
     let setup = Setup::with_options(options).unwrap();
     let device = OpenOptions::new().write(!setup.options.read_only).open(image).unwrap();
     let fs = Filesystem::open(Arc::new(device), setup).unwrap();
@@ -22,7 +22,7 @@ fn mounted(image: &Path, options: &str) -> (Served, Arc<Adapter>) {
     (Served::new(Arc::clone(&adapter)), adapter)
 }
 
-fn finish(mount: Served, adapter: &Adapter) {
+pub(crate) fn finish(mount: Served, adapter: &Adapter) {
     mount.finish().unwrap();
     assert_eq!(adapter.ended(), Some(Ok(())));
 }

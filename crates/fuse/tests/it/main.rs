@@ -7,4 +7,5 @@ mod direct;
 mod ext4;
 mod null;
 mod odd;
+mod rights;
 mod served;
