@@ -32,8 +32,8 @@ use crate::write::WriteOutcome;
 
 /// Blocks that are placed at a time.
 const MOST_BLOCKS: u32 = 4096;
-/// Blocks that lie in one huge page.
-pub(crate) const HUGE: u32 = 512;
+/// Blocks that lie in one huge page; few where schedules are explored, so that small files have several.
+pub(crate) const HUGE: u32 = if cfg!(feature = "shuttle") { 4 } else { 512 };
 /// Zeros are written in pieces of this.
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 

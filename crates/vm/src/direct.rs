@@ -11,6 +11,7 @@ use extant_format::{Lblk, Pblk};
 
 use crate::Host;
 use crate::host::{Backing, Placement};
+use crate::mutant::without;
 use crate::read::wanted;
 use crate::space::{AddressSpace, ExclusiveGuard};
 use crate::write::WriteOutcome;
@@ -53,7 +54,7 @@ impl AddressSpace {
         }
         // Where programs have the file mapped, a store would make a page dirty that was filled before the write, and is written over
         // it (test `explore_map::pairs_on_written_blocks`): faults wait.
-        let _guard = self.mmu().map(|_| self.exclusive());
+        let _guard = self.mmu().filter(|_| !without!(self.cache, DirectExclusive)).map(|_| self.exclusive());
         self.settle_range(host, range.clone())?;
         let Some(runs) = self.written_runs(host, &range)? else { return Ok(false) };
         // A pinned page stays, and dirty: what it has would be written over this.

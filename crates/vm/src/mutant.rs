@@ -10,6 +10,12 @@ pub enum Mutant {
     None,
     /// A fault holds `invalidate_lock` shared.
     FaultShared,
+    /// A read that fills pages of a mapped file, or reads ahead, holds `invalidate_lock` shared.
+    FillShared,
+    /// A direct write to a mapped file keeps faults away over its transfer.
+    DirectExclusive,
+    /// Direct I/O is over before blocks go or move, and before the mode changes (the caller's lock of the inode).
+    DirectDrained,
     /// Writeback takes the right to store away before it clears the dirty state and makes its copy.
     ProtectFirst,
     /// A store becomes possible under the lock under which the page became dirty.

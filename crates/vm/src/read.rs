@@ -250,7 +250,7 @@ impl AddressSpace {
         let mut result = Ok(());
         while sink.wants() > 0 && result.is_ok() {
             // Where programs have the file mapped, memory goes away with the range operation, not with the last reference.
-            let guard = (self.mmu().is_some() || self.is_dax()).then(|| self.shared());
+            let guard = (self.mmu().is_some() || self.is_dax()).then(|| self.shared_for_read());
             self.take_cached(at(sink.wants()), sink, guard.is_some());
             if sink.wants() > 0 {
                 result = self.read_missing(host, guard, at(sink.wants()), sink, ahead);
@@ -306,7 +306,7 @@ impl AddressSpace {
         ahead: &mut ReadAhead,
     ) -> Result<(), H::Error> {
         let geo = self.cache.geometry();
-        let guard = guard.unwrap_or_else(|| self.shared());
+        let guard = guard.unwrap_or_else(|| self.shared_for_read());
         let wants = sink.wants();
         // Looked at under the lock: the file may have come into this mode since the cache was looked at (test `dax::flips_against_reads`).
         if self.is_dax() && !without!(self.cache, DaxLookedAt) {

@@ -144,6 +144,12 @@ impl AddressSpace {
         if without!(self.cache, FaultShared) { SharedGuard(None) } else { self.shared() }
     }
 
+    /// The same as [`Self::shared`], for a read.
+    #[track_caller]
+    pub(crate) fn shared_for_read(&self) -> SharedGuard<'_> {
+        if without!(self.cache, FillShared) { SharedGuard(None) } else { self.shared() }
+    }
+
     /// Takes the writeback gate (40).
     #[track_caller]
     pub fn gate(&self) -> Gate<'_> {

@@ -4,7 +4,7 @@
 //! end the disk has what the file has.
 
 use extant_sync::atomic::{AtomicBool, Ordering};
-use extant_sync::{Arc, Mutex, Rank};
+use extant_sync::{Arc, Mutex, MutexGuard, Rank};
 use extant_vm::{CacheConfig, Fault, Host, MapView, Mutant, ReadAhead, SimMmu};
 
 use crate::faults::{explore, task, together, view};
@@ -14,15 +14,16 @@ const PAGE: usize = 4096;
 const P: u64 = PAGE as u64;
 
 /// A file on a device that can be mapped, and a lock in the place of the inode's.
-struct Rig {
-    fs: SimFs,
-    file: Arc<SimFile>,
+pub(crate) struct Rig {
+    pub(crate) fs: SimFs,
+    pub(crate) file: Arc<SimFile>,
     inode: Mutex<()>,
+    mutant: Mutant,
 }
 
 impl Rig {
     /// A file of `bytes`, mapped; in DAX mode or not.
-    fn with(bytes: &[u8], dax: bool, mutant: Mutant) -> (Arc<Self>, Arc<SimMmu>, MapView) {
+    pub(crate) fn with(bytes: &[u8], dax: bool, mutant: Mutant) -> (Arc<Self>, Arc<SimMmu>, MapView) {
         let config = CacheConfig { direct_read: usize::MAX, mutant, ..CacheConfig::default() };
         let fs = SimFs::mappable(16, config);
         let file = fs.file(12);
@@ -31,40 +32,52 @@ impl Rig {
         fs.cache.sync_all().expect("sync");
         let mmu = file.attach();
         let view = view(&mmu);
-        (Arc::new(Self { fs, file, inode: Mutex::new(Rank::INODE, ()) }), mmu, view)
+        (Arc::new(Self { fs, file, inode: Mutex::new(Rank::INODE, ()), mutant }), mmu, view)
     }
 
-    fn write(&self, at: u64, bytes: &[u8]) {
+    pub(crate) fn write(&self, at: u64, bytes: &[u8]) {
         let _inode = self.inode.lock();
         assert_eq!(self.file.write(at, bytes, 0).expect("write"), bytes.len());
     }
 
-    fn write_direct(&self, at: u64, bytes: &[u8]) {
-        let _inode = self.inode.lock();
+    pub(crate) fn write_direct(&self, at: u64, bytes: &[u8]) {
+        let _inode = self.for_direct();
         assert_eq!(self.file.write_direct(at, bytes).expect("write"), bytes.len());
     }
 
-    fn truncate(&self, size: u64) {
+    pub(crate) fn read_direct(&self) -> Vec<u8> {
+        let _inode = self.for_direct();
+        let mut got = vec![0; self.file.size() as usize];
+        let n = self.file.pages.read_past_cache(&*self.file, 0, &mut got).expect("read");
+        got.truncate(n);
+        got
+    }
+
+    fn for_direct(&self) -> Option<MutexGuard<'_, ()>> {
+        (self.mutant != Mutant::DirectDrained).then(|| self.inode.lock())
+    }
+
+    pub(crate) fn truncate(&self, size: u64) {
         let _inode = self.inode.lock();
         self.file.truncate(size).expect("truncate");
     }
 
-    fn punch(&self, from: u64, to: u64) {
+    pub(crate) fn punch(&self, from: u64, to: u64) {
         let _inode = self.inode.lock();
         self.file.punch(from..to).expect("punch");
     }
 
-    fn collapse(&self, from: u64, to: u64) {
+    pub(crate) fn collapse(&self, from: u64, to: u64) {
         let _inode = self.inode.lock();
         self.file.collapse(from..to).expect("collapse");
     }
 
-    fn insert(&self, from: u64, to: u64) {
+    pub(crate) fn insert(&self, from: u64, to: u64) {
         let _inode = self.inode.lock();
         self.file.insert(from..to).expect("insert");
     }
 
-    fn unwrite(&self, from: u64, to: u64) {
+    pub(crate) fn unwrite(&self, from: u64, to: u64) {
         let _inode = self.inode.lock();
         self.file.unwrite(from..to).expect("zero");
     }
@@ -74,18 +87,18 @@ impl Rig {
         self.file.switch(dax).expect("switch");
     }
 
-    fn flips(&self) {
+    pub(crate) fn flips(&self) {
         let dax = self.file.pages.is_dax();
         self.switch(!dax);
         self.switch(dax);
         self.switch(!dax);
     }
 
-    fn sync(&self) {
+    pub(crate) fn sync(&self) {
         self.file.pages.sync(&*self.file, 0..u64::MAX).expect("sync");
     }
 
-    fn read(&self) -> Vec<u8> {
+    pub(crate) fn read(&self) -> Vec<u8> {
         let mut got = vec![0; self.file.size() as usize];
         let n = self.file.pages.read(&*self.file, 0, &mut got, &mut ReadAhead::default()).expect("read");
         got.truncate(n);
@@ -99,7 +112,7 @@ impl Rig {
         got[0]
     }
 
-    fn settled(&self) -> Vec<u8> {
+    pub(crate) fn settled(&self) -> Vec<u8> {
         let got = self.read();
         self.fs.cache.sync_all().expect("sync");
         assert!(got.iter().all(|b| *b != STALE), "another file's byte");
@@ -115,7 +128,7 @@ impl Rig {
 }
 
 /// One byte through a mapping; `None` past the end.
-fn load(rig: &Rig, mmu: &SimMmu, view: &MapView, at: u64) -> Option<u8> {
+pub(crate) fn load(rig: &Rig, mmu: &SimMmu, view: &MapView, at: u64) -> Option<u8> {
     let mut byte = [0];
     match mmu.load(&*rig.file, view, at, &mut byte) {
         Ok(()) => Some(byte[0]),
@@ -124,7 +137,7 @@ fn load(rig: &Rig, mmu: &SimMmu, view: &MapView, at: u64) -> Option<u8> {
     }
 }
 
-fn store(rig: &Rig, mmu: &SimMmu, view: &MapView, at: u64, byte: u8) -> bool {
+pub(crate) fn store(rig: &Rig, mmu: &SimMmu, view: &MapView, at: u64, byte: u8) -> bool {
     match mmu.store(&*rig.file, view, at, &[byte]) {
         Ok(()) => true,
         Err(Fault::Sigbus) => false,

@@ -5,6 +5,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
 
 use extant_sync::{Arc, Mutex, Rank, model, thread};
 use extant_vm::{CacheConfig, Fault, Host, MapAdvice, MapView, Mutant, ReadAhead, SimMmu};
@@ -22,14 +23,18 @@ fn schedules() -> usize {
 }
 
 /// A scenario: it panics when something is wrong.
-pub(crate) type Scenario = fn(Mutant);
+pub(crate) trait Scenario: Fn(Mutant) + Copy + Send + Sync + 'static {}
+
+impl<F: Fn(Mutant) + Copy + Send + Sync + 'static> Scenario for F {}
 
 /// Explores a scenario with all guards, then without each of `guards`, and prints its line of the table.
-pub(crate) fn explore(name: &str, scenario: Scenario, guards: &[Mutant]) {
+pub(crate) fn explore(name: &str, scenario: impl Scenario, guards: &[Mutant]) {
     let times = schedules();
+    let start = Instant::now();
     model::check_random(move || scenario(Mutant::None), times.div_ceil(2));
     model::check_pct(move || scenario(Mutant::None), times.div_ceil(2), 3);
-    println!("races: {name}: {times} schedules, held");
+    let seconds = start.elapsed().as_secs_f64();
+    println!("races: {name}: held [{times} schedules in {seconds:.2} s]");
     for guard in guards {
         let after = kill(scenario, *guard).unwrap_or_else(|| {
             panic!("{name}: without {guard:?} nothing was noticed in {MOST_TO_KILL} schedules")
@@ -39,7 +44,7 @@ pub(crate) fn explore(name: &str, scenario: Scenario, guards: &[Mutant]) {
 }
 
 /// After how many schedules a scenario without a guard fails; random ones and ones with few preemptions take turns.
-fn kill(scenario: Scenario, guard: Mutant) -> Option<usize> {
+fn kill(scenario: impl Scenario, guard: Mutant) -> Option<usize> {
     const TURN: usize = 250;
     let run = std::sync::Arc::new(AtomicUsize::new(0));
     for turn in 0..MOST_TO_KILL / TURN {
@@ -767,7 +772,7 @@ fn a_unit_that_refuses() {
         assert!(!*stored.lock() || got[100] == 2, "an accepted store is lost");
         assert!(got.iter().enumerate().all(|(n, b)| *b == 1 || n == 100));
     }
-    const AT: [Scenario; 8] = [
+    const AT: [fn(Mutant); 8] = [
         |_| scenario_at(0),
         |_| scenario_at(1),
         |_| scenario_at(2),

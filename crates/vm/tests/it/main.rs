@@ -12,6 +12,8 @@ mod faults;
 mod limits;
 #[cfg(not(feature = "shuttle"))]
 mod model;
+#[cfg(feature = "shuttle")]
+mod ranges;
 #[cfg_attr(feature = "shuttle", expect(dead_code, reason = "the explored scenarios use a part of it"))]
 mod sim;
 #[cfg(not(feature = "shuttle"))]
