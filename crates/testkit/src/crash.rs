@@ -7,10 +7,12 @@
 //!   what was promised: everything for `sync`; for `fsync` of a path the last change of its inode; for `fdatasync` the last
 //!   change of its size or, of a directory, its names.
 //! - **Contents** are those of the last sync that covered the file, or newer: each byte is the byte of one of the versions
-//!   since then, the size lies between theirs. A file not changed since then is exact. No byte ever comes from elsewhere.
+//!   since then, the size lies between theirs. A file not changed since then is exact. No byte ever comes from elsewhere. (Beside a collapse
+//!   or an insert: [`History::with_blocks`].)
 //!
 //! The space: [`changes`] names every change; [`scripts`] gives all scripts of one change or two, with every sync after each,
-//! and a seeded sample of those with three.
+//! and a seeded sample of those with three. Another one ([`Space::Stores`]) is about stores through mappings, with msync among the
+//! syncs.
 
 use std::collections::BTreeMap;
 
@@ -108,18 +110,93 @@ pub fn changes() -> Vec<Vec<Op>> {
         truncate @c 0
         close @c
     ";
+    lines(text)
+}
+
+/// What is done beside stores through mappings: to blocks that are written, preallocated, holes and past the end of a file, before
+/// and after them.
+///
+/// # Panics
+/// Never: the text is fixed.
+fn changes_with_stores() -> Vec<Vec<Op>> {
+    let text = "
+        store a 0 100 31
+        store a 4000 300 32
+        store a 8500 500 33
+        store a 20000 200 34
+        store a 12200 200 35
+        store d/c 100 200 36
+        store n 4000 150 37
+        fallocate a 8192 16384
+        fallocate a 9000 23000 keep
+        truncate a 30000
+        truncate a 5000
+        truncate a 0
+        create n 644; truncate n 9000
+        create n 644; fallocate n 0 8192
+        write a 4000 300 11
+        append a 3000 15
+        write n 0 5000 14
+        punch a 1024 4096
+        punch a 0 9000
+        zero a 2000 5000
+        zero a 4096 16384
+        collapse a 0 4096
+        insert a 4096 4096
+        rename a n
+        rename a d/c
+        rename d/c a
+        rename a d/c exchange
+        unlink a
+        open a @a; unlink a
+        store @a 4000 300 38
+        truncate @a 0
+        append @a 3000 21
+        punch @a 0 9000
+        close @a
+    ";
+    lines(text)
+}
+
+fn lines(text: &str) -> Vec<Vec<Op>> {
     let change = |line: &str| parse(&line.replace(';', "\n")).expect("the changes' text");
     text.lines().map(change).filter(|change| !change.is_empty()).collect()
 }
 
-/// The syncs that may follow a change of `path`; without one first where `none` is asked for.
-fn syncs(path: &str, none: bool) -> Vec<Option<Op>> {
-    let path = path.to_owned();
-    let mut all = vec![Some(Op::Fsync { path: path.clone() }), Some(Op::Fdatasync { path }), Some(Op::Sync)];
-    if none {
-        all.insert(0, None);
+/// What scripts are made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Space {
+    /// [`changes`], each followed by fsync, fdatasync, sync, or none of them.
+    Calls,
+    /// Stores through mappings and what is done beside them, with msync in the place of fdatasync: scripts with a store.
+    Stores,
+}
+
+impl Space {
+    fn changes(self) -> Vec<Vec<Op>> {
+        match self {
+            Self::Calls => changes(),
+            Self::Stores => changes_with_stores(),
+        }
     }
-    all
+
+    /// The syncs that may follow a change of `path`; without one first where `none` is asked for.
+    fn syncs(self, path: &str, none: bool) -> Vec<Option<Op>> {
+        let path = path.to_owned();
+        let data = match self {
+            Self::Stores if path != "/" && path != "d" => Op::Msync { path: path.clone() },
+            _ => Op::Fdatasync { path: path.clone() },
+        };
+        let mut all = vec![Some(Op::Fsync { path }), Some(data), Some(Op::Sync)];
+        if none {
+            all.insert(0, None);
+        }
+        all
+    }
+
+    fn has(self, script: &[Op]) -> bool {
+        self == Self::Calls || script.iter().any(|op| matches!(op, Op::Store { .. }))
+    }
 }
 
 /// The path that a sync after the change names: what was changed, under its new name or its handle; the directory of what is gone.
@@ -142,6 +219,7 @@ fn changed_by(op: &Op) -> &str {
         | Op::Chown { path, .. }
         | Op::Write { path, .. }
         | Op::Append { path, .. }
+        | Op::Store { path, .. }
         | Op::Truncate { path, .. }
         | Op::Utimes { path, .. }
         | Op::Fallocate { path, .. }
@@ -154,7 +232,8 @@ fn changed_by(op: &Op) -> &str {
         | Op::Move { path }
         | Op::Open { path, .. }
         | Op::Fsync { path }
-        | Op::Fdatasync { path } => path,
+        | Op::Fdatasync { path }
+        | Op::Msync { path } => path,
         Op::Sync | Op::Close { .. } => "/",
     }
 }
@@ -166,38 +245,39 @@ fn parent(path: &str) -> &str {
 /// All scripts of `len` changes (each change followed by each sync or none, the last one by each sync) that the model can run.
 /// For `len` above 2 a sample of `most` of them, chosen by `seed`.
 #[must_use]
-pub fn scripts(len: usize, seed: u64, most: usize) -> Vec<Vec<Op>> {
+pub fn scripts(space: Space, len: usize, seed: u64, most: usize) -> Vec<Vec<Op>> {
     if len <= 2 {
         let mut all = vec![Vec::new()];
         for step in 1..=len {
-            all = all.iter().flat_map(|script| extended(script, step < len)).collect();
+            all = all.iter().flat_map(|script| extended(space, script, step < len)).collect();
         }
+        all.retain(|script| space.has(script));
         return all;
     }
     let mut rng = Rng::new(seed);
-    let changes = changes();
+    let changes = space.changes();
     let mut sample = Vec::new();
     while sample.len() < most {
         let mut script = Vec::new();
         for step in 1..=len {
             let change = rng.pick(&changes).clone();
-            let sync = rng.pick(&syncs(changed_path(&change), step < len)).clone();
+            let sync = rng.pick(&space.syncs(changed_path(&change), step < len)).clone();
             script.extend(change);
             script.extend(sync);
         }
-        if runs(&mut Model::after(&setup()), &script) {
+        if space.has(&script) && runs(&mut Model::after(&setup()), &script) {
             sample.push(script);
         }
     }
     sample
 }
 
-fn extended(script: &[Op], none: bool) -> Vec<Vec<Op>> {
+fn extended(space: Space, script: &[Op], none: bool) -> Vec<Vec<Op>> {
     let mut longer = Vec::new();
     let mut before = Model::after(&setup());
     assert!(runs(&mut before, script), "made from a script that runs");
-    for change in changes() {
-        for sync in syncs(changed_path(&change), none) {
+    for change in space.changes() {
+        for sync in space.syncs(changed_path(&change), none) {
             let next: Vec<Op> = change.iter().cloned().chain(sync).collect();
             if runs(&mut before.clone(), &next) {
                 longer.push([script, &next].concat());
@@ -272,6 +352,8 @@ pub struct History {
     ops: Vec<Op>,
     /// `states[i]` is before operation `i`; one more at the end.
     states: Vec<State>,
+    /// Bytes of a block, where blocks may be at places that the crash has undone.
+    block: Option<usize>,
 }
 
 impl History {
@@ -287,7 +369,15 @@ impl History {
             model.apply(op).unwrap_or_else(|err| panic!("`{op}`: {err}"));
             states.push(State::of(&model));
         }
-        Self { ops: script.to_vec(), states }
+        Self { ops: script.to_vec(), states, block: None }
+    }
+
+    /// The same on a filesystem with blocks of so many bytes, which do not wait for a collapse or an insert to be durable: what was
+    /// written to a block in its place after one that the crash has undone is then where the block was before. So beside such an
+    /// operation a byte may be at any whole block's distance from its place, as on the kernel's ext4.
+    #[must_use]
+    pub fn with_blocks(self, bytes: usize) -> Self {
+        Self { block: Some(bytes), ..self }
     }
 
     /// Judges the tree found after a crash at a time when the first `done` operations had returned.
@@ -316,7 +406,7 @@ impl History {
         let (path, data_only) = match &self.ops[i] {
             Op::Sync => return i,
             Op::Fsync { path } => (path, false),
-            Op::Fdatasync { path } => (path, true),
+            Op::Fdatasync { path } | Op::Msync { path } => (path, true),
             _ => return 0,
         };
         let Some(number) = self.states[i].number(path) else { return 0 };
@@ -357,7 +447,9 @@ impl History {
     fn check_content(&self, number: u64, found: &Node, done: usize, last: usize) -> Result<(), String> {
         let covers = |i: &usize| match &self.ops[*i] {
             Op::Sync => true,
-            Op::Fsync { path } | Op::Fdatasync { path } => self.states[*i].number(path) == Some(number),
+            Op::Fsync { path } | Op::Fdatasync { path } | Op::Msync { path } => {
+                self.states[*i].number(path) == Some(number)
+            }
             _ => false,
         };
         let base = (0..done).rev().find(covers).unwrap_or(0);
@@ -371,7 +463,14 @@ impl History {
         if !(smallest..=largest).contains(&bytes.len()) {
             return Err(format!("{} bytes, must be {smallest} to {largest}", bytes.len()));
         }
-        let allowed = |at: usize| versions.iter().any(|v| v.get(at).copied().unwrap_or(0) == bytes[at]);
+        let is_move = |op: &Op| matches!(op, Op::Collapse { .. } | Op::Insert { .. });
+        let moved = self.block.filter(|_| self.ops[base..last].iter().any(is_move));
+        let allowed = |at: usize| {
+            let has = |v: &[u8], at: usize| v.get(at).copied().unwrap_or(0) == bytes[at];
+            let elsewhere =
+                |v: &[u8], block: usize| v.iter().skip(at % block).step_by(block).any(|b| *b == bytes[at]);
+            versions.iter().any(|v| has(v, at) || moved.is_some_and(|block| elsewhere(v, block)))
+        };
         match (0..bytes.len()).find(|at| !allowed(*at)) {
             Some(at) => {
                 Err(format!("byte {at} is {:#04x}, which no version since operation {base} has", bytes[at]))

@@ -491,6 +491,13 @@ impl Executor for Model {
                 let end = self.file(path)?.node.data.size;
                 self.write(path, end, &pattern(*seed, end, *len as usize))
             }
+            Op::Store { path, offset, len, seed } => {
+                // Past the end of the file there is a signal, or memory that is nobody's.
+                if offset + len > self.file(path)?.node.data.size {
+                    return Err(Errno::FAULT);
+                }
+                self.write(path, *offset, &pattern(*seed, *offset, *len as usize))
+            }
             Op::Truncate { path, size } => self.truncate(path, *size),
             Op::Utimes { path, seconds, nanoseconds } => {
                 let number = self.lookup(path)?;
@@ -519,6 +526,7 @@ impl Executor for Model {
             Op::Open { path, handle } => self.keep_open(path, handle),
             Op::Close { handle } => self.close(handle),
             Op::Fsync { path } | Op::Fdatasync { path } => self.lookup(path).map(drop),
+            Op::Msync { path } => self.file(path).map(drop),
             Op::Sync => Ok(()),
         }
     }

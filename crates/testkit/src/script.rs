@@ -10,10 +10,12 @@
 //! setxattr PATH NAME LEN SEED                          removexattr PATH NAME
 //! open PATH HANDLE           close HANDLE
 //! fsync PATH                 fdatasync PATH            sync
+//! store PATH OFFSET LEN SEED msync PATH
 //! ```
 //! A handle is a word that begins with `@`. It keeps a file open, and stands for it in operations on its content, attributes and
-//! for syncs, also when the file has no name any more. `move` brings a file's content to other blocks. Paths are relative to the root and hold no blanks; modes are octal; contents are patterns of a seed
-//! ([`crate::rng::pattern`]).
+//! for syncs, also when the file has no name any more. `move` brings a file's content to other blocks. `store` stores through a
+//! mapping, inside of the file; the mapping stays until the script ends, and `msync` syncs it. Paths are relative to the root and hold
+//! no blanks; modes are octal; contents are patterns of a seed ([`crate::rng::pattern`]).
 
 mod dir;
 mod parse;
@@ -46,6 +48,7 @@ pub enum Op {
     Chown { path: String, uid: u32, gid: u32 },
     Write { path: String, offset: u64, len: u64, seed: u64 },
     Append { path: String, len: u64, seed: u64 },
+    Store { path: String, offset: u64, len: u64, seed: u64 },
     Truncate { path: String, size: u64 },
     Utimes { path: String, seconds: i64, nanoseconds: u32 },
     Fallocate { path: String, offset: u64, len: u64, keep_size: bool },
@@ -60,6 +63,7 @@ pub enum Op {
     Close { handle: String },
     Fsync { path: String },
     Fdatasync { path: String },
+    Msync { path: String },
     Sync,
 }
 

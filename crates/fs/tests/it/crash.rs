@@ -24,11 +24,13 @@ mod lab;
 mod outside;
 mod repaired;
 
-use extant_testkit::crash::scripts;
+use extant_testkit::crash::{Space, scripts};
 use extant_testkit::script::Op;
 use extant_testkit::{Rng, env};
 
 use lab::Lab;
+
+use crate::mapping::userfaultfd;
 
 /// A kind of filesystem.
 #[derive(Debug)]
@@ -41,6 +43,8 @@ struct Kind {
     size: u64,
     /// Mount options.
     options: &'static str,
+    /// A device that is memory, all files in DAX mode; recovered without.
+    memory: bool,
 }
 
 /// How many scripts of one, two and three changes are run.
@@ -62,15 +66,15 @@ fn is_long() -> bool {
 
 /// The scripts that are to be run: the sample of the short form, or the part of the long one that `EXTANT_CRASH_PART` names.
 /// Neighbours in a part have their first change in common.
-fn chosen(seed: u64, short: &Sample, long: &Sample) -> Vec<Vec<Op>> {
+fn chosen(space: Space, seed: u64, short: &Sample, long: &Sample) -> Vec<Vec<Op>> {
     if let Ok(script) = std::env::var("EXTANT_CRASH_SCRIPT") {
         let script = std::fs::read_to_string(script).expect("script");
         return vec![extant_testkit::script::parse(&script).expect("script")];
     }
     let size = if is_long() { long } else { short };
-    let one = sample(scripts(1, seed, 0), size.one, seed);
-    let two = sample(scripts(2, seed, 0), size.two, seed);
-    part([one, two, scripts(3, seed, size.three)].concat())
+    let one = sample(scripts(space, 1, seed, 0), size.one, seed);
+    let two = sample(scripts(space, 2, seed, 0), size.two, seed);
+    part([one, two, scripts(space, 3, seed, size.three)].concat())
 }
 
 fn part(scripts: Vec<Vec<Op>>) -> Vec<Vec<Op>> {
@@ -93,13 +97,23 @@ fn sample(mut scripts: Vec<Vec<Op>>, most: usize, seed: u64) -> Vec<Vec<Op>> {
 }
 
 fn run(kind: &'static Kind, short: &Sample) {
+    explore(kind, Space::Calls, short);
+}
+
+fn explore(kind: &'static Kind, space: Space, short: &Sample) {
     need!(env::kernel_mounts(), env::tools(&["e2fsck", "debugfs", "dumpe2fs"]));
     let seed = env::seed_or(1);
     let mut lab = Lab::new(kind, seed);
-    for script in chosen(seed, short, &LONG) {
+    for script in chosen(space, seed, short, &LONG) {
         lab.explore(&script);
     }
     lab.finish();
+}
+
+/// All files in DAX mode, on a device that records what mappings store.
+fn run_stores(kind: &'static Kind) {
+    need!(userfaultfd());
+    explore(kind, Space::Stores, &Sample { one: usize::MAX, two: 40, three: 40 });
 }
 
 /// Without a journal: each distinct state has to be repaired by e2fsck, so of two and three changes there is a sample.
@@ -110,14 +124,14 @@ fn run_repaired(kind: &'static Kind) {
     let synced = |script: &Vec<Op>| script.last() == Some(&Op::Sync);
     let short = Sample { one: 12, two: 4, three: 4 };
     let long = Sample { one: usize::MAX, two: 400, three: 200 };
-    for script in chosen(seed, &short, &long).iter().filter(|script| synced(script)) {
+    for script in chosen(Space::Calls, seed, &short, &long).iter().filter(|script| synced(script)) {
         repaired::explore(&mut lab, script);
     }
     lab.finish();
 }
 
 macro_rules! kinds {
-    ($($name:ident: $mkfs:literal, $block_size:literal, $mib:literal MiB, $options:literal, $run:expr;)+) => {$(
+    ($($name:ident: $mkfs:literal, $block_size:literal, $mib:literal MiB, $options:literal, $memory:literal, $run:expr;)+) => {$(
         #[test]
         fn $name() {
             static KIND: Kind = Kind {
@@ -126,6 +140,7 @@ macro_rules! kinds {
                 block_size: $block_size,
                 size: $mib << 20,
                 options: concat!("commit=300,cache_size=16m", $options),
+                memory: $memory,
             };
             let run: fn(&'static Kind) = $run;
             run(&KIND);
@@ -135,16 +150,18 @@ macro_rules! kinds {
 
 // The first has one group, and so no backup of the superblock; the others have two.
 kinds! {
-    blocks_of_4k: "-t ext4 -J size=4", 4096, 12 MiB, "", |kind| run(kind, &FEW);
-    blocks_of_1k: "-t ext4 -J size=1", 1024, 10 MiB, "", |kind| run(kind, &SOME);
-    data_writeback: "-t ext4 -g 2048 -J size=4", 4096, 12 MiB, ",data=writeback", |kind| run(kind, &FEW);
-    data_journal: "-t ext4 -J size=1", 1024, 10 MiB, ",data=journal", |kind| run(kind, &FEW);
-    inline_data: "-t ext4 -O inline_data,orphan_file -J size=1", 1024, 10 MiB, "", |kind| run(kind, &FEW);
-    indirect_maps: "-t ext3 -J size=1", 1024, 10 MiB, "", |kind| run(kind, &FEW);
-    clusters: "-t ext4 -O bigalloc -C 4096 -J size=1", 1024, 40 MiB, "", |kind| run(kind, &FEW);
-    fast_commits: "-t ext4 -O fast_commit -J size=2", 1024, 10 MiB, "", |kind| run(kind, &FEW);
-    without_journal: "-t ext4 -O ^has_journal", 1024, 10 MiB, "", run_repaired;
-    ext2: "-t ext2", 1024, 10 MiB, "", run_repaired;
+    blocks_of_4k: "-t ext4 -J size=4", 4096, 12 MiB, "", false, |kind| run(kind, &FEW);
+    blocks_of_1k: "-t ext4 -J size=1", 1024, 10 MiB, "", false, |kind| run(kind, &SOME);
+    data_writeback: "-t ext4 -g 2048 -J size=4", 4096, 12 MiB, ",data=writeback", false, |kind| run(kind, &FEW);
+    data_journal: "-t ext4 -J size=1", 1024, 10 MiB, ",data=journal", false, |kind| run(kind, &FEW);
+    inline_data: "-t ext4 -O inline_data,orphan_file -J size=1", 1024, 10 MiB, "", false, |kind| run(kind, &FEW);
+    indirect_maps: "-t ext3 -J size=1", 1024, 10 MiB, "", false, |kind| run(kind, &FEW);
+    clusters: "-t ext4 -O bigalloc -C 4096 -J size=1", 1024, 40 MiB, "", false, |kind| run(kind, &FEW);
+    fast_commits: "-t ext4 -O fast_commit -J size=2", 1024, 10 MiB, "", false, |kind| run(kind, &FEW);
+    without_journal: "-t ext4 -O ^has_journal", 1024, 10 MiB, "", false, run_repaired;
+    ext2: "-t ext2", 1024, 10 MiB, "", false, run_repaired;
+    dax: "-t ext4 -J size=4", 4096, 12 MiB, "", true, |kind| run(kind, &FEW);
+    dax_stores: "-t ext4 -J size=4", 4096, 12 MiB, "", true, run_stores;
 }
 
 /// The lab can fail.
@@ -153,6 +170,7 @@ mod can_fail {
     use extant_testkit::script::parse;
 
     use super::{Kind, Lab};
+    use crate::mapping::userfaultfd;
 
     #[test]
     fn missing_flushes_are_found() {
@@ -163,9 +181,28 @@ mod can_fail {
             block_size: 1024,
             size: 10 << 20,
             options: "commit=300,cache_size=16m,nobarrier",
+            memory: false,
         };
-        let script = parse("append a 3000 15\nfsync a\nmkdir m 755\nsync").expect("script");
-        let (_, problem) = Lab::new(&KIND, 1).first_failure(&script).expect("a promise is broken");
+        a_promise_is_broken(&KIND, "append a 3000 15\nfsync a\nmkdir m 755\nsync");
+    }
+
+    #[test]
+    fn missing_flushes_of_stores_are_found() {
+        need!(env::kernel_mounts(), env::tools(&["e2fsck", "debugfs", "dumpe2fs"]), userfaultfd());
+        static KIND: Kind = Kind {
+            name: "missing_flushes_of_stores",
+            mkfs: "-t ext4 -J size=4",
+            block_size: 4096,
+            size: 12 << 20,
+            options: "commit=300,cache_size=16m,nobarrier",
+            memory: true,
+        };
+        a_promise_is_broken(&KIND, "store a 4000 300 31\nmsync a");
+    }
+
+    fn a_promise_is_broken(kind: &'static Kind, script: &str) {
+        let script = parse(script).expect("script");
+        let (_, problem) = Lab::new(kind, 1).first_failure(&script).expect("a promise is broken");
         println!("{problem}");
     }
 }

@@ -1,13 +1,15 @@
 //! Running scripts on the library, and reading a tree through it.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
 use extant::{
-    Credentials, DeviceNumber, FallocateMode, FileType, Filesystem, InodeRef, MoveRange, NewInode, OpenFile,
-    OpenMode, RenameFlags, SetAttr, SetTime, Setup, Timestamp, WriteFlags, XattrSet,
+    Credentials, DeviceNumber, FallocateMode, FileType, Filesystem, InodeRef, MapOptions, Mapping, MoveRange,
+    NewInode, OpenFile, OpenMode, Protection, RenameFlags, SetAttr, SetTime, Setup, SyncMode, Timestamp,
+    WriteFlags, XattrSet,
 };
 use extant_device::OpenOptions;
 use extant_testkit::rng::pattern;
@@ -37,7 +39,12 @@ pub(crate) struct LibExecutor {
     pub(crate) fs: Arc<Filesystem>,
     cred: Credentials,
     open: HashMap<String, Arc<OpenFile>>,
+    /// By inode numbers: one for each file that was stored to.
+    maps: HashMap<u32, Mapping>,
 }
+
+/// Bytes of a mapping, more than any script's file has.
+const MAPPED: usize = 256 << 10;
 
 fn errno<T>(result: extant::Result<T>) -> Result<T, Errno> {
     result.map_err(|e| {
@@ -48,7 +55,7 @@ fn errno<T>(result: extant::Result<T>) -> Result<T, Errno> {
 
 impl LibExecutor {
     pub(crate) fn new(fs: Arc<Filesystem>) -> Self {
-        Self { fs, cred: Credentials::root().with_umask(0), open: HashMap::new() }
+        Self { fs, cred: Credentials::root().with_umask(0), open: HashMap::new(), maps: HashMap::new() }
     }
 
     fn walk(&self, path: &str) -> extant::Result<InodeRef> {
@@ -75,6 +82,16 @@ impl LibExecutor {
         OpenFile::new(&self.fs, &self.walk(path)?, mode, &self.cred).map(Arc::new)
     }
 
+    /// The mapping of a file, made now if there is none.
+    fn mapping(&mut self, path: &str) -> extant::Result<&Mapping> {
+        let file = self.open(path)?;
+        let options = MapOptions { protection: Protection::READ_WRITE, ..MapOptions::default() };
+        Ok(match self.maps.entry(file.inode().ino().0) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => entry.insert(file.map(0, MAPPED, &options)?),
+        })
+    }
+
     /// Moves a file's content to blocks of a file without a name.
     fn move_away(&self, file: &OpenFile) -> extant::Result<()> {
         let size = file.inode().size();
@@ -90,8 +107,18 @@ impl LibExecutor {
     }
 
     fn apply_inner(&mut self, op: &Op) -> extant::Result<()> {
+        match op {
+            Op::Store { path, offset, len, seed } => {
+                let bytes = pattern(*seed, *offset, *len as usize);
+                return self.mapping(path)?.write_at(*offset as usize, &bytes);
+            }
+            Op::Msync { path } => return self.mapping(path)?.sync(0..MAPPED, SyncMode::Sync),
+            _ => {}
+        }
         let (fs, cred) = (&self.fs, &self.cred);
         match op {
+            // Done above, with all of `self`.
+            Op::Store { .. } | Op::Msync { .. } => {}
             Op::Mkdir { path, mode } => {
                 let (dir, name) = self.split(path)?;
                 let new = fs.mkdir(&dir, name, 0o755, cred)?;

@@ -65,6 +65,7 @@ fn a_file_without_a_name_is_judged_by_its_inode() {
 
 #[test]
 fn the_space_is_what_it_says() {
+    let scripts = |len, seed, most| scripts(Space::Calls, len, seed, most);
     let one = scripts(1, 0, 0);
     assert_eq!(
         (changes().len(), one.len(), scripts(2, 0, 0).len()),
@@ -77,4 +78,43 @@ fn the_space_is_what_it_says() {
     assert!(changes().iter().flatten().all(|op| two.iter().any(|s| s.contains(op))));
     assert_eq!(scripts(3, 1, 20), scripts(3, 1, 20));
     assert_ne!(scripts(3, 1, 20), scripts(3, 2, 20));
+}
+
+#[test]
+fn the_space_of_stores_is_what_it_says() {
+    let all = |len| scripts(Space::Stores, len, 0, 0);
+    assert_eq!(
+        (changes_with_stores().len(), all(1).len(), all(2).len()),
+        (34, 0, 0),
+        "docs/testing.md has these"
+    );
+    let two = all(2);
+    let stores: Vec<Op> =
+        changes_with_stores().concat().into_iter().filter(|op| matches!(op, Op::Store { .. })).collect();
+    assert!(stores.iter().all(|op| two.iter().any(|s| s.contains(op))));
+    assert!(
+        two.iter().chain(&scripts(Space::Stores, 3, 1, 20)).all(|s| s.iter().any(|op| stores.contains(op)))
+    );
+}
+
+#[test]
+fn stores_are_there_after_msync_and_may_be_before() {
+    let script = "store a 4000 300 32\nmsync a";
+    assert!(judge(script, "write a 4000 300 32", 2).is_ok());
+    assert!(judge(script, "", 1).is_ok());
+    assert!(judge(script, "", 2).is_err());
+    assert!(judge(script, "write a 4000 300 33", 1).is_err(), "other bytes");
+    assert!(Model::after(&setup()).apply(&"store a 8900 200 1".parse().unwrap()).is_err(), "past the end");
+}
+
+#[test]
+fn what_was_written_in_place_after_a_move_may_be_at_the_place_before_it() {
+    let script = parse("collapse a 0 4096\nstore a 0 100 31").unwrap();
+    let found = tree_after("collapse a 0 4096\nwrite a 0 100 31\ninsert a 0 4096\nwrite a 0 4096 1");
+    assert!(History::new(&script).judge(&found, 2).is_err());
+    assert!(History::new(&script).with_blocks(4096).judge(&found, 2).is_ok());
+    let foreign = tree_after("write a 4096 100 99");
+    assert!(History::new(&script).with_blocks(4096).judge(&foreign, 2).is_err());
+    let without_move = parse("store a 0 100 31").unwrap();
+    assert!(History::new(&without_move).with_blocks(4096).judge(&found, 1).is_err());
 }

@@ -144,8 +144,8 @@ impl Executor for DirExecutor {
             Op::Insert { path, offset, len } => {
                 self.fallocate(path, *offset, *len, FallocateFlags::INSERT_RANGE)
             }
-            // A kernel could; whoever compares with one leaves it out.
-            Op::Move { .. } => Err(Errno::OPNOTSUPP),
+            // A kernel could; whoever compares with one leaves these out.
+            Op::Move { .. } | Op::Store { .. } | Op::Msync { .. } => Err(Errno::OPNOTSUPP),
             Op::Setxattr { path, name, len, seed } => {
                 let name = CString::new(name.as_str()).map_err(|_| Errno::INVAL)?;
                 let value = pattern(*seed, 0, *len);

@@ -39,6 +39,7 @@ impl fmt::Display for Op {
             Self::Chown { path, uid, gid } => write!(f, "chown {path} {uid} {gid}"),
             Self::Write { path, offset, len, seed } => write!(f, "write {path} {offset} {len} {seed}"),
             Self::Append { path, len, seed } => write!(f, "append {path} {len} {seed}"),
+            Self::Store { path, offset, len, seed } => write!(f, "store {path} {offset} {len} {seed}"),
             Self::Truncate { path, size } => write!(f, "truncate {path} {size}"),
             Self::Utimes { path, seconds, nanoseconds } => write!(f, "utimes {path} {seconds} {nanoseconds}"),
             Self::Fallocate { path, offset, len, keep_size } => {
@@ -57,6 +58,7 @@ impl fmt::Display for Op {
             Self::Close { handle } => write!(f, "close {handle}"),
             Self::Fsync { path } => write!(f, "fsync {path}"),
             Self::Fdatasync { path } => write!(f, "fdatasync {path}"),
+            Self::Msync { path } => write!(f, "msync {path}"),
             Self::Sync => f.write_str("sync"),
         }
     }
@@ -104,6 +106,12 @@ impl Words<'_> {
                 seed: self.number()?,
             },
             "append" => Op::Append { path: self.path()?, len: self.number()?, seed: self.number()? },
+            "store" => Op::Store {
+                path: self.path()?,
+                offset: self.number()?,
+                len: self.number()?,
+                seed: self.number()?,
+            },
             "move" => Op::Move { path: self.path()? },
             "truncate" => Op::Truncate { path: self.path()?, size: self.number()? },
             "utimes" => {
@@ -135,6 +143,7 @@ impl Words<'_> {
             "close" => Op::Close { handle: self.handle()? },
             "fsync" => Op::Fsync { path: self.path()? },
             "fdatasync" => Op::Fdatasync { path: self.path()? },
+            "msync" => Op::Msync { path: self.path()? },
             "sync" => Op::Sync,
             other => return Err(self.error(format!("no operation {other}"))),
         })

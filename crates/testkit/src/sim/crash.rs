@@ -67,13 +67,14 @@ pub struct Sketch<'p> {
 }
 
 impl Sketch<'_> {
-    /// The sectors that the record touches, ascending: the same for all its states.
+    /// The sectors that the record touches, ascending: the same for all its states. With stores in the record one stands here once for
+    /// each of its lines that the record touches.
     #[must_use]
     pub fn sectors(&self) -> &[u64] {
         self.sectors
     }
 
-    /// What each of [`Sketch::sectors`] holds, by [`sector_digest`](super::sector_digest).
+    /// What each of [`Sketch::sectors`], or its line, holds: by [`sector_digest`](super::sector_digest), or the like.
     #[must_use]
     pub fn values(&self) -> &[u128] {
         self.values
@@ -168,7 +169,7 @@ impl CrashPlan {
     /// The same states, none of which is made.
     ///
     /// # Panics
-    /// If a recorded change does not begin and end with a sector.
+    /// If a recorded change does not begin and end with a sector, or, if it is a store, with a line.
     pub fn for_each_sketch(&self, mut visit: impl FnMut(&Sketch<'_>)) {
         let changes =
             |epoch: &'_ Epoch| -> Vec<Event> { epoch.changes.iter().map(|(c, _)| c.clone()).collect() };

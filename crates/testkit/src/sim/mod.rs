@@ -8,12 +8,15 @@
 //! - A write is atomic in units of 512 bytes ([`SECTOR`]): a crash may leave any of its sectors old, any new.
 //! - Content that was acknowledged by a flush never changes by itself; bit rot is asked for with
 //!   [`SimDevice::corrupt`].
+//! - A store through a mapping ([`Mappable`]) is a write of each line of [`LINE`] bytes that it changed, each of which may be on the medium
+//!   or not until the next flush.
 //! - A failing read, write or flush is a [`Failpoint`]; a failed write changes nothing, a failed flush makes nothing
 //!   durable.
 
 mod content;
 mod crash;
 mod footprint;
+mod mappable;
 mod sectors;
 
 #[cfg(test)]
@@ -29,10 +32,14 @@ use extant_device::BlockDevice;
 pub use content::Content;
 pub use crash::{CrashPlan, CrashState, Cut, Sketch};
 pub use footprint::{Footprint, SectorSet};
+pub use mappable::Mappable;
 pub use sectors::sector_digest;
 
 /// The unit of atomicity of a write, in bytes.
 pub const SECTOR: u64 = 512;
+
+/// The unit of atomicity of a store, in bytes: a line of a processor's cache.
+pub const LINE: u64 = 64;
 
 /// One thing that was done to the device, in the order in which the device saw it.
 #[derive(Clone, Debug)]

@@ -2,7 +2,7 @@ use std::io::IoSlice;
 
 use extant_device::BlockDevice as _;
 
-use super::{Content, Counts, Cut, Failpoint, Kind, SectorSet, SimDevice, sector_digest};
+use super::{Content, Counts, Cut, Failpoint, Kind, Mappable, SectorSet, SimDevice, sector_digest};
 
 fn byte(content: &Content, at: u64) -> u8 {
     let mut buf = [0];
@@ -213,4 +213,36 @@ fn a_footprint_is_what_was_read_first_and_what_was_written() {
     assert_eq!(sectors(&footprint.written), [2, 3, 7, 8, 9, 16]);
     assert!(footprint.read.contains(15) && !footprint.read.contains(16));
     assert!(dev.footprint().is_none());
+}
+
+#[test]
+fn stores_are_recorded_line_by_line() {
+    let dev = Mappable::from_content(Content::zeroed(1 << 16));
+    let mapping = dev.direct_access().expect("it is memory");
+    dev.write_at(0, &[1; 512]).unwrap();
+    // As a store: the device sees no call.
+    mapping.write_at(4000, &[2; 100]).unwrap();
+    dev.note_stores();
+    mapping.write_at(60_000, &[3]).unwrap();
+    dev.flush().unwrap();
+    mapping.write_at(0, &[4]).unwrap();
+    assert_eq!(byte(&dev.record().content(), 0), 1, "nobody has looked since");
+    dev.note_stores();
+    let plan = dev.record().crash_plan(1);
+    let seen: Vec<[u8; 4]> =
+        plan.states().iter().map(|s| [0, 4031, 4032, 60_000].map(|at| byte(&s.content, at))).collect();
+    // In the first epoch each line is there or not, whatever the others are; in the second they are all there.
+    for state in [[0, 0, 0, 0], [1, 0, 0, 0], [1, 2, 0, 0], [1, 0, 2, 3], [1, 2, 0, 3], [1, 2, 2, 0]] {
+        assert!(seen.contains(&state), "{state:?} of {seen:?}");
+    }
+    assert!(seen.contains(&[1, 2, 2, 3]) && seen.contains(&[4, 2, 2, 3]));
+    assert!(seen.iter().all(|state| state[0] != 4 || *state == [4, 2, 2, 3]), "{seen:?}");
+    // And the sketches of the same states have the same contents.
+    let mut sketches = Vec::new();
+    plan.for_each_sketch(|sketch| sketches.push((sketch.digest(), sketch.content().digest())));
+    assert_eq!(sketches.len(), seen.len());
+    for ((digest, content), state) in sketches.iter().zip(plan.states()) {
+        assert_eq!(*content, state.content.digest());
+        assert_eq!(*digest == 0, *content == Content::zeroed(1 << 16).digest());
+    }
 }

@@ -7,10 +7,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use extant::{Filesystem, Setup};
+use extant_device::BlockDevice;
 use extant_testkit::crash::{History, setup};
 use extant_testkit::kernel::KernelMount;
 use extant_testkit::script::{DirExecutor, Executor as _, Op, text};
-use extant_testkit::sim::{Content, Footprint, SECTOR, SectorSet, SimDevice, Sketch, sector_digest};
+use extant_testkit::sim::{
+    Content, Footprint, Mappable, SECTOR, SectorSet, SimDevice, Sketch, sector_digest,
+};
 use extant_testkit::tree::Tree;
 use extant_testkit::{oracle, scratch};
 use rustc_hash::{FxBuildHasher, FxHashMap, FxHashSet};
@@ -143,24 +146,44 @@ impl Lab {
             *self.beginnings.entry(script[..len].to_vec()).or_insert(next)
         };
         let beginnings = (0..=script.len()).map(number).collect();
-        Record { history: History::new(script), beginnings, slots: Slots::default() }
+        let history = History::new(script).with_blocks(self.kind.block_size as usize);
+        Record { history, beginnings, slots: Slots::default() }
     }
 
     /// Runs a script on the base and gives the device that recorded it; `None` if an operation is not supported.
     pub(super) fn record(&self, script: &[Op]) -> Option<Arc<SimDevice>> {
-        let device = SimDevice::from_content(self.base.clone());
-        let fs = self.mount(&device).expect("mount");
+        if !self.kind.memory {
+            let device = SimDevice::from_content(self.base.clone());
+            return self.run(script, &device, "", |n| device.mark(n)).then_some(device);
+        }
+        let device = Mappable::from_content(self.base.clone());
+        let mark = |n| {
+            device.note_stores();
+            device.record().mark(n);
+        };
+        self.run(script, &device, ",dax=always", mark).then(|| Arc::clone(device.record()))
+    }
+
+    /// `done` is called with the number of operations that have returned; `false` if one is not supported.
+    fn run<D: BlockDevice + 'static>(
+        &self,
+        script: &[Op],
+        device: &Arc<D>,
+        options: &str,
+        done: impl Fn(u64),
+    ) -> bool {
+        let fs = self.mount_with(device, options).expect("mount");
         let mut executor = LibExecutor::new(Arc::clone(&fs));
-        for (done, op) in script.iter().enumerate() {
+        for (n, op) in (1..).zip(script) {
             match executor.apply(op) {
-                Ok(()) => device.mark(done as u64 + 1),
-                Err(Errno::OPNOTSUPP) => return None,
+                Ok(()) => done(n),
+                Err(Errno::OPNOTSUPP) => return false,
                 Err(e) => panic!("`{op}`: {e}; script:\n{}", text(script)),
             }
         }
         drop(executor);
         fs.unmount().expect("unmount");
-        Some(device)
+        true
     }
 
     fn judge(&mut self, record: &mut Record, sketch: &Sketch<'_>, script: &[Op]) -> Result<(), String> {
@@ -261,12 +284,20 @@ impl Lab {
     }
 
     pub(super) fn mount(&self, device: &Arc<SimDevice>) -> extant::Result<Arc<Filesystem>> {
+        self.mount_with(device, "")
+    }
+
+    fn mount_with<D: BlockDevice + 'static>(
+        &self,
+        device: &Arc<D>,
+        more: &str,
+    ) -> extant::Result<Arc<Filesystem>> {
         let block = Some(self.kind.block_size);
         let setup = Setup {
             clock: Arc::new(Still),
             generation: Some(7),
             log_window: block,
-            ..Setup::with_options(self.kind.options)?
+            ..Setup::with_options(&format!("{}{more}", self.kind.options))?
         };
         Filesystem::open(Arc::clone(device) as _, setup)
     }
