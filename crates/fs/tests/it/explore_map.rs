@@ -1,18 +1,18 @@
 //! Every pair of operations on the same few bytes of a file that is mapped, under the exploring runtime: on content in the inode, on
-//! blocks, on blocks without a place yet, with space and without.
+//! blocks, on blocks without a place yet, with space and without, on a device that fails to read or write the content once.
 //!
 //! After each schedule every byte is what one of the two orders gives (a write and a store on one page may each win a part), the size
 //! is that of one of them, reads on the way saw nothing else, the disk has what the file has, and the image is clean by our checker
 //! (which counts blocks: no promise is left behind, no block leaked).
 
-use std::sync::Arc;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use extant::{
     Credentials, FallocateMode, Fault, Filesystem, InodeFlags, InodeRef, MapAdvice, MapView, MoveRange,
     Mutant, NewInode, OpenFile, OpenMode, SimMmu,
 };
-use extant_device::{BlockDevice, FileDevice, MemoryDevice};
+use extant_device::{BlockDevice, DirectAccess, FileDevice, MemoryDevice};
 use extant_sync::model;
 use extant_testkit::env::tools;
 use rustix::io::Errno;
@@ -271,30 +271,107 @@ fn fill(fs: &Arc<Filesystem>, left: u64) {
     }
 }
 
+/// What goes wrong beside two operations.
+#[derive(Clone, Copy, Debug)]
+enum Trouble {
+    None,
+    /// So many blocks are free.
+    Space(u64),
+    /// The device fails to read, or to write, content of the file, once, after so many times.
+    Device(Transfer, u32),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Transfer {
+    Read,
+    Write,
+}
+
+impl Trouble {
+    /// Whether it explains the answer of an operation.
+    fn explains(self, answer: Result<(), Errno>) -> bool {
+        match self {
+            Self::None => false,
+            Self::Space(_) => matches!(answer, Err(Errno::NOSPC | Errno::FAULT)),
+            Self::Device(..) => matches!(answer, Err(Errno::IO | Errno::FAULT)),
+        }
+    }
+}
+
+/// A device that fails once, at content of the file: what begins with the same byte twice, one of those that the operations write.
+#[derive(Debug)]
+struct Failing {
+    inner: Box<dyn BlockDevice>,
+    fails: Mutex<Option<(Transfer, u32)>>,
+}
+
+impl Failing {
+    fn on(inner: impl BlockDevice + 'static) -> Arc<Self> {
+        Arc::new(Self { inner: Box::new(inner), fails: Mutex::new(None) })
+    }
+
+    fn may_fail(&self, kind: Transfer, bytes: &[u8]) -> std::io::Result<()> {
+        // At byte 100: some operations write less from the start on.
+        let is_content = bytes.len() >= 512 && (1..=6).contains(&bytes[100]) && bytes[100] == bytes[101];
+        let mut fails = self.fails.lock().unwrap();
+        match &mut *fails {
+            Some((of, left)) if *of == kind && is_content && *left > 0 => *left -= 1,
+            Some((of, _)) if *of == kind && is_content => {
+                *fails = None;
+                return Err(Errno::IO.into());
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+impl BlockDevice for Failing {
+    fn size(&self) -> u64 {
+        self.inner.size()
+    }
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<()> {
+        self.inner.read_at(offset, buf)?;
+        self.may_fail(Transfer::Read, buf)
+    }
+    fn write_at(&self, offset: u64, buf: &[u8]) -> std::io::Result<()> {
+        self.may_fail(Transfer::Write, buf)?;
+        self.inner.write_at(offset, buf)
+    }
+    fn flush(&self) -> std::io::Result<()> {
+        self.inner.flush()
+    }
+    fn discard(&self, offset: u64, len: u64) -> std::io::Result<()> {
+        self.inner.discard(offset, len)
+    }
+    fn write_zeroes(&self, offset: u64, len: u64) -> std::io::Result<()> {
+        self.inner.write_zeroes(offset, len)
+    }
+    fn direct_access(&self) -> Option<DirectAccess> {
+        self.inner.direct_access()
+    }
+}
+
 /// One schedule of two operations.
-fn pair(image: &[u8], mutant: Mutant, before: Before, ops: [&'static Op; 2], left: Option<u64>) {
-    pair_on(&Arc::new(MemoryDevice::from_bytes(image)), mutant, before, ops, left);
+fn pair(image: &[u8], mutant: Mutant, before: Before, ops: [&'static Op; 2], trouble: Trouble) {
+    pair_on(&Failing::on(MemoryDevice::from_bytes(image)), mutant, before, ops, trouble);
 }
 
 /// The same on a device that can be mapped.
-fn pair_on_memory(image: &[u8], before: Before, ops: [&'static Op; 2], left: Option<u64>) {
+fn pair_on_memory(image: &[u8], before: Before, ops: [&'static Op; 2], trouble: Trouble) {
     let device = FileDevice::in_memory(image.len() as u64).expect("a memory file");
     device.write_at(0, image).expect("inside");
-    pair_on(&Arc::new(device), Mutant::None, before, ops, left);
+    pair_on(&Failing::on(device), Mutant::None, before, ops, trouble);
 }
 
-fn pair_on<D: BlockDevice + 'static>(
-    device: &Arc<D>,
-    mutant: Mutant,
-    before: Before,
-    ops: [&'static Op; 2],
-    left: Option<u64>,
-) {
-    let what = format!("{before:?}: {} beside {}, {left:?} blocks left", ops[0].name, ops[1].name);
+fn pair_on(device: &Arc<Failing>, mutant: Mutant, before: Before, ops: [&'static Op; 2], trouble: Trouble) {
+    let what = format!("{before:?}: {} beside {}, {trouble:?}", ops[0].name, ops[1].name);
     let fs = open(device, mutant);
     let file = Arc::new(mapped(&fs, before));
-    if let Some(left) = left {
-        fill(&fs, left);
+    match trouble {
+        Trouble::None => {}
+        Trouble::Space(left) => fill(&fs, left),
+        Trouble::Device(kind, after) => *device.fails.lock().unwrap() = Some((kind, after)),
     }
     let mut start = vec![1; file.inode.size() as usize];
     start.shrink_to_fit();
@@ -307,13 +384,14 @@ fn pair_on<D: BlockDevice + 'static>(
         })
     });
     together(tasks.collect());
+    *device.fails.lock().unwrap() = None;
     let answers = *answers.lock().unwrap();
     for (op, answer) in ops.iter().zip(&answers) {
-        let full = left.is_some() && matches!(answer, Err(Errno::NOSPC | Errno::FAULT));
+        let excused = trouble.explains(*answer);
         let past_end = op.name.starts_with("store") && *answer == Err(Errno::FAULT);
         // Before the other one made the file longer, or after it made it shorter.
         let shorter = matches!(op.name, "collapse" | "insert") && *answer == Err(Errno::INVAL);
-        assert!(answer.is_ok() || full || past_end || shorter, "{what}: {} answered {answer:?}", op.name);
+        assert!(answer.is_ok() || excused || past_end || shorter, "{what}: {} answered {answer:?}", op.name);
     }
     let after = |order: [usize; 2]| {
         let mut bytes = start.clone();
@@ -326,11 +404,12 @@ fn pair_on<D: BlockDevice + 'static>(
     got.truncate(n);
     let end = file.cut_short.lock().unwrap().unwrap_or(0);
     let lens = [one.len(), two.len(), one.len().max(end), two.len().max(end)];
-    assert!(lens.contains(&n), "{what}: {n} bytes, not one of {lens:?}");
+    // What an operation that failed half way did is not the model's to say.
+    let failed = answers.iter().any(Result::is_err);
+    let grew = failed && matches!(trouble, Trouble::Device(..));
+    assert!(lens.contains(&n) || grew, "{what}: {n} bytes, not one of {lens:?}");
     for (at, byte) in got.iter().enumerate() {
         let may = [one.get(at).copied(), two.get(at).copied()];
-        // What an operation that failed half way did is not the model's to say.
-        let failed = answers.iter().any(Result::is_err);
         assert!(
             may.contains(&Some(*byte)) || (failed && file.allowed.contains(byte)),
             "{what}: byte {at} is {byte}, not {may:?}"
@@ -360,67 +439,67 @@ fn schedules() -> usize {
     all.div_ceil(OPS.len() * (OPS.len() + 1))
 }
 
-fn pairs(before: Before, left: Option<u64>) {
+fn held(what: &str, all: usize, start: Instant) {
+    let (count, seconds) = (OPS.len(), start.elapsed().as_secs_f64());
+    println!("races: pairs of {count} operations, {what}: held [{all} schedules in {seconds:.2} s]");
+}
+
+fn pairs(before: Before, trouble: Trouble) {
     let image: Arc<[u8]> = image(INLINE).into();
-    let times = schedules();
+    let (times, start) = (schedules(), Instant::now());
     let seed = extant_testkit::env::seed();
     for (n, a) in OPS.iter().enumerate() {
         for b in &OPS[n..] {
             let image = Arc::clone(&image);
-            let scenario = move || pair(&image, Mutant::None, before, [a, b], left);
+            let scenario = move || pair(&image, Mutant::None, before, [a, b], trouble);
             model::check_random_deep(scenario.clone(), seed, times, STACK);
             model::check_pct_deep(scenario, seed, times, 3, STACK);
         }
     }
-    println!(
-        "races: pairs of {} operations, {before:?}, {left:?} blocks left: {} schedules each, held",
-        OPS.len(),
-        2 * times
-    );
+    let all = times * OPS.len() * (OPS.len() + 1);
+    held(&format!("{before:?}, {trouble:?}"), all, start);
 }
 
 #[test]
 fn pairs_on_content_in_the_inode() {
     need!(tools(&["mke2fs"]));
-    pairs(Before::Small, None);
+    pairs(Before::Small, Trouble::None);
 }
 
 #[test]
 fn pairs_on_written_blocks() {
     need!(tools(&["mke2fs"]));
-    pairs(Before::Written, None);
+    pairs(Before::Written, Trouble::None);
 }
 
 #[test]
 fn pairs_on_delayed_blocks() {
     need!(tools(&["mke2fs"]));
-    pairs(Before::Delayed, None);
+    pairs(Before::Delayed, Trouble::None);
 }
 
 #[test]
 fn pairs_on_content_in_the_inode_with_a_full_disk() {
     need!(tools(&["mke2fs"]));
-    pairs(Before::Small, Some(0));
+    pairs(Before::Small, Trouble::Space(0));
 }
 
 #[test]
 fn pairs_on_written_blocks_with_a_full_disk() {
     need!(tools(&["mke2fs"]));
-    pairs(Before::Written, Some(1));
+    pairs(Before::Written, Trouble::Space(1));
 }
 
 const MEMORY: &str = "-t ext4 -b 4096 -I 256 -N 64 -J size=4 -O ^resize_inode,^orphan_file";
 
 /// Every pair of operations on a file in DAX mode, and every operation beside a flip of the mode, both ways (S3, S4).
-#[test]
-fn pairs_in_dax_mode_and_beside_flips() {
-    need!(tools(&["mke2fs"]));
+fn pairs_on_memory(trouble: Trouble) {
     let image: Arc<[u8]> = image(MEMORY).into();
-    let times = schedules();
+    let (times, start) = (schedules(), Instant::now());
     let seed = extant_testkit::env::seed();
     let run = |before, a: &'static Op, b: &'static Op| {
         let image = Arc::clone(&image);
-        let scenario = move || pair_on_memory(&image, before, [a, b], None);
+        let scenario = move || pair_on_memory(&image, before, [a, b], trouble);
         model::check_random_deep(scenario.clone(), seed, times, STACK);
         model::check_pct_deep(scenario, seed, times, 3, STACK);
     };
@@ -428,11 +507,35 @@ fn pairs_in_dax_mode_and_beside_flips() {
         OPS[n..].iter().for_each(|b| run(Before::Dax, a, b));
         [Before::Dax, Before::Written, Before::Delayed].into_iter().for_each(|before| run(before, a, &FLIP));
     }
-    println!(
-        "races: pairs of {} operations in DAX mode and beside flips: {} schedules each, held",
-        OPS.len(),
-        2 * times
-    );
+    let all = times * OPS.len() * (OPS.len() + 1 + 6);
+    held(&format!("in DAX mode and beside flips, {trouble:?}"), all, start);
+}
+
+#[test]
+fn pairs_in_dax_mode_and_beside_flips() {
+    need!(tools(&["mke2fs"]));
+    pairs_on_memory(Trouble::None);
+}
+
+#[test]
+fn pairs_in_dax_mode_on_a_device_that_fails() {
+    need!(tools(&["mke2fs"]));
+    pairs_on_memory(Trouble::Device(Transfer::Write, 0));
+    pairs_on_memory(Trouble::Device(Transfer::Read, 0));
+}
+
+#[test]
+fn pairs_on_a_device_that_fails_to_read() {
+    need!(tools(&["mke2fs"]));
+    (0..2).for_each(|after| pairs(Before::Written, Trouble::Device(Transfer::Read, after)));
+}
+
+#[test]
+fn pairs_on_a_device_that_fails_to_write() {
+    need!(tools(&["mke2fs"]));
+    for before in [Before::Small, Before::Written, Before::Delayed] {
+        (0..2).for_each(|after| pairs(before, Trouble::Device(Transfer::Write, after)));
+    }
 }
 
 /// A store moves content out of the inode while a writer changes it there (S0): with the lock of page 0, and without.
@@ -440,7 +543,7 @@ fn inline_write_against_store(mutant: Mutant, times: usize) {
     let image: Arc<[u8]> = image(INLINE).into();
     let op = |name: &str| OPS.iter().find(|op| op.name == name).expect("an operation");
     let ops = [op("write inside"), op("store")];
-    let scenario = move || pair(&image, mutant, Before::Small, ops, None);
+    let scenario = move || pair(&image, mutant, Before::Small, ops, Trouble::None);
     model::check_random_deep(scenario.clone(), 1, times, STACK);
     model::check_pct_deep(scenario, 1, times, 3, STACK);
 }
