@@ -43,8 +43,17 @@ struct Kind {
     size: u64,
     /// Mount options.
     options: &'static str,
-    /// A device that is memory, all files in DAX mode; recovered without.
-    memory: bool,
+    device: Device,
+}
+
+/// What it is on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Device {
+    Disk,
+    /// Memory, and all files in DAX mode; recovered without.
+    Memory,
+    /// Memory that says it has flushed, and has not: for the test that the lab notices.
+    LyingMemory,
 }
 
 /// How many scripts of one, two and three changes are run.
@@ -131,7 +140,7 @@ fn run_repaired(kind: &'static Kind) {
 }
 
 macro_rules! kinds {
-    ($($name:ident: $mkfs:literal, $block_size:literal, $mib:literal MiB, $options:literal, $memory:literal, $run:expr;)+) => {$(
+    ($($name:ident: $mkfs:literal, $block_size:literal, $mib:literal MiB, $options:literal, $device:ident, $run:expr;)+) => {$(
         #[test]
         fn $name() {
             static KIND: Kind = Kind {
@@ -140,7 +149,7 @@ macro_rules! kinds {
                 block_size: $block_size,
                 size: $mib << 20,
                 options: concat!("commit=300,cache_size=16m", $options),
-                memory: $memory,
+                device: Device::$device,
             };
             let run: fn(&'static Kind) = $run;
             run(&KIND);
@@ -150,18 +159,18 @@ macro_rules! kinds {
 
 // The first has one group, and so no backup of the superblock; the others have two.
 kinds! {
-    blocks_of_4k: "-t ext4 -J size=4", 4096, 12 MiB, "", false, |kind| run(kind, &FEW);
-    blocks_of_1k: "-t ext4 -J size=1", 1024, 10 MiB, "", false, |kind| run(kind, &SOME);
-    data_writeback: "-t ext4 -g 2048 -J size=4", 4096, 12 MiB, ",data=writeback", false, |kind| run(kind, &FEW);
-    data_journal: "-t ext4 -J size=1", 1024, 10 MiB, ",data=journal", false, |kind| run(kind, &FEW);
-    inline_data: "-t ext4 -O inline_data,orphan_file -J size=1", 1024, 10 MiB, "", false, |kind| run(kind, &FEW);
-    indirect_maps: "-t ext3 -J size=1", 1024, 10 MiB, "", false, |kind| run(kind, &FEW);
-    clusters: "-t ext4 -O bigalloc -C 4096 -J size=1", 1024, 40 MiB, "", false, |kind| run(kind, &FEW);
-    fast_commits: "-t ext4 -O fast_commit -J size=2", 1024, 10 MiB, "", false, |kind| run(kind, &FEW);
-    without_journal: "-t ext4 -O ^has_journal", 1024, 10 MiB, "", false, run_repaired;
-    ext2: "-t ext2", 1024, 10 MiB, "", false, run_repaired;
-    dax: "-t ext4 -J size=4", 4096, 12 MiB, "", true, |kind| run(kind, &FEW);
-    dax_stores: "-t ext4 -J size=4", 4096, 12 MiB, "", true, run_stores;
+    blocks_of_4k: "-t ext4 -J size=4", 4096, 12 MiB, "", Disk, |kind| run(kind, &FEW);
+    blocks_of_1k: "-t ext4 -J size=1", 1024, 10 MiB, "", Disk, |kind| run(kind, &SOME);
+    data_writeback: "-t ext4 -g 2048 -J size=4", 4096, 12 MiB, ",data=writeback", Disk, |kind| run(kind, &FEW);
+    data_journal: "-t ext4 -J size=1", 1024, 10 MiB, ",data=journal", Disk, |kind| run(kind, &FEW);
+    inline_data: "-t ext4 -O inline_data,orphan_file -J size=1", 1024, 10 MiB, "", Disk, |kind| run(kind, &FEW);
+    indirect_maps: "-t ext3 -J size=1", 1024, 10 MiB, "", Disk, |kind| run(kind, &FEW);
+    clusters: "-t ext4 -O bigalloc -C 4096 -J size=1", 1024, 40 MiB, "", Disk, |kind| run(kind, &FEW);
+    fast_commits: "-t ext4 -O fast_commit -J size=2", 1024, 10 MiB, "", Disk, |kind| run(kind, &FEW);
+    without_journal: "-t ext4 -O ^has_journal", 1024, 10 MiB, "", Disk, run_repaired;
+    ext2: "-t ext2", 1024, 10 MiB, "", Disk, run_repaired;
+    dax: "-t ext4 -J size=4", 4096, 12 MiB, "", Memory, |kind| run(kind, &FEW);
+    dax_stores: "-t ext4 -J size=4", 4096, 12 MiB, "", Memory, run_stores;
 }
 
 /// The lab can fail.
@@ -169,7 +178,7 @@ mod can_fail {
     use extant_testkit::env;
     use extant_testkit::script::parse;
 
-    use super::{Kind, Lab};
+    use super::{Device, Kind, Lab};
     use crate::mapping::userfaultfd;
 
     #[test]
@@ -181,7 +190,7 @@ mod can_fail {
             block_size: 1024,
             size: 10 << 20,
             options: "commit=300,cache_size=16m,nobarrier",
-            memory: false,
+            device: Device::Disk,
         };
         a_promise_is_broken(&KIND, "append a 3000 15\nfsync a\nmkdir m 755\nsync");
     }
@@ -194,8 +203,8 @@ mod can_fail {
             mkfs: "-t ext4 -J size=4",
             block_size: 4096,
             size: 12 << 20,
-            options: "commit=300,cache_size=16m,nobarrier",
-            memory: true,
+            options: "commit=300,cache_size=16m",
+            device: Device::LyingMemory,
         };
         a_promise_is_broken(&KIND, "store a 4000 300 31\nmsync a");
     }

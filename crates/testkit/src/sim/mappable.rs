@@ -2,6 +2,7 @@
 
 use std::io::{self, IoSlice};
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use extant_device::{BlockDevice, DirectAccess, FileDevice};
@@ -19,6 +20,8 @@ const PIECE: usize = 64 << 10;
 pub struct Mappable {
     record: Arc<SimDevice>,
     memory: FileDevice,
+    /// Flushes make nothing durable.
+    lies: AtomicBool,
     /// Over a change of both.
     both: Mutex<()>,
 }
@@ -37,7 +40,13 @@ impl Mappable {
             content.read(at, part);
             memory.write_at(at, part).expect("inside");
         }
-        Arc::new(Self { record: SimDevice::from_content(content), memory, both: Mutex::new(()) })
+        let (record, lies) = (SimDevice::from_content(content), AtomicBool::new(false));
+        Arc::new(Self { record, memory, lies, both: Mutex::new(()) })
+    }
+
+    /// From now on flushes are said to be done and make nothing durable: whoever looks for lost stores must find some.
+    pub fn lie(&self) {
+        self.lies.store(true, Ordering::Relaxed);
     }
 
     /// The record.
@@ -118,7 +127,7 @@ impl BlockDevice for Mappable {
     fn flush(&self) -> io::Result<()> {
         let both = self.both();
         self.compare(&both);
-        self.record.flush()
+        if self.lies.load(Ordering::Relaxed) { Ok(()) } else { self.record.flush() }
     }
 
     fn discard(&self, offset: u64, len: u64) -> io::Result<()> {

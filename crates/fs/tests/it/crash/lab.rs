@@ -19,9 +19,9 @@ use extant_testkit::{oracle, scratch};
 use rustc_hash::{FxBuildHasher, FxHashMap, FxHashSet};
 use rustix::io::Errno;
 
-use super::Kind;
 use super::known::{Found, Known, Outcome, Slots};
 use super::outside::{Failure, Job, Outside};
+use super::{Device, Kind};
 use crate::support::{LibExecutor, tree_of};
 
 /// Of so many states that are known one is recovered all the same, and must do what is known.
@@ -152,11 +152,14 @@ impl Lab {
 
     /// Runs a script on the base and gives the device that recorded it; `None` if an operation is not supported.
     pub(super) fn record(&self, script: &[Op]) -> Option<Arc<SimDevice>> {
-        if !self.kind.memory {
+        if self.kind.device == Device::Disk {
             let device = SimDevice::from_content(self.base.clone());
             return self.run(script, &device, "", |n| device.mark(n)).then_some(device);
         }
         let device = Mappable::from_content(self.base.clone());
+        if self.kind.device == Device::LyingMemory {
+            device.lie();
+        }
         let mark = |n| {
             device.note_stores();
             device.record().mark(n);
