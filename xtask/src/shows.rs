@@ -8,6 +8,7 @@ mod manifest;
 mod million;
 mod mounted;
 mod others;
+mod unmapped;
 
 use std::fmt;
 use std::io::Write as _;
@@ -75,6 +76,11 @@ const CLAIMS: &[Claim] = &[
     claim("pjdfstest", "no failure that the kernel's ext4 does not have", others::pjdfstest),
     claim("fsx", "fsx, 1,000,000 operations on a mount", others::fsx),
     claim("ltp-fsx", "ltp/fsx, 1,000,000 operations on a mount", others::ltp_fsx),
+    claim(
+        "fsx-sharpness",
+        "ltp/fsx over the preloaded library notices each of five bugs of one line",
+        others::fsx_sharpness,
+    ),
     claim("fsstress", "4 processes, then e2fsck", others::fsstress),
     claim("xfstests", "generic/quick as ext4, mode B", others::xfstests),
     claim("killed", "what survives SIGKILL of the server, for each kind of mount", others::killed),
@@ -90,6 +96,11 @@ const CLAIMS: &[Claim] = &[
         "map-threads",
         "mapped files under real threads, 10 minutes each of three kinds",
         others::map_threads,
+    ),
+    claim(
+        "unmapped-path",
+        "files that nobody maps cost what they cost before there were mappings",
+        unmapped::path,
     ),
     claim(
         "fallocate-table",

@@ -77,6 +77,12 @@ pub(crate) fn command(args: &[String]) -> Verdict {
     Ok(failed == 0 && passed > 0)
 }
 
+/// For `cargo xtask shows`.
+pub(crate) fn fsx_sharpness(rig: &Rig) -> Result<String, String> {
+    let suites = std::env::var_os("SUITES").ok_or("SUITES is not set: the folder of the built suites")?;
+    preload::sharpness(&Built { rig, suites: PathBuf::from(suites) })
+}
+
 /// One suite, for `cargo xtask shows` as well.
 pub(crate) fn one(rig: &Rig, name: &str, long: bool) -> Result<String, String> {
     let suites = std::env::var_os("SUITES").ok_or("SUITES is not set: the folder of the built suites")?;

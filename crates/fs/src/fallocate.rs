@@ -299,7 +299,11 @@ impl Filesystem {
         // What can fail comes before anything is dropped.
         let (kind, depth) = (inode.map_kind(), self.depth(inode)?);
         let mut spare = self.alloc.reserve(0, self.map.tree_blocks_worst(kind, depth, 2), Privilege::Pool)?;
-        self.clear_cache(inode, guard, range.clone())?;
+        let mut clear = range.clone();
+        if extant_vm::bug!(PunchEnd) {
+            clear.end -= (clear.end % u64::from(self.geo.block_size())).min(clear.end - clear.start);
+        }
+        self.clear_cache(inode, guard, clear)?;
         let blocks = self.whole_blocks(&range);
         if blocks.start >= blocks.end {
             return Ok(());
@@ -324,7 +328,11 @@ impl Filesystem {
         cred: &Credentials,
     ) -> Result<()> {
         self.preallocate(inode, guard, range.clone(), cred)?;
-        self.clear_cache(inode, guard, range.clone())?;
+        let mut clear = range.clone();
+        if extant_vm::bug!(ZeroStart) {
+            clear.start = clear.start.next_multiple_of(self.geo.block_size().into()).min(clear.end);
+        }
+        self.clear_cache(inode, guard, clear)?;
         let blocks = self.whole_blocks(&range);
         let mut at = blocks.start;
         while at < blocks.end {

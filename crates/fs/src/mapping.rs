@@ -212,7 +212,7 @@ impl OpenFile {
             offset,
             len,
             protection: options.protection,
-            shared: options.shared,
+            shared: options.shared && !(options.protection.write && extant_vm::bug!(LostStores, 32)),
             may_write: mode.write && !append,
             hint: options.hint,
         };

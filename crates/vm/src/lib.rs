@@ -42,6 +42,8 @@ mod range;
 mod read;
 #[cfg(not(feature = "shuttle"))]
 pub mod real;
+#[doc(hidden)]
+pub mod sharpness;
 mod sim_mmu;
 mod space;
 mod together;

@@ -256,7 +256,9 @@ impl AddressSpace {
             let at = geo.in_page(span.start + done as u64);
             let n = (geo.page_size() - at).min(data.len() - done);
             self.accept_unseen(page);
-            page.mem().copy_from(at, &data[done..done + n]);
+            if !(at > 0 && done + n < data.len() && crate::bug!(TornWrite, 64)) {
+                page.mem().copy_from(at, &data[done..done + n]);
+            }
             let set = geo.touched(at, at + n);
             debug_assert_eq!(set & !page.state().has_space(), 0, "a dirty block without space: {page:?}");
             // What is written once in passing is no reason to keep a page.
@@ -276,7 +278,7 @@ impl AddressSpace {
     pub fn zero_tail<H: Host>(&self, host: &H, from: u64) -> Result<(), H::Error> {
         let size = u64::from(self.cache.geometry().block_size());
         let to = from.next_multiple_of(size);
-        if from == to { Ok(()) } else { self.zero_in_block(host, from, to) }
+        if from == to || crate::bug!(OldTail) { Ok(()) } else { self.zero_in_block(host, from, to) }
     }
 
     /// Zeroes the bytes `from..to` of one block, if it has content.

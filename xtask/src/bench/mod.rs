@@ -16,6 +16,8 @@ mod report;
 use std::process::Command;
 
 use crate::proc::{self, Verdict};
+pub(crate) use measure::{Metric, Series, json_line, ratio};
+pub(crate) use place::make_image;
 pub(crate) use report::Figure;
 
 /// How often each side runs.

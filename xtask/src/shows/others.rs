@@ -111,6 +111,14 @@ pub(crate) fn ltp_fsx(rig: &Rig) -> Result<Shown, String> {
     suite(rig, "ltp-fsx", "1,000,000 operations, e2fsck clean")
 }
 
+pub(crate) fn fsx_sharpness(rig: &Rig) -> Result<Shown, String> {
+    let bound = "each of five bugs is noticed within three runs of 20,000 operations, and nothing without";
+    Ok(match suites::fsx_sharpness(rig) {
+        Ok(figure) => Shown::new(figure, bound, true),
+        Err(figure) => Shown::new(figure, bound, false),
+    })
+}
+
 pub(crate) fn fsstress(rig: &Rig) -> Result<Shown, String> {
     suite(rig, "fsstress", "e2fsck clean")
 }

@@ -52,7 +52,13 @@ impl<'a> Preloaded<'a> {
 
     /// Runs a program to its end; it must succeed.
     pub(super) fn run(&self, program: &Path, args: &[&str]) -> Result<String, String> {
+        self.run_with(program, args, &[])
+    }
+
+    /// The same with more of an environment.
+    fn run_with(&self, program: &Path, args: &[&str], env: &[(&str, &str)]) -> Result<String, String> {
         let mut command = Command::new(program);
+        command.envs(env.iter().copied());
         command.env("LD_PRELOAD", &self.library).env("EXTANT_IMAGE", &self.image).env("EXTANT_ROOT", ROOT);
         command.env("EXTANT_OPTIONS", self.options);
         if !self.flips.is_empty() {
@@ -129,6 +135,50 @@ fn on_memory(library: &Path, built: &Built<'_>, long: bool) -> Result<String, St
     Ok(format!("dax=always and flips: {once} operations once each, {five} with 5 seeds"))
 }
 
+/// The bugs of the feature `sharpness` (`crates/vm/src/sharpness.rs`).
+const BUGS: [&str; 5] = ["PunchEnd", "ZeroStart", "OldTail", "LostStores", "TornWrite"];
+/// Operations of a run in which a bug must be noticed, and the runs, each with a seed of its own, that it gets.
+const TO_NOTICE: &str = "20000";
+const SEEDS: u32 = 3;
+
+/// ltp/fsx over a library with one bug of one line at a time: it notices each of them, and nothing without.
+pub(super) fn sharpness(built: &Built<'_>) -> Result<String, String> {
+    let program = built.suites.join("xfstests/ltp/fsx");
+    let library = built_library_with("extant-preload", "libextant_preload.so", "sharpness")?;
+    let file = format!("{ROOT}/file");
+    let run = |bug: &str, seed: u32| {
+        let image = Preloaded::new(&library, &built.rig.dir, ("4096", "extents"))?;
+        let seed = seed.to_string();
+        let args = ["-q", "-N", TO_NOTICE, "-S", &seed, &file];
+        Ok::<_, String>(image.run_with(&program, &args, &[("EXTANT_BUG", bug)]))
+    };
+    for seed in 1..=SEEDS {
+        run("", seed)?.map_err(|err| format!("without a bug: {err}"))?;
+    }
+    let mut noticed = Vec::new();
+    for bug in BUGS {
+        let mut after = 0;
+        let said = (1..=SEEDS).find_map(|seed| match run(bug, seed) {
+            Ok(Ok(_)) => {
+                after += TO_NOTICE.parse::<u64>().unwrap_or(0);
+                None
+            }
+            Ok(Err(said)) => Some(Ok(said)),
+            Err(err) => Some(Err(err)),
+        });
+        let said = said.ok_or_else(|| format!("{bug} was not noticed in {SEEDS} runs of {TO_NOTICE}"))??;
+        let at = stopped_at(&said).ok_or_else(|| format!("{bug}: not fsx's verdict: {said}"))?;
+        noticed.push(format!("{bug} after {}", after + at));
+    }
+    Ok(format!("operations until noticed: {}; without a bug none in {SEEDS} runs", noticed.join(", ")))
+}
+
+/// The number of the operation after which fsx found a wrong byte, size, or answer: the last one in the log that it prints then.
+fn stopped_at(said: &str) -> Option<u64> {
+    let numbers = said.lines().filter_map(|line| line.split_once('(')?.0.trim().parse().ok());
+    numbers.last()
+}
+
 /// Many fresh files that are small enough to begin in their inode: one that has left it does not go back.
 fn inline(library: &Path, built: &Built<'_>, long: bool) -> Result<usize, String> {
     let program = built.suites.join("xfstests/ltp/fsx");
@@ -152,12 +202,15 @@ fn inline(library: &Path, built: &Built<'_>, long: bool) -> Result<usize, String
     Ok(2 * files)
 }
 
+/// The program that ends with an error when a direct read into a mapping finds blocks that are gone.
+const COLLISION: &str = "t_mmap_collision";
+
 /// xfstests' own programs about mappings. holetest not with `-F`: a mapping is not inherited.
 pub(super) fn mappings(built: &Built<'_>, _long: bool) -> Result<String, String> {
     let library = built_library("extant-preload", "libextant_preload.so")?;
     let at = |name: &str| format!("{ROOT}/{name}");
     let (hole, file, other) = (at("hole"), at("file"), at("other"));
-    let programs: [(&str, Vec<&str>); 10] = [
+    let programs: [(&str, Vec<&str>); 11] = [
         ("holetest", vec!["-f", &hole, "16"]),
         ("holetest", vec!["-f", "-w", &hole, "16"]),
         ("holetest", vec!["-f", "-r", &hole, "16"]),
@@ -168,12 +221,19 @@ pub(super) fn mappings(built: &Built<'_>, _long: bool) -> Result<String, String>
         ("writev_on_pagefault", vec!["-i", "64", &file]),
         ("t_mmap_writev_overlap", vec!["-b", "4096", "-c", "32", "-l", "32", &file]),
         ("mmap-write-concurrent", vec!["4", "65536", &file, &other]),
+        // Takes blocks from under a mapping that another file is read into by O_DIRECT.
+        (COLLISION, vec![&file, &other]),
     ];
-    let kinds = KINDS.map(|kind| (kind, "")).into_iter().chain([(("4096", "extents"), "dax=always")]);
+    let on_memory = (("4096", "extents"), "dax=always");
+    let kinds = KINDS.map(|kind| (kind, "")).into_iter().chain([on_memory]);
     for (kind, options) in kinds {
         let image = Preloaded { options, ..Preloaded::new(&library, &built.rig.dir, kind)? };
         for (name, args) in &programs {
-            if name.starts_with("t_mmap") || name.starts_with("mmap-write") {
+            // It collapses a page, which bigalloc refuses.
+            if *name == COLLISION && kind.1.contains("bigalloc") {
+                continue;
+            }
+            if name.starts_with("t_mmap_writev") || name.starts_with("mmap-write") {
                 for target in [&file, &other] {
                     let of = format!("of={target}");
                     image.run(&tool("dd")?, &["if=/dev/zero", &of, "bs=64k", "count=16", "status=none"])?;
@@ -185,5 +245,27 @@ pub(super) fn mappings(built: &Built<'_>, _long: bool) -> Result<String, String>
         }
         image.check()?;
     }
-    Ok(format!("{} runs on each of {} kinds of image, and with dax=always", programs.len(), KINDS.len()))
+    beside_each_other(&library, built)?;
+    Ok(format!(
+        "{} runs on each of {} kinds of image, and with dax=always; {COLLISION} with a file in DAX mode and one that is not",
+        programs.len(),
+        KINDS.len()
+    ))
+}
+
+/// A mapping that shows the device, into which a file of the page cache is read by O_DIRECT; and the other way round.
+fn beside_each_other(library: &Path, built: &Built<'_>) -> Result<(), String> {
+    let (dax, cached) = (format!("{ROOT}/dax"), format!("{ROOT}/cached"));
+    let image =
+        Preloaded { options: "dax=inode", ..Preloaded::new(library, &built.rig.dir, ("4096", "extents"))? };
+    image.run(&tool("touch")?, &[&dax])?;
+    image.run(&tool("chattr")?, &["+x", &dax])?;
+    let said = image.run(&tool("lsattr")?, &[&dax])?;
+    if !said.split_whitespace().next().is_some_and(|flags| flags.contains('x')) {
+        return Err(format!("the file has no flag for DAX: {said}"));
+    }
+    for files in [[&dax, &cached], [&cached, &dax]] {
+        image.run(&built.suites.join("xfstests/src").join(COLLISION), &files.map(String::as_str))?;
+    }
+    image.check()
 }
