@@ -175,8 +175,7 @@ pub(super) fn sharpness(built: &Built<'_>) -> Result<String, String> {
 
 /// The number of the operation after which fsx found a wrong byte, size, or answer: the last one in the log that it prints then.
 fn stopped_at(said: &str) -> Option<u64> {
-    let numbers = said.lines().filter_map(|line| line.split_once('(')?.0.trim().parse().ok());
-    numbers.last()
+    said.lines().rev().find_map(|line| line.split_once('(')?.0.trim().parse().ok())
 }
 
 /// Many fresh files that are small enough to begin in their inode: one that has left it does not go back.
