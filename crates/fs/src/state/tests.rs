@@ -39,11 +39,13 @@ fn remounts_go_one_after_the_other() {
     oracle::assert_clean(&image);
 }
 
+type Stop = fn(&Filesystem);
+
 /// What stops a filesystem at once: it writes nothing after it, however often writeback tries.
 #[test]
 fn a_stopped_filesystem_leaves_the_image_alone() {
     need!(env::tools(&["mke2fs"]));
-    let stops: [(&str, fn(&Filesystem)); 3] = [
+    let stops: [(&str, Stop); 3] = [
         ("shutdown", |fs| fs.shutdown(ShutdownMode::NoFlush, &Credentials::root()).unwrap()),
         ("errors=panic", |fs| fs.on_damage(&Error::bad_inode(extant_format::Ino(11), "size", 77))),
         ("errors=remount-ro", |fs| fs.on_damage(&Error::bad_inode(extant_format::Ino(11), "size", 77))),
