@@ -39,7 +39,8 @@ pub struct Attr {
     pub rdev: DeviceNumber,
     /// Size in bytes.
     pub size: u64,
-    /// Space taken, in units of 512 bytes, delayed blocks included.
+    /// Space taken, in units of 512 bytes; with what delayed blocks will take, and a regular file's content in the inode. (So
+    /// the kernel counts: programs take a file with 0 here for one hole.)
     pub blocks: u64,
     /// Block size of the filesystem.
     pub block_size: u32,
@@ -137,6 +138,9 @@ impl Inode {
         let state = self.state();
         let raw = &state.raw;
         let device = matches!(self.kind, FileType::CharDevice | FileType::BlockDevice);
+        let delayed = u64::from(state.delayed) * u64::from(self.block_size / 512);
+        let is_inline = self.kind == FileType::Regular && raw.flags.contains(InodeFlags::INLINE_DATA);
+        let inline = if is_inline { state.size.div_ceil(512) } else { 0 };
         Attr {
             ino: self.ino,
             generation: raw.generation,
@@ -147,7 +151,7 @@ impl Inode {
             gid: raw.gid,
             rdev: if device { DeviceNumber::decode(&raw.i_block) } else { DeviceNumber::default() },
             size: state.size,
-            blocks: raw.blocks,
+            blocks: raw.blocks + delayed + inline,
             block_size: self.block_size,
             atime: raw.atime,
             mtime: raw.mtime,

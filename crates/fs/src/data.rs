@@ -90,6 +90,17 @@ enum What {
     Convert,
 }
 
+/// How delayed blocks ceased to be.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Gone {
+    /// Published with a claim, which their reservation paid.
+    Paid,
+    /// Published in a cluster that is the file's by other blocks.
+    Implied,
+    /// Thrown away.
+    Dropped,
+}
+
 impl Drop for FileClaim {
     fn drop(&mut self) {
         if let What::Fresh(claim) = &mut self.what
@@ -296,36 +307,49 @@ impl FileData {
         Ok(move |blocks| fs.map.tree_blocks_worst(kind, depth, blocks))
     }
 
-    /// Takes blocks out of the promise that are published (`paid`: out of it) or dropped.
-    fn undelay(&self, fs: &Filesystem, inode: &Inode, lblk: u32, len: u32, published: bool) -> Result<()> {
+    /// Takes blocks out of the promise that are published or dropped.
+    fn undelay(&self, fs: &Filesystem, inode: &Inode, lblk: u32, len: u32, gone: Gone) -> Result<()> {
         let worst = Self::worst(fs, inode)?;
         let ratio = fs.geo.cluster_ratio();
         let mut promise = self.promise.lock();
         debug_assert!(promise.blocks >= u64::from(len), "{len} blocks of {} delayed ones", promise.blocks);
         promise.blocks = promise.blocks.saturating_sub(len.into());
-        let mut free = 0;
+        // Clusters that are reserved no longer. (Of single blocks that are published the publication has told already.)
+        let mut ended = 0;
         if ratio == 1 {
-            free = if published { 0 } else { u64::from(len) };
+            ended = if gone == Gone::Dropped { len } else { 0 };
         } else {
             for at in lblk..lblk + len {
                 let Some((count, reserved)) = promise.clusters.get_mut(&(at / ratio)) else { continue };
                 *count -= 1;
-                if published {
-                    // The cluster is the file's now; what else is delayed in it needs none.
+                let left = *count;
+                // A published block makes the cluster the file's: what else is delayed in it needs none.
+                if *reserved && (left == 0 || gone != Gone::Dropped) {
                     *reserved = false;
+                    ended += 1;
                 }
-                if *count == 0 {
-                    free += u64::from(*reserved);
+                if left == 0 {
                     promise.clusters.remove(&(at / ratio));
                 }
             }
         }
-        if let Some(all) = &mut promise.reservation {
-            all.shrink(free, 0);
+        if let Some(all) = &mut promise.reservation
+            && gone != Gone::Paid
+        {
+            all.shrink(ended.into(), 0);
         }
+        Self::count_ended(inode, ended * ratio);
         let left = promise.blocks;
         promise.trim(worst(left));
         Ok(())
+    }
+
+    /// Takes blocks out of what stat counts as delayed.
+    fn count_ended(inode: &Inode, blocks: u32) {
+        if blocks > 0 {
+            let mut state = inode.state();
+            state.delayed = state.delayed.saturating_sub(blocks);
+        }
     }
 
     /// Promises clusters and tree blocks for delayed blocks.
@@ -348,6 +372,10 @@ impl FileData {
             }
         }
         promise.blocks += u64::from(len);
+        if clusters > 0 {
+            let mut state = inode.state();
+            state.delayed = state.delayed.saturating_add(clusters as u32 * ratio);
+        }
         Ok(())
     }
 
@@ -573,13 +601,16 @@ impl Host for FileData {
     fn unreserve(&self, lblk: Lblk, len: u32) {
         let given = self.both().and_then(|(fs, inode)| {
             fs.quota_unreserve(&inode, len.into());
-            self.undelay(&fs, &inode, lblk.0, len, false)
+            self.undelay(&fs, &inode, lblk.0, len, Gone::Dropped)
         });
         if given.is_err() {
             // The filesystem is going away, or the map cannot be read any more: the count alone is kept.
             let mut promise = self.promise.lock();
             promise.blocks = promise.blocks.saturating_sub(len.into());
             promise.trim(u64::MAX);
+            if let Some(inode) = self.inode.upgrade() {
+                Self::count_ended(&inode, len);
+            }
         }
     }
 
@@ -628,8 +659,8 @@ impl Host for FileData {
         let _held = Self::hold(&fs, &inode, &claims)?;
         let mut handle = fs.start_data(&inode, Self::credits(&fs, &inode, &claims)? + logged as u32)?;
         let mut part = self.promise.lock().take(&fs, inode.map_kind(), 0, u64::MAX);
-        let fresh =
-            claims.iter().filter(|c| !matches!(c.what, What::Convert)).map(|c| u64::from(c.len)).sum();
+        let fresh: u32 = claims.iter().filter(|c| !matches!(c.what, What::Convert)).map(|c| c.len).sum();
+        let counted = if fs.geo.cluster_ratio() == 1 { fresh } else { 0 };
         let done = (|| {
             let mut i_block = inode.map.write();
             let mut delta = 0;
@@ -637,12 +668,12 @@ impl Host for FileData {
                 let mut map = inode.map_mut(&mut i_block);
                 delta += Self::enter(&fs, &mut handle, &mut map, claim, &mut part)?;
             }
-            fs.map_changed(&inode, &i_block, delta);
+            fs.map_published(&inode, &i_block, delta, counted);
             drop(i_block);
             for (pblk, parts) in content {
                 log_content(&mut handle, size, *pblk, parts)?;
             }
-            fs.quota_unreserve(&inode, fresh);
+            fs.quota_unreserve(&inode, fresh.into());
             {
                 let mut state = inode.state();
                 state.raw.size = state.raw.size.max(end);
@@ -652,9 +683,12 @@ impl Host for FileData {
         self.promise.lock().put_back(part);
         fs.finish(handle, done, &inode)?;
         for claim in &claims {
-            if !matches!(claim.what, What::Convert) {
-                self.undelay(&fs, &inode, claim.lblk, claim.len, true)?;
-            }
+            let gone = match claim.what {
+                What::Fresh(_) => Gone::Paid,
+                What::Implied => Gone::Implied,
+                What::Convert => continue,
+            };
+            self.undelay(&fs, &inode, claim.lblk, claim.len, gone)?;
         }
         Ok(())
     }

@@ -33,6 +33,8 @@ pub(crate) struct State {
     pub(crate) raw: RawInode,
     /// i_size.
     pub(crate) size: u64,
+    /// Blocks that content in memory will take, whole clusters: those reserved for it that `raw.blocks` does not have yet.
+    pub(crate) delayed: u32,
     /// Times changed in memory only (access times, lazytime), still to be written.
     pub(crate) times_dirty: bool,
     /// Since which second they are so.
@@ -304,7 +306,14 @@ impl Filesystem {
             data: OnceLock::new(),
             state: Mutex::new(
                 Rank::LEAF,
-                State { size: raw.size, raw, times_dirty: false, times_since: 0, times_listed: false },
+                State {
+                    size: raw.size,
+                    raw,
+                    delayed: 0,
+                    times_dirty: false,
+                    times_since: 0,
+                    times_listed: false,
+                },
             ),
         }
     }
@@ -344,8 +353,20 @@ impl Filesystem {
 
     /// Stores the changed map of `inode` in its attributes: `delta` blocks came or went. The caller writes the inode.
     pub(crate) fn map_changed(&self, inode: &Inode, i_block: &[u8; I_BLOCK_SIZE], delta: i64) {
+        self.map_published(inode, i_block, delta, 0);
+    }
+
+    /// The same where `delayed` of the blocks were counted as delayed ones: who looks sees them once.
+    pub(crate) fn map_published(
+        &self,
+        inode: &Inode,
+        i_block: &[u8; I_BLOCK_SIZE],
+        delta: i64,
+        delayed: u32,
+    ) {
         let mut state = inode.state();
         state.raw.i_block = *i_block;
+        state.delayed = state.delayed.saturating_sub(delayed);
         let sectors = delta * (i64::from(self.geo.block_size()) / 512);
         state.raw.blocks = state.raw.blocks.saturating_add_signed(sectors);
     }

