@@ -13,6 +13,8 @@
 //! `invalidate_lock` 30, the writeback gate 40 and page locks 50 are the page cache's; publication starts a handle (60), then
 //! takes the block map (80). [`Promise`] is behind a leaf lock.
 
+use std::ops::Range;
+
 use extant_alloc::{Claim, ClaimRequest, Privilege, Reservation, ToFree};
 use extant_device::MemSlice;
 use extant_format::inode::InodeFlags;
@@ -498,6 +500,23 @@ impl Filesystem {
     pub(crate) fn content_of(&self, inode: &Inode) -> Content {
         let plain = inode.is_regular() && !inode.flags().contains(InodeFlags::EA_INODE);
         if plain && !self.journals_data(inode) { Content::Data } else { Content::Journalled }
+    }
+
+    /// Before `range` leaves the map, or the file ends at its start: with bigalloc, gives their places to delayed blocks that share a
+    /// cluster with its ends. A cluster goes with its last mapped block, and what is delayed in a cluster that was the file's has none
+    /// reserved. The caller holds the inode lock and `invalidate_lock` exclusively.
+    pub(crate) fn place_neighbours(&self, inode: &Inode, range: &Range<u64>) -> Result<()> {
+        if self.geo.cluster_ratio() == 1 {
+            return Ok(());
+        }
+        let Some(data) = inode.data.get().filter(|data| data.pages.is_dirty()) else { return Ok(()) };
+        let cluster = self.geo.cluster_size();
+        let first = range.start - range.start % cluster;
+        data.pages.sync(&**data, first..range.start)?;
+        match range.end.checked_next_multiple_of(cluster) {
+            Some(end) if end > range.end => data.pages.sync(&**data, range.end..end),
+            _ => Ok(()),
+        }
     }
 
     /// For a file whose data goes through the journal: puts what is dirty from byte `from` on into the running transaction. The

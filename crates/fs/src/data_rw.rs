@@ -384,6 +384,7 @@ impl Filesystem {
         let table = self.cache.read(inode.table.0)?;
         let data = inode.data(self);
         let guard = data.pages.exclusive();
+        self.place_neighbours(inode, &(size..u64::MAX))?;
         data.pages.truncate(&guard, &**data, size)?;
         let credits = ORPHAN + self.inode_credits() + self.removal_credits(inode);
         let mut handle = self.start_data(inode, credits)?;

@@ -299,6 +299,7 @@ impl Filesystem {
         // What can fail comes before anything is dropped.
         let (kind, depth) = (inode.map_kind(), self.depth(inode)?);
         let mut spare = self.alloc.reserve(0, self.map.tree_blocks_worst(kind, depth, 2), Privilege::Pool)?;
+        self.place_neighbours(inode, &range)?;
         let mut clear = range.clone();
         if extant_vm::bug!(PunchEnd) {
             clear.end -= (clear.end % u64::from(self.geo.block_size())).min(clear.end - clear.start);

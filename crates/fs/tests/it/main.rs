@@ -4,6 +4,8 @@
 extern crate extant_testkit;
 
 #[cfg(not(feature = "shuttle"))]
+mod blocks;
+#[cfg(not(feature = "shuttle"))]
 mod bookkeeping;
 #[cfg(not(feature = "shuttle"))]
 mod content;
