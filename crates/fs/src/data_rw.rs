@@ -394,6 +394,7 @@ impl Filesystem {
             self.write_inode_to(&mut handle, inode, &table)?;
             // If the blocks cannot be removed now, the next mount does it.
             handle.keep();
+        self.write_tail(data, size);
             let from = size.div_ceil(u64::from(self.geo.block_size()));
             if let Ok(from) = u32::try_from(from) {
                 self.remove_blocks(&mut handle, inode, Lblk(from))?;
@@ -414,6 +415,19 @@ impl Filesystem {
     pub(crate) fn extend_under(
         &self,
         inode: &InodeRef,
+    /// After the cache was cut at `size` and before the disk is told: writes the block with the new end, whose rest is zero now, where
+    /// the disk has more of it. So the zeros are there when the transaction is durable that makes the file shorter, as with
+    /// `data=ordered`; else, after a crash, the kernel would show the old bytes once the file grows (fs test
+    /// `the_rest_of_a_cut_block_is_zero_after_a_crash`). A failure is remembered for fsync; the file is cut all the same.
+    pub(crate) fn write_tail(&self, data: &Arc<FileData>, size: u64) {
+        if size.is_multiple_of(self.geo.block_size().into()) || data.disk_size() <= size {
+            return;
+        }
+        if let Err(e) = data.pages.sync(&**data, size - 1..size) {
+            tracing::warn!("the new end of a file: {e}");
+        }
+    }
+
         guard: &extant_vm::ExclusiveGuard<'_>,
         size: u64,
     ) -> Result<()> {

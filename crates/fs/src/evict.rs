@@ -169,10 +169,17 @@ impl Filesystem {
 
     /// Frees what lies past i_size of a file whose truncation was interrupted, and takes it off the orphans.
     pub(crate) fn finish_truncate(&self, inode: &Inode) -> Result<()> {
+        let size = inode.size();
+        if self.check_content(inode).is_ok() && self.has_map(inode) {
+            // Whoever was interrupted may have zeroed the rest of the last block, or not.
+            let data = inode.data(self);
+            data.pages.zero_tail(&**data, size)?;
+            data.pages.sync(&**data, size.saturating_sub(1)..size)?;
+        }
         let mut handle = self.start_data(inode, self.removal_credits(inode))?;
         let done = (|| {
             if self.has_map(inode) {
-                let blocks = inode.size().div_ceil(u64::from(self.geo.block_size()));
+                let blocks = size.div_ceil(u64::from(self.geo.block_size()));
                 if let Ok(from) = u32::try_from(blocks) {
                     self.remove_blocks(&mut handle, inode, Lblk(from))?;
                 }
