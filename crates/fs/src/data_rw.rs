@@ -352,12 +352,19 @@ impl Filesystem {
             return Ok(());
         }
         let old = inode.size();
-        if size < old {
-            self.shrink(inode, size)?;
-        } else {
+        if size > old {
             self.extend(inode, size)?;
+        } else if size < old || self.has_blocks_past(inode, size)? {
+            self.shrink(inode, size)?;
         }
         self.log_data(inode, 0)
+    }
+
+    /// Whether blocks were preallocated past byte `size`, where the file ends.
+    fn has_blocks_past(&self, inode: &Inode, size: u64) -> Result<bool> {
+        let Ok(from) = u32::try_from(size.div_ceil(self.geo.block_size().into())) else { return Ok(false) };
+        let i_block = inode.map.read();
+        Ok(self.map.next_mapped(&inode.map_ref(&i_block), Lblk(from), u32::MAX)?.is_some())
     }
 
     /// ftruncate(2): the permission to write was checked when the file was opened.
@@ -378,23 +385,26 @@ impl Filesystem {
         if self.is_sync(inode) { self.fsync(inode, false) } else { Ok(()) }
     }
 
+    /// Ends the file at `size`, which it has or is longer than, and takes the blocks past that out of the map.
     fn shrink(&self, inode: &InodeRef, size: u64) -> Result<()> {
         // What can fail comes before i_size moves.
         self.quota_prepare(Self::quota_ids(inode))?;
         let table = self.cache.read(inode.table.0)?;
-        let data = inode.data(self);
+        let (data, old) = (inode.data(self), inode.size());
         let guard = data.pages.exclusive();
         self.place_neighbours(inode, &(size..u64::MAX))?;
         data.pages.truncate(&guard, &**data, size)?;
+        self.write_tail(data, size);
         let credits = ORPHAN + self.inode_credits() + self.removal_credits(inode);
         let mut handle = self.start_data(inode, credits)?;
         let done = (|| {
             self.orphan_add(&mut handle, inode)?;
-            inode.state().raw.size = size;
+            if size < old {
+                inode.state().raw.size = size;
+            }
             self.write_inode_to(&mut handle, inode, &table)?;
             // If the blocks cannot be removed now, the next mount does it.
             handle.keep();
-        self.write_tail(data, size);
             let from = size.div_ceil(u64::from(self.geo.block_size()));
             if let Ok(from) = u32::try_from(from) {
                 self.remove_blocks(&mut handle, inode, Lblk(from))?;
@@ -405,16 +415,6 @@ impl Filesystem {
         self.finish(handle, done, inode)
     }
 
-    /// Raises i_size to `size`, a hole. On an error it stays.
-    pub(crate) fn extend(&self, inode: &InodeRef, size: u64) -> Result<()> {
-        let guard = inode.data(self).pages.exclusive();
-        self.extend_under(inode, &guard, size)
-    }
-
-    /// The same for who holds `invalidate_lock` exclusively.
-    pub(crate) fn extend_under(
-        &self,
-        inode: &InodeRef,
     /// After the cache was cut at `size` and before the disk is told: writes the block with the new end, whose rest is zero now, where
     /// the disk has more of it. So the zeros are there when the transaction is durable that makes the file shorter, as with
     /// `data=ordered`; else, after a crash, the kernel would show the old bytes once the file grows (fs test
@@ -428,6 +428,16 @@ impl Filesystem {
         }
     }
 
+    /// Raises i_size to `size`, a hole. On an error it stays.
+    pub(crate) fn extend(&self, inode: &InodeRef, size: u64) -> Result<()> {
+        let guard = inode.data(self).pages.exclusive();
+        self.extend_under(inode, &guard, size)
+    }
+
+    /// The same for who holds `invalidate_lock` exclusively.
+    pub(crate) fn extend_under(
+        &self,
+        inode: &InodeRef,
         guard: &extant_vm::ExclusiveGuard<'_>,
         size: u64,
     ) -> Result<()> {

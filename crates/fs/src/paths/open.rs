@@ -131,7 +131,8 @@ impl OpenOptions {
             paths.fs.access(&inode, want, &paths.cred)?;
         }
         let open = OpenFile::new(&paths.fs, &inode, self.mode, &paths.cred)?;
-        if self.truncate && !made && inode.size() > 0 {
+        // Also of nothing: blocks may be preallocated past the end.
+        if self.truncate && !made {
             open.set_len(0)?;
         }
         Ok(File::new(open))
