@@ -168,9 +168,9 @@ impl Filesystem {
     /// Changes attributes, all or none. A size is set first.
     ///
     /// # Errors
-    /// `NotPermitted`, `AccessDenied`, `ReadOnly`, `Invalid`, `FileTooBig`, `NoSpace`; damage.
+    /// `NotPermitted`, `AccessDenied`, `ReadOnly`, `Invalid`, `FileTooBig`, `NoSpace`, `NoRoom`; damage.
     pub fn set_attr(&self, inode: &InodeRef, change: &SetAttr, cred: &Credentials) -> Result<Attr> {
-        self.noted(self.set_attr_inner(inode, change, cred))?;
+        self.noted(self.with_space(|| self.set_attr_inner(inode, change, cred)))?;
         Ok(inode.attr())
     }
 

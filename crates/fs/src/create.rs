@@ -176,7 +176,7 @@ impl Filesystem {
     /// What a new inode in `dir` is made from, its attributes placed.
     ///
     /// # Errors
-    /// `NoSpace`: they do not fit into the inode and a block.
+    /// `NoRoom`: they do not fit into the inode and a block.
     fn spec<'a>(
         &self,
         dir: &Inode,

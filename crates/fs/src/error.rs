@@ -34,6 +34,8 @@ pub enum Error {
     FileTooBig,
     /// ENOSPC: no free block or inode, or a directory that cannot grow.
     NoSpace,
+    /// ENOSPC: an attribute that fits neither into the inode nor into its block, however much is free.
+    NoRoom,
     /// EROFS: the mount is read-only.
     ReadOnly,
     /// EMLINK: the inode has as many links as it can.
@@ -242,7 +244,7 @@ impl Error {
             Self::IsDirectory => errno::EISDIR,
             Self::Invalid(_) | Self::Incompatible(_) => errno::EINVAL,
             Self::FileTooBig => errno::EFBIG,
-            Self::NoSpace => errno::ENOSPC,
+            Self::NoSpace | Self::NoRoom => errno::ENOSPC,
             Self::ReadOnly => errno::EROFS,
             Self::TooManyLinks => errno::EMLINK,
             Self::NameTooLong => errno::ENAMETOOLONG,
@@ -297,6 +299,7 @@ impl fmt::Display for Error {
             Self::Invalid(what) => return write!(f, "invalid argument: {what}"),
             Self::FileTooBig => "file too large",
             Self::NoSpace => "no space left on the filesystem",
+            Self::NoRoom => "no room for the attribute in the inode and its block",
             Self::ReadOnly => "read-only filesystem",
             Self::TooManyLinks => "too many links",
             Self::NameTooLong => "name too long",

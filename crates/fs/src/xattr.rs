@@ -133,7 +133,7 @@ impl Filesystem {
     /// Damage in the attributes inside an inode.
     pub(crate) fn xattr_error(&self, inode: &Inode, e: &XattrError) -> Error {
         match e {
-            XattrError::NoRoom { .. } => Error::NoSpace,
+            XattrError::NoRoom { .. } => Error::NoRoom,
             XattrError::BadName(_) => Error::Range,
             e => Error::corrupt(Place::Inode(inode.ino), CorruptKind::Layout(e.to_string().into())),
         }
@@ -144,7 +144,7 @@ impl Filesystem {
         let place = Place::XattrBlock { ino: inode.ino, pblk };
         match e {
             XattrError::Checksum { .. } => Error::Checksum(place),
-            XattrError::NoRoom { .. } => Error::NoSpace,
+            XattrError::NoRoom { .. } => Error::NoRoom,
             e => Error::corrupt(place, CorruptKind::Layout(e.to_string().into())),
         }
     }

@@ -121,7 +121,7 @@ impl Filesystem {
     /// Sets the attribute `name` (its full name).
     ///
     /// # Errors
-    /// `Exists`, `NoAttribute` by `how`; `NoSpace`, `ValueTooBig`, `Range`; permissions; damage.
+    /// `Exists`, `NoAttribute` by `how`; `NoSpace`, `NoRoom`, `ValueTooBig`, `Range`; permissions; damage.
     pub fn set_xattr(
         &self,
         inode: &InodeRef,
@@ -130,7 +130,7 @@ impl Filesystem {
         how: XattrSet,
         cred: &Credentials,
     ) -> Result<()> {
-        self.noted(self.change_xattr(inode, name, Some(value), how, cred))
+        self.noted(self.with_space(|| self.change_xattr(inode, name, Some(value), how, cred)))
     }
 
     /// Removes the attribute `name` (its full name).
@@ -138,7 +138,7 @@ impl Filesystem {
     /// # Errors
     /// `NoAttribute`; permissions; damage.
     pub fn remove_xattr(&self, inode: &InodeRef, name: &[u8], cred: &Credentials) -> Result<()> {
-        self.noted(self.change_xattr(inode, name, None, XattrSet::Replace, cred))
+        self.noted(self.with_space(|| self.change_xattr(inode, name, None, XattrSet::Replace, cred)))
     }
 
     fn change_xattr(

@@ -105,7 +105,7 @@ impl Filesystem {
             return self.write_inode(handle, inode);
         }
         if !attrs.fits(AreaKind::Ibody, len) {
-            return Err(Error::NoSpace);
+            return Err(Error::NoRoom);
         }
         let end = inode.table.1 + usize::from(self.inode_format.inode_size());
         let buf = self.cache.read(inode.table.0)?;
@@ -119,7 +119,7 @@ impl Filesystem {
     /// the plan was carried out, and has checked that the attribute is there or not there as wanted.
     ///
     /// # Errors
-    /// `NoSpace`: nowhere is room for it; damage.
+    /// `NoRoom`: it fits nowhere; `NoSpace`; damage.
     pub(crate) fn plan_xattr(
         &self,
         inode: &Inode,
@@ -213,7 +213,7 @@ impl Filesystem {
             return Ok(None);
         }
         if !self.has_ea_inode() || value.is_empty() {
-            return Err(Error::NoSpace);
+            return Err(Error::NoRoom);
         }
         let shared = self.share_value(inode, value, values);
         let is_shared = shared.is_some();
@@ -221,7 +221,7 @@ impl Filesystem {
         let unknown = || Value::EaInode { ino: Ino(u32::MAX), size: value.len() as u32, hash: 0 };
         let there = shared.unwrap_or_else(unknown);
         let area = place_in(sets, lens, (index, name), &there).map_err(|e| self.xattr_error(inode, &e))?;
-        let area = area.ok_or(Error::NoSpace)?;
+        let area = area.ok_or(Error::NoRoom)?;
         if is_shared {
             return Ok(None);
         }
@@ -231,7 +231,7 @@ impl Filesystem {
     /// Finds places for the first attributes of a new inode, none of which goes to an inode of its own.
     ///
     /// # Errors
-    /// `NoSpace`: they do not fit.
+    /// `NoRoom`: they do not fit.
     pub(crate) fn place_new(&self, dir: &Inode, attrs: &NewAttrs) -> Result<[AttrSet; 2]> {
         let mut sets = [AttrSet::new(), AttrSet::new()];
         let size = usize::from(self.inode_format.inode_size());
@@ -240,7 +240,7 @@ impl Filesystem {
         for (index, name, value) in attrs {
             let lens = [body, self.geo.block_size() as usize];
             let placed = place_in(&mut sets, lens, (*index, name), &Value::Inline(value.clone()));
-            placed.map_err(|e| self.xattr_error(dir, &e))?.ok_or(Error::NoSpace)?;
+            placed.map_err(|e| self.xattr_error(dir, &e))?.ok_or(Error::NoRoom)?;
         }
         Ok(sets)
     }
