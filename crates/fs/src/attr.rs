@@ -360,7 +360,7 @@ impl Filesystem {
             let new = (old & !changeable) | (flags & changeable);
             self.may_set_flags(inode, old, new, flags, cred)?;
             let project = project.unwrap_or_else(|| inode.state().raw.projid);
-            self.may_set_project(inode, project)?;
+            self.may_set_project(inode, project, (old & new).contains(InodeFlags::IMMUTABLE))?;
             let [uid, gid, _] = Self::quota_ids(inode);
             self.quota_admit_transfer(inode, [uid, gid, project], cred)?;
             if (old ^ new).contains(InodeFlags::EXTENTS) {
@@ -459,6 +459,9 @@ impl Filesystem {
         cred: &Credentials,
     ) -> Result<()> {
         let changed = old ^ new;
+        if old.contains(InodeFlags::IMMUTABLE) && new.contains(InodeFlags::IMMUTABLE) && !changed.is_empty() {
+            return Err(Error::NotPermitted);
+        }
         let fixed = InodeFlags::EXTENTS | InodeFlags::ENCRYPT | InodeFlags::VERITY | InodeFlags::INLINE_DATA;
         if asked.difference(old).intersects(fixed.difference(InodeFlags::EXTENTS)) {
             return Err(Error::NotSupported("setting that inode flag"));
@@ -484,9 +487,13 @@ impl Filesystem {
         Ok(())
     }
 
-    fn may_set_project(&self, inode: &Inode, project: u32) -> Result<()> {
+    /// `fixed`: the inode is immutable, and stays so.
+    fn may_set_project(&self, inode: &Inode, project: u32, fixed: bool) -> Result<()> {
         if inode.state().raw.projid == project {
             return Ok(());
+        }
+        if fixed {
+            return Err(Error::NotPermitted);
         }
         if !self.features.ro_compat.contains(RoCompat::PROJECT) || inode.state().raw.extra_isize < 32 {
             return Err(Error::NotSupported("project ids on this filesystem (feature project)"));

@@ -4,7 +4,9 @@
 use std::fs::File;
 use std::path::Path;
 
-use extant::{Credentials, Error, Filesystem, MountOptions, NewInode, OnError, SetAttr, Setup};
+use extant::{
+    Credentials, Error, Filesystem, FsxAttr, InodeFlags, MountOptions, NewInode, OnError, SetAttr, Setup,
+};
 use extant_device::OpenOptions;
 use extant_testkit::env::{self, kernel_mounts};
 use extant_testkit::kernel::KernelMount;
@@ -289,4 +291,53 @@ fn write(fs: &Filesystem, file: &extant::InodeRef, at: u64, bytes: &[u8]) {
 
 fn attribute(fs: &Filesystem, file: &extant::InodeRef, len: usize) {
     fs.set_xattr(file, b"user.a", &vec![b'v'; len], extant::XattrSet::Any, &Credentials::root()).unwrap();
+}
+
+/// While a file stays immutable nothing else of its flags changes, as by the kernel, nor its project (which a kernel without
+/// quotas does not have).
+#[test]
+fn flags_of_an_immutable_file() {
+    need!(kernel_mounts(), env::tools(&["chattr"]));
+    let dir = env::scratch();
+    let (ours, theirs) = (dir.join("ours"), dir.join("theirs"));
+    oracle::mke2fs(&ours, 16 << 20, "-t ext4 -O project,quota");
+    oracle::mke2fs(&theirs, 16 << 20, "-t ext4");
+    let mount = KernelMount::rw(&theirs);
+    let path = mount.path().join("file");
+    File::create(&path).unwrap();
+    let fs = open_with(&ours, "");
+    let cred = Credentials::root();
+    let inode = fs.mknod(&fs.root().unwrap(), b"file", &NewInode::file(0o644), &cred).unwrap();
+    let (fixed, other) = (InodeFlags::IMMUTABLE, InodeFlags::NOATIME);
+    let steps = [
+        ("+i", Some((fixed, true))),
+        ("+A", Some((other, true))),
+        ("+i", Some((fixed, true))),
+        ("project", None),
+        ("-i", Some((fixed, false))),
+        ("+A", Some((other, true))),
+        ("project", None),
+        ("+i", Some((fixed, true))),
+        ("-A", Some((other, false))),
+        ("-i", Some((fixed, false))),
+    ];
+    for (n, (word, flag)) in steps.into_iter().enumerate() {
+        let mut flags = inode.attr().flags;
+        let Some((flag, on)) = flag else {
+            let done = fs.set_fsx_attr(&inode, FsxAttr { project: 7, ..fs.fsx_attr(&inode) }, &cred);
+            let refused = done.is_err_and(|e| e.errno() == 1);
+            assert_eq!(refused, flags.contains(fixed), "step {n}");
+            continue;
+        };
+        flags.set(flag, on);
+        let done = fs.set_flags(&inode, flags, &cred);
+        let kernel = oracle::run(oracle::command("chattr").arg(word).arg(&path));
+        assert_eq!(done.is_ok(), kernel.status == 0, "step {n}, {word}: {done:?}; {kernel}");
+        done.unwrap_or_else(|e| assert_eq!(e.errno(), 1, "step {n}, {word}"));
+    }
+    mount.unmount();
+    drop(inode);
+    fs.unmount().unwrap();
+    drop(fs);
+    oracle::assert_clean(&ours);
 }
