@@ -214,7 +214,13 @@ impl Filesystem {
 
     /// The directory that `..` of `dir` leads to.
     pub(crate) fn parent_ino(&self, dir: &Inode) -> Result<Ino> {
-        let found = self.find(dir, b"..")?;
+        // In the first block, whatever its tree: nothing is read ahead.
+        let found = if dir.is_dead() || self.is_inline(dir) {
+            self.find(dir, b"..")?
+        } else {
+            let (buf, layout) = self.dir_any(dir, Lblk(0))?;
+            self.find_in_block(dir, &buf, Lblk(0), &layout, b"..")?
+        };
         found
             .map(|f| f.ino)
             .ok_or_else(|| Error::corrupt(Place::Inode(dir.ino), CorruptKind::Dirent("no `..`", 0)))
@@ -227,13 +233,44 @@ impl Filesystem {
             return Ok(dir.clone());
         }
         let found = self.find(dir, name)?.ok_or(Error::NotFound)?;
-        if found.ino == dir.ino && name != b".." {
-            return Err(Error::corrupt(
-                Place::Inode(dir.ino),
-                CorruptKind::Dirent("a directory within itself", 0),
-            ));
+        if name == b".." {
+            return self.iget_named(dir, found.ino);
         }
-        self.iget_named(dir, found.ino)
+        self.iget_within(dir, found.ino)
+    }
+
+    /// The inode that a name in `dir`, not one of its own, leads to.
+    fn iget_within(&self, dir: &InodeRef, ino: Ino) -> Result<InodeRef> {
+        if ino == dir.ino {
+            let kind = CorruptKind::Dirent("a directory within itself", 0);
+            return Err(Error::corrupt(Place::Inode(dir.ino), kind));
+        }
+        self.iget_named(dir, ino)
+    }
+
+    /// The same for who will lock it, and holds the lock of `dir` exclusively: a directory must say itself that it is in `dir`, and
+    /// not be what `dir` is in. Else two threads would lock the two in different orders.
+    ///
+    /// # Errors
+    /// Damage; `Busy` where it is so changed at the moment that nothing can be said.
+    pub(crate) fn iget_child(&self, dir: &InodeRef, ino: Ino) -> Result<InodeRef> {
+        let child = self.iget_within(dir, ino)?;
+        if !child.is_dir() || self.check_parent(dir, &child).is_ok() {
+            return Ok(child);
+        }
+        // Without its lock a directory may be seen on its way from the inode to a block.
+        let locked = child.lock.try_read().ok_or(Error::Busy)?;
+        self.check_parent(dir, &child)?;
+        drop(locked);
+        Ok(child)
+    }
+
+    fn check_parent(&self, dir: &Inode, child: &Inode) -> Result<()> {
+        let parent = self.parent_ino(child)?;
+        if parent == dir.ino && self.parent_ino(dir)? != child.ino {
+            return Ok(());
+        }
+        Err(Error::corrupt(Place::Inode(child.ino), CorruptKind::Parent(parent)))
     }
 
     /// Whether `dir` has no names but its own; damage counts as an error.

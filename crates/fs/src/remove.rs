@@ -43,7 +43,7 @@ impl Filesystem {
             let _parent = dir.lock.write_ordered(key::PARENT);
             self.check_dir(dir)?;
             let found = self.find(dir, name)?.ok_or(Error::NotFound)?;
-            let victim = self.iget_named(dir, found.ino)?;
+            let victim = self.iget_child(dir, found.ino)?;
             let child = victim.lock.write_ordered(key::child(victim.ino, victim.is_dir()));
             self.may_delete(dir, &victim, cred)?;
             match (want_dir, victim.is_dir()) {

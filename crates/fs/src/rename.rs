@@ -236,9 +236,9 @@ impl Filesystem {
 
     fn find_cast(&self, ends: Ends<'_>) -> Result<Cast> {
         let source_at = self.find(ends.from, ends.from_name)?.ok_or(Error::NotFound)?;
-        let source = self.iget_named(ends.from, source_at.ino)?;
+        let source = self.iget_child(ends.from, source_at.ino)?;
         let target = match self.find(ends.to, ends.to_name)? {
-            Some(found) => Some((self.iget_named(ends.to, found.ino)?, found)),
+            Some(found) => Some((self.iget_child(ends.to, found.ino)?, found)),
             None => None,
         };
         Ok(Cast { source, source_at, target })

@@ -307,3 +307,75 @@ fn damage_that_makes_it_read_only_is_recorded_and_nothing_is_said_to_be_durable(
     assert!(mended.status <= 1, "{mended}");
     assert_eq!(extant_testkit::oracle::debugfs_cat(&image, "/kept"), b"kept");
 }
+
+/// A directory that has itself, or a directory above it, among its names: nobody waits for a lock that he holds.
+#[test]
+fn directories_within_themselves_are_neither_removed_nor_renamed() {
+    need!(tools(&["mke2fs", "debugfs"]));
+    for args in ["-t ext4 -b 1024", "-t ext4 -b 1024 -O inline_data", "-t ext2 -b 1024"] {
+        let dir = scratch();
+        let image = dir.join("image");
+        mke2fs(&image, 8 << 20, args);
+        let fs = open_rw(&image);
+        let (root, cred) = (fs.root().unwrap(), Credentials::root());
+        let d = fs.mkdir(&root, b"d", 0o755, &cred).unwrap();
+        let e = fs.mkdir(&d, b"e", 0o755, &cred).unwrap();
+        fs.mknod(&e, b"file", &NewInode::file(0o644), &cred).unwrap();
+        drop((root, d, e));
+        fs.unmount().unwrap();
+        drop(fs);
+        extant_testkit::oracle::debugfs_write(&image, &["ln /d /d/e/above", "ln /d/e /d/e/self"]);
+        let fs = open_rw(&image);
+        let d = fs.lookup(&fs.root().unwrap(), b"d", &cred).unwrap();
+        let e = fs.lookup(&d, b"e", &cred).unwrap();
+        for name in [&b"self"[..], b"above"] {
+            for refused in [
+                fs.unlink(&e, name, &cred).map(drop),
+                fs.rmdir(&e, name, &cred).map(drop),
+                fs.rename(&e, name, &e, b"other", RenameFlags::default(), &cred).map(drop),
+                fs.rename(&e, b"file", &e, name, RenameFlags::default(), &cred).map(drop),
+                fs.rename(&e, name, &fs.root().unwrap(), b"other", RenameFlags::default(), &cred).map(drop),
+            ] {
+                assert!(refused.as_ref().is_err_and(Error::is_corruption), "{args}: {refused:?}");
+            }
+        }
+        fs.unlink(&e, b"file", &cred).unwrap();
+        drop((d, e));
+        fs.unmount().unwrap();
+    }
+}
+
+/// Two groups with one block bitmap, and a file in one of them: what is allocated in the other and freed here never meets in a
+/// commit.
+#[test]
+fn groups_that_share_a_bitmap() {
+    need!(tools(&["mke2fs", "debugfs"]));
+    let dir = scratch();
+    let image = dir.join("image");
+    mke2fs(&image, 64 << 20, "-t ext2 -b 1024 -O ^resize_inode,^sparse_super2");
+    let fs = open_rw(&image);
+    let cred = Credentials::root();
+    let file = fs.mknod(&fs.root().unwrap(), b"file", &NewInode::file(0o644), &cred).unwrap();
+    fs.write_at(&file, 0, &[1; 12 << 10], extant::WriteFlags::default(), &cred).unwrap();
+    let geo = *fs.geometry();
+    let [two, four] = [2, 4].map(extant_format::GroupNr);
+    drop(file);
+    fs.unmount().unwrap();
+    drop(fs);
+    let bitmap = geo.group_first_block(two).0 + u64::from(geo.base_meta_blocks(two));
+    let mut requests = vec![format!("set_bg 4 block_bitmap {bitmap}")];
+    let first = geo.group_first_block(four).0 + 4000;
+    requests.extend((0..12).map(|i| format!("sif /file block[{i}] {}", first + i)));
+    extant_testkit::oracle::debugfs_write(&image, &requests.iter().map(String::as_str).collect::<Vec<_>>());
+    let fs = crate::support::open_with(&image, "errors=continue");
+    let root = fs.root().unwrap();
+    let _ = fs.trim(0, u64::MAX, 0, &cred);
+    let big = fs.mknod(&root, b"big", &NewInode::file(0o644), &cred).unwrap();
+    fs.write_at(&big, 0, &vec![2; 12 << 20], extant::WriteFlags::default(), &cred).unwrap();
+    fs.sync().unwrap();
+    drop(fs.unlink(&root, b"file", &cred).unwrap());
+    fs.sync().unwrap();
+    fs.fsync(&big, false).unwrap();
+    drop((big, root));
+    fs.unmount().unwrap();
+}
