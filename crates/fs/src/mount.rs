@@ -299,10 +299,8 @@ impl Filesystem {
     fn thaw_to_unmount(&self) {
         let frozen = std::mem::take(&mut *self.mount.frozen.lock());
         if frozen {
-            if self.mode() == Mode::ReadWrite {
-                // The image is as clean as the freeze left it, if this cannot be written.
-                let _ = self.mark_in_use();
-            }
+            // If this cannot be written, the image stays as clean as the freeze left it.
+            let _ = self.mark_thawed();
             self.open_gates();
         }
     }

@@ -76,7 +76,7 @@ impl Filesystem {
     /// Ends a freeze.
     ///
     /// # Errors
-    /// `Invalid` if it is not frozen.
+    /// `Invalid` if it is not frozen; what could not be written: it is read-only then.
     pub fn thaw(&self, cred: &Credentials) -> Result<()> {
         if !cred.has(Caps::SYS_ADMIN) {
             return Err(Error::NotPermitted);
@@ -87,8 +87,22 @@ impl Filesystem {
         }
         *frozen = false;
         drop(frozen);
-        let marked = if self.mode() == Mode::ReadWrite { self.mark_in_use() } else { Ok(()) };
+        let marked = self.mark_thawed();
         self.open_gates();
+        marked
+    }
+
+    /// Before the gates open: the image says that it is in use, or nothing is written to it any more.
+    pub(crate) fn mark_thawed(&self) -> Result<()> {
+        if self.mode() != Mode::ReadWrite {
+            return Ok(());
+        }
+        let marked = self.mark_in_use();
+        if let Err(e) = &marked {
+            tracing::error!("the superblock could not be written at the thaw: {e}; read-only from here on");
+            self.set_mode(Mode::ReadOnly);
+            self.journal.abort(e.errno());
+        }
         marked
     }
 

@@ -105,3 +105,34 @@ fn a_remount_says_what_it_cannot_change() {
     assert_eq!((fs.options().commit_secs, fs.options().barrier, fs.options().stripe), (9, false, 16));
     fs.unmount().unwrap();
 }
+
+/// The image of a frozen filesystem is clean, and stays so if it cannot be marked as in use: then nothing is written to it.
+#[test]
+fn a_thaw_that_cannot_mark_the_image_leaves_it_alone() {
+    use extant_testkit::sim::{Failpoint, Kind, SimDevice};
+    need!(env::tools(&["mke2fs", "e2fsck"]));
+    for mkfs in ["-t ext4", "-t ext4 -O ^has_journal"] {
+        for unmounted in [false, true] {
+            let dir = scratch();
+            let image = dir.join("image");
+            oracle::mke2fs(&image, 16 << 20, mkfs);
+            let device = SimDevice::from_file(&image);
+            let fs = Filesystem::open(Arc::clone(&device) as _, Setup::default()).unwrap();
+            let (root, cred) = (fs.root().unwrap(), crate::Credentials::root());
+            let new = crate::NewInode::file(0o644);
+            drop(fs.mknod(&root, b"before", &new, &cred).unwrap());
+            fs.freeze(&cred).unwrap();
+            device.fail(Failpoint::nth(Kind::Write, 0));
+            if !unmounted {
+                assert_eq!(fs.thaw(&cred).unwrap_err().errno(), 5, "{mkfs}");
+                assert!(fs.is_read_only(), "{mkfs}");
+                assert!(fs.mknod(&root, b"after", &new, &cred).is_err(), "{mkfs}");
+            }
+            drop(root);
+            assert!(fs.unmount().is_err(), "{mkfs}");
+            device.heal();
+            device.content().to_file(&image).unwrap();
+            oracle::assert_clean(&image);
+        }
+    }
+}
