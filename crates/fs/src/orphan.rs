@@ -186,12 +186,24 @@ impl Filesystem {
         Ok(found)
     }
 
-    /// Frees or finishes what an earlier mount left.
+    /// Frees or finishes what an earlier mount left. As the kernel does, it passes over what it cannot make sense of, and
+    /// reports it: a list ends there, a slot is emptied, an inode stays as it is.
+    ///
+    /// # Errors
+    /// A bad block of the orphan file; the device's, and whatever ends all writing.
     pub(crate) fn process_orphans(&self) -> Result<()> {
         let found = self.find_orphans()?;
         let count = found.len();
         for ino in found {
-            self.process_orphan(ino)?;
+            match self.process_orphan(ino) {
+                Err(e) if self.journal.is_aborted() => return Err(e),
+                Err(Error::Stale) => self.drop_stale(ino)?,
+                Err(e) => {
+                    tracing::error!("inode {ino} was to be freed or cut, and stays as it is");
+                    self.report(e);
+                }
+                Ok(()) => {}
+            }
         }
         self.orphans.0.lock().pending.clear();
         if count > 0 {
@@ -200,23 +212,60 @@ impl Filesystem {
         Ok(())
     }
 
-    /// Follows the list; a loop or a wild number ends in an error.
+    /// Says what is wrong, and goes on.
+    fn report(&self, error: Error) {
+        let _ = self.noted::<()>(Err(error));
+    }
+
+    /// Takes an inode that is not in use off the record.
+    fn drop_stale(&self, ino: Ino) -> Result<()> {
+        let record = self.orphans.0.lock().records.get(&ino.0).copied();
+        let Some(Record::Slot { block, slot }) = record else { return Ok(()) };
+        self.orphans.0.lock().records.remove(&ino.0);
+        self.empty_slot(block, slot, "an inode that is not in use")
+    }
+
+    /// Empties a slot that leads to no orphan.
+    fn empty_slot(&self, block: u32, slot: u32, what: &'static str) -> Result<()> {
+        let (buf, seed) = {
+            let state = self.orphans.0.lock();
+            (state.blocks[block as usize].clone(), state.seed)
+        };
+        self.report(Error::corrupt(Place::Block(buf.pblk()), CorruptKind::Orphans(what)));
+        self.in_small_handle(|handle| self.set_slot(handle, seed, &buf, slot as usize, Ino(0)))
+    }
+
+    fn in_small_handle(&self, change: impl FnOnce(&mut Handle) -> Result<()>) -> Result<()> {
+        if self.journal.is_aborted() {
+            // What was reported has ended all writing; the next mount finds it again.
+            return Ok(());
+        }
+        let mut handle = self.journal.start(crate::credits::ORPHAN)?;
+        change(&mut handle)?;
+        handle.finish()?;
+        Ok(())
+    }
+
+    /// Follows the list. At a loop, a wild number, or an inode that is not in use or not to be read it ends, on the disk too.
     fn listed_orphans(&self) -> Result<Vec<Ino>> {
         let mut found = Vec::new();
         let mut seen = FxHashSet::default();
         let mut next = self.sb.lock().last_orphan();
-        let bad = |what| Error::corrupt(Place::Superblock, CorruptKind::Orphans(what));
         while next.0 != 0 {
-            if next.0 > self.geo.inodes_count() || next < self.geo.first_ino() {
-                return Err(bad("an impossible inode number"));
+            match self.listed_orphan(next, &mut seen) {
+                Ok(after) => {
+                    found.push(next);
+                    next = after;
+                }
+                Err(error) => {
+                    self.report(error);
+                    self.in_small_handle(|handle| match found.last() {
+                        Some(last) => self.relink(handle, *last, Ino(0)),
+                        None => self.write_super(handle, |sb| sb.set_last_orphan(Ino(0))),
+                    })?;
+                    break;
+                }
             }
-            if !seen.insert(next.0) {
-                return Err(bad("the list goes round in a circle"));
-            }
-            found.push(next);
-            let (block, at) = self.inode_place(next)?;
-            let raw = self.cache.read(block)?.with(|bytes| self.inode_format.read(next, &bytes[at..]))?;
-            next = Ino(raw.dtime);
         }
         let mut state = self.orphans.0.lock();
         state.head = found.first().copied().unwrap_or(Ino(0));
@@ -226,6 +275,24 @@ impl Filesystem {
             state.records.insert(ino.0, Record::List { before, after });
         }
         Ok(found)
+    }
+
+    /// What follows an orphan of the list.
+    fn listed_orphan(&self, ino: Ino, seen: &mut FxHashSet<u32>) -> Result<Ino> {
+        let bad = |what| Err(Error::corrupt(Place::Superblock, CorruptKind::Orphans(what)));
+        if ino.0 > self.geo.inodes_count() || ino < self.geo.first_ino() {
+            return bad("an impossible inode number");
+        }
+        if !seen.insert(ino.0) {
+            return bad("the list goes round in a circle");
+        }
+        let (block, at) = self.inode_place(ino)?;
+        let raw = self.cache.read(block)?.with(|bytes| self.inode_format.read(ino, &bytes[at..]))?;
+        if raw.links_count == 0 && raw.mode == 0 {
+            bad("an inode that is not in use")
+        } else {
+            Ok(Ino(raw.dtime))
+        }
     }
 
     fn open_orphan_file(&self) -> Result<()> {
@@ -259,7 +326,7 @@ impl Filesystem {
             let state = self.orphans.0.lock();
             (state.blocks.clone(), state.seed)
         };
-        let mut found = Vec::new();
+        let (mut found, mut wild) = (Vec::new(), Vec::new());
         for (n, buf) in blocks.iter().enumerate() {
             let pblk = buf.pblk();
             let place = file::Place { inode_seed: seed, pblk };
@@ -267,16 +334,17 @@ impl Filesystem {
             file::verify(place, &bytes).map_err(|e| slot_error(pblk, &e))?;
             for (slot, ino) in file::orphans(&bytes) {
                 if ino.0 > self.geo.inodes_count() || ino < self.geo.first_ino() {
-                    return Err(Error::corrupt(
-                        Place::Block(pblk),
-                        CorruptKind::Orphans("an impossible inode number"),
-                    ));
+                    wild.push((n as u32, slot as u32));
+                    continue;
                 }
                 let record = Record::Slot { block: n as u32, slot: slot as u32 };
                 if self.orphans.0.lock().records.insert(ino.0, record).is_none() {
                     found.push(ino);
                 }
             }
+        }
+        for (block, slot) in wild {
+            self.empty_slot(block, slot, "an impossible inode number")?;
         }
         Ok(found)
     }

@@ -307,3 +307,54 @@ fn after_a_shutdown_the_device_is_let_go() {
         assert_eq!(Arc::strong_count(&device), 1, "unlink {unlink}, sync {sync}, held {held}");
     }
 }
+
+/// An entry among the orphans that leads nowhere does not keep the image from being written: a list ends there, a slot is emptied,
+/// and what else is there is finished.
+#[test]
+fn orphans_that_lead_nowhere() {
+    need!(env::tools(&["mke2fs", "e2fsck", "debugfs"]));
+    for (mkfs, listed) in
+        [("-t ext4 -b 4096 -O ^orphan_file", true), ("-t ext4 -b 4096 -O orphan_file", false)]
+    {
+        // An impossible number, and an inode that is not in use; alone, and beside one that is to be cut.
+        for (wild, alone) in [(9_999_999, true), (9_999_999, false), (100, true), (100, false)] {
+            let dir = scratch();
+            let image = dir.join("image");
+            mke2fs(&image, 32 << 20, &format!("{mkfs},^metadata_csum"));
+            let fs = open_rw(&image);
+            let ino = make(&fs, b"cut", &[7; 100_000]).ino().0;
+            fs.unmount().unwrap();
+            drop(fs);
+            oracle::debugfs_write(&image, &[&format!("sif <{ino}> size 5000")]);
+            let entries = if alone { vec![wild] } else { vec![ino, wild] };
+            if listed {
+                let next = [format!("ssv last_orphan {}", entries[0]), format!("sif <{ino}> dtime {wild}")];
+                let next = if alone { &next[..1] } else { &next[..] };
+                let _ = oracle::debugfs_write(&image, &next.iter().map(String::as_str).collect::<Vec<_>>());
+            } else {
+                fill_slots(&image, &entries);
+            }
+            let fs = open_with(&image, "errors=continue");
+            assert!(!fs.is_read_only(), "{mkfs}, {wild}");
+            make(&fs, b"a", b"written all the same");
+            let cut = fs.lookup(&fs.root().unwrap(), b"cut", &root()).unwrap();
+            assert_eq!(cut.attr().blocks, if alone { 200 } else { 16 }, "{mkfs}, {wild}");
+            fs.set_attr(&cut, &SetAttr { size: Some(0), ..SetAttr::default() }, &root()).unwrap();
+            drop(cut);
+            fs.unmount().unwrap();
+            drop(fs);
+            assert_clean(&image);
+        }
+    }
+}
+
+/// Writes the first slots of the orphan file of an image without checksums.
+fn fill_slots(image: &Path, entries: &[u32]) {
+    let header = oracle::dumpe2fs_header(image);
+    let file = header.iter().find(|(name, _)| name.starts_with("Orphan file inode")).expect("an orphan file");
+    let blocks = oracle::debugfs(image, &[&format!("blocks <{}>", file.1)]);
+    let block =
+        blocks.split_whitespace().filter_map(|word| word.parse::<u64>().ok()).next().expect("a block");
+    let bytes: Vec<u8> = entries.iter().flat_map(|ino| ino.to_le_bytes()).collect();
+    device(image, true).write_at(block * 4096, &bytes).unwrap();
+}
