@@ -1,7 +1,9 @@
 //! The allocator of one filesystem: its groups and what finds them.
 
 use extant_device::BlockDevice;
-use extant_format::{Csum, Geometry, GroupDesc, GroupNr, Pblk, Superblock, Tid};
+use std::collections::BTreeSet;
+
+use extant_format::{Corrupt, Csum, FormatError, Geometry, GroupDesc, GroupNr, Pblk, Place, Superblock, Tid};
 use extant_journal::BlockCache;
 use extant_sync::atomic::{AtomicI64, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use extant_sync::{Arc, Mutex, Rank};
@@ -14,7 +16,7 @@ use crate::hold::Holds;
 use crate::index::{GroupSet, OrderIndex};
 use crate::pending::Pending;
 use crate::window::{Registry, Slot};
-use crate::zones::SystemZones;
+use crate::zones::{self, SystemZones};
 
 /// Told of every corruption that the allocator finds, once, without a lock of the allocator held.
 pub type ErrorSink = Arc<dyn Fn(&AllocError) + Send + Sync>;
@@ -124,7 +126,12 @@ impl Allocator {
     ) -> Result<Arc<Self>> {
         let (geo, csum) = (*sb.geometry(), *sb.csum());
         let descs = read_descriptors(&cache, &geo, &csum)?;
-        let zones = SystemZones::new(&geo, numbered(&descs), &options.system);
+        let (zones, overlap) = SystemZones::new(&geo, numbered(&descs), &options.system);
+        let overlapping = if overlap {
+            zones::overlapping(&geo, numbered(&descs), &options.system)
+        } else {
+            BTreeSet::new()
+        };
         let sum = |some: &[GroupDesc]| some.iter().map(|d| i64::from(d.free_clusters)).sum::<i64>();
         let low_groups = groups_below(&geo, options.low_end, descs.len());
         let free = (sum(&descs), sum(&descs[..low_groups]));
@@ -159,6 +166,9 @@ impl Allocator {
             device,
         };
         alloc.enter_groups();
+        for group in overlapping {
+            alloc.fail_overlapping(group);
+        }
         Ok(Arc::new(alloc))
     }
 
@@ -173,6 +183,15 @@ impl Allocator {
                 self.with_inodes.insert(g);
             }
         }
+    }
+
+    /// Takes a group whose bitmaps or inode table lie where others are out of all allocation: a change of one would be a change
+    /// of the other.
+    fn fail_overlapping(&self, group: GroupNr) {
+        let g = group.0 as usize;
+        let error = AllocError::from(FormatError::corrupt(Place::GroupDesc(group), Corrupt::Overlap));
+        self.fail_group(g, self.groups[g].lock(), &error);
+        self.fail_inodes(g, self.groups[g].lock(), &error);
     }
 
     /// The filesystem's geometry.

@@ -129,19 +129,19 @@ impl Buddy {
         self.free -= len;
     }
 
-    /// Makes `[start, start + len)`, none of which is free, free again.
-    pub(crate) fn give(&mut self, start: u32, len: u32) {
+    /// Makes `[start, start + len)`, none of which is free, free again. If some cluster was free already, that one is the
+    /// error, and the state is of no more use.
+    pub(crate) fn give(&mut self, start: u32, len: u32) -> Result<(), u32> {
         let end = start + len;
         assert!(len > 0 && end <= self.len, "freeing {start}+{len} of {}", self.len);
         for (k, chunk) in Pieces::new(start, end, self.orders) {
-            assert!(
-                self.chunk_at(chunk << k).is_none(),
-                "cluster {} of the group is free already",
-                chunk << k
-            );
+            if self.chunk_at(chunk << k).is_some() {
+                return Err(chunk << k);
+            }
             self.put_merging(k, chunk);
         }
         self.free += len;
+        Ok(())
     }
 
     /// A free chunk of at least `1 << order` clusters, the smallest order that has one; its first cluster. The

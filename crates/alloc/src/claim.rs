@@ -13,7 +13,7 @@
 
 use std::ops::Range;
 
-use extant_format::{GroupNr, Ino, Lblk, Pblk};
+use extant_format::{Corrupt, FormatError, GroupNr, Ino, Lblk, Pblk, Place};
 use extant_journal::Handle;
 use extant_sync::Arc;
 use extant_sync::atomic::Ordering;
@@ -342,8 +342,15 @@ impl Allocator {
     pub(crate) fn give_back(&self, taken: Taken) {
         let g = taken.group as usize;
         let mut state = self.groups[g].lock();
-        if state.give(taken.start, taken.len) {
-            self.opened(g, &state);
+        match state.give(taken.start, taken.len) {
+            Ok(true) => self.opened(g, &state),
+            Ok(false) => {}
+            Err(bit) => {
+                // The bitmap was changed by others than who have its group.
+                let kind = Corrupt::Bit { bit, set: false };
+                let error = FormatError::corrupt(Place::BlockBitmap(self.group_nr(g)), kind).into();
+                return self.fail_group(g, state, &error);
+            }
         }
         // Before a map that the disk knows too goes: the index must have what it says.
         self.reindex(g, &mut state);

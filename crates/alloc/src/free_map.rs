@@ -79,15 +79,15 @@ impl FreeMap {
     }
 
     /// Makes `[start, start + len)`, none of which is free, free again. Returns whether a packed map had to be opened
-    /// for it.
-    pub(crate) fn give(&mut self, start: u32, len: u32) -> bool {
+    /// for it; if some cluster was free already, that one is the error, and the map is of no more use.
+    pub(crate) fn give(&mut self, start: u32, len: u32) -> Result<bool, u32> {
         let opened = matches!(self, Self::Packed(p) if p.is_full()) && self.open();
         match self {
             Self::Absent => panic!("a free map with claims stays in memory"),
-            Self::Packed(packed) => packed.give(start, len),
-            Self::Open(buddy) => buddy.give(start, len),
+            Self::Packed(packed) => packed.give(start, len)?,
+            Self::Open(buddy) => buddy.give(start, len)?,
         }
-        opened
+        Ok(opened)
     }
 }
 
@@ -120,7 +120,8 @@ impl Packed {
     fn buddy(&self) -> Buddy {
         let mut buddy = Buddy::new_full(self.len);
         for &(start, end) in &self.runs {
-            buddy.give(start, end - start);
+            let given = buddy.give(start, end - start);
+            debug_assert!(given.is_ok(), "no two runs touch");
         }
         buddy
     }
@@ -134,7 +135,7 @@ impl Packed {
         self.runs.iter().filter_map(orders).max()
     }
 
-    fn give(&mut self, start: u32, len: u32) {
+    fn give(&mut self, start: u32, len: u32) -> Result<(), u32> {
         let end = start + len;
         assert!(len > 0 && end <= self.len, "freeing {start}+{len} of {}", self.len);
         let at = self.runs.partition_point(|run| run.1 < start);
@@ -142,10 +143,13 @@ impl Packed {
         let before = self.runs.get(at).copied().filter(|run| run.1 == start);
         let next = at + usize::from(before.is_some());
         let behind = self.runs.get(next).copied();
-        assert!(behind.is_none_or(|run| run.0 >= end), "of {start}+{len} of the group some are free already");
+        if let Some(run) = behind.filter(|run| run.0 < end) {
+            return Err(run.0.max(start));
+        }
         let behind = behind.filter(|run| run.0 == end);
         let joined = (before.map_or(start, |run| run.0), behind.map_or(end, |run| run.1));
         self.runs.splice(at..next + usize::from(behind.is_some()), [joined]);
+        Ok(())
     }
 }
 

@@ -71,14 +71,15 @@ impl GroupState {
         self.pins += len;
     }
 
-    /// Puts claimed or pending clusters into the free map. Returns whether it had to be opened for that.
-    pub(crate) fn give(&mut self, start: u32, len: u32) -> bool {
+    /// Puts claimed or pending clusters into the free map. Returns whether it had to be opened for that; a cluster that is free
+    /// already is the error.
+    pub(crate) fn give(&mut self, start: u32, len: u32) -> std::result::Result<bool, u32> {
         if self.corrupt {
-            return false;
+            return Ok(false);
         }
-        let opened = self.map.give(start, len);
+        let opened = self.map.give(start, len)?;
         self.pins = self.pins.checked_sub(len).expect("only claimed clusters come back");
-        opened
+        Ok(opened)
     }
 
     /// `len` clusters fewer are free on disk but not in the free map.

@@ -209,6 +209,9 @@ pub enum Corrupt {
         /// Its value.
         set: bool,
     },
+    /// Blocks that belong to this structure belong to another one too.
+    #[error("some of its blocks are another structure's too")]
+    Overlap,
     /// The file type bits of `i_mode` mean nothing.
     #[error("i_mode is {mode:#o}, no known file type")]
     FileType {

@@ -9,7 +9,7 @@ use extant_format::Tid;
 use extant_sync::atomic::Ordering;
 
 use crate::cache::Buf;
-use crate::commit::BlockCopy;
+use crate::commit::{BlockCopy, UnderWay};
 use crate::journal::Log;
 use crate::{Journal, Result};
 
@@ -29,9 +29,10 @@ impl Journal {
             }
             state.checkpointing = true;
         }
+        let mut under_way = UnderWay::new(self, |state| &mut state.checkpointing);
         let outcome = self.checkpoint_committed(log);
-        self.state.lock().checkpointing = false;
-        self.changed.notify_all();
+        under_way.over = true;
+        drop(under_way);
         if let Err(error) = &outcome {
             self.abort(error.errno());
         }

@@ -24,6 +24,32 @@ pub(crate) struct BlockCopy {
     pub(crate) data: Arc<[u8]>,
 }
 
+/// A commit or checkpoint under way, of which there is one at a time. Dropped, the next one may begin. If it unwinds, nobody knows what
+/// is where: the journal is aborted, and whoever waits is told.
+pub(crate) struct UnderWay<'j> {
+    journal: &'j Journal,
+    flag: fn(&mut State) -> &mut bool,
+    /// It returned.
+    pub(crate) over: bool,
+}
+
+impl<'j> UnderWay<'j> {
+    /// After the flag was set.
+    pub(crate) fn new(journal: &'j Journal, flag: fn(&mut State) -> &mut bool) -> Self {
+        Self { journal, flag, over: false }
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        if !self.over {
+            self.journal.abort(5);
+        }
+        *(self.flag)(&mut self.journal.state.lock()) = false;
+        self.journal.changed.notify_all();
+    }
+}
+
 impl Journal {
     /// Returns once `tid` is durable.
     pub(crate) fn commit_through(&self, tid: Tid) -> Result<Flushed> {
@@ -40,10 +66,11 @@ impl Journal {
             }
             state.committing = true;
             drop(state);
+            let mut under_way = UnderWay::new(self, |state| &mut state.committing);
             let outcome = self.commit_running();
+            under_way.over = true;
+            drop(under_way);
             state = self.state.lock();
-            state.committing = false;
-            self.changed.notify_all();
             match outcome {
                 Ok(true) => {}
                 Ok(false) => return Ok(flushed(&state, begun_before)),

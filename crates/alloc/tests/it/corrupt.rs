@@ -5,7 +5,7 @@ use std::path::Path;
 
 use extant_alloc::{AllocError, AllocOptions, Allocator};
 use extant_device::{BlockDevice, OpenOptions};
-use extant_format::{BgFlags, GroupDesc, GroupNr, Ino, Superblock};
+use extant_format::{BgFlags, GroupDesc, GroupNr, Ino, Pblk, Superblock};
 use extant_journal::BlockCache;
 use extant_testkit::{env, need};
 use std::sync::Arc;
@@ -172,4 +172,45 @@ fn tables_with_inodes_in_use_are_not_zeroed() {
         let errors = rig.errors.lock().expect("errors").clone();
         assert!(errors.len() == 1 && errors[0].contains("group 0"), "{what}: {errors:?}");
     }
+}
+
+/// A structure of one group where another one is: neither group is allocated from, and nothing of theirs is freed, since a change of
+/// the one would be a change of the other.
+#[test]
+fn groups_that_share_a_block() {
+    need!(needs());
+    let ways: [(&str, fn(&mut GroupDesc, &GroupDesc)); 3] = [
+        ("block bitmap", |desc, other| desc.block_bitmap = other.block_bitmap),
+        ("inode bitmap", |desc, other| desc.inode_bitmap = other.block_bitmap),
+        ("inode table", |desc, other| desc.inode_table = Pblk(other.block_bitmap.0 - 3)),
+    ];
+    for (what, share) in ways {
+        let rig = Rig::with("-t ext2 -b 1024", 64 << 20, |image| {
+            let other = read_desc(image, GroupNr(2));
+            change_desc(image, GroupNr(4), |desc| share(desc, &other));
+        });
+        let errors = rig.errors.lock().expect("errors").clone();
+        assert!(errors.iter().all(|e| e.contains("group 2") || e.contains("group 4")), "{what}: {errors:?}");
+        assert_eq!(errors.len(), 4, "{what}: {errors:?}");
+        let geo = *rig.sb.geometry();
+        for group in [GroupNr(2), GroupNr(4)] {
+            let first = geo.group_first_block(group);
+            let claim = rig.claim(first.0 + 4000, 100).expect("other groups have space");
+            assert_ne!(geo.group_of_block(claim.pblk()).map(|(g, _)| g), Some(group), "{what}");
+            // Kept, without an error.
+            rig.handle(|h| rig.alloc.free(h, Pblk(first.0 + 5000), 10)).expect("free");
+        }
+        for _ in 0..100 {
+            let ino = rig.handle(|h| rig.alloc.alloc_inode(h, &request(Ino::ROOT, true))).expect("inodes");
+            let group = geo.inode_location(ino).expect("inode").group;
+            assert!(group != GroupNr(2) && group != GroupNr(4), "{what}: {ino}");
+        }
+        rig.commit();
+    }
+}
+
+fn read_desc(image: &Path, group: GroupNr) -> GroupDesc {
+    let mut found = None;
+    change_desc(image, group, |desc| found = Some(*desc));
+    found.expect("a descriptor")
 }

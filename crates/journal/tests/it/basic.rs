@@ -338,3 +338,31 @@ fn what_a_handle_says_to_keep_is_kept_when_it_is_dropped() {
     drop(handle);
     assert!(journal.is_aborted(), "it was changed again");
 }
+
+struct Fails;
+
+impl CommitObserver for Fails {
+    fn committed(&self, _: Tid) {
+        panic!("an observer that fails");
+    }
+}
+
+/// A commit that unwinds has aborted the journal: nobody waits for its end.
+#[test]
+fn a_commit_that_unwinds_aborts() {
+    let setup = Setup::default();
+    let device = setup.device();
+    let journal = setup.open(&device);
+    let observer: Arc<dyn CommitObserver> = Arc::new(Fails);
+    journal.add_observer(Arc::downgrade(&observer));
+    let tid = fill(&journal, 10, 1);
+    let commit = std::thread::spawn({
+        let journal = Arc::clone(&journal);
+        move || journal.commit_all().map(drop)
+    });
+    assert!(commit.join().is_err(), "the observer fails");
+    assert!(journal.is_aborted());
+    assert!(matches!(journal.wait_commit(tid), Err(Error::Aborted(5))));
+    assert!(matches!(journal.start(1), Err(Error::Aborted(5))));
+    assert!(journal.close().is_err());
+}
