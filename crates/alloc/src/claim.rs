@@ -8,6 +8,9 @@
 //! 3. the longest run of the groups with the largest chunks below that;
 //! 4. all preallocation windows are given back, once, and the search starts again.
 //!
+//! A group whose bitmap cannot be read or is wrong takes no more part. A claim that is made with a handle open
+//! ([`Allocator::claim_held`]) finds that out before it comes to publishing: then only another group is looked for.
+//!
 //! Where files without extents cannot have every block, groups that they can have give others no more than is promised to nobody
 //! ([`crate::counters`]).
 
@@ -21,7 +24,7 @@ use extant_sync::atomic::Ordering;
 use crate::allocator::Allocator;
 use crate::counters::{Privilege, Reservation};
 use crate::error::{AllocError, Result};
-use crate::group::GroupState;
+use crate::group::{GroupBufs, GroupState};
 use crate::window::{InodeWindow, Taken, thread_number};
 
 /// Files up to this many bytes are cut from a slot that they share with other small files.
@@ -91,6 +94,8 @@ pub struct Claim {
     data: bool,
     /// Paid by a promise of the low groups' clusters.
     low: bool,
+    /// What publishing changes, if it must not be read then.
+    bufs: Option<GroupBufs>,
 }
 
 /// Where a search may look, and what it has to pay there.
@@ -161,6 +166,7 @@ impl Claim {
             len: self.len - at,
             data: self.data,
             low: self.low,
+            bufs: self.bufs.clone(),
         };
         self.clusters = first;
         self.published = self.published.min(first);
@@ -239,11 +245,83 @@ impl Allocator {
                     len: len as u32,
                     data,
                     low: reservation.low,
+                    bufs: None,
                 })
             }
             Err(error) => {
                 reservation.refund(paid, data);
                 Err(error)
+            }
+        }
+    }
+
+    /// As [`Self::claim`], and publishing will not ask the device: for who has a handle open, or will have one. One block of data that
+    /// was claimed ahead is found in the reservation.
+    ///
+    /// # Errors
+    /// [`AllocError::NoSpace`]; the device's, where nothing was left but a group that it could not read.
+    pub fn claim_held(
+        self: &Arc<Self>,
+        request: &ClaimRequest<'_>,
+        reservation: &mut Reservation,
+    ) -> Result<Claim> {
+        let single = !request.meta && request.len == 1;
+        match single.then(|| take_ahead(&mut reservation.ahead, request.goal)).flatten() {
+            Some(claim) => Ok(claim),
+            None => self.claim_readable(request, reservation),
+        }
+    }
+
+    /// Claims the blocks of a request one by one before they are asked for, the first with the request's goal and each other one with
+    /// the block behind the last as its goal ([`Self::claim_held`]). With clusters of several blocks, of which the next block may
+    /// find itself in the last one's, this does nothing.
+    ///
+    /// # Errors
+    /// As [`Self::claim_held`].
+    pub fn claim_ahead(
+        self: &Arc<Self>,
+        request: &ClaimRequest<'_>,
+        reservation: &mut Reservation,
+    ) -> Result<()> {
+        if self.geo.cluster_ratio() > 1 {
+            return Ok(());
+        }
+        let mut goal = request.goal;
+        for _ in 0..request.len {
+            let claim = self.claim_readable(&ClaimRequest { goal, len: 1, ..*request }, reservation)?;
+            let next = Pblk(claim.pblk().0 + 1);
+            reservation.ahead.push((goal, claim));
+            goal = next;
+        }
+        Ok(())
+    }
+
+    /// Claims out of a group whose bitmap and descriptor are in memory then. One that cannot be read takes no more part.
+    fn claim_readable(
+        self: &Arc<Self>,
+        request: &ClaimRequest<'_>,
+        reservation: &mut Reservation,
+    ) -> Result<Claim> {
+        let mut unreadable = None;
+        loop {
+            let mut claim = match self.claim(request, reservation) {
+                Ok(claim) => claim,
+                Err(none) => return Err(unreadable.unwrap_or(none)),
+            };
+            let g = claim.group as usize;
+            match self.block_bufs(g) {
+                Ok(bufs) => {
+                    claim.bufs = Some(bufs);
+                    return Ok(claim);
+                }
+                Err(error) => {
+                    claim.give_back(reservation);
+                    let mut state = self.groups[g].lock();
+                    self.mark_corrupt(g, &mut state);
+                    drop(state);
+                    self.report(&error);
+                    unreadable = Some(error);
+                }
             }
         }
     }
@@ -300,6 +378,7 @@ impl Allocator {
                 len: len << self.geo.log_cluster_ratio(),
                 data: true,
                 low: false,
+                bufs: None,
             });
         }
         Ok(())
@@ -324,7 +403,10 @@ impl Allocator {
         let clusters = (claim.phase + blocks).div_ceil(self.geo.cluster_ratio());
         let Some(more) = clusters.checked_sub(claim.published).filter(|n| *n > 0) else { return Ok(()) };
         let g = claim.group as usize;
-        let bufs = self.block_bufs(g)?;
+        let bufs = match &claim.bufs {
+            Some(bufs) => bufs.clone(),
+            None => self.block_bufs(g)?,
+        };
         let mut state = self.groups[g].lock();
         let range = (claim.start + claim.published, more);
         if let Err(error) = self.change_bits(handle, g, &mut state, &bufs, range, true) {
@@ -628,6 +710,12 @@ impl Allocator {
         }
         self.geo.group_first_block(GroupNr(goal))
     }
+}
+
+/// What was claimed for this goal.
+fn take_ahead(ahead: &mut Vec<(Pblk, Claim)>, goal: Pblk) -> Option<Claim> {
+    let at = ahead.iter().position(|(wanted, _)| *wanted == goal)?;
+    Some(ahead.swap_remove(at).1)
 }
 
 fn take(state: &mut GroupState, g: usize, start: u32, len: u32) -> Taken {

@@ -13,11 +13,12 @@
 //! window or not, less what is so promised. Whoever else takes a cluster of a low group takes it from that count first, and looks
 //! elsewhere when there is none: then every other free cluster is in the groups above, so one is found.
 
-use extant_format::Tid;
+use extant_format::{Pblk, Tid};
 use extant_sync::Arc;
 use extant_sync::atomic::{AtomicI64, Ordering};
 
 use crate::allocator::Allocator;
+use crate::claim::Claim;
 use crate::error::{AllocError, Result};
 
 /// Who asks for space.
@@ -172,6 +173,8 @@ pub struct Reservation {
     privilege: Privilege,
     /// Of the low groups' clusters.
     pub(crate) low: bool,
+    /// Claimed out of it beforehand, each with the goal that it was asked for ([`Allocator::claim_ahead`]).
+    pub(crate) ahead: Vec<(Pblk, Claim)>,
 }
 
 impl std::fmt::Debug for Reservation {
@@ -215,7 +218,8 @@ impl Reservation {
         let (data, meta) = (data.min(self.data), meta.min(self.meta));
         self.data -= data;
         self.meta -= meta;
-        Self { alloc: Arc::clone(&self.alloc), data, meta, ..*self }
+        let Self { privilege, low, .. } = *self;
+        Self { alloc: Arc::clone(&self.alloc), data, meta, privilege, low, ahead: Vec::new() }
     }
 
     /// Puts what `other` holds into this one; both are of all blocks, or of those below a bound.
@@ -224,6 +228,7 @@ impl Reservation {
         assert_eq!(self.low, other.low, "reservations of different blocks");
         self.data += std::mem::take(&mut other.data);
         self.meta += std::mem::take(&mut other.meta);
+        self.ahead.append(&mut other.ahead);
     }
 
     /// Gives back up to `data` and `meta` clusters.
@@ -308,20 +313,23 @@ impl Allocator {
             return Err(self.no_space());
         }
         counters.data.fetch_add(d, Ordering::Relaxed);
-        Ok(Reservation { alloc: Arc::clone(self), data, meta, privilege, low })
+        Ok(Reservation { alloc: Arc::clone(self), data, meta, privilege, low, ahead: Vec::new() })
     }
 
     /// An empty reservation, for callers that promise on the spot what they take.
     #[must_use]
     pub fn no_reservation(self: &Arc<Self>, privilege: Privilege) -> Reservation {
-        Reservation { alloc: Arc::clone(self), data: 0, meta: 0, privilege, low: false }
+        self.nothing(privilege, false)
     }
 
     /// The same for claims below block `below`.
     #[must_use]
     pub fn no_reservation_below(self: &Arc<Self>, privilege: Privilege, below: u64) -> Reservation {
-        let low = self.is_low_bound(below);
-        Reservation { alloc: Arc::clone(self), data: 0, meta: 0, privilege, low }
+        self.nothing(privilege, self.is_low_bound(below))
+    }
+
+    fn nothing(self: &Arc<Self>, privilege: Privilege, low: bool) -> Reservation {
+        Reservation { alloc: Arc::clone(self), data: 0, meta: 0, privilege, low, ahead: Vec::new() }
     }
 
     /// Whether a bound leaves groups out, and so is a matter of the low ones.

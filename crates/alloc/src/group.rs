@@ -97,6 +97,7 @@ impl GroupState {
 }
 
 /// The buffers that a change of a group needs, read before the group is locked.
+#[derive(Clone)]
 pub(crate) struct GroupBufs {
     pub(crate) bitmap: Option<Buf>,
     pub(crate) desc: Buf,

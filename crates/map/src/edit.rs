@@ -331,7 +331,7 @@ impl Tree<'_> {
     fn claim_blocks(&self, n: usize, res: &mut Reservation) -> Result<Vec<Claim>> {
         let goal = self.fs.alloc.goal_for_inode(self.ino, false);
         let n = if self.root_node()?.is_leaf() { n.max(1) } else { n };
-        (0..n).map(|_| Ok(self.fs.alloc.claim(&ClaimRequest::tree_block(goal), res)?)).collect()
+        (0..n).map(|_| Ok(self.fs.alloc.claim_held(&ClaimRequest::tree_block(goal), res)?)).collect()
     }
 
     /// Publishes a claimed tree block and joins its buffer, zeroed. Credits: 3.

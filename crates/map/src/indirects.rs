@@ -4,6 +4,8 @@
 //! any level. Recursion is as deep as the levels, so pointers in circles end; what they point at is freed only once,
 //! because a second time its bitmap bit is clear, which is an error.
 
+use std::ops::Range;
+
 use extant_alloc::{Claim, ClaimRequest, Reservation};
 use extant_format::extent::Extent;
 use extant_format::indirect::{DIND_BLOCK, IND_BLOCK, NDIR_BLOCKS, Path, TIND_BLOCK, first_of_slot, span};
@@ -74,6 +76,33 @@ impl<'a, 'b> Indirects<'a, 'b> {
         Ok(Run::Hole { len: 1 })
     }
 
+    /// Reads the indirect blocks on the ways to a range.
+    pub(crate) fn hold(
+        fs: &MapFs,
+        ino: Ino,
+        root: &[u8; 60],
+        range: &Range<Lblk>,
+        held: &mut Vec<Buf>,
+    ) -> Result<()> {
+        let bs = fs.geo.block_size();
+        let mut at = range.start.0;
+        while at < range.end.0 {
+            let Some(path) = Path::new(Lblk(at), bs) else { break };
+            let offsets = path.offsets();
+            let mut pointer = word(root, offsets[0] as usize);
+            for &offset in &offsets[1..] {
+                if pointer == 0 {
+                    break;
+                }
+                let buf = fs.read_indirect(ino, pointer)?;
+                pointer = buf.with(|bytes| word(bytes, offset as usize));
+                held.push(buf);
+            }
+            at = at.saturating_add(path.rest_of_block(bs) + 1);
+        }
+        Ok(())
+    }
+
     /// Maps a hole; returns the indirect blocks added.
     pub(crate) fn insert(
         &mut self,
@@ -95,7 +124,7 @@ impl<'a, 'b> Indirects<'a, 'b> {
         let (kept, missing) = self.prepare(extent)?;
         let goal = self.fs.alloc.goal_for_inode(self.map.ino, false);
         let mut claims: Vec<Claim> = (0..missing)
-            .map(|_| self.fs.alloc.claim(&ClaimRequest::tree_block(goal).below(POINTER_END), res))
+            .map(|_| self.fs.alloc.claim_held(&ClaimRequest::tree_block(goal).below(POINTER_END), res))
             .collect::<std::result::Result<_, _>>()?;
         let (mut at, mut added) = (extent.lblk.0, 0);
         while at < extent.end() {

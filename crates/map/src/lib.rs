@@ -21,11 +21,13 @@
 //! | `tree`, `edit`, `remove`, `shift` | extent trees: lookup; insert, split, merge, convert; removal; moving |
 //! | `indirects` | maps of ext2 and ext3 |
 //! | `credits` | worst cases: credits, tree blocks |
+//! | `hold` | what a change will read, in memory before it |
 
 mod credits;
 mod edit;
 mod error;
 mod fs;
+mod hold;
 mod indirects;
 mod remove;
 mod shift;

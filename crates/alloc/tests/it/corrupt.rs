@@ -3,11 +3,12 @@
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
-use extant_alloc::{AllocError, AllocOptions, Allocator};
+use extant_alloc::{AllocError, AllocOptions, Allocator, Claim, ClaimRequest, Privilege};
 use extant_device::{BlockDevice, OpenOptions};
-use extant_format::{BgFlags, GroupDesc, GroupNr, Ino, Pblk, Superblock};
-use extant_journal::BlockCache;
-use extant_testkit::{env, need};
+use extant_format::{BgFlags, GroupDesc, GroupNr, Ino, Lblk, Pblk, Superblock};
+use extant_journal::{BlockCache, Journal, JournalOptions};
+use extant_testkit::sim::{Failpoint, Kind};
+use extant_testkit::{SimDevice, env, need};
 use std::sync::Arc;
 
 use crate::inodes::request;
@@ -213,4 +214,76 @@ fn read_desc(image: &Path, group: GroupNr) -> GroupDesc {
     let mut found = None;
     change_desc(image, group, |desc| found = Some(*desc));
     found.expect("a descriptor")
+}
+
+/// An allocator over a device that can fail, and its journal.
+fn on_sim(args: &str) -> (Arc<SimDevice>, Arc<BlockCache>, Superblock, Arc<Journal>, Arc<Allocator>) {
+    let scratch = env::scratch();
+    let image = scratch.join("image");
+    extant_testkit::oracle::mke2fs(&image, 32 << 20, args);
+    let device = SimDevice::from_file(&image);
+    device.set_recording(false);
+    let sb = superblock(&image);
+    let geo = *sb.geometry();
+    let cache = BlockCache::new(Arc::clone(&device) as _, geo.block_size(), geo.blocks_count(), 16 << 20);
+    let options = AllocOptions::from_superblock(&sb);
+    let alloc = Allocator::open(Arc::clone(&cache), Arc::clone(&device) as _, &sb, options).expect("opens");
+    let quiet = JournalOptions { commit_interval: None, ..JournalOptions::default() };
+    let journal = Journal::without_log(Arc::clone(&cache), quiet).expect("journal");
+    (device, cache, sb, journal, alloc)
+}
+
+/// Bitmaps that left the cache are not to be had again when it comes to publishing: the blocks come from another group, and what
+/// was claimed so is published without a read. With nothing left the device's error is the answer.
+#[test]
+fn a_group_whose_bitmap_cannot_be_read_again_is_passed_over() {
+    need!(needs());
+    let (device, cache, sb, journal, alloc) = on_sim("-t ext2 -b 1024");
+    let geo = *sb.geometry();
+    let bitmap = |group: u32| alloc.group_desc(GroupNr(group)).expect("group").block_bitmap;
+    let goal = Pblk(geo.group_first_block(GroupNr(1)).0 + 100);
+    let mut res = alloc.reserve(20, 0, Privilege::Reserved).expect("space");
+    let request = ClaimRequest::plain(goal, Lblk(0), 1);
+    let group_of = |claim: &Claim| geo.group_of_block(claim.pblk()).expect("inside").0;
+    // The group's free map is in memory from now on.
+    assert_eq!(group_of(&alloc.claim_held(&request, &mut res).expect("space")), GroupNr(1));
+    cache.invalidate(bitmap(1), 1);
+    let at = bitmap(1).0 * 1024;
+    device.fail(Failpoint::all_from(Kind::Read, 0).within(at..at + 1024));
+    let mut claim = alloc.claim_held(&request, &mut res).expect("other groups");
+    assert_ne!(group_of(&claim), GroupNr(1));
+    device.fail(Failpoint::all_from(Kind::Read, 0));
+    let mut handle = journal.start(10).expect("handle");
+    alloc.publish(&mut handle, &mut claim, 1).expect("nothing is read");
+    handle.finish().expect("finish");
+    // No other group was ever looked at, and none can be.
+    let g = group_of(&claim);
+    drop(claim);
+    journal.commit_all().expect("commit");
+    cache.invalidate(bitmap(g.0), 1);
+    let error = loop {
+        match alloc.claim_held(&request, &mut res) {
+            Ok(claim) => assert_ne!(group_of(&claim), g, "it cannot be read"),
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(error, AllocError::Journal(_)), "{error}");
+}
+
+/// Blocks that were claimed ahead are found again, each by the goal that it was meant for, and what is left over comes back.
+#[test]
+fn blocks_claimed_ahead_are_found_one_by_one() {
+    need!(needs());
+    let (device, _, sb, _, alloc) = on_sim("-t ext4 -b 1024 -O ^has_journal");
+    let free = alloc.usable_clusters();
+    let goal = Pblk(sb.geometry().group_first_block(GroupNr(1)).0 + 100);
+    let mut res = alloc.reserve(4, 0, Privilege::Reserved).expect("space");
+    alloc.claim_ahead(&ClaimRequest::plain(goal, Lblk(0), 4), &mut res).expect("space");
+    device.fail(Failpoint::all_from(Kind::Read, 0));
+    let first = alloc.claim_held(&ClaimRequest::plain(goal, Lblk(9), 1), &mut res).expect("the first");
+    let next = Pblk(first.pblk().0 + 1);
+    let second = alloc.claim_held(&ClaimRequest::plain(next, Lblk(10), 1), &mut res).expect("the second");
+    assert_eq!(second.pblk(), next);
+    drop((first, second, res));
+    assert_eq!(alloc.usable_clusters(), free);
 }
