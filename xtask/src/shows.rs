@@ -126,8 +126,8 @@ const CLAIMS: &[Claim] = &[
 
 /// `cargo xtask shows [--record] [NAME…]`; without a name, the list.
 pub(crate) fn command(args: &[String]) -> Verdict {
-    let record = args.iter().any(|a| a == "--record");
-    let names: Vec<&String> = args.iter().filter(|a| *a != "--record").collect();
+    let (options, names) = crate::options(args, &["--record"])?;
+    let record = !options.is_empty();
     if names.is_empty() {
         for claim in CLAIMS {
             println!("{:<20} {}", claim.name, claim.about);
@@ -137,7 +137,7 @@ pub(crate) fn command(args: &[String]) -> Verdict {
     let mut claims = Vec::new();
     for name in names {
         let all = name == "all";
-        let found: Vec<&Claim> = CLAIMS.iter().filter(|c| all || c.name == *name).collect();
+        let found: Vec<&Claim> = CLAIMS.iter().filter(|c| all || c.name == name).collect();
         if found.is_empty() {
             return Err(format!("no claim {name}; without a name all are listed"));
         }

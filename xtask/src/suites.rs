@@ -36,20 +36,23 @@ const SUITES: &[Suite] = &[
     Suite { name: "xfstests", program: "xfstests/check", run: xfstests::xfstests },
 ];
 
+/// What suites there are.
+pub(crate) fn names() -> Vec<&'static str> {
+    SUITES.iter().map(|suite| suite.name).collect()
+}
+
 /// `cargo xtask suites [--long] [--record] [NAME…]`; `--record` adds each result to `docs/measured.md`.
 pub(crate) fn command(args: &[String]) -> Verdict {
-    let long = args.iter().any(|a| a == "--long");
-    let record = args.iter().any(|a| a == "--record");
-    let wanted: Vec<&String> = args.iter().filter(|a| !a.starts_with("--")).collect();
-    if let Some(unknown) = wanted.iter().find(|w| !SUITES.iter().any(|s| s.name == **w)) {
-        let names: Vec<&str> = SUITES.iter().map(|s| s.name).collect();
-        return Err(format!("no suite {unknown}; there are {}", names.join(", ")));
+    let (options, wanted) = crate::options(args, &["--long", "--record"])?;
+    let [long, record] = ["--long", "--record"].map(|name| options.contains(&name));
+    if let Some(unknown) = wanted.iter().find(|name| !names().contains(name)) {
+        return Err(format!("no suite {unknown}; there are {}", names().join(", ")));
     }
     let folder = std::env::var_os("SUITES").ok_or("SUITES is not set: the folder of the built suites")?;
     let folder = PathBuf::from(folder);
     let rig = Built { rig: &Rig::build()?, suites: folder };
     let (mut passed, mut failed, mut skipped) = (0, 0, 0);
-    for suite in SUITES.iter().filter(|s| wanted.is_empty() || wanted.iter().any(|w| *w == s.name)) {
+    for suite in SUITES.iter().filter(|s| wanted.is_empty() || wanted.contains(&s.name)) {
         if !rig.suites.join(suite.program).is_file() {
             println!("{}: skipped: no {}", suite.name, rig.suites.join(suite.program).display());
             skipped += 1;

@@ -24,7 +24,7 @@ pub(crate) use report::Figure;
 #[derive(Clone, Copy)]
 pub(crate) struct Rounds(pub(crate) usize);
 
-const GROUPS: &[&str] = &[
+pub(crate) const GROUPS: &[&str] = &[
     "writing",
     "reading",
     "scaling",
@@ -40,11 +40,13 @@ const GROUPS: &[&str] = &[
 
 /// `cargo xtask bench [--long|--short] [--no-build] [--huge] [GROUP[=CASE]…]`; `mmap --huge` is `mmap=huge`.
 pub(crate) fn run(args: &[String]) -> Verdict {
-    let long = args.iter().any(|a| a == "--long");
-    let short = args.iter().any(|a| a == "--short");
-    let named: Vec<&str> = args.iter().map(String::as_str).filter(|a| !a.starts_with("--")).collect();
+    let (options, named) = crate::options(args, &["--long", "--short", "--no-build", "--huge"])?;
+    let [long, short, built, huge] =
+        ["--long", "--short", "--no-build", "--huge"].map(|name| options.contains(&name));
+    if let Some(unknown) = named.iter().find(|group| !is_group(group)) {
+        return Err(no_group(unknown));
+    }
     let groups: Vec<&str> = if named.is_empty() { GROUPS.to_vec() } else { named };
-    let built = args.iter().any(|a| a == "--no-build");
     if !built
         && !proc::succeeds(proc::cargo().args([
             "build",
@@ -65,7 +67,6 @@ pub(crate) fn run(args: &[String]) -> Verdict {
         3
     });
     let mut all = Vec::new();
-    let huge = args.iter().any(|a| a == "--huge");
     for group in groups {
         let group = if huge && group == "mmap" { "mmap=huge" } else { group };
         println!("\n{group}");
@@ -78,6 +79,15 @@ pub(crate) fn run(args: &[String]) -> Verdict {
     let held = all.iter().filter(|f| f.bound.is_some() && f.holds()).count();
     println!("\nbench at {}: {held} of {bounded} bounds held, {} figures", commit(), all.len());
     Ok(held == bounded)
+}
+
+fn is_group(group: &str) -> bool {
+    let name = group.split_once('=').map_or(group, |(name, _)| name);
+    GROUPS.contains(&name)
+}
+
+fn no_group(group: &str) -> String {
+    format!("no group {group}; there are {}", GROUPS.join(", "))
 }
 
 /// The figures of one group, for `cargo xtask shows` as well.
@@ -95,7 +105,7 @@ pub(crate) fn one_group(group: &str, rounds: Rounds) -> Result<Vec<Figure>, Stri
         "mounted" => mounted::run(rounds, Some(0), only),
         "unpinned" => mounted::run(rounds, None, only),
         "writeback" => mounted::writeback(rounds, Some(0), only),
-        _ => Err(format!("no group {group}; there are {}", GROUPS.join(", "))),
+        _ => Err(no_group(group)),
     }
 }
 
