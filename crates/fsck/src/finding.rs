@@ -143,7 +143,6 @@ kinds! {
     ResizeInodeAndMetaBg {} Error "resize_inode and meta_bg exclude each other";
     GdtAndMetadataCsum {} Note "metadata_csum makes uninit_bg superfluous";
     SixtyFourBitNeeded {} Note "extents without 64bit on a large filesystem";
-    ErrorsRecorded {} Error "the superblock says that the kernel found errors";
     NotUnmounted {} Note "the filesystem was not cleanly unmounted";
     NeedsRecovery {} Note "the journal has not been replayed; the filesystem is checked as it is without it";
     DescriptorUnreadable { block } Fatal "descriptor block {block} cannot be read";
