@@ -48,7 +48,7 @@ impl Stop {
 }
 
 impl Filesystem {
-    pub(crate) fn start_threads(self: &Arc<Self>, mmp: Option<crate::mmp::Mmp>) {
+    pub(crate) fn start_threads(self: &Arc<Self>) {
         if self.mode() != Mode::ReadWrite {
             return;
         }
@@ -62,12 +62,6 @@ impl Filesystem {
         threads.push(thread::spawn(move || evictor(&this, &cache)));
         let (this, stop) = (Arc::downgrade(self), Arc::clone(&self.mount.stop));
         threads.push(thread::spawn(move || periodic(&this, &stop)));
-        if let Some(mmp) = mmp {
-            let mmp = Arc::new(Mutex::new(Rank::MMP, mmp));
-            let _ = self.mount.mmp.set(Arc::clone(&mmp));
-            let (this, stop) = (Arc::downgrade(self), Arc::clone(&self.mount.stop));
-            threads.push(thread::spawn(move || crate::mmp::Mmp::keep_alive(&mmp, &this, &stop)));
-        }
         drop(threads);
         self.mount.started.store(true, Ordering::Release);
     }

@@ -233,7 +233,7 @@ impl Filesystem {
         let mut blocks = self.reserve(dir, u64::from(plan.blocks() + own), cred)?;
         let credits = self.plan_credits(dir, &plan)? + NEW_INODE + own * self.block_credits(0);
         let owners = [self.new_owners(dir, spec, cred), Self::quota_ids(dir)];
-        let _held = self.hold(&[dir], (plan.blocks() > 0 && !self.is_inline(dir)).then_some(dir))?;
+        let _held = self.hold(&[dir], Some((&**dir, plan.blocks(), &mut blocks)))?;
         let mut handle = self.start(&owners, credits)?;
         let tid = handle.tid();
         let inode = self.make_inode(&mut handle, dir, spec, name, cred, &mut blocks)?;
@@ -570,9 +570,7 @@ impl Filesystem {
             }
             let mut blocks = self.reserve(dir, u64::from(plan.blocks()), cred)?;
             let owners = [Self::quota_ids(dir), Self::quota_ids(inode)];
-            let grows = plan.blocks() > 0 && !self.is_inline(dir);
-            let _held = self.hold(&[dir, inode], grows.then_some(&**dir))?;
-            let _neighbour = self.orphan_neighbour(inode)?;
+            let _held = self.hold(&[dir, inode], Some((&**dir, plan.blocks(), &mut blocks)))?;
             let mut handle = self.start(&owners, self.plan_credits(dir, &plan)? + ORPHAN + 1)?;
             let tid = handle.tid();
             let done = self.link_in(&mut handle, inode, dir, name, plan, &mut blocks);

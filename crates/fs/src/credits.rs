@@ -6,9 +6,9 @@
 //! can be neither bounded nor cut is refused before its first change if the journal is too small for it: a large attribute value
 //! in many pieces, unsharing an attribute block that names hundreds of values, another kind of map for a fragmented file.
 
-use extant_alloc::ToFree;
+use extant_alloc::{ClaimRequest, Reservation, ToFree};
+use extant_format::Lblk;
 use extant_format::extent::MAX_DEPTH;
-use extant_format::{Lblk, Pblk};
 use extant_journal::{Buf, Handle};
 use extant_map::MapKind;
 
@@ -38,8 +38,11 @@ pub(crate) const VALUES_AT_ONCE: usize = 16;
 /// What an operation will change, in memory ([`Filesystem::hold`]).
 pub(crate) struct Held {
     _tables: Vec<Buf>,
-    _group: Option<ToFree>,
+    _growth: Option<(Vec<Buf>, Option<ToFree>)>,
 }
+
+/// A directory that gets so many new blocks out of a reservation.
+pub(crate) type Growth<'a> = (&'a Inode, u32, &'a mut Reservation);
 
 impl Filesystem {
     /// Opens a handle for changes of inodes with these owners: `credits`, and what the entries of the owners in the quota files
@@ -65,24 +68,40 @@ impl Filesystem {
         self.start(&[Self::quota_ids(inode)], credits)
     }
 
-    /// Reads what an operation on names changes of these inodes, and of a directory that gets new blocks: their blocks of the
-    /// inode table, the way to its end, the bitmap that the blocks will come from as a rule. As long as the result is held it stays
-    /// in the cache: the device is asked before the first change, and fails before it.
+    /// Reads what an operation on names changes of these inodes, and of a directory that grows: their blocks of the inode table, the
+    /// way to its end, the bitmap that blocks of its map come from as a rule; its new blocks are claimed. As long as the result is
+    /// held it stays in the cache: the device is asked before the first change, and fails before it.
     ///
     /// # Errors
-    /// The device's; damage.
-    pub(crate) fn hold(&self, inodes: &[&Inode], growing: Option<&Inode>) -> Result<Held> {
+    /// The device's; damage; `NoSpace`.
+    pub(crate) fn hold(&self, inodes: &[&Inode], growing: Option<Growth<'_>>) -> Result<Held> {
         let tables = inodes.iter().map(|inode| Ok(self.cache.read(inode.table.0)?)).collect::<Result<_>>()?;
-        let group = match growing {
-            Some(dir) => {
-                let end = dir.size().div_ceil(self.geo.block_size().into());
-                let goal = self.meta_goal(dir, Lblk(u32::try_from(end).unwrap_or(u32::MAX)))?;
-                let last = self.geo.blocks_count() - 1;
-                Some(self.alloc.prepare_free(Pblk(goal.0.min(last)), 1)?)
-            }
-            None => None,
+        let growth = match growing {
+            Some((dir, blocks, space)) if blocks > 0 => Some(self.hold_growth(dir, blocks, space)?),
+            _ => None,
         };
-        Ok(Held { _tables: tables, _group: group })
+        Ok(Held { _tables: tables, _growth: growth })
+    }
+
+    fn hold_growth(
+        &self,
+        dir: &Inode,
+        blocks: u32,
+        space: &mut Reservation,
+    ) -> Result<(Vec<Buf>, Option<ToFree>)> {
+        let tree = self.alloc.goal_for_inode(dir.ino, false);
+        let (goal, nodes) = if self.is_inline(dir) {
+            (tree, Vec::new())
+        } else {
+            let end = self.dir_blocks(dir);
+            let range = Lblk(end.saturating_sub(1))..Lblk(end.saturating_add(blocks));
+            let nodes = self.map.hold(&dir.map_ref(&dir.map.read()), range)?;
+            (self.meta_goal(dir, Lblk(end))?, nodes)
+        };
+        let request = ClaimRequest::plain(goal, Lblk(0), blocks).below(self.reach(dir));
+        self.alloc.claim_ahead(&request, space)?;
+        // Blocks of the map come from elsewhere where this cannot be read.
+        Ok((nodes, self.alloc.prepare_free(tree, 1).ok()))
     }
 
     /// Credits for the quota entries of so many inodes.
@@ -124,9 +143,9 @@ impl Filesystem {
     pub(crate) fn largest_handle(&self) -> u32 {
         let (kind, depth) =
             if self.has_extents() { (MapKind::Extents, MAX_DEPTH) } else { (MapKind::Indirect, 3) };
-        let renamed = Plan::Split.credits(self, depth) + RENAME + self.quota_credits(5);
+        let renamed = Plan::split_credits(self, depth) + RENAME + self.quota_credits(5);
         let created =
-            Plan::Split.credits(self, depth) + NEW_INODE + 2 * self.block_credits(0) + self.quota_credits(2);
+            Plan::split_credits(self, depth) + NEW_INODE + 2 * self.block_credits(0) + self.quota_credits(2);
         let removed = self.map.remove_credits(kind, depth) + self.inode_credits() + self.end_credits();
         // One claim, which is of one group; it may be a file's of the other kind, but for clusters, which only extents have.
         let mapped = |kind, depth| self.map.insert_credits_for(kind, depth, self.geo.blocks_per_group());

@@ -1,13 +1,14 @@
 //! The choke point of `errors=`: what happens when damage is found.
 //!
 //! It may be reached with any lock held, so it only sets flags and wakes: the record in the superblock is made in
-//! memory here and written by the next change of the superblock, or at unmount.
+//! memory here and written with the end of the operation that has met the damage, or by the next change of the superblock.
 //!
 //! With `errors=remount-ro` the journal is aborted, as in the kernel: what is not committed may rest on the damage. What
 //! was durable stays so, fsync of anything else answers `ReadOnly`, and unmount reports the abort.
 
 use extant_format::geometry::SUPERBLOCK_OFFSET;
 use extant_format::superblock::{ErrorRecord, State};
+use extant_journal::Handle;
 use extant_sync::atomic::Ordering;
 
 use crate::error::{Error, Place};
@@ -92,6 +93,19 @@ impl Filesystem {
         let at = sb.map_or(SUPERBLOCK_OFFSET, |kib| kib * 1024);
         self.device.write_at(at, &there.encode_over(&before))?;
         Ok(self.device.flush()?)
+    }
+
+    /// Adds the record of damage that was found since it was last written to a handle, if its transaction has room: what was left
+    /// undone because of the damage (blocks of a group that is out of use are not freed) is not durable without it.
+    pub(crate) fn record_with(&self, handle: &mut Handle) -> crate::error::Result<()> {
+        if self.saw_errors.load(Ordering::Acquire)
+            && self.mode() == Mode::ReadWrite
+            && handle.extend(1)?
+            && self.saw_errors.swap(false, Ordering::AcqRel)
+        {
+            self.write_super(handle, |_| {})?;
+        }
+        Ok(())
     }
 
     /// Writes the record of damage found since it was last written, in a handle of its own.

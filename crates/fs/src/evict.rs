@@ -80,7 +80,6 @@ impl Filesystem {
         handle.ensure(self.end_credits())?;
         let table = self.cache.read(inode.table.0)?;
         let _number = self.alloc.prepare_free_inode(inode.ino)?;
-        let _neighbour = self.orphan_neighbour(inode)?;
         self.xattr_free_all(handle, inode)?;
         self.orphan_del(handle, inode)?;
         // Before the flag goes by which a value's inode is known not to be counted.
@@ -162,6 +161,7 @@ impl Filesystem {
                 None => return Ok(()),
                 Some(left) => end = left,
             }
+            self.record_with(handle)?;
             // A split on the way may have made the tree deeper.
             handle.restart(credits.max(self.removal_credits(inode)))?;
         }
@@ -193,7 +193,6 @@ impl Filesystem {
     pub(crate) fn truncated(&self, handle: &mut Handle, inode: &Inode) -> Result<()> {
         handle.ensure(ORPHAN + self.inode_credits())?;
         let table = self.cache.read(inode.table.0)?;
-        let _neighbour = self.orphan_neighbour(inode)?;
         self.orphan_del(handle, inode)?;
         self.write_inode_to(handle, inode, &table)
     }

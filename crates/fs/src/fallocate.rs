@@ -237,7 +237,7 @@ impl Filesystem {
                     .reserve(clusters, meta, self.privilege(cred))
                     .or_else(|_| self.alloc.reserve(1, meta, self.privilege(cred)))?;
                 let goal = inode.data(self).goal(self, inode, Lblk(at))?;
-                let claim = self.alloc.claim(&ClaimRequest::plain(goal, Lblk(at), len), &mut space)?;
+                let claim = self.alloc.claim_held(&ClaimRequest::plain(goal, Lblk(at), len), &mut space)?;
                 (claim.pblk(), claim.len().min(len), Some(claim), space)
             }
         };

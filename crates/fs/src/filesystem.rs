@@ -136,9 +136,19 @@ impl Filesystem {
         }
     }
 
-    /// Changes the mode; one that forbids more is never taken back except from read-only to read-write.
+    /// Changes the mode to one that forbids more, unless it is forbidden already.
     pub(crate) fn set_mode(&self, mode: Mode) {
-        self.mode.store(mode as u8, Ordering::Release);
+        self.mode.fetch_max(mode as u8, Ordering::AcqRel);
+    }
+
+    /// From read-only to read-write: the only mode that is ever taken back.
+    ///
+    /// # Errors
+    /// `Shutdown`: it was stopped meanwhile.
+    pub(crate) fn turn_writable(&self) -> Result<()> {
+        let (from, to) = (Mode::ReadOnly as u8, Mode::ReadWrite as u8);
+        let turned = self.mode.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire);
+        turned.map(drop).map_err(|_| Error::Shutdown)
     }
 
     /// Whether nothing can be changed (read-only, or stopped).
@@ -203,9 +213,10 @@ impl Filesystem {
     }
 
     /// Ends a handle: finished if all went well, dropped (which aborts the journal if it has changed anything) if not.
-    pub(crate) fn finish<T>(&self, handle: Handle, done: Result<T>, inode: &Inode) -> Result<T> {
+    pub(crate) fn finish<T>(&self, mut handle: Handle, done: Result<T>, inode: &Inode) -> Result<T> {
         match done {
             Ok(value) => {
+                self.record_with(&mut handle)?;
                 let tid = handle.finish()?;
                 inode.note_tid(tid, true);
                 Ok(value)
@@ -269,7 +280,7 @@ impl Filesystem {
     }
 
     /// Where the blocks of an inode must end, and those of new inodes.
-    fn reach(&self, inode: &Inode) -> u64 {
+    pub(crate) fn reach(&self, inode: &Inode) -> u64 {
         // What leaves its inode gets extents where there are some.
         let kind = if self.is_inline(inode) { MapKind::Extents } else { inode.map_kind() };
         if self.has_extents() { MapFs::reach(kind) } else { MapFs::reach(MapKind::Indirect) }
@@ -315,7 +326,7 @@ impl Filesystem {
             self.map_changed(inode, &i_block, delta.total());
             return Ok(pblk);
         }
-        let mut claim = self.alloc.claim(&request, blocks)?;
+        let mut claim = self.alloc.claim_held(&request, blocks)?;
         let pblk = claim.pblk();
         self.alloc.publish(handle, &mut claim, 1)?;
         let extent = Extent { lblk, len: 1, pblk, unwritten: false };

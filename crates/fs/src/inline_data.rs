@@ -161,7 +161,7 @@ impl Filesystem {
         while at < blocks {
             let goal = self.alloc.goal_for_inode(inode.ino, true);
             let request = ClaimRequest::plain(goal, Lblk(at), blocks - at).below(MapFs::reach(kind));
-            let claim = self.alloc.claim(&request, &mut space)?;
+            let claim = self.alloc.claim_held(&request, &mut space)?;
             let len = claim.len().min(blocks - at);
             let from = at as usize * block;
             let mut bytes = content[from..content.len().min(from + len as usize * block)].to_vec();

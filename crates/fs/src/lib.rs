@@ -79,6 +79,8 @@ mod open_file;
 mod options;
 mod orphan;
 mod paths;
+#[cfg(all(test, not(feature = "shuttle")))]
+mod pressed;
 mod quota;
 mod quota_file;
 mod quota_visible;

@@ -1,8 +1,8 @@
 //! From extents to indirect blocks and back (`chattr +e`, `chattr -e`): the same data blocks in the other kind of map.
 
 use extant_alloc::Reservation;
-use extant_format::Lblk;
 use extant_format::inode::InodeFlags;
+use extant_format::{Lblk, RoCompat};
 use extant_journal::Handle;
 use extant_map::{Content, Extent, LBLK_END, MapFs, MapKind, Run};
 
@@ -48,10 +48,17 @@ impl Filesystem {
     /// The same for a caller (`FS_IOC_SETFLAGS`), in a handle of its own. The inode lock is held exclusively.
     ///
     /// # Errors
-    /// `NotSupported` for inline content, and for a map too large for one handle.
+    /// `NotSupported` for inline content, for a map too large for one handle, and for indirect blocks where clusters have several
+    /// blocks or the size is past their reach.
     pub(crate) fn migrate(&self, inode: &InodeRef, extents: bool, cred: &Credentials) -> Result<()> {
         if self.is_inline(inode) {
             return Err(Error::NotSupported("a block map for content in the inode"));
+        }
+        if !extents && self.features.ro_compat.contains(RoCompat::BIGALLOC) {
+            return Err(Error::NotSupported("indirect blocks on a filesystem with clusters (bigalloc)"));
+        }
+        if !extents && inode.size() > self.map.max_blocks(MapKind::Indirect) << self.geo.log_block_size() {
+            return Err(Error::NotSupported("indirect blocks for a file of that size"));
         }
         let data = inode.data(self);
         data.set_rights(self, cred);

@@ -99,7 +99,6 @@ pub(crate) struct MountState {
     pub(crate) threads: Mutex<Vec<thread::JoinHandle<()>>>,
     /// Ends the threads.
     pub(crate) stop: Arc<crate::background::Stop>,
-    pub(crate) frozen: Mutex<bool>,
     pub(crate) mounted_at: Option<Vec<u8>>,
     /// It has been mounted for writing since it was opened: orphans are processed.
     pub(crate) begun: AtomicBool,
@@ -107,10 +106,14 @@ pub(crate) struct MountState {
     pub(crate) started: AtomicBool,
     /// A remount has failed after it had begun: nothing more is written, and none succeeds.
     pub(crate) half_begun: AtomicBool,
-    /// Multiple-mount protection, once the threads run.
-    pub(crate) mmp: OnceLock<Arc<Mutex<crate::mmp::Mmp>>>,
-    /// Held over a remount.
-    pub(crate) remounting: Mutex<()>,
+    /// Multiple-mount protection, while the filesystem may be written to.
+    pub(crate) mmp: Mutex<Option<crate::mmp::Protection>>,
+    /// Held over what changes the mount as a whole: remount, freeze, thaw, an orderly shutdown, unmount.
+    pub(crate) whole: Mutex<()>,
+    /// It is frozen; changes under `whole`.
+    pub(crate) frozen: AtomicBool,
+    /// The superblock said that the orphan file has entries when it was mounted.
+    pub(crate) had_orphans: bool,
     /// Held over a flush of times that changed in memory only.
     pub(crate) flushing_times: Mutex<()>,
 }
@@ -140,7 +143,8 @@ impl Filesystem {
             Arc::clone(&counting) as _
         };
         crate::dax::check_mount(&sb, &setup.options, &*target)?;
-        let mmp = crate::mmp::Mmp::acquire(&target, &sb, !writes)?;
+        // Whatever fails from here on, it is given back, after all else.
+        let mmp = crate::mmp::Protection::acquire(&target, &sb, !writes)?;
         let log = find_log(&target, &sb, &setup)?.map(|log| match setup.log_window {
             Some(bytes) => log.with_window(bytes),
             None => log,
@@ -153,23 +157,30 @@ impl Filesystem {
         };
         let sb = if replayed { bootstrap::read_super(&*target, setup.options.sb)? } else { sb };
         let fs = build(target, counting, sb, &setup, overlaid, log)?;
-        fs.root()?;
-        if recovers {
-            fs.recover_to_read_only()?;
-        } else if read_only {
-            fs.set_mode(Mode::ReadOnly);
-        } else if let Err(e) = fs.begin() {
-            if !fs.mount.begun.load(Ordering::Acquire) {
-                // Refused, with nothing written: and nothing is to be.
-                fs.set_mode(Mode::ReadOnly);
-            }
+        fs.hold_mmp(mmp)?;
+        fs.begin_mount(read_only, recovers)?;
+        fs.start_threads();
+        Ok(fs)
+    }
+
+    /// What a mount does first. On an error whose mount has written nothing yet nothing is written any more.
+    fn begin_mount(&self, read_only: bool, recovers: bool) -> Result<()> {
+        if let Err(e) = self.root() {
+            self.set_mode(Mode::ReadOnly);
             return Err(e);
         }
-        match mmp {
-            Some(mmp) if read_only => mmp.release()?,
-            mmp => fs.start_threads(mmp),
+        if recovers {
+            self.recover_to_read_only()?;
+        } else if read_only {
+            self.set_mode(Mode::ReadOnly);
+        } else {
+            let begun = self.begin();
+            if begun.is_err() && !self.mount.begun.load(Ordering::Acquire) {
+                self.set_mode(Mode::ReadOnly);
+            }
+            return begun;
         }
-        Ok(fs)
+        self.release_mmp()
     }
 
     /// A read-only mount that recovers the image: orphans are processed as for writing, then the superblock says clean. It does
@@ -241,6 +252,7 @@ impl Filesystem {
     /// # Errors
     /// What could not be written; the mount has ended all the same.
     pub fn unmount(&self) -> Result<()> {
+        let _whole = self.mount.whole.lock();
         let mode = self.mode();
         if mode == Mode::Closed {
             return Ok(());
@@ -248,9 +260,10 @@ impl Filesystem {
         if self.pages.stats().pins > 0 {
             return Err(Error::Busy);
         }
+        // Before anything is evicted, which would wait for it.
+        self.thaw_to_unmount();
         // Not left to the evictor: it can do nothing any more for a filesystem that is being dropped.
         while mode == Mode::ReadWrite && self.evict_next() {}
-        self.thaw_to_unmount();
         let flushed = if mode == Mode::ReadWrite {
             let written = self.write_everything();
             // Nothing is counted any more, but for what is freed at the very end.
@@ -280,7 +293,7 @@ impl Filesystem {
             Mode::ReadOnly if self.mount.half_begun.load(Ordering::Acquire) => Ok(()),
             // Damage made it read-only.
             Mode::ReadOnly if self.journal.is_aborted() => {
-                let left = self.leave_record();
+                let left = self.confirm_mmp().and_then(|()| self.leave_record());
                 self.journal.close().map_err(Error::from).and(left)
             }
             Mode::ReadOnly => Ok(()),
@@ -292,13 +305,14 @@ impl Filesystem {
         self.set_mode(Mode::Closed);
         // A mapping that is there still stores to the device no more: its next access is a fault, which is refused.
         let hidden = self.hide_devices();
-        result.and(hidden)
+        // From here on it may be somebody else's.
+        let released = self.release_mmp();
+        result.and(hidden).and(released)
     }
 
     /// A frozen filesystem that is unmounted has nobody left who could thaw it.
     fn thaw_to_unmount(&self) {
-        let frozen = std::mem::take(&mut *self.mount.frozen.lock());
-        if frozen {
+        if self.mount.frozen.swap(false, Ordering::AcqRel) {
             // If this cannot be written, the image stays as clean as the freeze left it.
             let _ = self.mark_thawed();
             self.open_gates();
@@ -329,8 +343,8 @@ impl Filesystem {
         let free_inodes = self.alloc.free_inode_count() as u32;
         let kbytes = self.mount.kbytes_before + self.mount.counting.counts().bytes_written / 1024;
         let valid = self.mount.was_valid;
-        // What could not be freed is left to the next mount.
-        let orphans = self.orphans.fill_slots() && self.mount.begun.load(Ordering::Acquire);
+        // What could not be freed, or even be looked at, is left to the next mount.
+        let orphans = self.orphans.fill_slots().unwrap_or(self.mount.had_orphans);
         self.store_super(|sb| {
             sb.set_free_blocks(free_blocks);
             sb.set_free_inodes(free_inodes);
@@ -579,13 +593,14 @@ pub(crate) fn build(
         counting,
         threads: Mutex::new(Rank::LEAF, Vec::new()),
         stop: Arc::default(),
-        frozen: Mutex::new(Rank::LEAF, false),
         mounted_at: setup.mounted_at.clone(),
         begun: AtomicBool::new(false),
         started: AtomicBool::new(false),
         half_begun: AtomicBool::new(false),
-        mmp: OnceLock::new(),
-        remounting: Mutex::new(Rank::REMOUNT, ()),
+        mmp: Mutex::new(Rank::LEAF, None),
+        whole: Mutex::new(Rank::MOUNT, ()),
+        frozen: AtomicBool::new(false),
+        had_orphans: sb.features().ro_compat.contains(RoCompat::ORPHAN_PRESENT),
         flushing_times: Mutex::new(Rank::FLUSH_TIMES, ()),
     };
     let budget = usize::try_from(cache_size(&setup.options) / 4 * 3).unwrap_or(usize::MAX);

@@ -14,10 +14,10 @@
 //! Both inode locks, both `invalidate_lock`s exclusively, both writeback gates, each by number: over copy and exchange no page of either
 //! is filled or written (test `explore_map::moving_a_pinned_page`).
 
-use extant_alloc::Reservation;
+use extant_alloc::{Reservation, ToFree};
 use extant_format::inode::{I_BLOCK_SIZE, InodeFlags};
 use extant_format::{Lblk, Tid};
-use extant_journal::Handle;
+use extant_journal::{Buf, Handle};
 use extant_map::{Content, Extent, MapKind, Run};
 use extant_sync::WriteGuard;
 
@@ -330,9 +330,7 @@ impl Filesystem {
             (pair.orig, first.orig.lblk.0, last.orig.end()),
             (pair.donor, first.donor.lblk.0, last.donor.end()),
         ];
-        for (inode, start, end) in ranges {
-            self.read_around(inode, start, end)?;
-        }
+        let _maps = [self.hold_map(ranges[0])?, self.hold_map(ranges[1])?];
         let spare = |inode: &Inode| -> Result<Reservation> {
             let worst =
                 self.map.tree_blocks_worst(MapKind::Extents, self.depth(inode)?, pieces.len() as u64 + 2);
@@ -340,9 +338,7 @@ impl Filesystem {
         };
         let mut spares = [spare(pair.orig)?, spare(pair.donor)?];
         let credits = self.exchange_credits(pair, pieces.len() as u32)? - self.quota_credits(2);
-        for inode in [pair.orig, pair.donor] {
-            self.cache.read(inode.table.0)?;
-        }
+        let _tables = self.hold(&[pair.orig, pair.donor], None)?;
         let mut handle = self.start(&[Self::quota_ids(pair.orig), Self::quota_ids(pair.donor)], credits)?;
         let tid = handle.tid();
         let done = self.exchange_in_handle(&mut handle, pair, pieces, &mut spares);
@@ -350,13 +346,13 @@ impl Filesystem {
         Ok(tid)
     }
 
-    /// Reads the nodes of the map that neighbours of a range are in: an extent of it may become one with theirs.
-    fn read_around(&self, inode: &Inode, start: u32, end: u32) -> Result<()> {
-        if let Some(before) = start.checked_sub(1) {
-            let _ = self.extent_at(inode, before, 1)?;
-        }
-        let _ = self.extent_at(inode, end, 1)?;
-        Ok(())
+    /// Reads the nodes of the map around a range, and what freeing them changes: extents of it may become one with their neighbours,
+    /// and nodes may go. As long as the result is held all of it stays in the cache.
+    fn hold_map(&self, (inode, start, end): (&InodeRef, u32, u32)) -> Result<(Vec<Buf>, Vec<ToFree>)> {
+        let nodes = self.map.hold(&inode.map_ref(&inode.map.read()), Lblk(start)..Lblk(end))?;
+        let groups = nodes.iter().map(|node| Ok(self.alloc.prepare_free(node.pblk(), 1)?));
+        let groups = groups.collect::<Result<_>>()?;
+        Ok((nodes, groups))
     }
 
     fn exchange_in_handle(

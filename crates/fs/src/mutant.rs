@@ -22,6 +22,8 @@ pub enum Mutant {
     PlanHeld,
     /// Nothing of a file is written while its content is copied to other blocks and these enter its map.
     MoveGate,
+    /// Nobody remounts while the filesystem is being frozen.
+    FreezeAlone,
 }
 
 /// Whether the guard named is taken away in this run.

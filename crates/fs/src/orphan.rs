@@ -20,12 +20,13 @@ use crate::icache::InodeRef;
 use crate::inode::Inode;
 
 /// Where an orphan is recorded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 enum Record {
     /// In a slot of the orphan file.
     Slot { block: u32, slot: u32 },
-    /// In the list, between these (`Ino(0)`: the head, or the end).
-    List { before: Ino, after: Ino },
+    /// In the list, between these (`Ino(0)`: the head, or the end). With its block of the inode table, so that the list is changed
+    /// without a device; not of those that an earlier mount left, which may be many, and go from the head on.
+    List { before: Ino, after: Ino, table: Option<Buf> },
 }
 
 #[derive(Debug, Default)]
@@ -39,6 +40,8 @@ struct State {
     head: Ino,
     /// Numbers being processed at mount, which may be read although they have no links.
     pending: FxHashSet<u32>,
+    /// What earlier mounts left is among the records.
+    found: bool,
 }
 
 /// See the module.
@@ -64,9 +67,10 @@ fn slot_error(pblk: Pblk, e: &OrphanFileError) -> Error {
 }
 
 impl Orphans {
-    /// Whether the orphan file has an entry.
-    pub(crate) fn fill_slots(&self) -> bool {
-        self.0.lock().records.values().any(|record| matches!(record, Record::Slot { .. }))
+    /// Whether the orphan file has an entry; `None` if that was not found out.
+    pub(crate) fn fill_slots(&self) -> Option<bool> {
+        let state = self.0.lock();
+        state.found.then(|| state.records.values().any(|record| matches!(record, Record::Slot { .. })))
     }
 }
 
@@ -82,11 +86,12 @@ impl Filesystem {
             state.records.insert(inode.ino.0, record);
             return Ok(());
         }
+        let table = Some(self.cache.read(inode.table.0)?);
         let after = state.head;
         if let Some(Record::List { before, .. }) = state.records.get_mut(&after.0) {
             *before = inode.ino;
         }
-        state.records.insert(inode.ino.0, Record::List { before: Ino(0), after });
+        state.records.insert(inode.ino.0, Record::List { before: Ino(0), after, table });
         state.head = inode.ino;
         inode.state().raw.dtime = after.0;
         self.write_super(handle, |sb| sb.set_last_orphan(inode.ino))
@@ -132,7 +137,7 @@ impl Filesystem {
                 state.hand = (block, slot);
                 return self.set_slot(handle, seed, &buf, slot as usize, Ino(0));
             }
-            Record::List { before, after } => (before, after),
+            Record::List { before, after, .. } => (before, after),
         };
         inode.state().raw.dtime = 0;
         if let Some(Record::List { before: b, .. }) = state.records.get_mut(&after.0) {
@@ -142,32 +147,23 @@ impl Filesystem {
             state.head = after;
             return self.write_super(handle, |sb| sb.set_last_orphan(after));
         }
-        if let Some(Record::List { after: a, .. }) = state.records.get_mut(&before.0) {
+        let mut held = None;
+        if let Some(Record::List { after: a, table, .. }) = state.records.get_mut(&before.0) {
             *a = after;
+            held.clone_from(table);
         }
-        self.relink(handle, before, after)
+        self.relink(handle, (before, held), after)
     }
 
-    /// Reads what [`Self::orphan_del`] will change: as long as the result is held it stays in the cache.
-    pub(crate) fn orphan_neighbour(&self, inode: &Inode) -> Result<Option<Buf>> {
-        let record = self.orphans.0.lock().records.get(&inode.ino.0).copied();
-        match record {
-            Some(Record::List { before, .. }) if before.0 != 0 => {
-                Ok(Some(self.cache.read(self.inode_place(before)?.0)?))
-            }
-            _ => Ok(None),
-        }
-    }
-
-    /// Makes the orphan `before` lead to `after`, in memory and in its table block.
-    fn relink(&self, handle: &mut Handle, before: Ino, after: Ino) -> Result<()> {
+    /// Makes the orphan `before` lead to `after`, in memory and in its table block, which is read if it is not held.
+    fn relink(&self, handle: &mut Handle, (before, held): (Ino, Option<Buf>), after: Ino) -> Result<()> {
         let (block, at) = self.inode_place(before)?;
+        let buf = held.map_or_else(|| self.cache.read(block), Ok)?;
         // Also of one that is being freed: it is written again as its blocks go, maybe in a transaction before the last.
         if let Some(inode) = self.icache.in_core(before) {
             inode.state().raw.dtime = after.0;
-            return self.write_inode_uncounted(handle, &inode, &self.cache.read(block)?);
+            return self.write_inode_uncounted(handle, &inode, &buf);
         }
-        let buf = self.cache.read(block)?;
         let done = handle.modify(&buf, |bytes| {
             let mut raw = self.inode_format.decode(before, &bytes[at..])?;
             raw.dtime = after.0;
@@ -182,7 +178,10 @@ impl Filesystem {
         let mut found = self.listed_orphans()?;
         self.open_orphan_file()?;
         found.extend(self.slot_orphans()?);
-        self.orphans.0.lock().pending = found.iter().map(|i| i.0).collect();
+        let mut state = self.orphans.0.lock();
+        state.pending = found.iter().map(|i| i.0).collect();
+        state.found = true;
+        drop(state);
         Ok(found)
     }
 
@@ -219,9 +218,13 @@ impl Filesystem {
 
     /// Takes an inode that is not in use off the record.
     fn drop_stale(&self, ino: Ino) -> Result<()> {
-        let record = self.orphans.0.lock().records.get(&ino.0).copied();
-        let Some(Record::Slot { block, slot }) = record else { return Ok(()) };
-        self.orphans.0.lock().records.remove(&ino.0);
+        let (block, slot) = {
+            let mut state = self.orphans.0.lock();
+            let Some(Record::Slot { block, slot }) = state.records.get(&ino.0) else { return Ok(()) };
+            let place = (*block, *slot);
+            state.records.remove(&ino.0);
+            place
+        };
         self.empty_slot(block, slot, "an inode that is not in use")
     }
 
@@ -260,7 +263,7 @@ impl Filesystem {
                 Err(error) => {
                     self.report(error);
                     self.in_small_handle(|handle| match found.last() {
-                        Some(last) => self.relink(handle, *last, Ino(0)),
+                        Some(last) => self.relink(handle, (*last, None), Ino(0)),
                         None => self.write_super(handle, |sb| sb.set_last_orphan(Ino(0))),
                     })?;
                     break;
@@ -272,7 +275,7 @@ impl Filesystem {
         for (n, ino) in found.iter().enumerate() {
             let before = n.checked_sub(1).map_or(Ino(0), |b| found[b]);
             let after = found.get(n + 1).copied().unwrap_or(Ino(0));
-            state.records.insert(ino.0, Record::List { before, after });
+            state.records.insert(ino.0, Record::List { before, after, table: None });
         }
         Ok(found)
     }

@@ -215,9 +215,9 @@ impl Filesystem {
         }
         let mut blocks = self.reserve(ends.to, u64::from(new_blocks), cred)?;
         let credits = RENAME + plan.as_ref().map_or(Ok(1), |plan| self.plan_credits(ends.to, plan))?;
-        let grows = new_blocks > 0 && !self.is_inline(ends.to);
         let target = cast.target.as_ref().map_or(ends.to, |(target, _)| target);
-        let _held = self.hold(&[ends.from, ends.to, &cast.source, target], grows.then_some(&**ends.to))?;
+        let growing = Some((&**ends.to, new_blocks, &mut blocks));
+        let _held = self.hold(&[ends.from, ends.to, &cast.source, target], growing)?;
         let mut handle = self.start(&owners_of(ends, &cast, whiteout), credits)?;
         let tid = handle.tid();
         let whiteout =

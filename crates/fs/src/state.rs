@@ -13,6 +13,7 @@ use crate::cred::{Caps, Credentials};
 use crate::error::{Error, Result};
 use crate::filesystem::{Filesystem, Mode};
 use crate::freeze::Level;
+use crate::mutant::without;
 use crate::options::{MountOptions, Resolved};
 
 /// How a shutdown treats what is not yet on the device (`EXT4_IOC_SHUTDOWN`).
@@ -35,17 +36,17 @@ impl Filesystem {
         if !cred.has(Caps::SYS_ADMIN) {
             return Err(Error::NotPermitted);
         }
+        // No remount meanwhile: it would write what is to stay as it is, and open the gates
+        // (test `explore::freezing_beside_a_remount`).
+        let _whole = (!without!(self, FreezeAlone)).then(|| self.mount.whole.lock());
         self.check_alive()?;
-        let mut frozen = self.mount.frozen.lock();
-        if *frozen {
+        if self.mount.frozen.swap(true, Ordering::AcqRel) {
             return Err(Error::Busy);
         }
-        *frozen = true;
-        drop(frozen);
         let done = self.still().and_then(|()| self.write_still());
         if done.is_err() {
             self.open_gates();
-            *self.mount.frozen.lock() = false;
+            self.mount.frozen.store(false, Ordering::Release);
         }
         done
     }
@@ -81,12 +82,10 @@ impl Filesystem {
         if !cred.has(Caps::SYS_ADMIN) {
             return Err(Error::NotPermitted);
         }
-        let mut frozen = self.mount.frozen.lock();
-        if !*frozen {
+        let _whole = self.mount.whole.lock();
+        if !self.mount.frozen.swap(false, Ordering::AcqRel) {
             return Err(Error::Invalid("not frozen"));
         }
-        *frozen = false;
-        drop(frozen);
         let marked = self.mark_thawed();
         self.open_gates();
         marked
@@ -132,9 +131,9 @@ impl Filesystem {
     /// `Incompatible` for options that cannot change, and for writing to an image that changed while it was read-only; `Busy` while
     /// it is frozen; what could not be written. The options are the old ones then.
     pub fn remount(&self, options: &MountOptions) -> Result<()> {
-        let _one = self.mount.remounting.lock();
+        let _whole = self.mount.whole.lock();
         self.check_alive()?;
-        if *self.mount.frozen.lock() {
+        if self.mount.frozen.load(Ordering::Acquire) {
             return Err(Error::Busy);
         }
         let sb = self.superblock();
@@ -201,30 +200,43 @@ impl Filesystem {
     }
 
     fn to_read_write(&self) -> Result<()> {
-        if self.mount.started.load(Ordering::Acquire) {
-            return self.write_again();
+        let again = self.mount.started.load(Ordering::Acquire);
+        if !again {
+            self.device.make_writable().map_err(|e| {
+                let why = format!("its device was opened for reading and cannot be written now: {e}");
+                Error::Incompatible(why.into())
+            })?;
         }
-        self.device.make_writable().map_err(|e| {
-            let why = format!("its device was opened for reading and cannot be written now: {e}");
-            Error::Incompatible(why.into())
-        })?;
-        let mmp = crate::mmp::Mmp::acquire(&self.device, &self.superblock(), false)?;
-        let begun = self.check_unchanged().and_then(|()| {
-            self.set_mode(Mode::ReadWrite);
-            self.begin()
-        });
-        if let Err(e) = begun {
-            self.set_mode(Mode::ReadOnly);
-            self.end_begun();
-            if let Some(Err(e)) = mmp.map(crate::mmp::Mmp::release) {
-                tracing::error!("multiple-mount protection: {e}");
-            }
-            return Err(e);
+        let mmp = crate::mmp::Protection::acquire(&self.device, &self.superblock(), false)?;
+        let turned = self
+            .hold_mmp(mmp)
+            .and_then(|()| self.check_unchanged())
+            .and_then(|()| if again { self.write_again() } else { self.begin_late() });
+        if turned.is_err() && self.mode() != Mode::ReadWrite {
+            self.let_go();
         }
-        if let Some(this) = self.this.upgrade() {
-            this.start_threads(mmp);
+        turned?;
+        if !again && let Some(this) = self.this.upgrade() {
+            this.start_threads();
         }
         Ok(())
+    }
+
+    /// The same where the error, if there is one, is not the caller's.
+    fn let_go(&self) {
+        if let Err(e) = self.release_mmp() {
+            tracing::error!("multiple-mount protection: {e}");
+        }
+    }
+
+    /// The first time that it is writable.
+    fn begin_late(&self) -> Result<()> {
+        let begun = self.turn_writable().and_then(|()| self.begin());
+        if begun.is_err() {
+            self.set_mode(Mode::ReadOnly);
+            self.end_begun();
+        }
+        begun
     }
 
     /// After a mount for writing that failed half-way: nothing more is written, recovery does the rest.
@@ -239,12 +251,8 @@ impl Filesystem {
 
     /// From read-only back to read-write.
     fn write_again(&self) -> Result<()> {
-        if let Some(mmp) = self.mount.mmp.get() {
-            mmp.lock().confirm()?;
-        }
-        self.check_unchanged()?;
         self.mark_in_use()?;
-        self.set_mode(Mode::ReadWrite);
+        self.turn_writable()?;
         let held = self.hold_quota_files(true);
         if held.is_err() {
             // If that fails too, it stays read-write.
@@ -291,10 +299,15 @@ impl Filesystem {
             return Err(Error::Busy);
         }
         let done = self.hold_quota_files(false).and_then(|()| self.still()).and_then(|()| self.write_still());
-        if done.is_ok() {
+        let done = done.and_then(|()| {
             self.set_mode(Mode::ReadOnly);
-        }
+            self.check_alive()
+        });
         self.open_gates();
+        if done.is_ok() {
+            // Nothing is written any more.
+            self.let_go();
+        }
         if done.is_err()
             && let Err(e) = self.hold_quota_files(true)
         {
@@ -315,7 +328,10 @@ impl Filesystem {
             self.set_mode(Mode::Shutdown);
             return self.hide_devices();
         }
+        let _whole = (how == ShutdownMode::Sync).then(|| self.mount.whole.lock());
         let done = match how {
+            // All is written, and what comes now waits for the thaw.
+            ShutdownMode::Sync if self.mount.frozen.load(Ordering::Acquire) => Ok(()),
             ShutdownMode::Sync => self.still().and_then(|()| self.write_still()),
             ShutdownMode::FlushLog => self.journal.commit_all().map(drop).map_err(Error::from),
             ShutdownMode::NoFlush => Ok(()),

@@ -9,8 +9,9 @@ use std::fmt;
 pub struct Rank(u8);
 
 impl Rank {
-    /// A remount, from its first look to its end: one at a time.
-    pub const REMOUNT: Self = Self(5);
+    /// A change of the mount as a whole, from its first look to its end, one at a time: remount, freeze, thaw, an orderly shutdown,
+    /// unmount.
+    pub const MOUNT: Self = Self(5);
     /// What multiple-mount protection holds; over its reading and writing of the block.
     pub const MMP: Self = Self(6);
     /// Freeze, write level: any change by a caller.
@@ -84,7 +85,7 @@ impl Rank {
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self.0 {
-            5 => "remount",
+            5 => "mount as a whole",
             6 => "multiple-mount protection",
             10 => "freeze, write level",
             15 => "rename lock",

@@ -30,10 +30,10 @@ pub(crate) enum Plan {
     FromInline,
     /// A new block at the end.
     Append,
-    /// The only block is full: the directory becomes indexed.
-    Index,
-    /// The leaf is full.
-    Split,
+    /// The only block, this one, is full: the directory becomes indexed.
+    Index { _only: Buf },
+    /// The leaf is full. With it and the way to it, which stay in the cache.
+    Split { _way: Vec<Buf> },
 }
 
 /// What became of a name that is to be added.
@@ -54,10 +54,15 @@ impl Plan {
             // A block for the names, and if the new name does not fit next to them, a tree over it.
             Self::FromInline => 4,
             // The first leaf, and its second half.
-            Self::Index => 3,
+            Self::Index { .. } => 3,
             // A leaf, a node on each of two levels, a level more.
-            Self::Split => 4,
+            Self::Split { .. } => 4,
         }
+    }
+
+    /// [`Self::credits`] of the plan that takes most.
+    pub(crate) fn split_credits(fs: &Filesystem, depth: u16) -> u32 {
+        Self::Split { _way: Vec::new() }.credits(fs, depth)
     }
 
     /// Blocks of the journal for the directory alone, whose map has `depth`, its inode included.
@@ -121,7 +126,7 @@ impl Filesystem {
         let index = blocks == 1 && self.has_dir_index() && !dir.flags().contains(InodeFlags::INDEX);
         if index {
             self.check_growth(dir.size(), 2)?;
-            return Ok(Place::Free(Plan::Index));
+            return Ok(Place::Free(Plan::Index { _only: self.dir_leaf(dir, Lblk(0))? }));
         }
         self.check_growth(dir.size(), 1)?;
         Ok(Place::Free(Plan::Append))
@@ -150,7 +155,22 @@ impl Filesystem {
             return Ok(Place::Free(plan));
         }
         self.check_growth(dir.size(), 4)?;
-        if can_grow { Ok(Place::Free(Plan::Split)) } else { Err(Error::NoSpace) }
+        if !can_grow {
+            return Err(Error::NoSpace);
+        }
+        Ok(Place::Free(Plan::Split { _way: self.hold_way(dir, name)? }))
+    }
+
+    /// Reads the way to the leaf where `name` belongs: index blocks, the leaf, and the nodes of the map that lead to them.
+    fn hold_way(&self, dir: &Inode, name: &[u8]) -> Result<Vec<Buf>> {
+        let (path, _) = self.probe_name(dir, name)?;
+        let mut way = vec![self.dir_leaf(dir, path.leaf)?];
+        way.extend(path.frames.iter().map(|frame| frame.buf.clone()));
+        let i_block = dir.map.read();
+        for lblk in path.frames.iter().map(|frame| frame.lblk).chain([path.leaf]) {
+            way.extend(self.map.hold(&dir.map_ref(&i_block), lblk..Lblk(lblk.0.saturating_add(1)))?);
+        }
+        Ok(way)
     }
 
     /// Finds where `name`, which is not in `dir`, will go; as [`Self::find_or_plan`].
@@ -218,11 +238,11 @@ impl Filesystem {
                 self.fill(handle, dir, &buf, lblk, |bytes| records::init_empty(&self.layout, bytes))?;
                 self.insert_into(handle, dir, &buf, lblk, &entry)?;
             }
-            Plan::Index => {
+            Plan::Index { .. } => {
                 self.make_indexed(handle, dir, blocks)?;
                 self.insert_split(handle, dir, &entry, blocks)?;
             }
-            Plan::Split => self.insert_split(handle, dir, &entry, blocks)?,
+            Plan::Split { .. } => self.insert_split(handle, dir, &entry, blocks)?,
         }
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! Remounts at the same time; what a filesystem that was stopped still writes.
+//! Remounts and freezes at the same time; what a filesystem that was stopped still writes.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,7 +18,7 @@ fn remounts_go_one_after_the_other() {
     let device = OpenOptions::new().write(true).open(&image).unwrap();
     let fs = Filesystem::open(Arc::new(device), Setup::with_options("ro").unwrap()).unwrap();
     let (before, _) = fs.superblock().mount_counts();
-    let under_way = fs.mount.remounting.lock();
+    let under_way = fs.mount.whole.lock();
     let remounts = [(); 2].map(|()| {
         let fs = Arc::clone(&fs);
         std::thread::spawn(move || fs.remount(&MountOptions::parse("rw").unwrap()))
@@ -135,4 +135,35 @@ fn a_thaw_that_cannot_mark_the_image_leaves_it_alone() {
             oracle::assert_clean(&image);
         }
     }
+}
+
+/// A freeze, a thaw, an unmount and an orderly shutdown wait for a remount that is under way: whose lock they take, as the order of
+/// locks says when the same thread has it.
+#[test]
+#[cfg(debug_assertions)]
+fn what_changes_the_mount_waits_for_a_remount() {
+    need!(env::tools(&["mke2fs", "e2fsck"]));
+    type Change = fn(&Filesystem) -> crate::Result<()>;
+    let changes: [(&str, Change); 5] = [
+        ("remount", |fs| fs.remount(&MountOptions::parse("ro").unwrap())),
+        ("freeze", |fs| fs.freeze(&Credentials::root())),
+        ("thaw", |fs| fs.thaw(&Credentials::root())),
+        ("shutdown", |fs| fs.shutdown(ShutdownMode::Sync, &Credentials::root())),
+        ("unmount", Filesystem::unmount),
+    ];
+    let dir = scratch();
+    let image = dir.join("image");
+    oracle::mke2fs(&image, 16 << 20, "-t ext4");
+    let device = OpenOptions::new().write(true).open(&image).unwrap();
+    let fs = Filesystem::open(Arc::new(device), Setup::default()).unwrap();
+    for (what, change) in changes {
+        let under_way = fs.mount.whole.lock();
+        let waits = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| change(&fs))).unwrap_err();
+        let words = waits.downcast_ref::<String>().map_or("", String::as_str);
+        assert!(words.contains("mount as a whole"), "{what}: {words}");
+        drop(under_way);
+    }
+    fs.unmount().unwrap();
+    drop(fs);
+    oracle::assert_clean(&image);
 }

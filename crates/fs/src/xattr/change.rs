@@ -8,7 +8,7 @@
 //! attributes will be, and claims the blocks for it; [`Filesystem::apply_xattr`] does it in a handle, where the only thing
 //! left to fail is an inode for a value, before anything is changed.
 
-use extant_alloc::{Claim, ClaimRequest, Reservation};
+use extant_alloc::{Claim, ClaimRequest, Reservation, ToFree};
 use extant_format::inode::InodeFlags;
 use extant_format::xattr::{
     self as format, Area, AreaKind, AttrSet, BlockHeader, MAX_REFCOUNT, Value, XattrError,
@@ -75,6 +75,8 @@ pub(crate) struct XattrPlan {
     values: References,
     credits: u32,
     _table: Buf,
+    /// The block that there is, and what freeing it changes.
+    _block: Option<(Buf, ToFree)>,
 }
 
 /// A value that goes to an inode of its own.
@@ -127,14 +129,18 @@ impl Filesystem {
         value: Option<&[u8]>,
         cred: &Credentials,
     ) -> Result<XattrPlan> {
-        let (before, mut values, own, _table) = {
+        let (before, mut values, block, _table) = {
             let _xattr = inode.xattr.read();
             let held = |area: Option<&Area<'_>>| area.map_or_else(AttrSet::new, AttrSet::from_area);
             let before = [self.ibody_attrs(inode)?, self.with_block(inode, held)?];
             let values = self.references(inode, [&before[0], &before[1]])?;
-            let own = self.xattr_block(inode)?.map(|buf| buf.with(refcount));
-            (before, values, own, self.cache.read(inode.table.0)?)
+            let block = match self.xattr_block(inode)? {
+                Some(buf) => Some((buf.clone(), self.alloc.prepare_free(buf.pblk(), 1)?)),
+                None => None,
+            };
+            (before, values, block, self.cache.read(inode.table.0)?)
         };
+        let own = block.as_ref().map(|(buf, _)| buf.with(refcount));
         let mut now = before.clone();
         now.iter_mut().for_each(|set| drop(set.remove(index, name)));
         let lens = self.area_lens(inode);
@@ -142,7 +148,8 @@ impl Filesystem {
             Some(value) => self.place(inode, lens, (index, name), value, (&mut now, &mut values), cred)?,
             None => None,
         };
-        let mut plan = XattrPlan { before, now, large, fresh: None, values, credits: 0, _table };
+        let mut plan =
+            XattrPlan { before, now, large, fresh: None, values, credits: 0, _table, _block: block };
         plan.credits = self.xattr_credits(&plan, own);
         if plan.changes_block() && !plan.now[1].is_empty() && (own != Some(1) || plan.large.is_some()) {
             plan.fresh = match self.claim_xattr_block(inode, cred) {
@@ -253,7 +260,7 @@ impl Filesystem {
 
     fn xattr_claim(&self, inode: &Inode, purse: &mut Reservation) -> Result<Claim> {
         let goal = self.alloc.goal_for_inode(inode.ino, false);
-        Ok(self.alloc.claim(&ClaimRequest::plain(goal, Lblk(0), 1), purse)?)
+        Ok(self.alloc.claim_held(&ClaimRequest::plain(goal, Lblk(0), 1), purse)?)
     }
 
     /// Makes `attrs` the content of the inode's attribute block, which had `before`: in place, in a new block, in one that it

@@ -157,7 +157,7 @@ impl Filesystem {
         while at < blocks {
             let goal = self.alloc.goal_for_inode(owner.ino, false);
             let request = ClaimRequest::plain(goal, Lblk(at), blocks - at).below(MapFs::reach(kind));
-            let claim = self.alloc.claim(&request, &mut purse)?;
+            let claim = self.alloc.claim_held(&request, &mut purse)?;
             let len = claim.len().min(blocks - at);
             claims.push((at, len, claim));
             at += len;

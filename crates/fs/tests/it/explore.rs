@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use extant::{Credentials, Filesystem, InodeRef, Mutant, NewInode, SetAttr, Setup, WriteFlags, XattrSet};
 use extant_device::{BlockDevice, MemoryDevice};
+use extant_format::{Incompat, Superblock};
 use extant_sync::{model, thread};
 use extant_testkit::env::{scratch, seed, tools};
 use extant_testkit::model::Model;
@@ -579,4 +580,43 @@ fn removal(image: &[u8], mutant: Mutant) {
 #[test]
 fn removing_and_freeing() {
     explore(removal, INLINE, Mutant::None, 150);
+}
+
+/// The filesystem is frozen while it is remounted: as long as it is frozen the image says that nothing is under way, and stays as it
+/// is.
+fn frozen_beside_a_remount(image: &[u8], mutant: Mutant) {
+    let device = Arc::new(MemoryDevice::from_bytes(image));
+    let fs = open(&device, mutant);
+    let (a, b) = ((Arc::clone(&fs), Arc::clone(&device)), Arc::clone(&fs));
+    together(vec![
+        Box::new(move || {
+            let ((fs, device), cred) = (a, Credentials::root());
+            fs.freeze(&cred).unwrap();
+            let frozen = device.to_bytes();
+            let sb = Superblock::read(&frozen[1024..2048]).unwrap();
+            assert!(!sb.features().incompat.contains(Incompat::RECOVER), "frozen, and said to be in use");
+            thread::yield_now();
+            assert!(frozen == device.to_bytes(), "written to while it is frozen");
+            fs.thaw(&cred).unwrap();
+        }),
+        Box::new(move || {
+            for options in ["ro", "rw"] {
+                match b.remount(&extant::MountOptions::parse(options).unwrap()) {
+                    Ok(()) | Err(extant::Error::Busy) => {}
+                    Err(e) => panic!("remount {options}: {e}"),
+                }
+            }
+        }),
+    ]);
+    close(fs, &device, "frozen beside a remount");
+}
+
+#[test]
+fn freezing_beside_a_remount() {
+    explore(frozen_beside_a_remount, PLAIN, Mutant::None, 100);
+}
+
+#[test]
+fn mutant_remounted_while_it_is_being_frozen() {
+    explore(frozen_beside_a_remount, PLAIN, Mutant::FreezeAlone, 100);
 }

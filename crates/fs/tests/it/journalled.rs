@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use extant::{
-    Credentials, FallocateMode, Filesystem, InodeFlags, InodeRef, NewInode, SetAttr, Setup, WriteFlags,
+    Credentials, Error, FallocateMode, Filesystem, InodeFlags, InodeRef, NewInode, SetAttr, Setup, WriteFlags,
 };
 use extant_device::OpenOptions;
 use extant_testkit::env::{kernel_mounts, scratch, seed, tools};
@@ -304,5 +304,32 @@ fn maps_change_their_kind() {
         let mount = KernelMount::ro(&image);
         assert!(mount.read("f")[4096..] == expected[4096..], "{args}");
         mount.unmount();
+    }
+}
+
+/// What indirect blocks cannot have is refused, and nothing is changed.
+#[test]
+fn maps_that_cannot_change_their_kind() {
+    need!(tools(&["mke2fs", "e2fsck"]));
+    for (args, size) in [
+        ("-t ext4 -b 1024", 1_u64 << 41),
+        ("-t ext4 -O bigalloc -b 1024 -C 4096", 5000),
+        ("-t ext4 -O bigalloc -b 4096 -C 4096", 5000),
+    ] {
+        let dir = scratch();
+        let image = dir.join("image");
+        mke2fs(&image, 64 << 20, args);
+        let fs = open_rw(&image);
+        let file = fs.mknod(&fs.root().unwrap(), b"f", &NewInode::file(0o644), &cred()).unwrap();
+        write(&fs, &file, 0, &[7; 5000]);
+        fs.set_attr(&file, &SetAttr { size: Some(size), ..SetAttr::default() }, &cred()).unwrap();
+        let flags = file.attr().flags;
+        let refused = fs.set_flags(&file, flags.difference(InodeFlags::EXTENTS), &cred());
+        assert!(matches!(refused, Err(Error::NotSupported(_))), "{args}: {refused:?}");
+        assert_eq!(file.attr().flags, flags);
+        drop(file);
+        fs.unmount().unwrap();
+        drop(fs);
+        assert_clean(&image);
     }
 }

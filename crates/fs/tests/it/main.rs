@@ -36,6 +36,8 @@ mod mapped_memory;
 #[cfg(not(feature = "shuttle"))]
 mod mapping;
 #[cfg(not(feature = "shuttle"))]
+mod mmp;
+#[cfg(not(feature = "shuttle"))]
 mod move_ext;
 #[cfg(not(feature = "shuttle"))]
 mod names;

@@ -192,38 +192,37 @@ fn a_remount_that_fails_half_way_is_the_last() {
     }
 }
 
-/// While it is read-only another host may take a filesystem; it is not taken back.
+/// A frozen filesystem is not remounted, and is unmounted whatever waits for its thaw.
 #[test]
-fn a_filesystem_that_another_host_has_taken_stays_read_only() {
-    use extant_format::mmp::{Mmp, MmpSeq};
-    use std::os::unix::fs::FileExt as _;
+fn a_frozen_filesystem() {
     need!(extant_testkit::env::tools(&["mke2fs", "e2fsck"]));
     let dir = scratch();
     let image = dir.join("image");
-    mke2fs(&image, 16 << 20, "-t ext4 -O mmp -E mmp_update_interval=1");
-    let fs = crate::support::open_with(&image, "rw");
-    remount(&fs, "ro").unwrap();
-    remount(&fs, "rw").unwrap();
-    remount(&fs, "ro").unwrap();
-    let sb = fs.superblock();
-    let (block, _) = sb.mmp().unwrap();
-    let at = block.0 * u64::from(sb.geometry().block_size());
-    let file = std::fs::OpenOptions::new().read(true).write(true).open(&image).unwrap();
-    let mut bytes = [0; 1024];
-    file.read_exact_at(&mut bytes, at).unwrap();
-    let mut record = Mmp::read(block, &bytes, sb.csum()).unwrap();
-    let MmpSeq::InUse(number) = record.seq else { panic!("{:?}", record.seq) };
-    record.seq = MmpSeq::InUse(number / 2 + 7);
-    record.encode(block, &mut bytes, sb.csum()).unwrap();
-    file.write_all_at(&bytes, at).unwrap();
-    let refused = remount(&fs, "rw").unwrap_err();
-    assert!(refused.to_string().contains("multiple-mount protection"), "{refused}");
-    assert!(fs.is_read_only());
-    fs.unmount().unwrap();
-    drop(fs);
-    let mut after = [0; 1024];
-    file.read_exact_at(&mut after, at).unwrap();
-    assert!(after == bytes, "the other host's number is gone");
+    mke2fs(&image, 16 << 20, "-t ext4");
+    let cred = Credentials::root();
+    for frozen_as in ["rw", "ro"] {
+        let fs = crate::support::open_with(&image, frozen_as);
+        fs.freeze(&cred).unwrap();
+        for options in ["ro", "rw", "rw,noatime"] {
+            let refused = remount(&fs, options);
+            assert!(matches!(refused, Err(extant::Error::Busy)), "{frozen_as}, {options}: {refused:?}");
+        }
+        assert!(matches!(fs.freeze(&cred), Err(extant::Error::Busy)));
+        assert_clean(&image);
+        fs.thaw(&cred).unwrap();
+        assert!(matches!(fs.thaw(&cred), Err(extant::Error::Invalid(_))));
+        remount(&fs, "rw").unwrap();
+        let root = fs.root().unwrap();
+        let nameless = fs.mknod(&root, b"nameless", &NewInode::file(0o644), &cred).unwrap();
+        fs.unlink(&root, b"nameless", &cred).unwrap();
+        fs.freeze(&cred).unwrap();
+        // Its eviction waits for the thaw.
+        drop(nameless);
+        drop(root);
+        fs.unmount().unwrap();
+        drop(fs);
+        assert_clean(&image);
+    }
 }
 
 /// A read-only mount changes nothing, and can turn writable and back.

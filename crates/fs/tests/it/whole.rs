@@ -5,6 +5,7 @@ use std::sync::Arc;
 use extant::{
     Credentials, Error, FallocateMode, Filesystem, InodeRef, NewInode, SetAttr, Setup, WriteFlags, XattrSet,
 };
+use extant_format::superblock::State;
 use extant_testkit::SimDevice;
 use extant_testkit::env::{scratch, tools};
 use extant_testkit::oracle::{assert_clean, mke2fs};
@@ -277,6 +278,32 @@ fn a_file_whose_bitmaps_cannot_be_read_is_freed_by_the_next_mount() {
             assert_device_clean(&device);
         }
     }
+}
+
+/// What is left undone because of a group that is out of use is not durable without the superblock's record that something is wrong.
+#[test]
+fn the_record_of_damage_is_durable_with_what_it_left_undone() {
+    need!(tools(&["mke2fs"]));
+    let (device, fs) = mounted("-t ext4 -b 1024 -g 1024", "");
+    let cred = Credentials::root();
+    drop(file(&fs, b"file", &vec![3; 3 << 20]));
+    fs.unmount().unwrap();
+    drop(fs);
+    let fs = remounted(&device, "errors=continue,commit=300");
+    let inode = fs.lookup(&fs.root().unwrap(), b"file", &cred).unwrap();
+    device.fail(Failpoint::all_from(Kind::Read, 0));
+    let refused = fs.fallocate(&inode, FallocateMode::Allocate, 4 << 20, 4096, true, &cred);
+    device.heal();
+    refused.expect_err("no bitmap can be read");
+    fs.fallocate(&inode, FallocateMode::PunchHole, 0, 1 << 20, true, &cred).unwrap();
+    fs.fsync(&inode, false).unwrap();
+    let crashed = SimDevice::from_content(device.content());
+    crashed.set_recording(false);
+    let after = remounted(&crashed, "");
+    assert!(after.superblock().state().contains(State::ERROR), "nobody is told that it wants a check");
+    after.unmount().unwrap();
+    drop(inode);
+    fs.unmount().unwrap();
 }
 
 /// Blocks that were preallocated past the end, in a page that holds the end too: a written one there contradicts i_size.
