@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use extant::{MountOptions, Setup};
 use extant_device::{BlockDevice, FileDevice, OpenOptions, Window, partition_window};
 
 use crate::fail::{Failure, Outcome};
@@ -18,6 +19,12 @@ pub(crate) struct ImageArgs {
     /// The filesystem is in this partition (GPT or MBR, counted as Linux does)
     #[arg(long, value_name = "NUMBER")]
     partition: Option<u32>,
+    /// The device or file with the filesystem's external journal
+    #[arg(long, value_name = "PATH")]
+    journal: Option<PathBuf>,
+    /// Use the copy of the superblock at this place, in units of 1 KiB as the mount option `sb=`
+    #[arg(long, value_name = "KIB")]
+    pub(crate) superblock: Option<u64>,
 }
 
 /// The image that a command reads.
@@ -28,13 +35,25 @@ pub(crate) struct ReadArgs {
     /// Read although the image is mounted or otherwise in use; what is shown may contradict itself
     #[arg(long)]
     force_read: bool,
+    /// Read it as it is, without what its journal holds; an external journal is not needed then
+    #[arg(long)]
+    noload: bool,
 }
 
 impl ReadArgs {
+    /// How it is opened for reading only.
+    pub(crate) fn setup(&self) -> Outcome<Setup> {
+        let options = MountOptions { read_only: true, noload: self.noload, ..self.at.options() };
+        Ok(Setup { options, journal_device: self.at.journal(self.how())?, ..Setup::default() })
+    }
+
+    fn how(&self) -> OpenOptions {
+        OpenOptions::new().force_read(self.force_read)
+    }
+
     /// The device as it is, for reading only.
     pub(crate) fn device(&self) -> Outcome<(Arc<dyn BlockDevice>, Option<String>)> {
-        let file = OpenOptions::new().force_read(self.force_read).open(&self.at.image);
-        let file = file.map_err(|err| Failure::open(&err))?;
+        let file = self.how().open(&self.at.image).map_err(|err| Failure::open(&err))?;
         let live = file.live().map(ToString::to_string);
         if let Some(live) = &live {
             eprintln!("extant: {}: {live}; what follows may contradict itself", self.at.image.display());
@@ -48,6 +67,23 @@ impl ImageArgs {
     pub(crate) fn writable(&self) -> Outcome<Arc<dyn BlockDevice>> {
         let file = OpenOptions::new().write(true).open(&self.image).map_err(|err| Failure::open(&err))?;
         self.part_of(file)
+    }
+
+    /// How it is opened for changing it.
+    pub(crate) fn setup(&self) -> Outcome<Setup> {
+        let journal_device = self.journal(OpenOptions::new().write(true))?;
+        Ok(Setup { options: self.options(), journal_device, ..Setup::default() })
+    }
+
+    fn options(&self) -> MountOptions {
+        MountOptions { sb: self.superblock, ..MountOptions::default() }
+    }
+
+    /// The external journal, if one is named.
+    fn journal(&self, how: OpenOptions) -> Outcome<Option<Arc<dyn BlockDevice>>> {
+        let Some(path) = &self.journal else { return Ok(None) };
+        let file = how.open(path).map_err(|err| Failure::open(&err))?;
+        Ok(Some(Arc::new(file)))
     }
 
     fn part_of(&self, file: FileDevice) -> Outcome<Arc<dyn BlockDevice>> {

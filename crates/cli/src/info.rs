@@ -28,12 +28,13 @@ pub(crate) fn run(args: &Args) -> Outcome {
     let (device, live) = args.image.device()?;
     let name = &args.image.at.image;
     let mut bytes = [0; 1024];
-    let needed = SUPERBLOCK_AT + bytes.len() as u64;
-    if device.size() < needed {
-        let what = format!("{}: {} bytes hold no ext4 filesystem", name.display(), device.size());
-        return Err(Failure::new(what));
-    }
-    device.read_at(SUPERBLOCK_AT, &mut bytes).on(name)?;
+    let at = args.image.at.superblock.map_or(Some(SUPERBLOCK_AT), |kib| kib.checked_mul(1024));
+    let at = at.filter(|at| at.checked_add(bytes.len() as u64).is_some_and(|end| end <= device.size()));
+    let at = at.ok_or_else(|| {
+        let place = if args.image.at.superblock.is_some() { " at that place" } else { "" };
+        Failure::new(format!("{}: {} bytes hold no ext4 filesystem{place}", name.display(), device.size()))
+    })?;
+    device.read_at(at, &mut bytes).on(name)?;
     let failed = |err: extant_format::FormatError| {
         let failure = Failure::new(format!("{}: {err}", name.display()));
         match extant_device::partitions(&*device) {
@@ -175,9 +176,10 @@ impl Facts<'_> {
         }
     }
 
-    fn error(&self, which: SbTime) -> String {
+    /// Inode, block, function and line of a recorded error.
+    fn error_place(&self, which: SbTime) -> (u32, u64, [u8; 32], u32) {
         let raw = self.raw;
-        let (ino, block, func, line) = match which {
+        match which {
             SbTime::FirstError => (
                 raw.s_first_error_ino.get(),
                 raw.s_first_error_block.get(),
@@ -190,7 +192,22 @@ impl Facts<'_> {
                 raw.s_last_error_func,
                 raw.s_last_error_line.get(),
             ),
-        };
+        }
+    }
+
+    /// A recorded error as an object; null while there is none.
+    fn error_object(&self, which: SbTime) -> Value {
+        if self.raw.s_error_count.get() == 0 {
+            return Value::Null;
+        }
+        let (ino, block, func, line) = self.error_place(which);
+        let mut object = json!({ "time": self.raw.time(which), "inode": ino, "block": block, "line": line });
+        show::json_name(&mut object, "function", text(&func));
+        object
+    }
+
+    fn error(&self, which: SbTime) -> String {
+        let (ino, block, func, line) = self.error_place(which);
         format!("{}, inode {ino}, block {block}, in {}:{line}", self.time(which), show::name(text(&func)))
     }
 
@@ -221,6 +238,8 @@ impl Facts<'_> {
             "mounts_since_check": raw.s_mnt_count.get(),
             "kib_written": raw.s_kbytes_written.get(),
             "errors": raw.s_error_count.get(),
+            "first_error": self.error_object(SbTime::FirstError),
+            "last_error": self.error_object(SbTime::LastError),
             "device_bytes": self.device.size(),
             "in_use": self.live,
             "problem": self.problem,

@@ -54,12 +54,12 @@ impl Volume {
     /// Opens an image for reading; the image does not change, whatever its journal holds.
     pub(crate) fn read(args: &ReadArgs) -> Outcome<Self> {
         let (device, _) = args.device()?;
-        Self::open(device, Setup::read_only(), args.at.image.clone())
+        Self::open(device, args.setup()?, args.at.image.clone())
     }
 
     /// Opens an image for changing it.
     pub(crate) fn write(args: &ImageArgs) -> Outcome<Self> {
-        Self::open(args.writable()?, Setup::default(), args.image.clone())
+        Self::open(args.writable()?, args.setup()?, args.image.clone())
     }
 
     fn open(device: Arc<dyn BlockDevice>, setup: Setup, image: PathBuf) -> Outcome<Self> {

@@ -213,6 +213,9 @@ impl Filesystem {
         let now = self.clock.now().sec.max(0) as u64;
         {
             let mut sb = self.sb.lock();
+            if sb.state().contains(State::ERROR) {
+                tracing::warn!("the filesystem has errors on record: it wants to be checked (e2fsck)");
+            }
             let (count, _) = sb.mount_counts();
             sb.set_mnt_count(count.saturating_add(1));
             sb.set_time(SbTime::Mount, now);
@@ -383,6 +386,7 @@ fn recovers_on_device(device: &Arc<dyn BlockDevice>, sb: &Superblock, setup: &Se
         && needed
         && !setup.options.noload
         && !device.is_read_only()
+        && !setup.journal_device.as_ref().is_some_and(extant_device::BlockDevice::is_read_only)
         && gate(sb, &setup.options, false, device.size()).is_ok()
 }
 
@@ -456,7 +460,8 @@ fn find_log(device: &Arc<dyn BlockDevice>, sb: &Superblock, setup: &Setup) -> Re
         Some(journal) => Ok(Some(LogPlace::external(Arc::clone(journal), block_size, uuid, sb.uuid())?)),
         None if setup.options.read_only && setup.options.noload => Ok(None),
         None => {
-            Err(Error::Incompatible("its journal is on another device: give it with `journal_path=`".into()))
+            let what = "its journal is on another device: name it, with `--journal`, or for a mount with `journal_path=`";
+            Err(Error::Incompatible(what.into()))
         }
     }
 }

@@ -181,6 +181,8 @@ pub const WITHOUT_EFFECT: &[(&str, &str)] = &[
     ("nodev", "decided by whoever mounts"),
     ("exec", "decided by whoever mounts"),
     ("noexec", "decided by whoever mounts"),
+    ("symfollow", "decided by whoever mounts"),
+    ("nosymfollow", "decided by whoever mounts"),
     ("mand", "mandatory locks are gone from Linux"),
     ("nomand", "mandatory locks are gone from Linux"),
     ("silent", "messages are not a console's"),
@@ -351,7 +353,12 @@ impl MountOptions {
             "async" => self.sync = false,
             "dirsync" => self.dirsync = true,
             "noatime" => self.atime = AtimePolicy::Noatime,
-            "atime" | "relatime" | "norelatime" | "nostrictatime" => self.atime = AtimePolicy::Relatime,
+            "relatime" => self.atime = AtimePolicy::Relatime,
+            // Each takes back the one word only.
+            "atime" if self.atime != AtimePolicy::Noatime => {}
+            "nostrictatime" if self.atime != AtimePolicy::Strictatime => {}
+            "atime" | "nostrictatime" => self.atime = AtimePolicy::Relatime,
+            "norelatime" => {}
             "strictatime" => self.atime = AtimePolicy::Strictatime,
             "nodiratime" => self.nodiratime = true,
             "diratime" => self.nodiratime = false,

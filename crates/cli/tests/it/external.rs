@@ -2,11 +2,16 @@
 
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use extant::{Credentials, Filesystem, Setup, ShutdownMode};
 use extant_device::OpenOptions;
 use extant_fsck::{Options, check, check_with_journal, cli};
 use extant_testkit::kernel::Loop;
 use extant_testkit::{Scratch, env, oracle};
+
+use crate::mounted;
+use crate::run::{extant, ok};
 
 /// Where the journal's superblock is on the device.
 const JOURNAL_AT: u64 = 2048;
@@ -144,4 +149,112 @@ fn a_journal_device_is_checked_alone_and_by_the_command() {
     let damaged = pair.copy();
     std::fs::OpenOptions::new().write(true).open(&damaged.journal).unwrap().set_len(2 << 20).unwrap();
     assert_eq!(run(&[&damaged.journal]).0, 4);
+}
+
+/// A filesystem of our own mkfs with its journal, both with blocks of 1 KiB (so that the first copy of the superblock is at 8,193
+/// KiB).
+fn made_by_us() -> Pair {
+    let scratch = env::scratch();
+    let (fs, journal) = (scratch.join("fs"), scratch.join("journal"));
+    ok(&[&"mkfs", &"-q", &"-O", &"journal_dev", &"-b", &"1024", &journal, &"4m"]);
+    let device = format!("device={}", journal.display());
+    ok(&[&"mkfs", &"-q", &"-b", &"1024", &"-J", &device, &fs, &"32m"]);
+    Pair { scratch, fs, journal }
+}
+
+impl Pair {
+    /// Leaves a file in the journal only, as a machine that stops does.
+    fn crash(&self) {
+        let open = |path: &Path| Arc::new(OpenOptions::new().write(true).open(path).unwrap());
+        let setup = Setup { journal_device: Some(open(&self.journal)), ..Setup::default() };
+        let fs = Filesystem::open(open(&self.fs), setup).unwrap();
+        let (root, cred) = (fs.root().unwrap(), Credentials::root());
+        fs.mkdir(&root, b"in-the-journal", 0o755, &cred).unwrap();
+        fs.fsync(&root, false).unwrap();
+        fs.shutdown(ShutdownMode::NoFlush, &cred).unwrap();
+        drop(root);
+        assert!(fs.unmount().is_err());
+    }
+
+    fn bytes(&self) -> [Vec<u8>; 2] {
+        [&self.fs, &self.journal].map(|path| std::fs::read(path).unwrap())
+    }
+}
+
+#[test]
+fn every_command_takes_an_external_journal() {
+    need!(env::tools(&["e2fsck"]));
+    let pair = made_by_us();
+    let (fs, journal) = (&pair.fs, &pair.journal);
+    let alone = extant(&[&"ls", fs]);
+    assert!(alone.status == 1 && alone.err.contains("--journal"), "{}", alone.err);
+    ok(&[&"mkdir", &"--journal", journal, fs, &"/d"]);
+    std::fs::write(pair.scratch.join("file"), "content").unwrap();
+    ok(&[&"put", &"--journal", journal, fs, &pair.scratch.join("file"), &"/d"]);
+    assert_eq!(ok(&[&"cat", &"--journal", journal, fs, &"/d/file"]).text(), "content");
+    let wrong = extant(&[&"ls", &"--journal", fs, fs]);
+    assert_eq!(wrong.status, 1, "a filesystem is no journal");
+    assert_eq!(pair.verdicts(), (true, true));
+}
+
+#[test]
+fn an_unclean_image_is_read_through_its_external_journal() {
+    need!(env::tools(&["e2fsck"]));
+    let pair = made_by_us();
+    let (fs, journal) = (&pair.fs, &pair.journal);
+    pair.crash();
+    let before = pair.bytes();
+    assert!(ok(&[&"ls", &"--journal", journal, fs]).text().contains("in-the-journal"));
+    assert!(!ok(&[&"ls", &"--noload", fs]).text().contains("in-the-journal"));
+    assert!(pair.bytes() == before, "reading changes neither");
+    ok(&[&"mkdir", &"--journal", journal, fs, &"/d"]);
+    let names = ok(&[&"ls", &"--noload", fs]).text();
+    assert!(names.contains("in-the-journal") && names.contains("d\n"), "{names}");
+    assert_eq!(pair.verdicts(), (true, true));
+}
+
+#[test]
+fn a_copy_of_the_superblock_opens_an_image() {
+    need!(env::tools(&["e2fsck"]));
+    let pair = made_by_us();
+    let (fs, journal) = (&pair.fs, &pair.journal);
+    ok(&[&"mkdir", &"--journal", journal, fs, &"/d"]);
+    put(fs, 1024, &[0; 1024]);
+    assert_eq!(extant(&[&"ls", &"--journal", journal, fs]).status, 1);
+    let text = ok(&[&"ls", &"--superblock", &"8193", &"--journal", journal, fs]).text();
+    assert!(text.contains("d\n"), "{text}");
+    assert!(ok(&[&"info", &"--superblock", &"8193", fs]).text().contains("block size"));
+    assert_eq!(extant(&[&"info", &"--superblock", &"99999999", fs]).status, 1);
+}
+
+/// An unclean block device with its journal on another one, mounted read-only: both are recovered, as in the kernel. A journal that
+/// cannot be written refuses the mount, with nothing done.
+#[test]
+fn a_read_only_mount_recovers_through_an_external_journal() {
+    need!(env::kernel_mounts(), env::fuse(), env::tools(&["e2fsck"]));
+    let pair = made_by_us();
+    pair.crash();
+    let before = pair.bytes();
+    let at = pair.scratch.join("at");
+    std::fs::create_dir(&at).unwrap();
+    let fs = Loop::attach(&pair.fs, false);
+    let mount = |journal: &Loop| {
+        let options = format!("ro,journal_path={}", journal.device().display());
+        oracle::output(mounted::extant().args(["mount", "-o", &options]).arg(fs.device()).arg(&at)).unwrap()
+    };
+    let journal = Loop::attach(&pair.journal, true);
+    let refused = mount(&journal);
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(refused.status.code() == Some(32) && said.contains("write-protected"), "{said}");
+    assert!(pair.bytes() == before);
+    drop(journal);
+    let journal = Loop::attach(&pair.journal, false);
+    let done = mount(&journal);
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    assert!(at.join("in-the-journal").is_dir());
+    let ended = oracle::output(mounted::extant().arg("umount").arg(&at)).unwrap();
+    assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
+    drop((fs, journal));
+    assert!(ok(&[&"ls", &"--noload", &pair.fs]).text().contains("in-the-journal"), "recovered on the device");
+    assert_eq!(pair.verdicts(), (true, true));
 }

@@ -93,3 +93,29 @@ fn completions_and_man_pages_are_made() {
     ok(&[&"man", &dir.path()]);
     assert!(std::fs::read_to_string(dir.join("extant-info.1")).unwrap().contains("features"));
 }
+
+#[test]
+fn recorded_errors_are_in_both_forms() {
+    need!(env::tools(&["mke2fs", "debugfs"]));
+    let dir = scratch();
+    let image = dir.join("image");
+    oracle::mke2fs(&image, 16 << 20, "-t ext4");
+    let none = ok(&[&"info", &image, &"--json"]).json();
+    assert!(none["first_error"].is_null() && none["last_error"].is_null() && none["errors"] == 0);
+    let set = [
+        "error_count 2",
+        "first_error_ino 12",
+        "first_error_func somewhere",
+        "first_error_line 7",
+        "last_error_block 99",
+    ];
+    let set = set.map(|words| format!("ssv {words}"));
+    oracle::debugfs_write(&image, &set.each_ref().map(String::as_str));
+    let info = ok(&[&"info", &image, &"--json"]).json();
+    let first = &info["first_error"];
+    assert_eq!(first["inode"], 12);
+    assert_eq!(first["function"], "somewhere");
+    assert_eq!(first["line"], 7);
+    assert_eq!(info["last_error"]["block"], 99);
+    assert!(ok(&[&"info", &image]).text().contains("inode 12, block 0, in somewhere:7"));
+}

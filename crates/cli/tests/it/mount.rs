@@ -589,3 +589,35 @@ fn later_errors_reach_syslog_and_the_superblock() {
     let shown = good(extant().arg("info").arg(&image)).stdout;
     assert!(String::from_utf8_lossy(&shown).contains("first error"));
 }
+
+#[test]
+fn a_mount_of_a_filesystem_with_recorded_errors_warns() {
+    need!(may_mount(), env::tools(&["debugfs"]));
+    let (dir, image) = image("-t ext4");
+    let at = dir.join("at");
+    fs::create_dir(&at).unwrap();
+    for (state, warned) in [("1", false), ("3", true)] {
+        oracle::debugfs_write(&image, &[&format!("ssv state {state}")]);
+        let out = good(extant().arg("mount").args([&image, &at]));
+        good(extant().arg("umount").arg(&at));
+        let said = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert_eq!(said.contains("errors on record"), warned, "state {state}: {said}");
+    }
+}
+
+#[test]
+fn symbolic_links_are_left_alone_if_asked() {
+    need!(may_mount());
+    let (_dir, image) = image("-t ext4");
+    for (options, follows) in [("rw", true), ("nosymfollow", false), ("nosymfollow,symfollow", true)] {
+        let mounted = Mounted::new(&image, options);
+        let link = mounted.path().join("link");
+        fs::write(mounted.path().join("file"), "content").unwrap();
+        if follows {
+            let _ = symlink("file", &link);
+        }
+        assert_eq!(fs::read(&link).is_ok(), follows, "{options}");
+        assert_eq!(fs::read_link(&link).unwrap(), Path::new("file"));
+        mounted.unmount();
+    }
+}

@@ -20,7 +20,8 @@ use super::previous::{self, Holder};
 use super::{Attach, CommandError, Options, daemon, log};
 use crate::adapter::{Adapter, AdapterOptions, control_remount};
 use crate::mount::{
-    How, LoopDevice, MountRequest, find_mount, mount_as_user, mount_direct, mounts, remount, unmount,
+    How, LoopDevice, MountEntry, MountRequest, find_mount, mount_as_user, mount_direct, mounts, remount,
+    unmount,
 };
 use crate::session::{Session, SessionOptions};
 
@@ -96,24 +97,25 @@ fn absolute(path: &Path) -> Result<PathBuf, CommandError> {
 fn remount_at(dir: &Path, options: &Options) -> Result<(), CommandError> {
     let at = |e: &dyn std::fmt::Display| CommandError::failure(format!("{}: remount: {e}", dir.display()));
     let entry = find_mount(dir).map_err(|e| at(&e))?;
-    if !entry.is_some_and(|e| e.is_ours()) {
+    let Some(entry) = entry.filter(MountEntry::is_ours) else {
         return Err(CommandError::failure(format!("{}: not mounted by extant", dir.display())));
-    }
+    };
+    let flags = options.remount_flags(&entry.options);
     let root = File::open(dir).map_err(|e| at(&e))?;
     let tell = || match control_remount(&root, &options.ext4) {
         Ok(Ok(())) => Ok(()),
         Ok(Err((_, words))) => Err(at(&words)),
         Err(e) => Err(at(&e)),
     };
-    if options.flags.contains(MountFlags::RDONLY) {
-        remount(dir, options.flags).map_err(|e| at(&e))?;
+    if flags.contains(MountFlags::RDONLY) {
+        remount(dir, flags).map_err(|e| at(&e))?;
         tell().inspect_err(|_| {
             // As it was: the kernel must not keep what the server refused.
-            let _ = remount(dir, options.flags - MountFlags::RDONLY);
+            let _ = remount(dir, flags - MountFlags::RDONLY);
         })
     } else {
         tell()?;
-        remount(dir, options.flags).map_err(|e| at(&e))
+        remount(dir, flags).map_err(|e| at(&e))
     }
 }
 
@@ -215,8 +217,14 @@ pub(super) fn open(
     };
     let mut journal_device: Option<Arc<dyn BlockDevice>> = None;
     if let Some(path) = &ext4.journal_path {
-        let file = open_device(path, !ext4.read_only, None)
-            .map_err(|e| CommandError::failure(format!("{}: {e}", path.display())))?;
+        let failed = |e: OpenError| CommandError::failure(format!("{}: {e}", path.display()));
+        let file = match open_device(path, !ext4.read_only || recover_on_device, None) {
+            Err(OpenError::Io { .. }) if ext4.read_only => open_device(path, false, None).map_err(failed)?,
+            other => other.map_err(failed)?,
+        };
+        if recover_on_device && file.is_read_only() {
+            refuse_unclean(image, &*device, &ext4, "its journal's device is write-protected")?;
+        }
         files.push(Arc::clone(&file));
         journal_device = Some(file);
     }
@@ -247,14 +255,23 @@ fn refuse_unclean_and_protected(
     let protected = |path: &Path| {
         is_block_device(path) && File::open(path).and_then(extant_sys::blkdev::is_read_only).unwrap_or(false)
     };
+    if protected(image) { refuse_unclean(image, device, ext4, "it is write-protected") } else { Ok(()) }
+}
+
+/// Refuses a filesystem that needs recovery, without `noload`: `why` it cannot be recovered.
+fn refuse_unclean(
+    image: &Path,
+    device: &dyn BlockDevice,
+    ext4: &MountOptions,
+    why: &str,
+) -> Result<(), CommandError> {
     let mut bytes = [0; 1024];
-    if ext4.noload || !protected(image) || device.read_at(1024, &mut bytes).is_err() {
+    if ext4.noload || device.read_at(1024, &mut bytes).is_err() {
         return Ok(());
     }
     match Superblock::read(&bytes) {
         Ok(sb) if sb.features().incompat.contains(Incompat::RECOVER) => Err(CommandError::failure(format!(
-            "mount: {0}: cannot mount {0} read-only: its journal needs recovery and it is write-protected; `noload` \
-             mounts it as it is",
+            "mount: {0}: cannot mount {0} read-only: its journal needs recovery and {why}; `noload` mounts it as it is",
             image.display()
         ))),
         _ => Ok(()),

@@ -2,6 +2,7 @@
 //!
 //! ext4's are parsed by [`extant::MountOptions`]; here they are only told apart.
 
+use extant::AtimePolicy;
 use rustix::mount::MountFlags;
 
 use super::CommandError;
@@ -70,13 +71,50 @@ impl Default for Options {
 
 /// Options of mount(8), fstab(5) and systemd that concern others. Accepted and dropped.
 const DROPPED: &[&str] = &[
-    "defaults", "auto", "noauto", "user", "nouser", "users", "nousers", "owner", "noowner", "group",
-    "nogroup", "nofail", "_netdev", "loop", "suid", "dev", "exec", "async", "silent", "loud", "mand",
+    "defaults",
+    "auto",
+    "noauto",
+    "user",
+    "nouser",
+    "users",
+    "nousers",
+    "owner",
+    "noowner",
+    "group",
+    "nogroup",
+    "nofail",
+    "_netdev",
+    "loop",
+    "suid",
+    "dev",
+    "exec",
+    "symfollow",
+    "async",
+    "silent",
+    "loud",
+    "mand",
     "nomand",
 ];
 
 /// The same with a value.
 const DROPPED_WITH_VALUE: &[&str] = &["comment", "uhelper", "helper", "loop", "subtype", "fsname", "user"];
+
+/// Why there is no `context=`.
+const SELINUX: &str = "`context=`, `fscontext=`, `defcontext=`, `rootcontext=`, `seclabel`: a label for the whole mount is not \
+     supported; SELinux's labels are the files' own (security.selinux)";
+
+/// What says when access times change.
+const ATIME_FLAGS: MountFlags =
+    MountFlags::NOATIME.union(MountFlags::RELATIME).union(MountFlags::STRICTATIME);
+
+/// The kernel's word for what the server does.
+fn atime_flag(policy: AtimePolicy) -> MountFlags {
+    match policy {
+        AtimePolicy::Noatime => MountFlags::NOATIME,
+        AtimePolicy::Relatime => MountFlags::RELATIME,
+        AtimePolicy::Strictatime => MountFlags::STRICTATIME,
+    }
+}
 
 impl Options {
     /// Sorts comma-separated options; later words win. Unknown words are taken for ext4's, whose parser refuses them.
@@ -86,8 +124,33 @@ impl Options {
             options.word(word)?;
         }
         // Refuses what nobody knows before anything is touched.
-        extant::MountOptions::parse(&options.ext4).map_err(|e| CommandError::usage(e.to_string()))?;
+        let ext4 =
+            extant::MountOptions::parse(&options.ext4).map_err(|e| CommandError::usage(e.to_string()))?;
+        if options.names_atime() {
+            options.flags |= atime_flag(ext4.atime);
+        }
         Ok(options)
+    }
+
+    /// The flags for a remount of what is mounted with the options `now` (of /proc/self/mountinfo): about access times the server
+    /// keeps what no word changes, and the kernel must say the same.
+    pub(super) fn remount_flags(&self, now: &str) -> MountFlags {
+        let is = |word: &str| now.split(',').any(|w| w == word);
+        let now = match (is("noatime"), is("relatime")) {
+            (true, _) => "noatime",
+            (false, true) => "relatime",
+            (false, false) => "strictatime",
+        };
+        match extant::MountOptions::parse(&format!("{now},{}", self.ext4)) {
+            Ok(ext4) if self.names_atime() => (self.flags - ATIME_FLAGS) | atime_flag(ext4.atime),
+            _ => self.flags,
+        }
+    }
+
+    fn names_atime(&self) -> bool {
+        const WORDS: [&str; 6] =
+            ["noatime", "atime", "relatime", "norelatime", "strictatime", "nostrictatime"];
+        self.ext4.split(',').any(|word| WORDS.contains(&word))
     }
 
     fn word(&mut self, word: &str) -> Result<(), CommandError> {
@@ -118,6 +181,8 @@ impl Options {
             "nosuid" => self.flags |= MountFlags::NOSUID,
             "nodev" => self.flags |= MountFlags::NODEV,
             "noexec" => self.flags |= MountFlags::NOEXEC,
+            "nosymfollow" => self.flags |= MountFlags::NOSYMFOLLOW,
+            "seclabel" => return Err(CommandError::usage(SELINUX)),
             _ => self.ext4_word(word),
         }
         Ok(())
@@ -130,10 +195,8 @@ impl Options {
             "rw" => self.flags -= MountFlags::RDONLY,
             "sync" => self.flags |= MountFlags::SYNCHRONOUS,
             "dirsync" => self.flags |= MountFlags::DIRSYNC,
-            "noatime" => self.flags |= MountFlags::NOATIME,
             "nodiratime" => self.flags |= MountFlags::NODIRATIME,
-            "relatime" => self.flags |= MountFlags::RELATIME,
-            "strictatime" => self.flags |= MountFlags::STRICTATIME,
+            "diratime" => self.flags -= MountFlags::NODIRATIME,
             _ => {}
         }
         self.push(word);
@@ -144,6 +207,7 @@ impl Options {
             "suid" => self.flags -= MountFlags::NOSUID,
             "dev" => self.flags -= MountFlags::NODEV,
             "exec" => self.flags -= MountFlags::NOEXEC,
+            "symfollow" => self.flags -= MountFlags::NOSYMFOLLOW,
             "async" => {
                 self.flags -= MountFlags::SYNCHRONOUS;
                 self.push(word);
@@ -173,6 +237,9 @@ impl Options {
             "readers" => self.readers = value.parse().ok().filter(|n| *n <= 256).ok_or_else(bad)?,
             "offset" => self.offset = Some(value.parse().map_err(|_| bad())?),
             "partition" => self.partition = Some(value.parse().map_err(|_| bad())?),
+            "context" | "fscontext" | "defcontext" | "rootcontext" => {
+                return Err(CommandError::usage(SELINUX));
+            }
             _ if DROPPED_WITH_VALUE.contains(&name) => {}
             _ => self.push(word),
         }

@@ -85,11 +85,12 @@ fn options(request: &MountRequest) -> io::Result<String> {
     if request.allow_other {
         list.push_str(",allow_other");
     }
-    const WORDS: [(MountFlags, &str); 6] = [
+    const WORDS: [(MountFlags, &str); 7] = [
         (MountFlags::RDONLY, "ro"),
         (MountFlags::NOSUID, "nosuid"),
         (MountFlags::NODEV, "nodev"),
         (MountFlags::NOEXEC, "noexec"),
+        (MountFlags::NOSYMFOLLOW, "nosymfollow"),
         (MountFlags::NOATIME, "noatime"),
         (MountFlags::SYNCHRONOUS, "sync"),
     ];

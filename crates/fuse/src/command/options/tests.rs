@@ -56,3 +56,40 @@ fn the_kernel_checks_permissions_always() {
     let error = Options::parse("nodefault_permissions").unwrap_err();
     assert!(error.reason.contains("nodefault_permissions"), "{}", error.reason);
 }
+
+/// Whatever contradicts itself, the kernel says what the server does: the last word.
+#[test]
+fn the_last_word_about_access_times_counts_on_both_sides() {
+    use extant::AtimePolicy::{self, Noatime, Relatime, Strictatime};
+    let cases: [(&str, AtimePolicy, MountFlags); 8] = [
+        ("noatime,relatime", Relatime, MountFlags::RELATIME),
+        ("relatime,noatime", Noatime, MountFlags::NOATIME),
+        ("strictatime,noatime", Noatime, MountFlags::NOATIME),
+        ("noatime,strictatime", Strictatime, MountFlags::STRICTATIME),
+        ("noatime,atime", Relatime, MountFlags::RELATIME),
+        ("strictatime,nostrictatime", Relatime, MountFlags::RELATIME),
+        ("noatime,nostrictatime", Noatime, MountFlags::NOATIME),
+        ("strictatime,norelatime", Strictatime, MountFlags::STRICTATIME),
+    ];
+    for (list, policy, flags) in cases {
+        let o = Options::parse(list).unwrap();
+        assert_eq!((o.flags, extant::MountOptions::parse(&o.ext4).unwrap().atime), (flags, policy), "{list}");
+    }
+    assert_eq!(Options::parse("nodiratime,diratime").unwrap().flags, MountFlags::empty());
+    let remount = |now, list| Options::parse(list).unwrap().remount_flags(now);
+    assert_eq!(remount("rw,noatime", "remount,atime"), MountFlags::RELATIME);
+    assert_eq!(remount("rw,noatime", "remount,nostrictatime"), MountFlags::NOATIME);
+    assert_eq!(remount("rw", "remount,norelatime"), MountFlags::STRICTATIME);
+    assert_eq!(remount("rw,noatime", "remount,ro"), MountFlags::RDONLY, "the kernel keeps it by itself");
+}
+
+#[test]
+fn symbolic_links_may_be_left_alone_and_labels_of_a_mount_are_refused() {
+    let o = Options::parse("nosymfollow").unwrap();
+    assert_eq!((o.flags, o.ext4.as_str()), (MountFlags::NOSYMFOLLOW, ""));
+    assert_eq!(Options::parse("nosymfollow,symfollow").unwrap().flags, MountFlags::empty());
+    for word in ["context=system_u:object_r:tmp_t:s0", "fscontext=x", "rootcontext=\"a:b,c\"", "seclabel"] {
+        let reason = Options::parse(word).unwrap_err().reason;
+        assert!(reason.contains("SELinux"), "{word}: {reason}");
+    }
+}
