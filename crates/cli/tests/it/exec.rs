@@ -1,9 +1,11 @@
 //! `extant exec`, as a user without any right.
 
+use std::io::{BufRead as _, BufReader};
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
-use extant_testkit::{Scratch, oracle, scratch};
+use extant_testkit::{Scratch, env, oracle, scratch};
+use rustix::process::Signal;
 
 /// Runs `extant exec` with these arguments as nobody, with a FUSE device that nobody may open. `None` where that is not to be
 /// had.
@@ -101,4 +103,38 @@ fn without_it_foreign_ids_are_refused() {
     };
     assert_eq!(output.status.code(), Some(7), "{}", String::from_utf8_lossy(&output.stderr));
     assert_eq!(String::from_utf8_lossy(&output.stdout), "0:0\n");
+}
+
+/// Signals that ask it to end go to the command; the mount ends in order.
+#[test]
+fn a_signal_ends_the_command_and_leaves_the_image_clean() {
+    need!(env::root(), env::fuse(), env::tools(&["e2fsck"]));
+    let handled = "trap 'exit 5' TERM; echo started; read line";
+    for (signal, last, status) in [
+        (Signal::TERM, "echo started; exec cat", 128 + 15),
+        (Signal::HUP, "echo started; exec cat", 128 + 1),
+        (Signal::TERM, handled, 5),
+    ] {
+        let scratch = scratch();
+        let image = image(&scratch);
+        let tmp = scratch.join("tmp");
+        std::fs::create_dir(&tmp).unwrap();
+        let script = format!("echo content >$EXTANT_ROOT/file; {last}");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_extant"));
+        command.arg("exec").arg(&image).args(["--", "sh", "-c", &script]).env("TMPDIR", &tmp);
+        let mut child = oracle::start(command.stdin(Stdio::piped()).stdout(Stdio::piped())).unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        assert_eq!(line, "started\n");
+        let stdin = child.stdin.take();
+        let pid = rustix::process::Pid::from_raw(child.id().cast_signed()).unwrap();
+        rustix::process::kill_process(pid, signal).unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(status), "{signal:?} {last}");
+        drop(stdin);
+        assert_eq!(std::fs::read_dir(&tmp).unwrap().count(), 0, "no folder is left");
+        oracle::assert_clean(&image);
+        let info = crate::run::ok(&[&"info", &image, &"--json"]).json();
+        assert_eq!(info["needs_recovery"], false);
+        assert_eq!(crate::run::ok(&[&"cat", &image, &"/file"]).text(), "content\n");
+    }
 }

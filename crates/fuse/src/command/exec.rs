@@ -4,9 +4,15 @@
 //! command, unmounts, and passes its status on. Nobody else sees the mount.
 
 use std::ffi::OsString;
+use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitStatus};
+
+use extant_sync::{Arc, Mutex, Rank};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use signal_hook::consts::{SIGHUP, SIGTERM};
 
 use super::fakeroot::{self, Answerer};
 use super::{CommandError, Options, log, mount};
@@ -31,8 +37,8 @@ pub struct ExecArgs {
 const ROOT: &str = "EXTANT_ROOT";
 
 /// Runs a command in a namespace where the image is mounted at `$EXTANT_ROOT`; returns its exit status (128 and the
-/// signal's number if a signal ended it). The image is clean when it returns. Must be called while the process has one
-/// thread.
+/// signal's number if a signal ended it). SIGTERM and SIGHUP are passed on to it. The image is clean when it returns. Must be
+/// called while the process has one thread.
 pub fn exec(args: &ExecArgs) -> Result<u8, CommandError> {
     let options = Options::parse(&args.options.join(","))?;
     let Some((program, rest)) = args.command.split_first() else {
@@ -43,6 +49,7 @@ pub fn exec(args: &ExecArgs) -> Result<u8, CommandError> {
     // Root has all ids, and makes no user namespace.
     let fakeroot = args.fakeroot && !rustix::process::geteuid().is_root();
     enter_namespace().map_err(|e| CommandError::system(e.to_string()))?;
+    let asked = Asked::listen()?;
     log::start(if options.trace { tracing::Level::TRACE } else { tracing::Level::WARN });
     let dir = Directory::new()?;
     let fs = mount::open(&image, &options, Some(&dir.0))?.fs;
@@ -60,7 +67,7 @@ pub fn exec(args: &ExecArgs) -> Result<u8, CommandError> {
         std::thread::scope(|scope| {
             let server = scope.spawn(|| session.run(&adapter));
             // The terminal's signals are for the command; this process must outlive it.
-            let run = || Command::new(program).args(rest).env(ROOT, &dir.0).status();
+            let run = || asked.run(Command::new(program).args(rest).env(ROOT, &dir.0));
             let status = ignoring_signals(|| if fakeroot { trapped(&adapter, &dir.0, run) } else { run() });
             // What the command has left running may still use it; the mount ends with the last user.
             unmount(&dir.0, false).or_else(|_| unmount(&dir.0, true))?;
@@ -101,6 +108,56 @@ fn trapped<R: Send>(
         answering.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         result
     })
+}
+
+/// SIGTERM and SIGHUP: the command is asked to end, not this process, which has to unmount.
+struct Asked(Arc<Mutex<Running>>);
+
+/// What is known of the command.
+#[derive(Default)]
+struct Running {
+    command: Option<OwnedFd>,
+    /// A signal that came before it ran.
+    early: Option<i32>,
+}
+
+impl Asked {
+    /// Takes the signals from now on, until this process ends.
+    fn listen() -> Result<Self, CommandError> {
+        let failed = |e: std::io::Error| CommandError::system(format!("signals: {e}"));
+        let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGHUP]).map_err(failed)?;
+        let state = Arc::new(Mutex::new(Rank::LEAF, Running::default()));
+        let of_thread = Arc::clone(&state);
+        let thread = extant_sync::thread::Builder::new().name("signals".into());
+        let spawned = thread.spawn(move || {
+            for signal in signals.forever() {
+                let mut running = of_thread.lock();
+                match (&running.command, Signal::from_named_raw(signal)) {
+                    // Ended already: then it is being unmounted.
+                    (Some(command), Some(signal)) => drop(pidfd_send_signal(command, signal)),
+                    _ => running.early = Some(signal),
+                }
+            }
+        });
+        spawned.map_err(failed)?;
+        Ok(Self(state))
+    }
+
+    /// Runs the command to its end; not at all if a signal came before.
+    fn run(&self, command: &mut Command) -> std::io::Result<ExitStatus> {
+        let mut child = {
+            let mut running = self.0.lock();
+            if let Some(signal) = running.early {
+                return Ok(ExitStatus::from_raw(signal));
+            }
+            let child = command.spawn()?;
+            // Nobody has waited for it yet, so the number is its own.
+            let pid = Pid::from_raw(child.id().cast_signed()).ok_or(Errno::SRCH)?;
+            running.command = Some(pidfd_open(pid, PidfdFlags::empty())?);
+            child
+        };
+        child.wait()
+    }
 }
 
 /// Keeps interrupts of the terminal from ending this process while `f` runs.
