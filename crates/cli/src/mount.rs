@@ -11,9 +11,9 @@ use crate::fail::{Failure, Outcome};
 
 /// Mount an image on a directory (FUSE). Returns once the mount is ready
 #[derive(clap::Args, Debug)]
+#[command(after_help = mount_help())]
 pub(crate) struct MountArgs {
-    /// Mount options, separated by commas: ext4's, mount(8)'s, and allow_other, default_permissions,
-    /// writeback_cache, attach=auto|loop|plain, readers=N, pin, offset=BYTES, partition=NUMBER, trace
+    /// Mount options, separated by commas, see below; of two that contradict each other the last one counts
     #[arg(short, value_name = "OPTIONS")]
     options: Vec<String>,
     /// Stay in the foreground; end with status 0 only after the image is clean
@@ -26,6 +26,50 @@ pub(crate) struct MountArgs {
     image: PathBuf,
     /// Directory to mount on
     dir: PathBuf,
+}
+
+/// What `mount` takes and promises, for `--help` and the manual.
+const MOUNT_HELP: &str = "\
+What is durable when the server is killed or the machine stops: fsync(2), fdatasync(2), O_SYNC and O_DSYNC on every kind of mount.
+sync(2) and syncfs(2) only on a block device, and on an image file that root mounts, which goes on a loop device. On an image file
+mounted plainly (attach=plain, by a user, or by `extant exec`) the kernel answers sync(2) by itself: there only fsync is durable.
+
+Options of the mount:
+  ro, rw, remount              an image file mounted ro stays as it is; a block device is recovered first
+  allow_other, noallow_other   others than who mounts may enter (default: if root mounts)
+  default_permissions, nodefault_permissions
+                               the kernel checks modes and ACLs (default)
+  writeback_cache, nowriteback_cache
+                               the kernel collects small writes (default: no)
+  attach=auto|loop|plain       how an image file is mounted: on a loop device, or plainly
+  offset=BYTES, partition=N    where in the image the filesystem is
+  transport=dev|uring          how requests come: from /dev/fuse (default), or by io_uring
+  readers=N, pin               threads that read requests (default: one per processor); pinned to processors
+  trace                        every request to the log
+  nosuid, nodev, noexec, nosymfollow, sync, dirsync, noatime, relatime, strictatime, nodiratime, lazytime
+                               as of mount(8)
+
+Options of ext4, as of ext4(5):
+  noload, norecovery           do not replay the journal (with ro)
+  sb=N                         the superblock at N KiB
+  journal_path=PATH            the external journal
+  data=ordered|writeback|journal, commit=SECONDS, barrier[=0|1], nobarrier, data_err=abort|ignore
+  errors=continue|remount-ro|panic
+  acl, noacl, user_xattr, nouser_xattr, grpid, nogrpid, resuid=N, resgid=N
+  usrquota, grpquota, prjquota, noquota, usrjquota=FILE, grpjquota=FILE, jqfmt=vfsv0|vfsv1
+  discard, nodiscard, auto_da_alloc, noauto_da_alloc, stripe=N, init_itable[=N], noinit_itable
+  minixdf, bsddf, max_dir_size_kb=N, inode_readahead_blks=N, mbcache, nombcache
+  dax[=inode|always|never], dax_switch=live|deferred (Extant's own)
+  cache_size=BYTES             caches together (Extant's own; suffixes k, m, g)
+
+Accepted, without effect:
+";
+
+/// [`MOUNT_HELP`], with every word that changes nothing.
+fn mount_help() -> String {
+    let width = 27;
+    let words = extant::WITHOUT_EFFECT.iter().map(|(word, why)| format!("  {word:<width$}  {why}\n"));
+    MOUNT_HELP.to_owned() + &words.collect::<String>()
 }
 
 /// Unmount a directory. Returns once the image is clean

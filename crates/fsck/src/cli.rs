@@ -7,11 +7,12 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-/// What the command does, in the words of `--help`.
-pub const USAGE: &str = "\
-usage: extant fsck [-n] [-f] [--json] [-b SUPERBLOCK] [-B BLOCKSIZE] [-j JOURNAL]
-           [--offset BYTES | --partition NUMBER] [--force-read] IMAGE
+/// How the command is called.
+pub const SYNOPSIS: &str = "extant fsck [-n] [-f] [--json] [-b SUPERBLOCK] [-B BLOCKSIZE] [-j JOURNAL]
+           [--offset BYTES | --partition NUMBER] [--force-read] IMAGE";
 
+/// What it does.
+pub const HELP: &str = "\
 Checks the ext2, ext3 or ext4 filesystem in IMAGE and changes nothing.
 
   -n            answer no to everything (always so: nothing is repaired)
@@ -69,11 +70,11 @@ pub fn run(args: impl IntoIterator<Item = OsString>, out: &mut dyn Write, err: &
     let request = match parse(args) {
         Ok(Some(request)) => request,
         Ok(None) => {
-            let _ = out.write_all(USAGE.as_bytes());
+            let _ = writeln!(out, "usage: {SYNOPSIS}\n\n{}", HELP.trim_end());
             return 0;
         }
         Err(message) => {
-            let _ = writeln!(err, "extant fsck: {message}\n{USAGE}");
+            let _ = writeln!(err, "extant fsck: {message}\nusage: {SYNOPSIS}\n\n{}", HELP.trim_end());
             return 16;
         }
     };

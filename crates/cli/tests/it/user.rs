@@ -109,6 +109,17 @@ fn every_command_explains_itself() {
     for name in ["extant.1", "extant-mkfs.1", "extant-fsck.1", "extant-exec.1"] {
         assert!(std::fs::read_to_string(dir.join(name)).unwrap().contains("extant"), "{name}");
     }
+    let page = |name| std::fs::read_to_string(dir.join(name)).unwrap().replace("\\-", "-");
+    let fsck = page("extant-fsck.1");
+    for word in ["-j JOURNAL", "--offset BYTES", "--partition NUMBER", "Exit status", "4 errors"] {
+        assert!(fsck.contains(word), "fsck: {word}");
+    }
+    let mount = page("extant-mount.1");
+    let words = ["transport=", "journal_path=", "data=ordered", "errors=", "there only fsync is durable"];
+    let without_effect = extant::WITHOUT_EFFECT.iter().map(|(word, _)| *word);
+    for word in words.into_iter().chain(without_effect) {
+        assert!(mount.contains(word), "mount: {word}");
+    }
     for shell in ["bash", "zsh", "fish"] {
         assert!(ok(&[&"completions", &shell]).text().contains("import"), "{shell}");
     }
