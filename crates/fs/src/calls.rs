@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use extant_format::inode::{FileType, I_BLOCK_SIZE, InodeFlags};
-use extant_format::{Lblk, Tid};
+use extant_format::{Lblk, Superblock, Tid};
 use extant_journal::Flushed;
 use extant_map::Run;
 use extant_sync::atomic::Ordering;
@@ -175,10 +175,10 @@ impl Filesystem {
         self.sb.lock().label().to_vec()
     }
 
-    /// Changes the label: at most 16 bytes.
+    /// Changes the label, at most 16 bytes, in the superblock and its copies.
     ///
     /// # Errors
-    /// `Invalid`, `NotPermitted`; the journal's errors.
+    /// `Invalid`, `NotPermitted`; the journal's and the device's errors.
     pub fn set_label(&self, label: &[u8], cred: &Credentials) -> Result<()> {
         let _write = self.begin_write()?;
         if !cred.has(crate::cred::Caps::SYS_ADMIN) {
@@ -195,6 +195,27 @@ impl Filesystem {
         let tid = handle.finish()?;
         self.settle(tid, true)?;
         // Programs like blkid read it from the device while it is mounted.
-        Ok(self.journal.checkpoint_all()?)
+        self.journal.checkpoint_all()?;
+        self.label_backups(label)
+    }
+
+    /// Puts the label into the copies of the superblock, as tune2fs and the kernel do; the rest of each stays. One that is damaged
+    /// stays as it is.
+    fn label_backups(&self, label: &[u8]) -> Result<()> {
+        for group in self.geo.super_groups().filter(|group| group.0 != 0) {
+            let Some(at) = self.geo.super_offset(group) else { continue };
+            let mut bytes = [0; 1024];
+            self.device.read_at(at, &mut bytes)?;
+            match Superblock::read(&bytes) {
+                Ok(mut backup) if backup.uuid() == self.sb.lock().uuid() => {
+                    // The length was checked.
+                    let _ = backup.set_label(label);
+                    self.device.write_at(at, &backup.encode())?;
+                }
+                Ok(_) => tracing::warn!("group {group}: the copy of the superblock is another filesystem's"),
+                Err(e) => tracing::warn!("group {group}: the copy of the superblock is damaged: {e}"),
+            }
+        }
+        Ok(self.device.flush()?)
     }
 }

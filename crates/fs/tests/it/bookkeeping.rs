@@ -8,7 +8,7 @@ use extant::{Credentials, Filesystem, NewInode, Setup};
 use extant_device::OpenOptions;
 use extant_testkit::env::{kernel_mounts, scratch};
 use extant_testkit::kernel::KernelMount;
-use extant_testkit::oracle::{assert_clean, command, files_on_a_mount, mke2fs_with, run_ok};
+use extant_testkit::oracle::{self, assert_clean, command, files_on_a_mount, mke2fs_with, run_ok};
 
 /// `dumpe2fs -h` by field.
 fn header(image: &Path) -> BTreeMap<String, String> {
@@ -114,4 +114,32 @@ fn as_the_kernel_keeps_it() {
         let mounted = a.get("Last mounted on").map(String::as_str);
         assert_eq!(mounted, Some("/somewhere"), "{args}");
     }
+}
+
+/// tune2fs and the kernel put a label into every copy of the superblock; the rest of the copies stays.
+#[test]
+fn a_label_is_in_every_copy_of_the_superblock() {
+    need!(extant_testkit::env::tools(&["mke2fs", "e2fsck", "tune2fs"]));
+    let dir = scratch();
+    let (image, theirs) = (dir.join("image"), dir.join("theirs"));
+    oracle::mke2fs(&image, 64 << 20, "-t ext4 -b 1024 -L before");
+    std::fs::copy(&image, &theirs).unwrap();
+    oracle::tune2fs(&theirs, "-L after");
+    let fs = crate::support::open_rw(&image);
+    fs.set_label(b"after", &extant::Credentials::root()).unwrap();
+    let copy = |image: &Path, group: u64| {
+        let mut bytes = vec![0; 1024];
+        let file = std::fs::File::open(image).unwrap();
+        std::os::unix::fs::FileExt::read_exact_at(&file, &mut bytes, (1 + group * 8192) * 1024).unwrap();
+        extant_format::Superblock::read(&bytes).unwrap()
+    };
+    for group in [1, 3, 5, 7] {
+        assert_eq!(copy(&image, group).label(), b"after", "group {group}, while it is mounted");
+        assert_eq!(copy(&theirs, group).label(), b"after", "group {group} of tune2fs");
+        let features = copy(&image, group).features();
+        assert!(group == 1 || !features.incompat.contains(extant_format::Incompat::RECOVER), "group {group}");
+    }
+    fs.unmount().unwrap();
+    drop(fs);
+    assert_clean(&image);
 }
