@@ -71,7 +71,7 @@ impl Args {
 }
 
 /// Reads a number of bytes as fallocate(1) does.
-fn bytes(text: &str) -> Result<u64, String> {
+pub(crate) fn bytes(text: &str) -> Result<u64, String> {
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, suffix) = text.split_at(digits);
     let number: u64 = number.parse().map_err(|_| format!("{text}: not a number of bytes"))?;

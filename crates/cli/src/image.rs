@@ -37,7 +37,7 @@ pub(crate) struct ReadArgs {
     force_read: bool,
     /// Read it as it is, without what its journal holds; an external journal is not needed then
     #[arg(long)]
-    noload: bool,
+    pub(crate) noload: bool,
 }
 
 impl ReadArgs {

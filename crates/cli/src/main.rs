@@ -10,6 +10,7 @@
 //! | `xattr` | `xattr` |
 //! | `transfer`, `copy` | `get`, `put`, `import`, `export` |
 //! | `filefrag`, `defrag`, `fallocate` | where files are on the device, and changing that; on an image or on a mount (`onmount`) |
+//! | `quota` | usage and limits of users, groups, projects; on an image or on a mount |
 //! | `manual` | `completions`, `man` |
 //! | `image`, `volume` | opening an image; paths in it |
 //! | `fail`, `show` | messages; how numbers, times and names are printed |
@@ -32,6 +33,7 @@ mod mkfs;
 mod mount;
 mod onmount;
 mod out;
+mod quota;
 mod show;
 mod transfer;
 mod volume;
@@ -80,6 +82,7 @@ enum Command {
     Filefrag(filefrag::Args),
     Defrag(defrag::Args),
     Fallocate(fallocate::Args),
+    Quota(quota::Args),
     Completions(manual::CompletionsArgs),
     Man(manual::ManArgs),
 }
@@ -153,6 +156,7 @@ fn run(command: Command) -> Outcome {
         Command::Filefrag(args) => filefrag::run(&args),
         Command::Defrag(args) => defrag::run(&args),
         Command::Fallocate(args) => fallocate::run(&args),
+        Command::Quota(args) => quota::run(&args),
         Command::Completions(args) => manual::completions(&args),
         Command::Man(args) => manual::man(&args),
     }

@@ -82,6 +82,7 @@ mod paths;
 #[cfg(all(test, not(feature = "shuttle")))]
 mod pressed;
 mod quota;
+mod quota_admin;
 mod quota_file;
 mod quota_visible;
 mod recovery;
@@ -123,6 +124,7 @@ pub use options::{
 };
 pub use paths::{File, ListedEntry, MAX_LINKS, OpenOptions, Paths, ReadDir};
 pub use quota::QuotaLimits;
+pub use quota_admin::QuotaGrace;
 pub use rename::RenameFlags;
 pub use state::ShutdownMode;
 pub use time::{Clock, SystemClock, system_time, timestamp};

@@ -24,7 +24,7 @@ use extant_format::quota::{
 };
 use extant_format::{Ino, RoCompat};
 use extant_journal::{Buf, Handle};
-use extant_sync::atomic::{AtomicBool, Ordering};
+use extant_sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use extant_sync::{Mutex, Rank};
 use rustc_hash::FxHashMap;
 
@@ -68,7 +68,7 @@ pub(crate) struct Kind {
     /// Limits count.
     enforced: AtomicBool,
     /// Grace times in seconds: space, inodes.
-    grace: (u32, u32),
+    pub(crate) grace: (AtomicU32, AtomicU32),
     /// Rank 74.
     pub(crate) tree: Mutex<()>,
     entries: Mutex<FxHashMap<u32, Arc<Entry>>>,
@@ -126,7 +126,7 @@ impl Kind {
             visible,
             revision: info.revision,
             enforced: AtomicBool::new(true),
-            grace: (info.bgrace, info.igrace),
+            grace: (AtomicU32::new(info.bgrace), AtomicU32::new(info.igrace)),
             tree: Mutex::new(Rank::QUOTA_FILE, ()),
             entries: Mutex::new(Rank::LEAF, FxHashMap::default()),
         }
@@ -151,8 +151,8 @@ impl Kind {
 
     fn grace_for(&self, resource: Resource) -> u32 {
         match resource {
-            Resource::Space => self.grace.0,
-            Resource::Inodes => self.grace.1,
+            Resource::Space => self.grace.0.load(Ordering::Relaxed),
+            Resource::Inodes => self.grace.1.load(Ordering::Relaxed),
         }
     }
 }
@@ -461,9 +461,32 @@ impl Filesystem {
         }
     }
 
-    fn with_quota<R>(&self, kind: QuotaKind, id: u32, work: impl FnOnce(&mut EntryState) -> R) -> Result<R> {
+    /// A quota that this mount keeps.
+    pub(crate) fn kept_kind(&self, kind: QuotaKind) -> Result<&Kind> {
         let kept = self.quotas.get().and_then(|q| q.each().map(|(_, k)| k).find(|k| k.kind == kind));
-        let kept = kept.ok_or(Error::NotSupported("quota of this kind"))?;
+        kept.ok_or(Error::NotSupported("quota of this kind"))
+    }
+
+    /// Usage (promises included) and limits of the project that new files below `inode` inherit, if there is one and its limits
+    /// count.
+    pub(crate) fn inherited_project(&self, inode: &Inode) -> Result<Option<Dqblk>> {
+        let Ok(kind) = self.kept_kind(QuotaKind::Project) else { return Ok(None) };
+        if !kind.enforced.load(Ordering::Relaxed) || !inode.flags().contains(InodeFlags::PROJINHERIT) {
+            return Ok(None);
+        }
+        let [_, _, project] = Self::quota_ids(inode);
+        let entry = match kind.cached(project) {
+            Some(entry) => Some(entry),
+            None => self.quota_find(kind, project)?,
+        };
+        Ok(entry.map(|entry| {
+            let state = entry.state.lock_ordered(entry.key);
+            Dqblk { curspace: state.dq.curspace.saturating_add(state.reserved), ..state.dq }
+        }))
+    }
+
+    fn with_quota<R>(&self, kind: QuotaKind, id: u32, work: impl FnOnce(&mut EntryState) -> R) -> Result<R> {
+        let kept = self.kept_kind(kind)?;
         let entry = match kept.cached(id) {
             Some(entry) => entry,
             None => self.noted(self.quota_load(kept, id, None))?,

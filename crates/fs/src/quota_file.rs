@@ -24,7 +24,7 @@ use crate::quota::{Entry, Kind};
 pub(crate) const NEW_BLOCKS: u32 = TREE_LEVELS as u32;
 
 /// A quota file's blocks, to be read, or changed in a handle.
-struct Store<'a> {
+pub(crate) struct Store<'a> {
     fs: &'a Filesystem,
     inode: &'a Inode,
     change: Option<(&'a mut Handle, &'a mut Reservation)>,
@@ -33,11 +33,11 @@ struct Store<'a> {
 }
 
 impl<'a> Store<'a> {
-    fn reading(fs: &'a Filesystem, inode: &'a Inode) -> Self {
+    pub(crate) fn reading(fs: &'a Filesystem, inode: &'a Inode) -> Self {
         Self { fs, inode, change: None, read: FxHashMap::default() }
     }
 
-    fn changing(
+    pub(crate) fn changing(
         fs: &'a Filesystem,
         inode: &'a Inode,
         handle: &'a mut Handle,
@@ -136,7 +136,7 @@ impl Filesystem {
         self.finish(handle, made, &kind.inode)
     }
 
-    fn quota_find(&self, kind: &Kind, id: u32) -> Result<Option<Arc<Entry>>> {
+    pub(crate) fn quota_find(&self, kind: &Kind, id: u32) -> Result<Option<Arc<Entry>>> {
         let _tree = kind.tree.lock();
         let store = Store::reading(self, &kind.inode);
         let mut file = QuotaFile::open_any(store, kind.kind, kind.inode.size())?;

@@ -15,6 +15,7 @@ mod list;
 mod names;
 mod nodes;
 mod open;
+mod quota;
 mod serve;
 
 use std::sync::OnceLock;

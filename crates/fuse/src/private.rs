@@ -7,7 +7,7 @@
 use std::io;
 use std::os::fd::AsFd;
 
-use extant::{FiemapExtent, FiemapFlags, FiemapHow, MoveRange};
+use extant::{Dqblk, FiemapExtent, FiemapFlags, FiemapHow, MoveRange};
 use rustix::io::Errno;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -17,6 +17,9 @@ pub const FIEMAP: u32 = 0xdfd8_45e2;
 pub const FALLOCATE: u32 = 0xc018_45e3;
 /// `_IOWR('E', 0xE4, struct extant_move_ext)`
 pub const MOVE_EXT: u32 = 0xc030_45e4;
+
+/// `_IOWR('E', 0xE5, struct extant_quota)`
+pub const QUOTA: u32 = 0xd220_45e5;
 
 /// Extents that one [`FIEMAP`] has room for.
 pub const FIEMAP_ROOM: usize = 145;
@@ -74,6 +77,127 @@ pub struct MoveExt {
     pub moved_len: u64,
 }
 
+/// What a [`QUOTA`] is to do.
+pub mod quota_op {
+    /// Tell kinds and grace times.
+    pub const LOOK: u32 = 0;
+    /// Tell usage and limits of ids from `id` on, up to `count`.
+    pub const LIST: u32 = 1;
+    /// Tell those of `id`; zeros if there are none.
+    pub const GET: u32 = 2;
+    /// Set the limits of `id` to those of the first entry.
+    pub const SET: u32 = 3;
+    /// Set the grace times.
+    pub const SET_GRACE: u32 = 4;
+}
+
+/// Ids that one [`QUOTA`] has room for.
+pub const QUOTA_ROOM: usize = 64;
+const QUOTA_SIZE: usize = size_of::<QuotaHead>() + size_of::<QuotaEntry>() * QUOTA_ROOM;
+
+/// The head of a [`QUOTA`]; entries follow.
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct QuotaHead {
+    /// [`quota_op`]
+    pub op: u32,
+    /// User 0, group 1, project 2.
+    pub kind: u32,
+    /// The id.
+    pub id: u32,
+    /// Entries wanted, and how many there are in the answer.
+    pub count: u32,
+    /// Seconds for which a soft limit of space may be passed.
+    pub space_grace: u32,
+    /// The same of inodes.
+    pub inodes_grace: u32,
+    /// Answer: the kinds on record, a bit each.
+    pub kinds: u32,
+    /// 0.
+    pub reserved: u32,
+}
+
+/// Usage and limits of one id.
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct QuotaEntry {
+    /// The id.
+    pub id: u32,
+    /// 0.
+    pub reserved: u32,
+    /// Most space in KiB; 0: no limit.
+    pub space_hard: u64,
+    /// Space in KiB above which the grace time runs.
+    pub space_soft: u64,
+    /// Space in use, in bytes.
+    pub space: u64,
+    /// When the grace time of space ends, in seconds since 1970; 0: it does not run.
+    pub space_ends: u64,
+    /// Most inodes.
+    pub inodes_hard: u64,
+    /// Inodes above which the grace time runs.
+    pub inodes_soft: u64,
+    /// Inodes in use.
+    pub inodes: u64,
+    /// When the grace time of inodes ends.
+    pub inodes_ends: u64,
+}
+
+impl QuotaEntry {
+    /// One of the library's.
+    #[must_use]
+    pub fn new(id: u32, dq: &Dqblk) -> Self {
+        Self {
+            id,
+            reserved: 0,
+            space_hard: dq.bhardlimit,
+            space_soft: dq.bsoftlimit,
+            space: dq.curspace,
+            space_ends: dq.btime,
+            inodes_hard: dq.ihardlimit,
+            inodes_soft: dq.isoftlimit,
+            inodes: dq.curinodes,
+            inodes_ends: dq.itime,
+        }
+    }
+
+    /// As the library has it.
+    #[must_use]
+    pub fn dqblk(&self) -> Dqblk {
+        Dqblk {
+            ihardlimit: self.inodes_hard,
+            isoftlimit: self.inodes_soft,
+            curinodes: self.inodes,
+            bhardlimit: self.space_hard,
+            bsoftlimit: self.space_soft,
+            curspace: self.space,
+            btime: self.space_ends,
+            itime: self.inodes_ends,
+        }
+    }
+}
+
+/// One [`QUOTA`] on a file or directory of a mount of ours: the head and its entries, as they go and as they come.
+///
+/// # Errors
+/// `ENOTTY` for a file of another filesystem; `EPERM` without `CAP_SYS_ADMIN` for anything but one's own numbers; those of
+/// [`extant::Filesystem::quota_list`] and its like.
+pub fn quota(
+    file: impl AsFd,
+    head: QuotaHead,
+    limits: QuotaEntry,
+) -> io::Result<(QuotaHead, Vec<QuotaEntry>)> {
+    let mut bytes = [0; QUOTA_SIZE];
+    let (of_head, entries) = bytes.split_at_mut(size_of::<QuotaHead>());
+    of_head.copy_from_slice(head.as_bytes());
+    entries[..size_of::<QuotaEntry>()].copy_from_slice(limits.as_bytes());
+    extant_sys::fuse::exchange::<{ QUOTA }, QUOTA_SIZE>(file, &mut bytes)?;
+    let (head, rest) = QuotaHead::read_from_prefix(&bytes).map_err(|_| io::Error::from(Errno::INVAL))?;
+    let entries = rest.chunks_exact(size_of::<QuotaEntry>()).take(head.count as usize);
+    Ok((head, entries.filter_map(|bytes| QuotaEntry::read_from_bytes(bytes).ok()).collect()))
+}
+
+const _: () = assert!(size_of::<QuotaHead>() == 32 && size_of::<QuotaEntry>() == 72 && QUOTA_SIZE == 4640);
 const _: () = assert!(size_of::<FiemapHead>() == 32 && FIEMAP_SIZE == 8152);
 const _: () = assert!(size_of::<Fallocate>() == 24 && size_of::<MoveExt>() == 48);
 

@@ -14,6 +14,7 @@ mod killed;
 mod look;
 mod mount;
 mod mounted;
+mod quota;
 mod run;
 mod transfer;
 mod tree;

@@ -179,15 +179,10 @@ impl<S: QuotaStore> QuotaFile<S> {
             self.check(at, next)?;
             at = next;
         }
-        self.read_data(at, at, &mut block)?;
-        let revision = self.info.revision;
-        for slot in 0..revision.entries() {
-            let (found, dq) = entry(&block, slot, revision);
-            if found == id && !is_free(&block, slot, revision) {
-                return Ok(Some((EntryPlace { block: at, slot }, dq)));
-            }
+        match self.entry_in(at, id, &mut block)? {
+            None => Err(QuotaError::EntryMissing { block: at, id }.into()),
+            found => Ok(found),
         }
-        Err(QuotaError::EntryMissing { block: at, id }.into())
     }
 
     /// Overwrites the entry at `place`, which [`QuotaFile::find`] or [`QuotaFile::insert`] gave for `id`: one block is
@@ -400,6 +395,56 @@ impl<S: QuotaStore> QuotaFile<S> {
         let mut first = None;
         self.scan(&mut each, |e| first = first.or(Some(e)))?;
         first.map_or(Ok(()), |e| Err(e.into()))
+    }
+
+    /// Up to `most` entries with ids from `from` on, in order of ids.
+    ///
+    /// # Errors
+    /// The store's, or a [`QuotaError`] on the way.
+    pub fn entries_from(&mut self, from: u32, most: usize) -> Result<Vec<(u32, Dqblk)>, S::Error> {
+        let mut found = Vec::new();
+        let mut block = [0; BLOCK_LEN];
+        // A place in the tree, and the id so far. Each leads to ids of its own, and one that has none at the end is an error, so
+        // this ends in a damaged tree too.
+        let mut stack: Vec<(usize, u32, u32)> = alloc::vec![(0, ROOT_BLOCK, 0)];
+        while let Some((level, at, id)) = stack.pop() {
+            if found.len() >= most {
+                break;
+            }
+            if level == TREE_LEVELS {
+                let missing = QuotaError::EntryMissing { block: at, id };
+                found.push((id, self.entry_in(at, id, &mut block)?.ok_or(missing)?.1));
+                continue;
+            }
+            self.store.read(at, &mut block)?;
+            let shift = 8 * (TREE_LEVELS - 1 - level);
+            for n in (0..REFS).rev() {
+                let (next, below) = (reference(&block, n), id | (n as u32) << shift);
+                if next != 0 && below | ((1 << shift) - 1) >= from {
+                    self.check(at, next)?;
+                    stack.push((level + 1, next, below));
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// The entry of `id` in the data block at `at`.
+    fn entry_in(
+        &mut self,
+        at: u32,
+        id: u32,
+        block: &mut Block,
+    ) -> Result<Option<(EntryPlace, Dqblk)>, S::Error> {
+        self.read_data(at, at, block)?;
+        let revision = self.info.revision;
+        for slot in 0..revision.entries() {
+            let (found, dq) = entry(block, slot, revision);
+            if found == id && !is_free(block, slot, revision) {
+                return Ok(Some((EntryPlace { block: at, slot }, dq)));
+            }
+        }
+        Ok(None)
     }
 
     /// Calls `each` for every entry that can be reached, and `bad` for what is wrong on the way; goes on behind it.

@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use extant::{
-    Credentials, Dqblk, Error, Filesystem, FsxAttr, InodeRef, NewInode, QuotaKind, QuotaLimits, SetAttr,
-    WriteFlags,
+    Credentials, Dqblk, Error, Filesystem, FsxAttr, InodeRef, NewInode, QuotaGrace, QuotaKind, QuotaLimits,
+    SetAttr, WriteFlags,
 };
 use extant_testkit::env::{self, Scratch};
 use extant_testkit::{need, oracle};
@@ -208,4 +208,43 @@ fn new_entries_beside_changed_ones() {
     fs.unmount().unwrap();
     drop(fs);
     clean(&image);
+}
+
+/// What is listed is what each was given, in order, from any id on.
+#[test]
+fn ids_are_listed_in_order() {
+    need!(env::tools(&["mke2fs", "e2fsck"]));
+    let (_scratch, image) = image();
+    let fs = open_with(&image, "");
+    let admin = Credentials::root();
+    let ids = [1, 13, 255, 256, 70_000, 1 << 24, u32::MAX];
+    for id in ids {
+        let limits = QuotaLimits { inodes_hard: u64::from(id), ..QuotaLimits::default() };
+        fs.set_quota(QuotaKind::Group, id, limits, &admin).expect("limits");
+    }
+    let listed = |from, most| -> Vec<u32> {
+        let list = fs.quota_list(QuotaKind::Group, from, most).expect("list");
+        assert!(list.iter().all(|(id, dq)| dq.ihardlimit == u64::from(*id)));
+        list.into_iter().map(|(id, _)| id).collect()
+    };
+    assert_eq!(listed(0, usize::MAX), [&[0], &ids[..]].concat());
+    assert_eq!(listed(0, 3), [0, 1, 13]);
+    assert_eq!(listed(14, 2), [255, 256]);
+    assert_eq!(listed(257, 9), [70_000, 1 << 24, u32::MAX]);
+    assert_eq!(listed(u32::MAX, 9), [u32::MAX]);
+    let grace = QuotaGrace { space: 5, inodes: 6 };
+    let refused = fs.set_quota_grace(QuotaKind::Group, grace, &user(5));
+    assert!(matches!(refused, Err(Error::NotPermitted)), "{refused:?}");
+    fs.set_quota_grace(QuotaKind::Group, grace, &admin).expect("grace");
+    fs.unmount().expect("unmount");
+    drop(fs);
+    clean(&image);
+    let fs = open_with(&image, "ro");
+    assert_eq!(
+        fs.quota_grace(QuotaKind::Group).expect("grace"),
+        grace,
+        "kept on disk, read without being kept"
+    );
+    assert_eq!(fs.quota_list(QuotaKind::Group, 0, 2).expect("list").len(), 2);
+    assert_eq!(fs.quota_on_record(), [QuotaKind::User, QuotaKind::Group, QuotaKind::Project]);
 }

@@ -225,6 +225,7 @@ impl Adapter {
             }
             private::FIEMAP => self.fiemap_ioctl(req, &inode, data),
             private::FALLOCATE => self.fallocate_ioctl(req, args.fh, data),
+            private::QUOTA => self.quota_ioctl(req, data),
             private::MOVE_EXT => self.move_ext_ioctl(req, args.fh, data),
             _ => Err(Errno::NOTTY),
         }

@@ -210,8 +210,12 @@ impl Server for Adapter {
         reply.answer_empty(self.do_fsyncdir(req, datasync));
     }
 
-    fn statfs(&self, _: &Request<'_>, reply: Reply<'_, StatfsOut>) {
-        let s = self.fs.statfs();
+    fn statfs(&self, req: &Request<'_>, reply: Reply<'_, StatfsOut>) {
+        let found = self.inode(req.node()).and_then(|inode| self.fs.statfs_at(&inode).map_err(|e| errno(&e)));
+        let s = match found {
+            Ok(stats) => stats,
+            Err(errno) => return reply.error(errno),
+        };
         let st = Kstatfs {
             blocks: s.blocks,
             bfree: s.blocks_free,

@@ -314,18 +314,18 @@ fn microseconds_change(times: *const timeval) -> Result<SetAttr, Errno> {
 interpose! {
     fn statfs[statfs64](path: *const c_char, out: *mut StatFs) -> c_int,
         at route = AT_FDCWD, path => {
-            let Some((fs, _, _)) = inode_at(&mut route, 0, FOLLOW)? else { return Ok(None) };
-            fill_statfs(&fs, out)
+            let Some((fs, inode, _)) = inode_at(&mut route, 0, FOLLOW)? else { return Ok(None) };
+            fill_statfs(&fs, &inode, out)
         };
     fn fstatfs[fstatfs64](fd: c_int, out: *mut StatFs) -> c_int,
-        if is_ours(fd) => fill_statfs(table::get(fd)?.fs(), out);
+        if is_ours(fd) => { let file = table::get(fd)?; fill_statfs(file.fs(), file.inode(), out) };
     fn statvfs[statvfs64](path: *const c_char, out: *mut StatVfs) -> c_int,
         at route = AT_FDCWD, path => {
-            let Some((fs, _, _)) = inode_at(&mut route, 0, FOLLOW)? else { return Ok(None) };
-            fill_statvfs(&fs, out)
+            let Some((fs, inode, _)) = inode_at(&mut route, 0, FOLLOW)? else { return Ok(None) };
+            fill_statvfs(&fs, &inode, out)
         };
     fn fstatvfs[fstatvfs64](fd: c_int, out: *mut StatVfs) -> c_int,
-        if is_ours(fd) => fill_statvfs(table::get(fd)?.fs(), out);
+        if is_ours(fd) => { let file = table::get(fd)?; fill_statvfs(file.fs(), file.inode(), out) };
     fn pathconf(path: *const c_char, name: c_int) -> c_long,
         at route = AT_FDCWD, path => {
             let Some((fs, _, _)) = inode_at(&mut route, 0, FOLLOW)? else { return Ok(None) };
@@ -343,8 +343,8 @@ fn mount_flags(fs: &Filesystem) -> u64 {
     if fs.is_read_only() { libc::ST_RDONLY } else { 0 }
 }
 
-fn fill_statfs(fs: &Filesystem, out: *mut StatFs) -> Answer<c_int> {
-    let s = fs.statfs();
+fn fill_statfs(fs: &Filesystem, inode: &InodeRef, out: *mut StatFs) -> Answer<c_int> {
+    let s = fs.statfs_at(inode)?;
     // SAFETY: a structure of integers.
     let mut to: StatFs = unsafe { std::mem::zeroed() };
     to.f_type = libc::EXT4_SUPER_MAGIC;
@@ -364,8 +364,8 @@ fn fill_statfs(fs: &Filesystem, out: *mut StatFs) -> Answer<c_int> {
     Ok(Some(0))
 }
 
-fn fill_statvfs(fs: &Filesystem, out: *mut StatVfs) -> Answer<c_int> {
-    let s = fs.statfs();
+fn fill_statvfs(fs: &Filesystem, inode: &InodeRef, out: *mut StatVfs) -> Answer<c_int> {
+    let s = fs.statfs_at(inode)?;
     // SAFETY: a structure of integers.
     let mut to: StatVfs = unsafe { std::mem::zeroed() };
     to.f_bsize = s.block_size.into();
