@@ -37,8 +37,7 @@ mounted plainly (attach=plain, by a user, or by `extant exec`) the kernel answer
 Options of the mount:
   ro, rw, remount              an image file mounted ro stays as it is; a block device is recovered first
   allow_other, noallow_other   others than who mounts may enter (default: if root mounts)
-  default_permissions, nodefault_permissions
-                               the kernel checks modes and ACLs (default)
+  default_permissions          the kernel checks modes and ACLs (always)
   writeback_cache, nowriteback_cache
                                the kernel collects small writes (default: no)
   attach=auto|loop|plain       how an image file is mounted: on a loop device, or plainly
