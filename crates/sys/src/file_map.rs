@@ -8,6 +8,8 @@ use std::sync::atomic::AtomicU64;
 
 use rustix::mm::{MapFlags, MsyncFlags, ProtFlags, mmap, msync, munmap};
 
+use crate::MemSlice;
+
 /// A shared mapping of a file by the kernel, unmapped when dropped. An access past the end of the file is SIGBUS.
 pub struct FileMap {
     start: usize,
@@ -48,6 +50,25 @@ impl FileMap {
         // - Inside the mapping (just checked), which lives as long as `self`, and aligned: it starts at a page.
         // - There is no other way to its memory from here than atomic access.
         unsafe { AtomicU64::from_ptr(ptr::with_exposed_provenance_mut(self.start + at)) }
+    }
+
+    /// All of it but for less than eight bytes at the end, for atomic access.
+    #[must_use]
+    pub fn atomic_u64s(&self) -> &[AtomicU64] {
+        // SAFETY:
+        // - Inside the mapping, which lives as long as `self`, and aligned: it starts at a page. Atomics of eight bytes lie without gaps.
+        // - There is no other way to its memory from here than atomic access and copies that tolerate races.
+        unsafe { std::slice::from_raw_parts(ptr::with_exposed_provenance(self.start), self.len / 8) }
+    }
+
+    /// Copies bytes out of the mapping.
+    ///
+    /// # Panics
+    /// When they are not all inside.
+    pub fn copy_out(&self, at: usize, into: &mut [u8]) {
+        // SAFETY: the mapping lives as long as `self`; no plain reference into it is ever made.
+        unsafe { MemSlice::from_raw(ptr::with_exposed_provenance_mut(self.start), self.len) }
+            .copy_to(at, into);
     }
 
     /// msync(2) with MS_SYNC of all of it.

@@ -31,7 +31,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize,
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use rustix::io::Errno;
-use rustix::mm::{Advice, MapFlags, MprotectFlags, ProtFlags, madvise, mmap, mprotect};
+use rustix::mm::{Advice, MapFlags, MprotectFlags, ProtFlags, madvise, mmap, mprotect, munmap};
 use rustix::param::page_size;
 
 use crate::bus::Sent;
@@ -133,13 +133,7 @@ impl UserMap {
     /// last page that a file can have; the system's.
     pub fn new(uffd: &Arc<Uffd>, file: &Arc<MemFile>, id: u64, request: &MapRequest) -> io::Result<Self> {
         let len = request.check(file)?;
-        let flags = if request.shared { MapFlags::SHARED } else { MapFlags::PRIVATE };
-        let hint = ptr::without_provenance_mut(request.hint & !(page_size() - 1));
-        // SAFETY:
-        // - A new mapping; the address is only a hint, so it touches nothing that exists.
-        // - It cannot be accessed.
-        let start = unsafe { mmap(hint, len, ProtFlags::empty(), flags, file, request.offset) }?;
-        let start = start.expose_provenance();
+        let start = map_hidden(file, len, request)?;
         let piece = Piece::new(start..start + len, request.offset, request.protection);
         let pages = Arc::new(UserPages {
             id,
@@ -271,6 +265,20 @@ impl UserMap {
         unsafe { AtomicU64::from_ptr(ptr.cast()) }
     }
 
+    /// `count` times eight bytes from `at` on, for atomic access.
+    ///
+    /// # Panics
+    /// When they are not all inside, or `at` is not a multiple of 8.
+    #[must_use]
+    pub fn atomic_u64s(&self, at: usize, count: usize) -> &[AtomicU64] {
+        let len = count.checked_mul(8).expect("bytes that can be");
+        let ptr = self.atom(at, len, align_of::<AtomicU64>());
+        // SAFETY:
+        // - Inside the mapping and aligned (just checked), which lives as long as `self`; atomics of eight bytes lie without gaps.
+        // - All access is atomic, or a copy that tolerates races.
+        unsafe { std::slice::from_raw_parts(ptr.cast(), count) }
+    }
+
     fn atom(&self, at: usize, len: usize, align: usize) -> *mut u8 {
         assert!(at <= self.len() && len <= self.len() - at, "{len} bytes at {at} of {}", self.len());
         let ptr = self.as_ptr().wrapping_add(at);
@@ -302,6 +310,36 @@ impl Drop for UserMap {
     fn drop(&mut self) {
         self.pages.close();
     }
+}
+
+/// A new mapping of the file that cannot be accessed; its address. A large one lies such that huge pages of the file, and of a device
+/// that it shows in the file's place, can be huge pages of the mapping.
+fn map_hidden(file: &MemFile, len: usize, request: &MapRequest) -> io::Result<usize> {
+    let flags = if request.shared { MapFlags::SHARED } else { MapFlags::PRIVATE };
+    if request.hint == 0
+        && len >= change::HUGE
+        // Where there is no room for that it lies as it may.
+        && let Ok(at) = change::reserve(len, request.offset)
+    {
+        let start = ptr::with_exposed_provenance_mut(at);
+        // SAFETY:
+        // - The addresses were reserved just now, and nobody else knows of them.
+        // - It cannot be accessed.
+        let mapped =
+            unsafe { mmap(start, len, ProtFlags::empty(), flags | MapFlags::FIXED, file, request.offset) };
+        if let Err(error) = mapped {
+            // SAFETY: as above: they are still what was reserved, or nothing's.
+            let _ = unsafe { munmap(start, len) };
+            return Err(error.into());
+        }
+        return Ok(at);
+    }
+    let hint = ptr::without_provenance_mut(request.hint & !(page_size() - 1));
+    // SAFETY:
+    // - A new mapping; the address is only a hint, so it touches nothing that exists.
+    // - It cannot be accessed.
+    let start = unsafe { mmap(hint, len, ProtFlags::empty(), flags, file, request.offset) }?;
+    Ok(start.expose_provenance())
 }
 
 impl MapRequest {

@@ -178,7 +178,8 @@ impl UserPages {
             Err(_) if target == Target::Anywhere => {}
             done => return done,
         }
-        let reserved = reserve(new_len)?;
+        let byte = self.read().inside(&old).next().map_or(0, |piece| piece.file_byte(old.start));
+        let reserved = reserve(new_len, byte)?;
         // SAFETY: the addresses were reserved just now; the caller's promise.
         let moved = unsafe { self.move_to(&old, new_len, reserved) };
         if moved.is_err() {
@@ -281,9 +282,28 @@ fn aligned(range: &Range<usize>) -> io::Result<()> {
     if fine { Ok(()) } else { Err(Errno::INVAL.into()) }
 }
 
-/// Addresses that nothing else will get.
-pub(super) fn reserve(len: usize) -> io::Result<usize> {
+/// Bytes of a huge page.
+pub(super) const HUGE: usize = 2 << 20;
+
+/// Addresses that nothing else will get, for `len` bytes of a file from byte `offset` on, a multiple of the system's page. Where a huge
+/// page fits in, bytes of the file that are a huge page are one of the address space.
+pub(super) fn reserve(len: usize, offset: u64) -> io::Result<usize> {
     let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+    let spare = if len < HUGE { 0 } else { HUGE };
+    let whole = len.checked_add(spare).ok_or(Errno::NOMEM)?;
     // SAFETY: a new mapping at an address of the system's choice touches nothing that exists.
-    Ok(unsafe { mmap_anonymous(ptr::null_mut(), len, ProtFlags::empty(), flags) }?.expose_provenance())
+    let base =
+        unsafe { mmap_anonymous(ptr::null_mut(), whole, ProtFlags::empty(), flags) }?.expose_provenance();
+    if spare == 0 {
+        return Ok(base);
+    }
+    let before = (offset as usize).wrapping_sub(base) % HUGE;
+    let start = base + before;
+    for (at, len) in [(base, before), (start + len, spare - before)] {
+        if len > 0 {
+            // SAFETY: a part of what was mapped just now, which nobody else knows of.
+            unsafe { munmap(ptr::with_exposed_provenance_mut(at), len) }?;
+        }
+    }
+    Ok(start)
 }

@@ -1,5 +1,7 @@
 //! Mappings, with a test in the place of the handler.
 
+mod aligned;
+
 use std::io;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
@@ -498,7 +500,7 @@ fn a_moved_mapping_keeps_its_faults() {
     map.pages().install(0..4, false).expect("install");
     let base = map.as_ptr().addr();
     // Something that is in its way when it grows, so that it must move.
-    let place = super::change::reserve(64 * PAGE).expect("addresses");
+    let place = super::change::reserve(64 * PAGE, 0).expect("addresses");
     // SAFETY: the addresses were reserved just now.
     let there =
         unsafe { map.pages().remap(base..base + 4 * PAGE, 4 * PAGE, Target::Fixed(place)) }.expect("move");
@@ -545,7 +547,7 @@ fn a_moved_mapping_keeps_its_faults() {
 fn no_access_meets_an_unregistered_page() {
     let Some(rig) = rig(true) else { return };
     rig.fill(0..1, 9);
-    let place = super::change::reserve(PAGE).expect("addresses");
+    let place = super::change::reserve(PAGE, 0).expect("addresses");
     let stop = std::sync::atomic::AtomicBool::new(false);
     thread::scope(|s| {
         let watcher = s.spawn(|| {
