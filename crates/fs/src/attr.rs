@@ -1,10 +1,13 @@
 //! Attributes: stat, chmod, chown, times, inode flags, projects; statfs.
 
+use std::time::Instant;
+
 use extant_format::inode::device::DeviceNumber;
 use extant_format::inode::{FileType, InodeFlags, Timestamp};
 use extant_format::xattr::INDEX_POSIX_ACL_ACCESS;
-use extant_format::{Ino, RoCompat};
+use extant_format::{Ino, RoCompat, Tid};
 use extant_sync::Arc;
+use extant_vm::Switch;
 
 use crate::cred::{Access, Caps, Credentials};
 use crate::data::FileData;
@@ -12,6 +15,7 @@ use crate::error::{Error, Result};
 use crate::filesystem::Filesystem;
 use crate::icache::InodeRef;
 use crate::inode::Inode;
+use crate::mutant::without;
 use crate::xattr::XattrPlan;
 
 const S_ISUID: u16 = 0o4000;
@@ -235,7 +239,7 @@ impl Filesystem {
         Ok(())
     }
 
-    fn change_attr(&self, inode: &Inode, change: &SetAttr, cred: &Credentials) -> Result<extant_format::Tid> {
+    fn change_attr(&self, inode: &Inode, change: &SetAttr, cred: &Credentials) -> Result<Tid> {
         let now = self.now();
         let [uid, gid, project] = Self::quota_ids(inode);
         let mut mode = inode.state().raw.mode;
@@ -330,21 +334,48 @@ impl Filesystem {
         }
     }
 
-    /// Changes the inode flags that a caller may change (`FS_IOC_SETFLAGS`).
+    /// Changes the inode flags that a caller may change (`FS_IOC_SETFLAGS`), of a regular file or a directory. Where that changes the
+    /// mode that a file is in ([`Self::effective_dax`]) it waits, with nothing held, until nothing of the file is pinned.
     ///
     /// # Errors
-    /// `NotPermitted`, `NotSupported` for flags that need a conversion; damage.
+    /// `NotPermitted`, `NotSupported` for flags that need a conversion, and of what is neither file nor directory; `WouldDeadlock` when it
+    /// would have to wait and this thread has made a [`Pin`](crate::Pin) that is there still; damage.
     pub fn set_flags(&self, inode: &InodeRef, flags: InodeFlags, cred: &Credentials) -> Result<()> {
-        self.noted(self.set_flags_inner(inode, flags, None, cred))
+        self.noted(self.set_flags_waiting(inode, flags, None, cred))
     }
 
-    fn set_flags_inner(
+    /// The same without waiting for pins.
+    ///
+    /// # Errors
+    /// As [`Self::set_flags`]; `Busy` in place of waiting.
+    pub fn try_set_flags(&self, inode: &InodeRef, flags: InodeFlags, cred: &Credentials) -> Result<()> {
+        self.noted(self.set_flags_now(inode, flags, None, cred))?.ok_or(Error::Busy)
+    }
+
+    /// Waits for pins with nothing held: who has one goes on using the file, and so comes to drop it.
+    fn set_flags_waiting(
         &self,
         inode: &InodeRef,
         flags: InodeFlags,
         project: Option<u32>,
         cred: &Credentials,
     ) -> Result<()> {
+        let mut bar = None;
+        while self.set_flags_now(inode, flags, project, cred)?.is_none() {
+            let bar = bar.get_or_insert_with(|| inode.data(self).pages.bar_pins());
+            bar.wait().map_err(|_| Error::WouldDeadlock)?;
+        }
+        Ok(())
+    }
+
+    /// `None`, and nothing done: pins keep the file from changing its mode.
+    fn set_flags_now(
+        &self,
+        inode: &InodeRef,
+        flags: InodeFlags,
+        project: Option<u32>,
+        cred: &Credentials,
+    ) -> Result<Option<()>> {
         let _write = self.begin_write()?;
         let tid = {
             let _lock = inode.lock.write();
@@ -352,6 +383,9 @@ impl Filesystem {
                 let state = inode.state();
                 (state.raw.flags, state.raw.uid)
             };
+            if !inode.is_regular() && !inode.is_dir() {
+                return Err(Error::NotSupported("inode flags of what is neither file nor directory"));
+            }
             if !cred.owns(uid) {
                 return Err(Error::NotPermitted);
             }
@@ -363,47 +397,100 @@ impl Filesystem {
             self.may_set_project(inode, project, (old & new).contains(InodeFlags::IMMUTABLE))?;
             let [uid, gid, _] = Self::quota_ids(inode);
             self.quota_admit_transfer(inode, [uid, gid, project], cred)?;
+            let follow = self.mode_to_follow(inode, old, new);
+            if follow.is_some() && inode.data(self).pages.is_pinned() {
+                if without!(self, FlipWaitsUnlocked) {
+                    let _ = inode.data(self).pages.bar_pins().wait();
+                }
+                return Ok(None);
+            }
             if (old ^ new).contains(InodeFlags::EXTENTS) {
                 self.migrate(inode, new.contains(InodeFlags::EXTENTS), cred)?;
             }
-            if (old ^ new).contains(InodeFlags::DAX) {
-                self.follow_dax_flag(inode, new)?;
+            match self.store_flags(inode, new, project, follow)? {
+                None => return Ok(None),
+                Some(tid) => tid,
             }
-            let fixes = (old ^ new).contains(InodeFlags::IMMUTABLE);
-            let changed = |data: &&Arc<FileData>| {
-                (old ^ new).contains(InodeFlags::JOURNAL_DATA) || (fixes && data.pages.is_dax())
-            };
-            let data = inode.data.get().filter(changed);
-            // No store and no writeback until the flag is what the next one goes by.
-            let guard = data.map(|data| data.pages.exclusive());
-            if let (Some(data), Some(guard)) = (data, &guard) {
-                data.pages.hide_dax(guard)?;
-            }
-            if (old ^ new).contains(InodeFlags::JOURNAL_DATA) {
-                self.settle_data(inode)?;
-            }
-            let _gate = data.map(|data| data.pages.gate());
-            let mut handle = self.start(&[[uid, gid, project], Self::quota_ids(inode)], 1)?;
-            // With `dax_switch=deferred` a changed flag says what the inode is when it is read again.
-            if (old ^ new).contains(InodeFlags::DAX) {
-                self.reread_later(inode);
-            }
-            {
-                let mut state = inode.state();
-                state.raw.flags = new;
-                state.raw.projid = project;
-                state.raw.ctime = self.now();
-                state.raw.version = state.raw.version.wrapping_add(1);
-            }
-            let tid = handle.tid();
-            let done = self.write_inode(&mut handle, inode);
-            if let Some(data) = inode.data.get() {
-                data.set_journalled(self.journals_data(inode));
-            }
-            self.finish(handle, done, inode)?;
-            tid
         };
-        self.settle(tid, self.is_sync(inode))
+        self.settle(tid, self.is_sync(inode)).map(Some)
+    }
+
+    /// Stores flags and project, and changes with them what goes by them: either all of it, or nothing and an error. `follow`: the mode
+    /// that the file is to come into. `None`, and nothing done: pins keep it from that. Under the inode lock, held exclusively.
+    fn store_flags(
+        &self,
+        inode: &Inode,
+        new: InodeFlags,
+        project: u32,
+        follow: Option<bool>,
+    ) -> Result<Option<Tid>> {
+        let changed = inode.flags() ^ new;
+        let fixes = changed.contains(InodeFlags::IMMUTABLE);
+        let concerned = |data: &&Arc<FileData>| {
+            follow.is_some() || changed.contains(InodeFlags::JOURNAL_DATA) || (fixes && data.pages.is_dax())
+        };
+        let data = inode.data.get().filter(concerned);
+        if let Some(data) = data.filter(|_| follow.is_some()) {
+            data.pages.begin_switch(&**data)?;
+        }
+        // No store and no writeback until the flag is what the next one goes by.
+        let guard = data.map(|data| data.pages.exclusive());
+        let began = Instant::now();
+        if let (Some(data), Some(guard), None) = (data, &guard, follow) {
+            data.pages.hide_dax(guard)?;
+        }
+        if changed.contains(InodeFlags::JOURNAL_DATA) {
+            self.settle_data(inode)?;
+        }
+        // Everything that may fail of the change of the mode comes before the handle, and what is left cannot.
+        let switch = match (follow, data, &guard) {
+            (Some(on), Some(data), Some(guard)) => {
+                let Some(ready) = data.pages.prepare_switch(guard, &**data, on)? else { return Ok(None) };
+                Some(ready)
+            }
+            _ => None,
+        };
+        let _gate = data.filter(|_| switch.is_none()).map(|data| data.pages.gate());
+        let tid = self.store_new_flags(inode, new, project)?;
+        if let Some(data) = inode.data.get() {
+            data.set_journalled(self.journals_data(inode));
+        }
+        let times = switch.map(Switch::commit);
+        drop(guard);
+        if let Some(times) = times {
+            self.note_switch(began.elapsed(), times);
+        }
+        // With `dax_switch=deferred` a changed flag counts once nobody has the file open.
+        if changed.contains(InodeFlags::DAX) {
+            self.follow_later(inode);
+        }
+        Ok(Some(tid))
+    }
+
+    /// Flags and project in the inode and on the disk; on an error they are what they were.
+    fn store_new_flags(&self, inode: &Inode, new: InodeFlags, project: u32) -> Result<Tid> {
+        let old_ids = Self::quota_ids(inode);
+        let [uid, gid, _] = old_ids;
+        // The device is asked before the first change.
+        let buf = self.cache.read(inode.table.0)?;
+        let mut handle = self.start(&[[uid, gid, project], old_ids], 1)?;
+        let tid = handle.tid();
+        let before = {
+            let mut state = inode.state();
+            let before = (state.raw.flags, state.raw.projid, state.raw.ctime, state.raw.version);
+            state.raw.flags = new;
+            state.raw.projid = project;
+            state.raw.ctime = self.now();
+            state.raw.version = state.raw.version.wrapping_add(1);
+            before
+        };
+        let done = self.write_inode_to(&mut handle, inode, &buf);
+        let done = self.finish(handle, done, inode);
+        if done.is_err() {
+            let raw = &mut inode.state().raw;
+            (raw.flags, raw.projid, raw.ctime, raw.version) = before;
+        }
+        done.map(|()| tid)
     }
 
     /// Changes `i_generation` (`EXT4_IOC_SETVERSION`). In core the inode keeps the one that it was read with
@@ -510,7 +597,7 @@ impl Filesystem {
         FsxAttr { xflags, project: state.raw.projid }
     }
 
-    /// Changes flags and project (`FS_IOC_FSSETXATTR`).
+    /// Changes flags and project (`FS_IOC_FSSETXATTR`), waiting as [`Self::set_flags`] does.
     ///
     /// # Errors
     /// As [`Self::set_flags`].
@@ -523,7 +610,7 @@ impl Filesystem {
         for (bit, flag) in XFLAGS {
             flags.set(flag, attr.xflags & bit != 0);
         }
-        self.noted(self.set_flags_inner(inode, flags, Some(attr.project), cred))
+        self.noted(self.set_flags_waiting(inode, flags, Some(attr.project), cred))
     }
 }
 

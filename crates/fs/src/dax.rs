@@ -6,15 +6,19 @@
 //! is the page cache's to know ([`extant_vm::AddressSpace::is_dax`]).
 //!
 //! Unlike the kernel, which goes by the flag when an inode is next read, a changed flag takes effect at once, also under mappings;
-//! `dax_switch=deferred` is the kernel's way.
+//! `dax_switch=deferred` is the kernel's way: it takes effect when nobody has the file open or mapped any more, whatever the caches keep.
+
+use std::time::Duration;
 
 use extant_device::BlockDevice;
 use extant_format::inode::InodeFlags;
 use extant_format::{Incompat, Superblock};
 use extant_sync::atomic::Ordering;
+use extant_vm::SwitchTimes;
 
 use crate::error::{Error, Result};
 use crate::filesystem::Filesystem;
+use crate::freeze::Level;
 use crate::icache::InodeRef;
 use crate::inode::Inode;
 use crate::options::{DataMode, DaxMode, DaxSwitch, MountOptions};
@@ -54,13 +58,24 @@ pub(crate) fn check_mount(sb: &Superblock, options: &MountOptions, device: &dyn 
     }
 }
 
+/// What a change of the mode that a file is in took.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DaxSwitchTimes {
+    /// How long faults and reads had to wait: the exclusive `invalidate_lock` was held.
+    pub held: Duration,
+    /// Of this, looking for what was to be written, and writing it.
+    pub writing: Duration,
+    /// Of this, freeing the pages that were cached.
+    pub freeing: Duration,
+}
+
 impl Filesystem {
     /// Whether a regular file goes past the page cache at present (`STATX_ATTR_DAX`).
     #[must_use]
     pub fn effective_dax(&self, inode: &InodeRef) -> bool {
         match inode.data.get() {
-            Some(data) => data.pages.is_dax(),
-            None => self.wants_dax(inode, inode.flags()),
+            Some(data) if !Self::is_mode_due(inode) => data.pages.is_dax(),
+            _ => self.wants_dax(inode, inode.flags()),
         }
     }
 
@@ -98,29 +113,70 @@ impl Filesystem {
         Ok(())
     }
 
-    /// Brings a file into the mode that its flags ask for. `flags` are the new ones, which are not stored yet. Under the inode lock, held
+    /// The mode that a file comes into when its flags change from `old` to `new`, if that happens at once. Under the inode lock, held
     /// exclusively.
-    pub(crate) fn follow_dax_flag(&self, inode: &Inode, flags: InodeFlags) -> Result<()> {
-        if !inode.is_regular() || self.options().given.dax_switch == DaxSwitch::Deferred {
-            return Ok(());
+    pub(crate) fn mode_to_follow(&self, inode: &Inode, old: InodeFlags, new: InodeFlags) -> Option<bool> {
+        let at_once = self.options().given.dax_switch == DaxSwitch::Live;
+        if !(old ^ new).contains(InodeFlags::DAX) || !inode.is_regular() || !at_once {
+            return None;
         }
         // Made now: else it could be made by a reader who has seen the old flags.
-        let data = inode.data(self);
-        let on = self.wants_dax(inode, flags);
-        if data.pages.is_dax() == on {
-            return Ok(());
-        }
-        // Most of the work, while faults and reads go on.
-        data.pages.sync(&**data, 0..u64::MAX)?;
-        let guard = data.pages.exclusive();
-        data.pages.switch_dax(&guard, &**data, on)
+        let is = inode.data(self).pages.is_dax();
+        let wanted = self.wants_dax(inode, new);
+        (wanted != is).then_some(wanted)
     }
 
-    /// With `dax_switch=deferred`: the inode is read again when it is next used after everybody has let go of it.
-    pub(crate) fn reread_later(&self, inode: &Inode) {
+    /// With `dax_switch=deferred`: the flag counts when the file is next opened with nobody having it open or mapped.
+    pub(crate) fn follow_later(&self, inode: &Inode) {
         if self.options().given.dax_switch == DaxSwitch::Deferred && inode.is_regular() {
-            inode.reread.store(true, Ordering::Release);
+            inode.mode_due.store(true, Ordering::Release);
         }
+    }
+
+    /// Whether the mode that a file is in is not the one that it will be opened in.
+    fn is_mode_due(inode: &Inode) -> bool {
+        inode.mode_due.load(Ordering::Acquire) && inode.openers.load(Ordering::Acquire) == 0
+    }
+
+    /// Before a file is opened, with nothing held: if nobody has it open or mapped, it comes into the mode that its flags ask for. An error
+    /// leaves it in the one that it is in, for this time.
+    pub(crate) fn open_in_its_mode(&self, inode: &Inode) {
+        if Self::is_mode_due(inode)
+            && let Err(error) = self.follow_now(inode)
+        {
+            tracing::warn!("inode {} keeps its DAX mode for now: {error}", inode.ino);
+        }
+    }
+
+    fn follow_now(&self, inode: &Inode) -> Result<()> {
+        // What a frozen filesystem shows stays what it is.
+        let Some(_write) = self.gate.try_enter(Level::Write) else { return Ok(()) };
+        let _lock = inode.lock.write();
+        if !Self::is_mode_due(inode) {
+            return Ok(());
+        }
+        let on = self.wants_dax(inode, inode.flags());
+        if let Some(data) = inode.data.get().filter(|data| data.pages.is_dax() != on) {
+            data.pages.begin_switch(&**data)?;
+            let guard = data.pages.exclusive();
+            if !data.pages.switch_dax(&guard, &**data, on)? {
+                // Pinned, by who has unmapped it: the next time.
+                return Ok(());
+            }
+        }
+        inode.mode_due.store(false, Ordering::Release);
+        Ok(())
+    }
+
+    /// Keeps what the last change of a mode took.
+    pub(crate) fn note_switch(&self, held: Duration, SwitchTimes { writing, freeing }: SwitchTimes) {
+        *self.maps.last_switch.lock() = Some(DaxSwitchTimes { held, writing, freeing });
+    }
+
+    /// What the last change of a file's mode took, of any file.
+    #[must_use]
+    pub fn last_dax_switch(&self) -> Option<DaxSwitchTimes> {
+        *self.maps.last_switch.lock()
     }
 
     /// Takes the device out of all mappings of files in DAX mode, and copies of it: what an access gets is decided anew. For who changes

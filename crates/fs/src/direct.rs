@@ -205,6 +205,10 @@ impl Filesystem {
         let data = inode.data(self);
         data.set_rights(self, cred);
         let guard = data.pages.exclusive();
+        // A pinned page stays in the cache, and dirty: it takes the write too, or would be written over it.
+        if !data.pages.is_dax() && data.pages.has_pins(&guard, at) {
+            return Ok(None);
+        }
         let outcome = data.pages.write_past_cache(&guard, &**data, at, piece);
         drop(guard);
         match outcome.error {

@@ -70,6 +70,8 @@ pub enum Error {
     TextBusy,
     /// EAGAIN: would have to wait.
     WouldBlock,
+    /// EDEADLK: would have to wait for what this thread itself holds.
+    WouldDeadlock,
     /// ENOMEM: the memory budget is spent.
     OutOfMemory,
     /// EIO and friends: the device failed.
@@ -262,6 +264,7 @@ impl Error {
             Self::BadFile => errno::EBADF,
             Self::TextBusy => errno::ETXTBSY,
             Self::WouldBlock => errno::EAGAIN,
+            Self::WouldDeadlock => errno::EDEADLK,
             Self::OutOfMemory => errno::ENOMEM,
             Self::Io(e) => e.raw_os_error().filter(|&n| n > 0).unwrap_or(errno::EIO),
             Self::Corrupt(_) => errno::EUCLEAN,
@@ -281,7 +284,7 @@ pub mod errno {
     errnos! {
         EPERM = 1, ENOENT = 2, EINTR = 4, EIO = 5, ENXIO = 6, E2BIG = 7, EBADF = 9, EAGAIN = 11, ENOMEM = 12, EACCES = 13, EFAULT = 14,
         EBUSY = 16, EEXIST = 17, EXDEV = 18, ENOTDIR = 20, EISDIR = 21, EINVAL = 22, ETXTBSY = 26, EFBIG = 27,
-        ENOSPC = 28, EROFS = 30, EMLINK = 31, ERANGE = 34, ENAMETOOLONG = 36, ENOTEMPTY = 39, ELOOP = 40,
+        ENOSPC = 28, EROFS = 30, EMLINK = 31, ERANGE = 34, EDEADLK = 35, ENAMETOOLONG = 36, ENOTEMPTY = 39, ELOOP = 40,
         ENODATA = 61, EBADMSG = 74, EOPNOTSUPP = 95, ESTALE = 116, EUCLEAN = 117, EDQUOT = 122,
     }
 }
@@ -317,6 +320,7 @@ impl fmt::Display for Error {
             Self::BadFile => "the open file does not allow this",
             Self::TextBusy => "file busy",
             Self::WouldBlock => "would block",
+            Self::WouldDeadlock => "would wait for what this thread holds itself",
             Self::OutOfMemory => "out of memory",
             Self::Io(e) => return write!(f, "device: {e}"),
             Self::Corrupt(c) => return write!(f, "damaged filesystem: {}: {}", c.place, c.kind),

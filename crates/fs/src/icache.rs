@@ -73,10 +73,6 @@ impl Drop for InodeRef {
             && let Some(cache) = self.0.cache.upgrade()
         {
             cache.dropped_dead(&self.0);
-        } else if self.0.reread.load(Ordering::Acquire)
-            && let Some(cache) = self.0.cache.upgrade()
-        {
-            cache.dropped_stale(&self.0);
         }
     }
 }
@@ -282,20 +278,6 @@ impl InodeCache {
         }
         if queue.dead.len() < MANY_DEAD && !queue.stop && queue.waiting == 0 {
             self.queued.wait_for(&mut queue, LINGER);
-        }
-    }
-
-    /// The last reference to an inode that is to be read again has been dropped: it goes, unless it was found again or there is something
-    /// to be written of it; then the next one to let go of it tries again.
-    fn dropped_stale(&self, inode: &Arc<Inode>) {
-        let mut shard = self.shard(inode.ino).shard.lock();
-        let ours =
-            matches!(shard.slots.get(&inode.ino.0), Some(Slot::Live(held)) if Arc::ptr_eq(held, inode));
-        if ours && inode.refs.load(Ordering::Acquire) == 0 && !inode.is_dead() && !inode.is_pinned() {
-            let gone = shard.slots.remove(&inode.ino.0);
-            // Out of the lock.
-            drop(shard);
-            drop(gone);
         }
     }
 

@@ -53,8 +53,8 @@ pub struct Inode {
     pub(crate) referenced: AtomicBool,
     /// No links: the last reference evicts.
     dead: AtomicBool,
-    /// It is read again when it is next used after everybody has let go of it (`dax_switch=deferred`).
-    pub(crate) reread: AtomicBool,
+    /// With `dax_switch=deferred`: the mode that the file is in may not be the one that its flags ask for.
+    pub(crate) mode_due: AtomicBool,
     /// Made without a name (O_TMPFILE): may be linked although it has none.
     linkable: AtomicBool,
     pub(crate) kind: FileType,
@@ -81,6 +81,8 @@ pub struct Inode {
     pub(crate) ea_values: AtomicU32,
     /// Emptied since it was opened: what was written is published at the next close (`auto_da_alloc`).
     pub(crate) publish_at_close: AtomicBool,
+    /// Who has it open; a mapping counts as one.
+    pub(crate) openers: AtomicU32,
     /// Set where eviction may change the image.
     evictable: AtomicBool,
     /// Transaction that last changed this inode, and that last changed more than its times; the one that ran
@@ -288,7 +290,8 @@ impl Filesystem {
             dead: AtomicBool::new(raw.links_count == 0),
             linkable: AtomicBool::new(false),
             publish_at_close: AtomicBool::new(false),
-            reread: AtomicBool::new(false),
+            mode_due: AtomicBool::new(false),
+            openers: AtomicU32::new(0),
             evictable: AtomicBool::new(!self.dev_read_only),
             refs: AtomicU64::new(0),
             referenced: AtomicBool::new(true),

@@ -97,6 +97,7 @@ pub use attr::{Attr, FsxAttr, SetAttr, SetTime, StatFs};
 pub use create::NewInode;
 pub use cred::{Access, Caps, Credentials};
 pub use data_rw::WriteFlags;
+pub use dax::DaxSwitchTimes;
 pub use dir::{DirEntry, START};
 pub use error::{CorruptKind, Corruption, Error, Place, Result, errno};
 pub use extant_format::inode::device::DeviceNumber;

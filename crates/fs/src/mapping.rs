@@ -32,6 +32,7 @@ use extant_vm::{Access, Fault, MapAdvice, MapId, MapView};
 
 use crate::cred::Credentials;
 use crate::data::FileData;
+use crate::dax::DaxSwitchTimes;
 use crate::error::{Error, Result};
 use crate::filesystem::Filesystem;
 use crate::freeze::Level;
@@ -91,11 +92,18 @@ pub(crate) struct Maps {
     dir: Option<PathBuf>,
     /// Files whose last mapping has gone, and that may have a memory file; the one that went last is at the end.
     idle: Mutex<VecDeque<Ino>>,
+    /// What the last change of a file's mode took.
+    pub(crate) last_switch: Mutex<Option<DaxSwitchTimes>>,
 }
 
 impl Maps {
     pub(crate) fn in_dir(dir: Option<PathBuf>) -> Self {
-        Self { server: OnceLock::new(), dir, idle: Mutex::new(Rank::LEAF, VecDeque::new()) }
+        Self {
+            server: OnceLock::new(),
+            dir,
+            idle: Mutex::new(Rank::LEAF, VecDeque::new()),
+            last_switch: Mutex::new(Rank::LEAF, None),
+        }
     }
 
     fn add_idle(&self, ino: Ino) {
@@ -442,6 +450,15 @@ impl Mapping {
     #[must_use]
     pub fn atomic_u64(&self, at: usize) -> &user_atomic::AtomicU64 {
         self.map.atomic_u64(at)
+    }
+
+    /// `count` times eight bytes from `at` on, for atomic access.
+    ///
+    /// # Panics
+    /// When they are not all inside, or `at` is no multiple of 8.
+    #[must_use]
+    pub fn atomic_u64s(&self, at: usize, count: usize) -> &[user_atomic::AtomicU64] {
+        self.map.atomic_u64s(at, count)
     }
 
     /// msync(2) of a range of the mapping: what was stored is durable on return, with [`SyncMode::Sync`]. The file's other dirty pages

@@ -24,6 +24,8 @@ pub enum Mutant {
     MoveGate,
     /// Nobody remounts while the filesystem is being frozen.
     FreezeAlone,
+    /// A change of the mode waits for pins with nothing held.
+    FlipWaitsUnlocked,
 }
 
 /// Whether the guard named is taken away in this run.

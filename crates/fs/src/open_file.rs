@@ -53,6 +53,8 @@ impl OpenFile {
         if mode.write {
             fs.check_open_for_writing(inode, mode.append)?;
         }
+        fs.open_in_its_mode(inode);
+        inode.openers.fetch_add(1, Ordering::AcqRel);
         Ok(Self {
             fs: Arc::clone(fs),
             inode: inode.clone(),
@@ -261,5 +263,6 @@ impl Drop for OpenFile {
         if self.mode.write && self.inode.publish_at_close.swap(false, Ordering::AcqRel) {
             self.fs.publish_data(&self.inode);
         }
+        self.inode.openers.fetch_sub(1, Ordering::AcqRel);
     }
 }

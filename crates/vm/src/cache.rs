@@ -14,6 +14,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use crate::host::{Held, Owner};
 use crate::mutant::without;
 use crate::page::Page;
+use crate::pin::Holders;
 use crate::together::TOGETHER;
 use crate::wait::WaitTable;
 
@@ -93,6 +94,7 @@ pub struct PageCache {
     pages: AtomicUsize,
     dirty: AtomicUsize,
     pub(crate) pins: AtomicUsize,
+    pub(crate) holders: Holders,
     pub(crate) looked_at: AtomicU64,
     work: Mutex<Work>,
     wake: Condvar,
@@ -228,6 +230,7 @@ impl PageCache {
             pages: AtomicUsize::new(0),
             dirty: AtomicUsize::new(0),
             pins: AtomicUsize::new(0),
+            holders: Holders::default(),
             looked_at: AtomicU64::new(0),
             work: Mutex::new(Rank::LEAF, Work::default()),
             wake: Condvar::new(),

@@ -1,7 +1,7 @@
 //! DAX: a file without pages. Reads and writes copy from and to the device, mappings show it.
 //!
 //! A file is in this mode or not ([`AddressSpace::is_dax`]); that changes under exclusive `invalidate_lock` by who holds the inode lock
-//! exclusively ([`AddressSpace::switch_dax`]), and is looked at under either. Then, whatever a caller has seen before, the index has no
+//! exclusively ([`AddressSpace::prepare_switch`]), and is looked at under either. Then, whatever a caller has seen before, the index has no
 //! page, and a mapping shows
 //! - pages of the device, for written blocks, to loads and stores alike: what is stored is in the device's memory at once,
 //! - pages of zeros of the memory file, without the right to store, for holes and unwritten blocks that were loaded from,
@@ -60,44 +60,6 @@ impl AddressSpace {
 
     pub(crate) fn direct_access(&self) -> std::io::Result<&DirectAccess> {
         self.cache.dax().ok_or_else(|| std::io::Error::from_raw_os_error(95))
-    }
-
-    /// Brings the file into DAX mode, or out of it: at once, for all that read, write and have it mapped. What was stored or written
-    /// until now is seen after it, through whichever. Waits for pins. Who wants to hold the lock for a short time syncs before.
-    ///
-    /// The caller holds the inode lock exclusively, has drained direct I/O, and holds nothing from 40 on; takes 40 and page locks.
-    ///
-    /// # Errors
-    /// What could not be written, the system's; then the file is in the mode it was in. EOPNOTSUPP without a device that can be mapped.
-    pub fn switch_dax<H: Host>(
-        &self,
-        _guard: &ExclusiveGuard<'_>,
-        host: &H,
-        on: bool,
-    ) -> Result<(), H::Error> {
-        if self.is_dax() == on {
-            return Ok(());
-        }
-        if on {
-            self.direct_access()?;
-        }
-        self.pinned.wait();
-        if on {
-            // Stores fault from here on, and wait.
-            self.sync(host, 0..u64::MAX)?;
-        }
-        let gate = self.gate();
-        if on && self.is_dirty() {
-            return Err(std::io::Error::from_raw_os_error(5).into());
-        }
-        if !without!(self.cache, SwitchExchanges) {
-            self.hide(&(0..u64::MAX))?;
-        }
-        self.drop_blocks(host, &gate, 0..u64::MAX);
-        self.give_back(&(0..u64::MAX));
-        self.copies.store(false, Ordering::Release);
-        self.dax.store(on, Ordering::Release);
-        Ok(())
     }
 
     /// Takes the device out of all mappings, and the copies: the next access is a fault, which decides anew. For who changes whether

@@ -7,7 +7,7 @@
 //! | [`PageCache`] | what all inodes of one filesystem share: memory, limits, the dirty list, reclaim, writeback threads |
 //! | `page` | one page: its memory and one word of state |
 //! | `index` | the pages of an inode by number |
-//! | `dax`, `dax_fault` | a file without pages |
+//! | `dax`, `dax_fault`, `switch` | a file without pages; the change between both modes |
 //!
 //! A page is the larger of 4096 bytes and a block. For each of its blocks (one, two or four) the page's word says
 //! uptodate, dirty, delayed (reserved, no place on disk yet), claimed (between claim and publication), backed (has a place),
@@ -46,6 +46,7 @@ pub mod real;
 pub mod sharpness;
 mod sim_mmu;
 mod space;
+mod switch;
 mod together;
 mod wait;
 mod write;
@@ -59,11 +60,12 @@ pub use mapped::InlineGuard;
 pub use mmu::{Access, Fault, MapId, Mmu};
 #[cfg(feature = "shuttle")]
 pub use mutant::Mutant;
-pub use pin::Pin;
+pub use pin::{Pin, PinBar};
 pub use range::Dropped;
 pub use read::{PageRefs, ReadAhead};
-pub use sim_mmu::SimMmu;
+pub use sim_mmu::{Landing, SimMmu};
 pub use space::{AddressSpace, ExclusiveGuard, Gate, SharedGuard};
+pub use switch::{Switch, SwitchTimes};
 pub use write::WriteOutcome;
 
 #[cfg(all(test, not(feature = "shuttle")))]

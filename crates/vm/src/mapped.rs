@@ -15,7 +15,7 @@ use crate::Host;
 use crate::fault::show_inline;
 use crate::mutant::without;
 use crate::page::{Kind, LockedPages, Page};
-use crate::space::{AddressSpace, ExclusiveGuard, forget};
+use crate::space::{AddressSpace, ExclusiveGuard, Gate, forget};
 
 /// So many pages are looked at before it is asked whether that can be for the last time; asking costs as much.
 const ASKED_FOR: usize = if cfg!(feature = "shuttle") { 1 } else { 256 };
@@ -309,11 +309,17 @@ impl AddressSpace {
     /// which no transfer can be under way, needs no second look: it changes no more without a fault. Takes the gate (40), page locks
     /// (50) one at a time.
     pub fn find_unseen_changes(&self, range: Range<u64>) {
+        if self.mmu().is_some() {
+            let gate = self.gate();
+            self.find_unseen_under(&gate, range);
+        }
+    }
+
+    /// The same under the gate: nothing is written meanwhile, so the mappings had lost the right to store to what is found here before it
+    /// is asked what is under way.
+    pub(crate) fn find_unseen_under(&self, _gate: &Gate<'_>, range: Range<u64>) {
         let Some(mmu) = self.mmu().filter(|_| !without!(self.cache, UnseenFound)) else { return };
         let Some(pages) = self.pages_of(&range) else { return };
-        // Nothing is written meanwhile: the mappings had lost the right to store to what is found here before it is asked what is
-        // under way.
-        let _gate = self.gate();
         let mut suspects = Vec::new();
         self.index.read().each_from(pages.start, |page| {
             if page.index >= pages.end {

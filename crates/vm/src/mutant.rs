@@ -58,6 +58,12 @@ pub enum Mutant {
     DaxLookedAt,
     /// A change of the mode exchanges what mappings show.
     SwitchExchanges,
+    /// It waits for pins.
+    PinsAwaited,
+    /// While it waits, new pins wait.
+    PinsKeptOut,
+    /// It looks for what changed without a fault after the mappings have lost all pages.
+    SwitchLooksLast,
     /// A page of zeros is taken from all mappings before its hole gets a block.
     DaxHolesHidden,
     /// A new block is filled before it is published.

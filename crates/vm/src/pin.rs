@@ -1,15 +1,19 @@
 //! Pins: memory of a mapping that a device may write at any time.
 
 use std::fmt;
+use std::io;
 use std::ops::Range;
 
 use extant_format::Lblk;
 use extant_sync::atomic::Ordering;
-use extant_sync::{Arc, Condvar, Mutex, Rank};
+use extant_sync::thread::{self, ThreadId};
+use extant_sync::{Arc, Condvar, Mutex, Rank, assert_nothing_held};
+use rustc_hash::FxHashMap;
 
 use crate::fault::MapView;
 use crate::host::Backing;
 use crate::mmu::Access;
+use crate::mutant::without;
 use crate::page::{LockedPages, Page};
 use crate::space::AddressSpace;
 use crate::{Fault, Host, PageCache};
@@ -19,36 +23,107 @@ use crate::{Fault, Host, PageCache};
 ///
 /// Of a file in DAX mode there are no such pages: a pin keeps the blocks from being used again, whatever happens to the file. Either
 /// way the file does not change its mode meanwhile.
+///
+/// Any thread may drop it; as its holder counts the thread that made it.
 pub struct Pin {
     pages: Vec<Arc<Page>>,
     blocks: Vec<Box<dyn Send + Sync>>,
     cache: Arc<PageCache>,
     of: Arc<Pinned>,
+    holder: ThreadId,
 }
 
-/// How many pages and blocks of a file are pinned.
+/// How many pages and blocks of a file are pinned, and how many wait until there are none.
 pub(crate) struct Pinned {
-    count: Mutex<usize>,
-    gone: Condvar,
+    counts: Mutex<Counts>,
+    /// The last pin has gone, or the last who waits for that.
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Counts {
+    pins: usize,
+    bars: usize,
 }
 
 impl Default for Pinned {
     fn default() -> Self {
-        Self { count: Mutex::new(Rank::LEAF, 0), gone: Condvar::new() }
+        Self { counts: Mutex::new(Rank::LEAF, Counts::default()), changed: Condvar::new() }
     }
 }
 
 impl Pinned {
     /// Whether there are some. New ones are made under shared `invalidate_lock`.
     pub(crate) fn any(&self) -> bool {
-        *self.count.lock() > 0
+        self.counts.lock().pins > 0
     }
 
-    /// Waits until there are none. New ones are made under shared `invalidate_lock`: who holds it exclusively is alone then.
-    pub(crate) fn wait(&self) {
-        let mut count = self.count.lock();
-        while *count > 0 {
-            self.gone.wait(&mut count);
+    /// Waits while somebody waits for the pins that there are: else new ones could keep him waiting for ever.
+    fn wait_for_turn(&self) {
+        self.changed.wait_while(&mut self.counts.lock(), |counts| counts.bars > 0);
+    }
+}
+
+/// Pages and blocks that each thread has pinned, of all files of a cache.
+pub(crate) struct Holders(Mutex<FxHashMap<ThreadId, usize>>);
+
+impl Default for Holders {
+    fn default() -> Self {
+        Self(Mutex::new(Rank::LEAF, FxHashMap::default()))
+    }
+}
+
+impl Holders {
+    /// Whether the calling thread has made a pin that is there still.
+    fn has_this_thread(&self) -> bool {
+        self.0.lock().contains_key(&thread::current().id())
+    }
+
+    fn add(&self, holder: ThreadId) {
+        *self.0.lock().entry(holder).or_default() += 1;
+    }
+
+    fn take(&self, holder: ThreadId, pages: usize) {
+        let mut all = self.0.lock();
+        if let Some(count) = all.get_mut(&holder) {
+            *count -= pages;
+            if *count == 0 {
+                all.remove(&holder);
+            }
+        }
+    }
+}
+
+/// Keeps new pins of a file waiting while this is there, for who waits for those that it has. Not those of a thread that holds a pin, of
+/// whatever file: it may be the one that is waited for.
+pub struct PinBar {
+    cache: Arc<PageCache>,
+    of: Arc<Pinned>,
+}
+
+impl PinBar {
+    /// Waits until the file has no pin. The caller holds nothing, and looks again under `invalidate_lock`: a thread that holds a pin may
+    /// have made another one.
+    ///
+    /// # Errors
+    /// EDEADLK when the calling thread has made a pin, of whatever file, that is there still: it would wait for itself, or for somebody
+    /// who waits for it.
+    pub fn wait(&self) -> io::Result<()> {
+        assert_nothing_held(Rank::FREEZE_WRITE, "a wait for pins");
+        if self.cache.holders.has_this_thread() {
+            return Err(io::Error::from_raw_os_error(35));
+        }
+        self.of.changed.wait_while(&mut self.of.counts.lock(), |counts| counts.pins > 0);
+        Ok(())
+    }
+}
+
+impl Drop for PinBar {
+    fn drop(&mut self) {
+        let mut counts = self.of.counts.lock();
+        counts.bars -= 1;
+        if counts.bars == 0 {
+            self.of.changed.notify_all();
         }
     }
 }
@@ -68,14 +143,39 @@ impl Pin {
 }
 
 impl AddressSpace {
+    /// Whether the file has pins: certain under exclusive `invalidate_lock`.
+    #[must_use]
+    pub fn is_pinned(&self) -> bool {
+        self.pinned.any()
+    }
+
+    /// Keeps new pins waiting from now on, for who wants to wait for those that there are.
+    #[must_use]
+    pub fn bar_pins(&self) -> PinBar {
+        self.pinned.counts.lock().bars += 1;
+        PinBar { cache: Arc::clone(self.cache()), of: Arc::clone(&self.pinned) }
+    }
+
+    /// Whether new pins wait, for tests.
+    #[cfg(feature = "shuttle")]
+    #[must_use]
+    pub fn pins_are_barred(&self) -> bool {
+        self.pinned.counts.lock().bars > 0
+    }
+
     /// Pins `pages` of the file in the mapping `view`, as if a store had touched each; the reservations are made. The caller holds
-    /// nothing, as for [`Self::fault`].
+    /// nothing, as for [`Self::fault`]. Unless it holds a pin already, it waits for who waits for pins of the file ([`Self::bar_pins`]).
     ///
     /// # Errors
     /// What the first store that cannot be would have met: [`Fault::Sigbus`] and the like; then nothing is pinned.
     pub fn pin<H: Host>(&self, host: &H, view: &MapView, pages: Range<u32>) -> Result<Pin, Fault> {
+        assert_nothing_held(Rank::FREEZE_WRITE, "a pin");
         let (cache, of) = (Arc::clone(self.cache()), Arc::clone(&self.pinned));
-        let mut pin = Pin { pages: Vec::new(), blocks: Vec::new(), cache, of };
+        if !cache.holders.has_this_thread() && !without!(cache, PinsKeptOut) {
+            of.wait_for_turn();
+        }
+        let holder = thread::current().id();
+        let mut pin = Pin { pages: Vec::new(), blocks: Vec::new(), cache, of, holder };
         for page in pages {
             loop {
                 match self.fault(host, view, page, Access::Write) {
@@ -103,7 +203,8 @@ impl AddressSpace {
             let Some(held) = self.pin_dirty(page) else { return false };
             pin.pages.push(held);
         }
-        *self.pinned.count.lock() += 1;
+        self.pinned.counts.lock().pins += 1;
+        pin.cache.holders.add(pin.holder);
         self.cache().pins.fetch_add(1, Ordering::Relaxed);
         true
     }
@@ -127,11 +228,18 @@ impl Drop for Pin {
         self.pages.iter().for_each(|page| page.unpin());
         self.blocks.clear();
         self.cache.pins.fetch_sub(all, Ordering::Relaxed);
-        let mut count = self.of.count.lock();
-        *count -= all;
-        if *count == 0 {
-            self.of.gone.notify_all();
+        self.cache.holders.take(self.holder, all);
+        let mut counts = self.of.counts.lock();
+        counts.pins -= all;
+        if counts.pins == 0 {
+            self.of.changed.notify_all();
         }
+    }
+}
+
+impl fmt::Debug for PinBar {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PinBar").finish_non_exhaustive()
     }
 }
 

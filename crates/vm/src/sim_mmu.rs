@@ -10,7 +10,7 @@ use std::io;
 use std::ops::Range;
 
 use extant_device::DirectAccess;
-use extant_sync::{Arc, Mutex, Rank};
+use extant_sync::{Arc, Mutex, MutexGuard, Rank};
 use extant_sys::{MemFile, PageMem};
 
 use crate::fault::MapView;
@@ -35,9 +35,34 @@ struct Tables {
     protects: usize,
     /// Transfers that are under way.
     transfers: usize,
+    /// A byte that a device puts somewhere, and calls from now on until it does.
+    lands: Option<(u32, Landing)>,
+}
+
+/// A byte that a device puts at a place of a page's memory.
+#[derive(Debug, Clone, Copy)]
+pub struct Landing {
+    /// The page.
+    pub page: u32,
+    /// The place in it.
+    pub at: usize,
+    /// The byte.
+    pub byte: u8,
 }
 
 impl Tables {
+    /// What a device does by now.
+    fn landing(&mut self) -> Option<Landing> {
+        match &mut self.lands {
+            Some((0, _)) => self.lands.take().map(|(_, landing)| landing),
+            Some((left, _)) => {
+                *left -= 1;
+                None
+            }
+            None => None,
+        }
+    }
+
     fn may_fail(&mut self) -> io::Result<()> {
         match &mut self.fails_after {
             Some(0) => {
@@ -114,6 +139,26 @@ impl SimMmu {
     /// Lets the call after `calls` more fail, once.
     pub fn fail_after(&self, calls: u32) {
         self.tables.lock().fails_after = Some(calls);
+    }
+
+    /// A device puts a byte into memory that it was told to write to, as the call after `calls` more begins; no fault tells of it.
+    pub fn land_after(&self, calls: u32, landing: Landing) {
+        self.tables.lock().lands = Some((calls, landing));
+    }
+
+    /// Whether [`Self::land_after`] has come to pass.
+    pub fn has_landed(&self) -> bool {
+        self.tables.lock().lands.is_none()
+    }
+
+    /// The tables, for a call.
+    fn begin(&self) -> io::Result<MutexGuard<'_, Tables>> {
+        let mut tables = self.tables.lock();
+        if let Some(Landing { page, at, byte }) = tables.landing() {
+            self.memory.page(page)?.mem().copy_from(at, &[byte]);
+        }
+        tables.may_fail()?;
+        Ok(tables)
     }
 
     /// Calls of [`Mmu::protect`] until now.
@@ -229,13 +274,12 @@ enum Place<'a> {
 
 impl Mmu for SimMmu {
     fn memory(&self, index: u32) -> io::Result<PageMem> {
-        self.tables.lock().may_fail()?;
+        drop(self.begin()?);
         self.memory.page(index)
     }
 
     fn install(&self, mapping: MapId, pages: Range<u32>, writable: bool) -> io::Result<()> {
-        let mut tables = self.tables.lock();
-        tables.may_fail()?;
+        let mut tables = self.begin()?;
         if let Some(table) = tables.maps.get_mut(&mapping) {
             for page in pages {
                 match table.entry(page).or_insert(Shown::File { storable: false }) {
@@ -248,8 +292,7 @@ impl Mmu for SimMmu {
     }
 
     fn protect(&self, pages: Range<u32>) -> io::Result<()> {
-        let mut tables = self.tables.lock();
-        tables.may_fail()?;
+        let mut tables = self.begin()?;
         tables.protects += 1;
         for table in tables.maps.values_mut() {
             for (_, shown) in table.range_mut(pages.clone()) {
@@ -262,8 +305,7 @@ impl Mmu for SimMmu {
     }
 
     fn unmap(&self, pages: Range<u32>) -> io::Result<()> {
-        let mut tables = self.tables.lock();
-        tables.may_fail()?;
+        let mut tables = self.begin()?;
         for table in tables.maps.values_mut() {
             // As the real one: what the device shows is taken away by another call.
             table.retain(|page, shown| !pages.contains(page) || matches!(shown, Shown::Device { .. }));
@@ -272,8 +314,7 @@ impl Mmu for SimMmu {
     }
 
     fn show_device(&self, mapping: MapId, pages: Range<u32>, at: u64) -> io::Result<bool> {
-        let mut tables = self.tables.lock();
-        tables.may_fail()?;
+        let mut tables = self.begin()?;
         if let Some(table) = tables.maps.get_mut(&mapping) {
             let size = self.memory.page_size() as u64;
             for (n, page) in (0..).zip(pages) {
@@ -289,8 +330,7 @@ impl Mmu for SimMmu {
     }
 
     fn hide_device(&self, pages: Range<u32>) -> io::Result<()> {
-        let mut tables = self.tables.lock();
-        tables.may_fail()?;
+        let mut tables = self.begin()?;
         for table in tables.maps.values_mut() {
             table.retain(|page, shown| !pages.contains(page) || matches!(shown, Shown::File { .. }));
         }
@@ -298,8 +338,7 @@ impl Mmu for SimMmu {
     }
 
     fn discard(&self, pages: Range<u32>) -> io::Result<()> {
-        let mut tables = self.tables.lock();
-        tables.may_fail()?;
+        let mut tables = self.begin()?;
         for table in tables.maps.values_mut() {
             table.retain(|page, shown| !pages.contains(page) || matches!(shown, Shown::Device { .. }));
         }
@@ -307,8 +346,7 @@ impl Mmu for SimMmu {
     }
 
     fn resize(&self, size: u64) -> io::Result<()> {
-        let mut tables = self.tables.lock();
-        tables.may_fail()?;
+        let mut tables = self.begin()?;
         tables.size = size;
         let end = u32::try_from(size.div_ceil(self.memory.page_size() as u64)).unwrap_or(u32::MAX);
         for table in tables.maps.values_mut() {

@@ -105,6 +105,11 @@ impl AddressSpace {
         self.write_range(host, first, last, usize::MAX).1
     }
 
+    /// Writes what is marked dirty now, with no look for anything else: [`Self::sync`] for who looks later.
+    pub(crate) fn write_dirty<H: Host>(&self, host: &H) -> Result<(), H::Error> {
+        self.write_range(host, 0, u32::MAX, usize::MAX).1
+    }
+
     /// Writes up to about `most` dirty pages, going on where the last call stopped.
     pub(crate) fn write_some<H: Host>(&self, host: &H, most: usize) -> Result<(), H::Error> {
         let from = *self.write_hand.lock();
@@ -175,7 +180,7 @@ impl AddressSpace {
     }
 
     /// Writes pages whose marks were taken.
-    fn write_pages<H: Host>(
+    pub(crate) fn write_pages<H: Host>(
         &self,
         host: &H,
         _gate: &Gate<'_>,

@@ -58,8 +58,8 @@ fn fsync_of_an_inode_that_was_read_again() {
     fs.write_at(&file, 0, &[7; 100_000], WriteFlags::default(), &admin).unwrap();
     fs.write_back_all().unwrap();
     let (ino, changed) = (file.ino, fs.journal.running_tid());
-    file.reread.store(true, Ordering::Relaxed);
     drop(file);
+    fs.icache.forget(ino);
     assert!(fs.icache.cached(ino).is_none(), "it is in the cache still");
     assert!(changed.is_after(fs.journal.committed_tid()), "committed before it was asked for");
     let file = fs.lookup(&root, b"f", &admin).unwrap();

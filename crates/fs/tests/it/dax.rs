@@ -277,7 +277,7 @@ fn content_is_on_the_device_at_once_and_switches_under_use() {
     assert_clean(&image);
 }
 
-/// With `dax_switch=deferred` a changed flag counts when the inode is read again.
+/// With `dax_switch=deferred` a changed flag counts when nobody has the file open any more, whatever of it is still in memory.
 #[test]
 fn a_deferred_switch_waits_until_nobody_uses_the_file() {
     need!(tools(&["mke2fs"]));
@@ -285,22 +285,237 @@ fn a_deferred_switch_waits_until_nobody_uses_the_file() {
     let image = dir.join("image");
     mke2fs(&image, 16 << 20, "-t ext4 -b 4096");
     let fs = open_with(&image, "dax_switch=deferred");
+    // As the server of a mount does, which keeps what the kernel knows.
     let inode = new_file(&fs, "f");
-    let file = open(&fs, &inode, false);
+    let (file, other) = (open(&fs, &inode, false), open(&fs, &inode, false));
     file.write_at(0, &[1; 100]).unwrap();
     flip(&fs, &inode);
     assert!(inode.attr().flags.contains(InodeFlags::DAX) && !fs.effective_dax(&inode));
+    // Dirty, and still to be found in the new mode.
     file.write_at(50, &[2; 10]).unwrap();
-    file.fsync(false).unwrap();
-    drop((file, inode));
-    let inode = find(&fs, "f");
+    drop(file);
+    assert!(!fs.effective_dax(&inode) && !fs.effective_dax(open(&fs, &inode, false).inode()));
+    drop(other);
+    assert!(fs.effective_dax(&inode));
+    let file = open(&fs, &inode, false);
     assert!(fs.effective_dax(&inode));
     let mut got = [0; 100];
-    open(&fs, &inode, false).read_at(0, &mut got).unwrap();
+    file.read_at(0, &mut got).unwrap();
     assert!(got[..50] == [1; 50] && got[50..60] == [2; 10]);
+    // And back.
+    flip(&fs, &inode);
+    assert!(fs.effective_dax(&inode));
+    drop(file);
+    assert!(!fs.effective_dax(&inode));
+    // Twice is not at all.
+    flip(&fs, &inode);
+    flip(&fs, &inode);
+    open(&fs, &inode, false).read_at(0, &mut got).unwrap();
+    assert!(!fs.effective_dax(&inode) && got[50..60] == [2; 10]);
     drop(inode);
     fs.unmount().unwrap();
+    drop(fs);
     assert_clean(&image);
+}
+
+/// The same of a file that is mapped: it is in use; and what is kept of its memory for the next mapping holds nothing back.
+#[test]
+fn a_deferred_switch_waits_for_mappings_and_not_for_their_memory() {
+    need!(userfaultfd(), tools(&["mke2fs"]));
+    let dir = scratch();
+    let image = dir.join("image");
+    mke2fs(&image, 16 << 20, "-t ext4 -b 4096");
+    let fs = open_with(&image, "dax_switch=deferred");
+    let inode = new_file(&fs, "f");
+    for dax in [true, false, true] {
+        let file = open(&fs, &inode, false);
+        file.set_len(2 * PAGE as u64).unwrap();
+        let map = file.map(0, 2 * PAGE, &shared()).unwrap();
+        map.write_at(7, &[1]).unwrap();
+        flip(&fs, &inode);
+        drop(file);
+        // The mapping keeps it open, and shows what it showed.
+        map.write_at(PAGE + 7, &[2 + u8::from(dax)]).unwrap();
+        let windows = map.user_pages().windows();
+        assert_eq!((fs.effective_dax(&inode), windows > 0), (!dax, !dax));
+        open(&fs, &inode, false).read_at(0, &mut [0; 8]).unwrap();
+        assert_eq!(fs.effective_dax(&inode), !dax);
+        drop(map);
+        assert_eq!(fs.effective_dax(&inode), dax);
+        let file = open(&fs, &inode, false);
+        let map = file.map(0, 2 * PAGE, &shared()).unwrap();
+        let mut got = [0; 2 * PAGE];
+        map.read_at(0, &mut got).unwrap();
+        assert_eq!((got[7], got[8], got[PAGE + 7]), (1, 0, 2 + u8::from(dax)));
+        assert_eq!(map.user_pages().windows() > 0, dax);
+    }
+    drop(inode);
+    fs.unmount().unwrap();
+    drop(fs);
+    assert_clean(&image);
+}
+
+/// A device in memory whose reads fail from some time on.
+#[derive(Debug)]
+struct FailingMemory {
+    inner: Arc<FileDevice>,
+    /// Reads until one fails, and all after it.
+    left: AtomicU64,
+}
+
+impl BlockDevice for FailingMemory {
+    fn size(&self) -> u64 {
+        self.inner.size()
+    }
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<()> {
+        let left = self.left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+        left.map_err(|_| std::io::Error::from_raw_os_error(5))?;
+        self.inner.read_at(offset, buf)
+    }
+    fn write_at(&self, offset: u64, buf: &[u8]) -> std::io::Result<()> {
+        self.inner.write_at(offset, buf)
+    }
+    fn flush(&self) -> std::io::Result<()> {
+        self.inner.flush()
+    }
+    fn discard(&self, offset: u64, len: u64) -> std::io::Result<()> {
+        self.inner.discard(offset, len)
+    }
+    fn write_zeroes(&self, offset: u64, len: u64) -> std::io::Result<()> {
+        self.inner.write_zeroes(offset, len)
+    }
+    fn direct_access(&self) -> Option<extant_device::DirectAccess> {
+        self.inner.direct_access()
+    }
+}
+
+/// A change of the flag on a device that fails, from each of its reads on: flag and mode have both changed, or neither.
+#[test]
+fn flag_and_mode_change_together_or_not_at_all() {
+    need!(tools(&["mke2fs"]));
+    let dir = scratch();
+    let image = dir.join("image");
+    // With quota, whose files are read when an owner's first change comes.
+    mke2fs(&image, 16 << 20, "-t ext4 -b 4096 -O quota");
+    let fs = open_rw(&image);
+    for (name, dax) in [("plain", false), ("dax", true)] {
+        let inode = new_file(&fs, name);
+        let change = SetAttr { uid: Some(1000), gid: Some(1000), ..SetAttr::default() };
+        fs.set_attr(&inode, &change, &root()).unwrap();
+        open(&fs, &inode, false).write_at(0, &[1; 2 * PAGE]).unwrap();
+        if dax {
+            flip(&fs, &inode);
+        }
+    }
+    fs.unmount().unwrap();
+    drop(fs);
+    for (name, dax) in [("plain", false), ("dax", true)] {
+        let mut refused = 0;
+        for left in 0.. {
+            let device = Arc::new(FailingMemory { inner: in_memory(&image), left: AtomicU64::new(u64::MAX) });
+            let fs = Filesystem::open(Arc::clone(&device) as _, Setup::default()).unwrap();
+            let inode = find(&fs, name);
+            assert_eq!(fs.effective_dax(&inode), dax);
+            device.left.store(left, Ordering::SeqCst);
+            let done = fs.set_flags(&inode, inode.attr().flags ^ InodeFlags::DAX, &root());
+            device.left.store(u64::MAX, Ordering::SeqCst);
+            let flag = inode.attr().flags.contains(InodeFlags::DAX);
+            assert_eq!(
+                (flag, flag),
+                (fs.effective_dax(&inode), dax == done.is_err()),
+                "{name}, {left}: {done:?}"
+            );
+            let mut got = [0; 2 * PAGE];
+            open(&fs, &inode, false).read_at(0, &mut got).unwrap();
+            assert!(got == [1; 2 * PAGE]);
+            drop(inode);
+            fs.unmount().unwrap();
+            drop(fs);
+            // What the disk says is what it is mounted as.
+            let fs = Filesystem::open(Arc::clone(&device.inner) as _, Setup::default()).unwrap();
+            let inode = find(&fs, name);
+            assert_eq!(
+                (inode.attr().flags.contains(InodeFlags::DAX), fs.effective_dax(&inode)),
+                (flag, flag)
+            );
+            drop(inode);
+            fs.unmount().unwrap();
+            if done.is_ok() {
+                break;
+            }
+            refused += 1;
+        }
+        assert!(refused > 0, "{name}: nothing was read for it");
+    }
+}
+
+/// Who holds a pin and wants the mode changed is told, and goes on.
+#[test]
+fn a_flip_under_a_pin_of_its_own_is_refused() {
+    need!(userfaultfd(), tools(&["mke2fs"]));
+    let dir = scratch();
+    let image = dir.join("image");
+    mke2fs(&image, 16 << 20, "-t ext4 -b 4096");
+    let fs = open_rw(&image);
+    let inode = new_file(&fs, "f");
+    let (file, direct) = (open(&fs, &inode, false), open(&fs, &inode, true));
+    file.write_at(0, &[1; 4 * PAGE]).unwrap();
+    let map = file.map(0, 4 * PAGE, &shared()).unwrap();
+    for dax in [false, true, false] {
+        assert_eq!(fs.effective_dax(&inode), dax);
+        let flags = inode.attr().flags;
+        let pin = map.pin(0..2 * PAGE).unwrap();
+        let other = flags ^ InodeFlags::DAX;
+        assert!(matches!(fs.set_flags(&inode, other, &root()), Err(extant::Error::WouldDeadlock)));
+        assert!(matches!(fs.try_set_flags(&inode, other, &root()), Err(extant::Error::Busy)));
+        // What changes no mode waits for nothing.
+        fs.set_flags(&inode, flags ^ InodeFlags::NOATIME, &root()).unwrap();
+        map.write_at(3, &[2]).unwrap();
+        file.write_at(4, &[3]).unwrap();
+        assert_eq!(direct.write_at(PAGE as u64, &[4; 2 * PAGE]).unwrap().0, 2 * PAGE);
+        map.write_at(PAGE + 5, &[5]).unwrap();
+        file.fallocate(FallocateMode::PunchHole, 3 * PAGE as u64, PAGE as u64, true).unwrap();
+        file.set_len(3 * PAGE as u64).unwrap();
+        file.set_len(4 * PAGE as u64).unwrap();
+        file.fsync(false).unwrap();
+        let mut got = [9; 4 * PAGE];
+        file.read_at(0, &mut got).unwrap();
+        assert!(got[3..5] == [2, 3] && got[PAGE + 4..PAGE + 6] == [4, 5] && got[3 * PAGE..] == [0; PAGE]);
+        drop(pin);
+        fs.try_set_flags(&inode, inode.attr().flags ^ InodeFlags::DAX, &root()).unwrap();
+        file.read_at(0, &mut got).unwrap();
+        assert!(got[3..5] == [2, 3] && got[PAGE + 4..PAGE + 6] == [4, 5]);
+    }
+    drop((map, file, direct, inode));
+    fs.unmount().unwrap();
+    drop(fs);
+    assert_clean(&image);
+}
+
+/// Large mappings lie such that huge pages of the file can be huge pages of theirs.
+#[test]
+fn large_mappings_are_aligned_to_huge_pages() {
+    need!(userfaultfd(), tools(&["mke2fs"]));
+    const HUGE: usize = 2 << 20;
+    let dir = scratch();
+    let image = dir.join("image");
+    mke2fs(&image, 32 << 20, "-t ext4 -b 4096");
+    let fs = open_with(&image, "dax=always");
+    let file = open(&fs, &new_file(&fs, "f"), false);
+    file.set_len(4 * HUGE as u64).unwrap();
+    let maps: Vec<_> = [0, PAGE, HUGE, HUGE + 7 * PAGE]
+        .into_iter()
+        .map(|offset| (offset, file.map(offset as u64, HUGE + PAGE, &shared()).unwrap()))
+        .collect();
+    for (offset, map) in &maps {
+        assert_eq!(map.as_ptr().addr().wrapping_sub(*offset) % HUGE, 0, "from byte {offset} on");
+        map.write_at(HUGE - 5, b"across two").unwrap();
+        let mut got = [0; 10];
+        file.read_at((offset + HUGE - 5) as u64, &mut got).unwrap();
+        assert_eq!(&got, b"across two");
+    }
+    drop((maps, file));
+    fs.unmount().unwrap();
 }
 
 /// Mappings of a file in DAX mode show the device: a store is on it at once; what takes blocks away takes the windows away.

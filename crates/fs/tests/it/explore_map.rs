@@ -626,3 +626,65 @@ fn mutant_moving_beside_writeback() {
     let caught = std::panic::catch_unwind(|| explore_moves(Mutant::MoveGate, 1_000));
     assert!(caught.is_err(), "the missing gate was not noticed");
 }
+
+/// Who holds a pin writes, stores, loads, reads and asks for another mode, while somebody else waits to change the mode: nobody waits for
+/// himself.
+fn flipped_while_pinned(image: &[u8], mutant: Mutant, before: Before) {
+    let device = Arc::new(FileDevice::in_memory(image.len() as u64).expect("a memory file"));
+    device.write_at(0, image).expect("inside");
+    let fs = open(&device, mutant);
+    let file = Arc::new(mapped(&fs, before));
+    let was = fs.effective_dax(&file.inode);
+    let (a, b) = (Arc::clone(&file), Arc::clone(&file));
+    together(vec![
+        Box::new(move || {
+            let pin = a.fs.pin_simulated(&a.inode, &a.view, 0..1).expect("a pin");
+            // Once it is the other one's turn the mode is his to change.
+            let mode = a.fs.effective_dax(&a.inode);
+            a.write(20, 30, 2).expect("a write");
+            a.store(30, 4).expect("a store");
+            a.load(2500);
+            a.read(&a.buffered).expect("a read");
+            a.buffered.fallocate(FallocateMode::PunchHole, 4096, 904, true).expect("a punch");
+            let other = a.inode.attr().flags ^ InodeFlags::DAX;
+            let refused = a.fs.set_flags(&a.inode, other, &Credentials::root()).expect_err("its own pin");
+            assert_eq!(refused.errno(), 35, "{refused}");
+            assert_eq!(a.fs.effective_dax(&a.inode), mode, "changed under a pin");
+            drop(pin);
+        }),
+        Box::new(move || (FLIP.run)(&b).expect("a flip")),
+    ]);
+    assert_eq!(fs.effective_dax(&file.inode), !was);
+    let mut got = vec![0; 5000];
+    file.buffered.read_at(0, &mut got).expect("read");
+    let mut want = vec![1; 5000];
+    put(&mut want, 20, 30, 2);
+    put(&mut want, 30, 1, 4);
+    cut(&mut want, 4096, 5000);
+    let differs = got.iter().zip(&want).position(|(a, b)| a != b);
+    assert!(differs.is_none(), "byte {differs:?}");
+    drop(file);
+    close(fs, &*device, "a flip while pinned");
+}
+
+fn explore_flips(mutant: Mutant, before: Before, times: usize) {
+    let image: Arc<[u8]> = image(MEMORY).into();
+    let scenario = move || flipped_while_pinned(&image, mutant, before);
+    model::check_pct_deep(scenario.clone(), 1, times, 3, STACK);
+    model::check_random_deep(scenario, 1, times, STACK);
+}
+
+#[test]
+fn flipping_the_mode_of_a_pinned_file() {
+    need!(tools(&["mke2fs"]));
+    for before in [Before::Dax, Before::Written] {
+        explore_flips(Mutant::None, before, 50 * schedules());
+    }
+}
+
+#[test]
+fn mutant_waiting_for_pins_under_locks() {
+    need!(tools(&["mke2fs"]));
+    let caught = std::panic::catch_unwind(|| explore_flips(Mutant::FlipWaitsUnlocked, Before::Dax, 1_000));
+    assert!(caught.is_err(), "waiting under locks was not noticed");
+}

@@ -5,9 +5,10 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::sync::Arc;
 
-use extant::{Filesystem, Setup};
+use extant::{Credentials, Filesystem, InodeFlags, Setup};
 use extant_device::OpenOptions;
 use extant_fuse::{Adapter, AdapterOptions};
+use extant_testkit::kernel::KernelMount;
 use extant_testkit::tree::Tree;
 use extant_testkit::{env, oracle};
 
@@ -184,4 +185,89 @@ fn a_generation_is_set_through_a_mount() {
         oracle::assert_clean(&image);
         fs::remove_file(&image).unwrap();
     }
+}
+
+/// Asks for the DAX flag of one inode of each kind, in all ways that there are, and prints the errno of each.
+const KINDS: &str = "
+import ctypes, fcntl, os, socket, stat, struct, sys
+os.chdir(sys.argv[1])
+DAX = 0x2000000
+os.mkfifo('fifo')
+socket.socket(socket.AF_UNIX).bind('sock')
+os.mknod('char', stat.S_IFCHR | 0o600, os.makedev(1, 3))
+os.mknod('block', stat.S_IFBLK | 0o600, os.makedev(7, 0))
+os.symlink('file', 'short')
+os.symlink('x' * 200, 'long')
+os.mkdir('dir')
+open('file', 'w').close()
+libc = ctypes.CDLL(None, use_errno=True)
+def setattr(name):
+    attr = ctypes.create_string_buffer(struct.pack('QIIII', 0x8000, 0, 0, 0, 0))
+    if libc.syscall(469, -100, name.encode(), attr, 24, 0x100) < 0:
+        raise OSError(ctypes.get_errno(), '')
+def ioctl(number, data):
+    return lambda name: fcntl.ioctl(handle(name), number, data)
+def handle(name):
+    # A device is not opened: what it does is not the filesystem's.
+    way = os.O_PATH if name == 'block' else os.O_RDONLY | os.O_NONBLOCK
+    try:
+        return os.open(name, way | os.O_NOFOLLOW)
+    except OSError:
+        return os.open(name, os.O_PATH | os.O_NOFOLLOW)
+ways = [('SETFLAGS', ioctl(0x40086602, struct.pack('q', 0x80000 | DAX))),
+        ('FSSETXATTR', ioctl(0x401c5820, struct.pack('IIIII8x', 0x8000, 0, 0, 0, 0))),
+        ('file_setattr', setattr)]
+for name in ['fifo', 'sock', 'char', 'block', 'short', 'long', 'dir', 'file']:
+    for what, how in ways:
+        try:
+            how(name)
+            answer = 0
+        except OSError as e:
+            answer = e.errno
+        print(name, what, answer)
+";
+
+/// Flags are those of files and directories: the rest is refused as the kernel does, through the mount and by the library.
+#[test]
+fn the_dax_flag_of_every_kind_of_inode() {
+    if !may_mount("the_dax_flag_of_every_kind_of_inode") {
+        return;
+    }
+    need!(env::kernel_mounts(), env::tools(&["mke2fs", "python3", "e2fsck"]));
+    let scratch = env::scratch();
+    let image = scratch.sparse("image", 16 << 20);
+    let ask = |path: &Path| {
+        let mut python = oracle::command("python3");
+        python.args(["-c", KINDS]).arg(path);
+        oracle::run_ok(&mut python)
+    };
+    oracle::mke2fs(&image, 16 << 20, "-t ext4 -b 4096");
+    let theirs = KernelMount::rw(&image);
+    let want = ask(theirs.path());
+    theirs.unmount();
+    oracle::mke2fs(&image, 16 << 20, "-t ext4 -b 4096");
+    let (mount, adapter) = mounted(&image, "rw");
+    assert_eq!(ask(mount.path()), want);
+    finish(mount, &adapter);
+    drop(adapter);
+    // Not every way leads to every kind, and older kernels have one less: the library has one for all.
+    let device = OpenOptions::new().write(true).open(&image).unwrap();
+    let fs = Filesystem::open(Arc::new(device), Setup::default()).unwrap();
+    let root = Credentials::root();
+    for name in ["fifo", "sock", "char", "block", "short", "long", "dir", "file"] {
+        let inode = fs.lookup(&fs.root().unwrap(), name.as_bytes(), &root).unwrap();
+        let clear = InodeFlags::from_bits_retain(inode.attr().flags.bits() & !0x200_0000);
+        let expected = if ["dir", "file"].contains(&name) { 0 } else { 95 };
+        let errno = |done: extant::Result<()>| done.err().map_or(0, |e| e.errno());
+        assert_eq!(errno(fs.set_flags(&inode, clear, &root)), expected, "{name}");
+        assert_eq!(errno(fs.set_flags(&inode, clear | InodeFlags::DAX, &root)), expected, "{name}");
+        let attr = extant::FsxAttr { xflags: 0x8000, ..fs.fsx_attr(&inode) };
+        assert_eq!(errno(fs.set_fsx_attr(&inode, attr, &root)), expected, "{name}");
+        assert_eq!(inode.attr().flags.contains(InodeFlags::DAX), expected == 0, "{name}");
+        let theirs = format!("{name} file_setattr {expected}\n");
+        assert!(want.contains(&theirs) || want.contains("file_setattr 38"), "{name}: {want}");
+    }
+    fs.unmount().unwrap();
+    drop(fs);
+    oracle::assert_clean(&image);
 }

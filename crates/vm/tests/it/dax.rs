@@ -5,7 +5,7 @@
 
 use extant_sync::atomic::{AtomicBool, Ordering};
 use extant_sync::{Arc, Mutex, MutexGuard, Rank};
-use extant_vm::{CacheConfig, Fault, Host, MapView, Mutant, ReadAhead, SimMmu};
+use extant_vm::{CacheConfig, Fault, Host, Landing, MapView, Mutant, ReadAhead, SimMmu};
 
 use crate::faults::{explore, task, together, view};
 use crate::sim::{STALE, SimFile, SimFs};
@@ -82,9 +82,17 @@ impl Rig {
         self.file.unwrite(from..to).expect("zero");
     }
 
-    fn switch(&self, dax: bool) {
+    fn try_switch(&self, dax: bool) -> bool {
         let _inode = self.inode.lock();
-        self.file.switch(dax).expect("switch");
+        self.file.switch(dax).expect("switch")
+    }
+
+    /// As the filesystem does it: waits for pins with nothing held.
+    fn switch(&self, dax: bool) {
+        let mut bar = None;
+        while !self.try_switch(dax) {
+            bar.get_or_insert_with(|| self.file.pages.bar_pins()).wait().expect("no pin of its own");
+        }
     }
 
     pub(crate) fn flips(&self) {
@@ -429,31 +437,127 @@ fn flips_against_punch_and_truncate() {
     explore("dax: flips against punch and truncate", scenario, &[Mutant::FaultShared, Mutant::PartHidden]);
 }
 
-/// A pin keeps the mode from changing, and is dropped by another thread.
+/// A pin keeps the mode from changing. Who holds it writes, stores, loads and pins meanwhile, and drops it in the end.
 #[test]
 fn a_switch_waits_for_pins() {
     fn scenario(mutant: Mutant) {
         for dax in [false, true] {
-            let (rig, mmu, map) = Rig::with(&[1; PAGE], dax, mutant);
-            let pin = rig.file.pages.pin(&*rig.file, &map, 0..1).expect("a pin");
+            let (rig, mmu, map) = Rig::with(&[1; 2 * PAGE], dax, mutant);
             let dropped = Arc::new(AtomicBool::new(false));
-            let pin = Arc::new(Mutex::new(Rank::LEAF, Some(pin)));
             together(vec![
-                task!([rig, mmu, map, pin, dropped] {
+                task!([rig, mmu, map, dropped] {
+                    let pin = rig.file.pages.pin(&*rig.file, &map, 0..1).expect("a pin");
                     assert!(store(&rig, &mmu, &map, 3, 4));
-                    let pin = pin.lock().take();
+                    rig.write(5, &[6]);
+                    assert_eq!((rig.byte(5), load(&rig, &mmu, &map, 5)), (6, Some(6)));
+                    let more = rig.file.pages.pin(&*rig.file, &map, 0..2).expect("a pin");
+                    assert_eq!(rig.file.pages.is_dax(), dax, "switched under a pin");
                     dropped.store(true, Ordering::SeqCst);
-                    drop(pin);
+                    drop((pin, more));
                 }),
                 task!([rig, dropped] {
-                    rig.switch(!dax);
-                    assert!(dropped.load(Ordering::SeqCst), "switched under a pin");
+                    if rig.file.pages.is_pinned() {
+                        rig.switch(!dax);
+                        assert!(dropped.load(Ordering::SeqCst), "switched under a pin");
+                    }
                 }),
             ]);
-            assert_eq!((rig.settled()[3], rig.file.pages.is_dax()), (4, !dax));
+            rig.switch(!dax);
+            let got = rig.settled();
+            assert_eq!((got[3], got[5], got[7], rig.file.pages.is_dax()), (4, 6, 1, !dax));
         }
     }
-    explore("dax: a switch waits for pins", scenario, &[]);
+    explore("dax: a switch waits for pins", scenario, &[Mutant::PinsAwaited]);
+}
+
+/// A thread that pins while somebody waits to change the mode has its turn after him: else two that pin in turn could keep him waiting for
+/// ever.
+#[test]
+fn a_switch_is_not_starved_by_new_pins() {
+    fn scenario(mutant: Mutant) {
+        let (rig, mmu, map) = Rig::with(&[1; PAGE], true, mutant);
+        let pin = rig.file.pages.pin(&*rig.file, &map, 0..1).expect("a pin");
+        let pin = Arc::new(Mutex::new(Rank::LEAF, Some(pin)));
+        let switched = Arc::new(AtomicBool::new(false));
+        together(vec![
+            task!([rig, switched] {
+                rig.switch(false);
+                switched.store(true, Ordering::SeqCst);
+            }),
+            task!([rig, mmu, map, switched] {
+                let late = rig.file.pages.pins_are_barred();
+                let pin = rig.file.pages.pin(&*rig.file, &map, 0..1).expect("a pin");
+                assert!(!late || !rig.file.pages.is_dax(), "a new pin was faster than who waited");
+                assert!(store(&rig, &mmu, &map, 3, 4));
+                drop(pin);
+            }),
+            task!([pin] {
+                let pin = pin.lock().take();
+                drop(pin);
+            }),
+        ]);
+        assert!(switched.load(Ordering::SeqCst));
+        assert_eq!((rig.settled()[3], rig.file.pages.is_dax()), (4, false));
+    }
+    explore("dax: a switch is not starved by new pins", scenario, &[Mutant::PinsKeptOut]);
+}
+
+/// Threads that hold a pin and want the mode of another one's file changed would wait for each other: they are told.
+#[test]
+fn who_holds_a_pin_does_not_wait_for_pins() {
+    extant_sync::model::check_random(
+        || {
+            let (rig, _mmu, map) = Rig::with(&[1; PAGE], true, Mutant::None);
+            let other = rig.fs.file(13);
+            other.pages.write(&*other, 0, &[1; PAGE]);
+            let other_map = view(&other.attach());
+            let pin = rig.file.pages.pin(&*rig.file, &map, 0..1).expect("a pin");
+            let own = rig.file.pages.bar_pins().wait().expect_err("its own pin");
+            assert_eq!(own.raw_os_error(), Some(35));
+            drop(pin);
+            together(vec![
+                task!([rig, map, other] {
+                    let _pin = rig.file.pages.pin(&*rig.file, &map, 0..1).expect("a pin");
+                    let bar = other.pages.bar_pins();
+                    assert!(bar.wait().is_err());
+                }),
+                task!([rig, other, other_map] {
+                    let _pin = other.pages.pin(&*other, &other_map, 0..1).expect("a pin");
+                    let bar = rig.file.pages.bar_pins();
+                    assert!(bar.wait().is_err());
+                }),
+            ]);
+            rig.file.pages.bar_pins().wait().expect("no pin is left");
+        },
+        300,
+    );
+}
+
+/// A transfer into a page, without a pin, that comes while the mode changes: as long as the pages are there it is the file's.
+#[test]
+fn what_a_device_puts_into_a_page_before_it_goes() {
+    fn scenario(mutant: Mutant) {
+        // In the midst of writing, and with either call that takes the pages away.
+        for calls in 0..3 {
+            let (rig, mmu, map) = Rig::with(&[1; 2 * PAGE], false, mutant);
+            mmu.begin_transfer();
+            assert!(store(&rig, &mmu, &map, 3, 2) && store(&rig, &mmu, &map, P + 3, 2));
+            rig.sync();
+            assert!(store(&rig, &mmu, &map, 3, 4));
+            mmu.land_after(calls, Landing { page: 1, at: 100, byte: 9 });
+            together(vec![
+                task!([rig] { rig.switch(true); }),
+                // One that brings no page, which would be another call.
+                task!([rig] { assert_eq!(rig.byte(P + 3), 2); }),
+            ]);
+            assert!(mmu.has_landed());
+            mmu.end_transfer();
+            let got = rig.settled();
+            assert_eq!((got[3], got[PAGE + 3], got[PAGE + 99]), (4, 2, 1));
+            assert_eq!(got[PAGE + 100], 9, "what a device wrote before the pages went is lost");
+        }
+    }
+    explore("dax: a transfer before the pages go", scenario, &[Mutant::SwitchLooksLast]);
 }
 
 /// A unit that refuses one of its calls: an error or a signal, and nothing is lost.

@@ -540,9 +540,10 @@ impl SimFile {
         }
     }
 
-    /// Brings it into DAX mode, or out of it.
+    /// Brings it into DAX mode, or out of it; `false` while it has pins. Under the lock in the place of the inode's.
     #[cfg(feature = "shuttle")]
-    pub(crate) fn switch(&self, dax: bool) -> io::Result<()> {
+    pub(crate) fn switch(&self, dax: bool) -> io::Result<bool> {
+        self.pages.begin_switch(self)?;
         let guard = self.pages.exclusive();
         self.pages.switch_dax(&guard, self, dax)
     }
