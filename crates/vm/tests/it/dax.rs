@@ -484,7 +484,7 @@ fn a_switch_is_not_starved_by_new_pins() {
                 rig.switch(false);
                 switched.store(true, Ordering::SeqCst);
             }),
-            task!([rig, mmu, map, switched] {
+            task!([rig, mmu, map] {
                 let late = rig.file.pages.pins_are_barred();
                 let pin = rig.file.pages.pin(&*rig.file, &map, 0..1).expect("a pin");
                 assert!(!late || !rig.file.pages.is_dax(), "a new pin was faster than who waited");
