@@ -1,7 +1,7 @@
 //! What can go wrong when a filesystem is made; every message says what, where and what to do.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use extant_device::OpenError;
 use extant_format::FormatError;
@@ -66,6 +66,10 @@ pub enum MkfsError {
 
 /// A result with [`MkfsError`].
 pub type Result<T> = std::result::Result<T, MkfsError>;
+
+pub(crate) fn source_error(path: &Path, source: impl Into<io::Error>) -> MkfsError {
+    MkfsError::Source { path: path.to_owned(), source: source.into() }
+}
 
 pub(crate) fn usage<T>(text: impl Into<String>) -> Result<T> {
     Err(MkfsError::Usage(text.into()))

@@ -9,6 +9,7 @@
 //! its own number of writes differs. With a UUID ([`Options::uuid`]) and a time ([`Options::time`]) an image is the same
 //! to the byte every time.
 
+pub mod archive;
 mod builder;
 pub mod cli;
 mod conf;
@@ -40,7 +41,7 @@ pub use error::{MkfsError, Result};
 pub use layout::{Layout, Tables};
 pub use options::{Extended, Options, Source};
 pub use params::{Params, now};
-pub use populate::{Data, PaxSparse, Tree, acl_from_text};
+pub use populate::Tree;
 pub use progress::{Progress, Silent};
 pub use run::run;
 pub use size::{Size, parse_bytes, parse_size};

@@ -3,7 +3,7 @@
 //! | part | does |
 //! |---|---|
 //! | `tree` | what goes in: a tree of nodes with owners, times, attributes and where their bytes are |
-//! | `scan`, `tarball`, `pax_sparse` | reading it from a directory, from an archive |
+//! | `scan`, `tarball` | reading it from a directory, from an archive ([`crate::archive`]) |
 //! | `fit` | how large the filesystem must be |
 //! | `fill` | numbers, blocks, inodes; everything is placed before data moves |
 //! | `dirs`, `attrs` | directory blocks and hash trees; extended attributes |
@@ -14,13 +14,10 @@ mod copy;
 mod dirs;
 mod fill;
 mod fit;
-mod pax_sparse;
 mod scan;
 mod tarball;
 mod tree;
 
 pub(crate) use fill::fill;
 pub(crate) use fit::fit;
-pub use pax_sparse::PaxSparse;
-pub use tarball::acl_from_text;
-pub use tree::{Data, Tree};
+pub use tree::Tree;

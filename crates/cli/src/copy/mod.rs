@@ -24,9 +24,6 @@ use crate::fail::Outcome;
 /// Bytes copied at a time.
 pub(crate) const CHUNK: usize = 1 << 20;
 
-/// How PAX records name extended attributes.
-pub(crate) const PAX_XATTR: &[u8] = b"SCHILY.xattr.";
-
 /// What an inode is apart from its content.
 #[derive(Debug, Clone)]
 pub(crate) struct Meta {
@@ -50,11 +47,6 @@ pub(crate) trait Content {
 
     /// Fills the buffer from `offset`, which lies in a data range, as does the buffer's end.
     fn read(&mut self, offset: u64, buf: &mut [u8]) -> Outcome;
-
-    /// Whether blocks of zeroes in the data were holes once and should be again.
-    fn zeroes_are_holes(&self) -> bool {
-        false
-    }
 }
 
 /// What stands at a path.
@@ -116,29 +108,14 @@ impl Sink for Owned<'_> {
 /// Calls `piece` for each piece of a content's data, in order, at most [`CHUNK`] bytes at a time.
 pub(crate) fn each_piece(content: &mut dyn Content, piece: &mut dyn FnMut(u64, &[u8]) -> Outcome) -> Outcome {
     let mut buf = vec![0; CHUNK.min(usize::try_from(content.size()).unwrap_or(CHUNK)).max(1)];
-    let skip_zeroes = content.zeroes_are_holes();
     let mut at = 0;
     while let Some(range) = content.data(at)? {
         at = range.start;
         while at < range.end {
             let len = buf.len().min(usize::try_from(range.end - at).unwrap_or(buf.len()));
             content.read(at, &mut buf[..len])?;
-            if skip_zeroes {
-                each_nonzero(at, &buf[..len], piece)?;
-            } else {
-                piece(at, &buf[..len])?;
-            }
+            piece(at, &buf[..len])?;
             at += len as u64;
-        }
-    }
-    Ok(())
-}
-
-fn each_nonzero(at: u64, bytes: &[u8], piece: &mut dyn FnMut(u64, &[u8]) -> Outcome) -> Outcome {
-    const BLOCK: usize = 4096;
-    for (i, block) in bytes.chunks(BLOCK).enumerate() {
-        if block.iter().any(|b| *b != 0) {
-            piece(at + (i * BLOCK) as u64, block)?;
         }
     }
     Ok(())

@@ -3,10 +3,12 @@
 use std::io::{self, Read, Write};
 use std::ops::Range;
 
-use extant_format::inode::{FileType, Timestamp};
+use extant_format::acl::Acl;
+use extant_format::inode::FileType;
+use extant_mkfs::archive::{acl_to_text, pax};
 use tar::{EntryType, Header};
 
-use super::{Added, Content, Meta, PAX_XATTR, Sink, What};
+use super::{Added, Content, Meta, Sink, What};
 use crate::fail::{Failure, Outcome, show_path};
 
 /// An archive to write: PAX headers where the old ones do not hold a path, a time or an attribute.
@@ -25,52 +27,92 @@ impl<W: Write> ArchiveSink<W> {
     }
 
     /// The PAX records of an item.
-    fn records(path: &[u8], link: &[u8], meta: &Meta, size: u64) -> Vec<(Vec<u8>, Vec<u8>)> {
+    fn records(item: &Item<'_>, meta: &Meta) -> Vec<(Vec<u8>, Vec<u8>)> {
         let mut records = Vec::new();
         let mut put = |key: &[u8], value: Vec<u8>| records.push((key.to_vec(), value));
-        if path.len() > 100 || !path.is_ascii() {
-            put(b"path", path.to_vec());
+        if item.path.len() > 100 || !item.path.is_ascii() {
+            put(b"path", item.path.to_vec());
         }
-        if link.len() > 100 || !link.is_ascii() {
-            put(b"linkpath", link.to_vec());
+        if item.link.len() > 100 || !item.link.is_ascii() {
+            put(b"linkpath", item.link.to_vec());
         }
-        if size >= 1 << 33 {
-            put(b"size", size.to_string().into_bytes());
+        if item.stored >= 1 << 33 {
+            put(b"size", item.stored.to_string().into_bytes());
+        }
+        if let Some((name, size)) = item.sparse {
+            put(b"GNU.sparse.major", b"1".to_vec());
+            put(b"GNU.sparse.minor", b"0".to_vec());
+            put(b"GNU.sparse.name", name.to_vec());
+            put(b"GNU.sparse.realsize", size.to_string().into_bytes());
+        }
+        for (key, id) in [(b"uid", meta.uid), (b"gid", meta.gid)] {
+            if id >= 1 << 21 {
+                put(key, id.to_string().into_bytes());
+            }
         }
         if meta.mtime.nsec != 0 || !(0..1 << 33).contains(&meta.mtime.sec) {
-            put(b"mtime", time_text(meta.mtime));
+            put(b"mtime", pax::time_text(meta.mtime));
         }
         for (name, value) in &meta.xattrs {
-            put(&[PAX_XATTR, name].concat(), value.clone());
+            // GNU tar takes lists from their text alone, others from the attribute.
+            let text = match &name[..] {
+                pax::XATTR_ACL_ACCESS => Some(pax::ACL_ACCESS),
+                pax::XATTR_ACL_DEFAULT => Some(pax::ACL_DEFAULT),
+                _ => None,
+            };
+            if let Some(key) = text
+                && let Ok(Some(acl)) = Acl::from_xattr(value)
+            {
+                put(key, acl_to_text(&acl));
+            }
+            put(&pax::xattr_key(name), value.clone());
         }
         records
     }
 
-    fn header(kind: EntryType, meta: &Meta, size: u64) -> Header {
+    fn header(kind: EntryType, meta: &Meta, stored: u64) -> Header {
         let mut header = Header::new_ustar();
         header.set_entry_type(kind);
         header.set_mode(meta.mode);
         header.set_uid(u64::from(meta.uid));
         header.set_gid(u64::from(meta.gid));
         header.set_mtime(u64::try_from(meta.mtime.sec).unwrap_or(0));
-        header.set_size(size);
+        header.set_size(stored);
         header
+    }
+
+    fn file(&mut self, mut header: Header, path: &[u8], meta: &Meta, content: &mut dyn Content) -> Outcome {
+        let size = content.size();
+        let (mut ranges, mut sum, mut at) = (Vec::new(), 0, 0);
+        while let Some(range) = content.data(at)? {
+            at = range.end;
+            sum += range.end - range.start;
+            ranges.push(range);
+        }
+        let (map, made_up) = (sparse_map(&ranges, size), sparse_name(path));
+        let item = if sum == size {
+            Item { path, link: b"", stored: size, sparse: None }
+        } else {
+            let stored = map.len() as u64 + sum;
+            Item { path: &made_up, link: b"", stored, sparse: Some((path, size)) }
+        };
+        header.set_size(item.stored);
+        self.name(&mut header, &item, meta).map_err(|err| self.failed(&err))?;
+        let data = Ranges { content, ranges: ranges.into_iter(), now: 0..0 };
+        let appended = match item.sparse {
+            Some(_) => self.out.append(&header, (&map[..]).chain(data)),
+            None => self.out.append(&header, data),
+        };
+        appended.map_err(|err| self.failed(&err))
     }
 
     /// Writes the PAX records (as an entry of its own, as the format wants) and fills the header's names as far as they
     /// fit.
-    fn name(
-        &mut self,
-        header: &mut Header,
-        path: &[u8],
-        link: &[u8],
-        meta: &Meta,
-        size: u64,
-    ) -> io::Result<()> {
-        let records = Self::records(path, link, meta, size);
+    fn name(&mut self, header: &mut Header, item: &Item<'_>, meta: &Meta) -> io::Result<()> {
+        let records = Self::records(item, meta);
         let mut body = Vec::new();
         for (key, value) in &records {
-            body.extend(pax_record(key, value));
+            body.extend(pax::record(key, value));
         }
         if !body.is_empty() {
             let mut pax = Header::new_ustar();
@@ -81,7 +123,7 @@ impl<W: Write> ArchiveSink<W> {
             pax.set_cksum();
             self.out.append(&pax, &body[..])?;
         }
-        fill_name(header, path, link);
+        fill_name(header, item.path, item.link);
         header.set_cksum();
         Ok(())
     }
@@ -97,22 +139,14 @@ fn fill_name(header: &mut Header, path: &[u8], link: &[u8]) {
     put(&mut old.linkname, link);
 }
 
-/// `LEN KEY=VALUE\n`, where LEN counts itself.
-fn pax_record(key: &[u8], value: &[u8]) -> Vec<u8> {
-    let rest = key.len() + value.len() + 3;
-    let mut len = rest + 1;
-    while rest + len.to_string().len() != len {
-        len = rest + len.to_string().len();
-    }
-    [len.to_string().as_bytes(), b" ", key, b"=", value, b"\n"].concat()
-}
-
-pub(super) fn time_text(time: Timestamp) -> Vec<u8> {
-    let Timestamp { sec, nsec } = time;
-    if sec < 0 && nsec > 0 {
-        return format!("-{}.{:09}", -(sec + 1), 1_000_000_000 - nsec).into_bytes();
-    }
-    format!("{sec}.{nsec:09}").into_bytes()
+/// What the headers of an item say beside owner, permissions, time and attributes.
+struct Item<'a> {
+    path: &'a [u8],
+    link: &'a [u8],
+    /// Bytes of content in the archive.
+    stored: u64,
+    /// The real name and size of a file with holes.
+    sparse: Option<(&'a [u8], u64)>,
 }
 
 impl<W: Write> Sink for ArchiveSink<W> {
@@ -135,18 +169,17 @@ impl<W: Write> Sink for ArchiveSink<W> {
                 return Ok(Added::LeftOut);
             }
         };
-        let size = if let What::File(content) = &what { content.size() } else { 0 };
-        let mut header = Self::header(kind, meta, size);
+        let mut header = Self::header(kind, meta, 0);
         if let What::Special(_, major, minor) = what {
             let set = header.set_device_major(major).and_then(|()| header.set_device_minor(minor));
             set.map_err(|err| self.failed(&err))?;
         }
-        self.name(&mut header, &name, &link, meta, size).map_err(|err| self.failed(&err))?;
-        let appended = match what {
-            What::File(content) => self.out.append(&header, Filled { content, at: 0, next: None }),
-            _ => self.out.append(&header, io::empty()),
-        };
-        appended.map(|()| Added::Taken).map_err(|err| self.failed(&err))
+        if let What::File(content) = what {
+            return self.file(header, &name, meta, content).map(|()| Added::Taken);
+        }
+        let item = Item { path: &name, link: &link, stored: 0, sparse: None };
+        self.name(&mut header, &item, meta).map_err(|err| self.failed(&err))?;
+        self.out.append(&header, io::empty()).map(|()| Added::Taken).map_err(|err| self.failed(&err))
     }
 
     fn finish(&mut self) -> Outcome {
@@ -155,48 +188,64 @@ impl<W: Write> Sink for ArchiveSink<W> {
     }
 }
 
-/// A content as a stream, holes as zeroes.
-struct Filled<'a> {
-    content: &'a mut dyn Content,
-    at: u64,
-    /// The data range at or after `at`, if it is known.
-    next: Option<Range<u64>>,
+/// The map of a file with holes, as GNU's sparse format 1.0 wants it before the data: the number of ranges, their offsets
+/// and lengths, one a line, filled up to 512 bytes. An empty range ends what ends in a hole.
+fn sparse_map(ranges: &[Range<u64>], size: u64) -> Vec<u8> {
+    let tail = (ranges.last().map_or(0, |range| range.end) < size).then_some(size..size);
+    let mut map = format!("{}\n", ranges.len() + usize::from(tail.is_some()));
+    for range in ranges.iter().chain(&tail) {
+        map.push_str(&format!("{}\n{}\n", range.start, range.end - range.start));
+    }
+    let mut map = map.into_bytes();
+    map.resize(map.len().next_multiple_of(512), 0);
+    map
 }
 
-impl Read for Filled<'_> {
+/// The name under which who does not know the format unpacks map and data, as GNU tar makes it up.
+fn sparse_name(path: &[u8]) -> Vec<u8> {
+    let at = path.iter().rposition(|b| *b == b'/').map_or(0, |at| at + 1);
+    [&path[..at], b"GNUSparseFile.0/", &path[at..]].concat()
+}
+
+/// The data of a content, one range behind the other.
+struct Ranges<'a> {
+    content: &'a mut dyn Content,
+    ranges: std::vec::IntoIter<Range<u64>>,
+    /// What is left of the present one.
+    now: Range<u64>,
+}
+
+impl Read for Ranges<'_> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let failed = |failure: Failure| io::Error::other(failure.to_string());
-        let size = self.content.size();
-        if self.at >= size || buf.is_empty() {
-            return Ok(0);
+        while self.now.is_empty() {
+            match self.ranges.next() {
+                Some(range) => self.now = range,
+                None => return Ok(0),
+            }
         }
-        if self.next.as_ref().is_none_or(|range| range.end <= self.at) {
-            self.next = Some(self.content.data(self.at).map_err(failed)?.unwrap_or(size..size));
-        }
-        let range = self.next.clone().unwrap_or(size..size);
-        let (data, end) = if self.at < range.start { (false, range.start) } else { (true, range.end) };
-        let len = buf.len().min(usize::try_from(end - self.at).unwrap_or(buf.len()));
-        if data {
-            self.content.read(self.at, &mut buf[..len]).map_err(failed)?;
-        } else {
-            buf[..len].fill(0);
-        }
-        self.at += len as u64;
+        let len = buf.len().min(usize::try_from(self.now.end - self.now.start).unwrap_or(buf.len()));
+        let read = self.content.read(self.now.start, &mut buf[..len]);
+        read.map_err(|failure| io::Error::other(failure.to_string()))?;
+        self.now.start += len as u64;
         Ok(len)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::pax_record;
+    use super::{sparse_map, sparse_name};
 
     #[test]
-    fn a_pax_record_counts_itself() {
-        assert_eq!(pax_record(b"path", b"abc"), b"12 path=abc\n");
-        for len in [1, 80, 88, 89, 90, 91, 985, 990, 9983, 9990] {
-            let record = pax_record(b"key", &vec![b'x'; len]);
-            let text = String::from_utf8(record.clone()).unwrap();
-            assert_eq!(text.split(' ').next().unwrap().parse(), Ok(record.len()));
-        }
+    fn maps_of_holes() {
+        let text = |ranges: &[std::ops::Range<u64>], size| {
+            let map = sparse_map(ranges, size);
+            assert!(map.len().is_multiple_of(512));
+            String::from_utf8(map).unwrap().trim_end_matches('\0').to_owned()
+        };
+        assert_eq!(text(&[], 7), "1\n7\n0\n");
+        assert_eq!(text(&[4096..8192], 8192), "1\n4096\n4096\n");
+        assert_eq!(text(&[0..10, 4096..8192], 1 << 40), "3\n0\n10\n4096\n4096\n1099511627776\n0\n");
+        assert_eq!(sparse_name(b"a/b/c"), b"a/b/GNUSparseFile.0/c");
+        assert_eq!(sparse_name(b"c"), b"GNUSparseFile.0/c");
     }
 }

@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use extant_device::BlockDevice;
 
-use super::tree::{Content, Kind, NodeId, Place, Tree, source_error};
-use crate::error::{MkfsError, Result};
+use super::tree::{Content, Kind, NodeId, Place, Tree};
+use crate::error::{MkfsError, Result, source_error};
 use crate::progress::Progress;
 use crate::writer::device_error;
 

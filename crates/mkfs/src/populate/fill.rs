@@ -10,7 +10,8 @@ use extant_format::{Compat, FileType, Incompat, Ino, Inode, InodeFlags, RoCompat
 use super::attrs::{AttrPlacer, Placed};
 use super::copy::{self, Job};
 use super::dirs::{DirMaker, Entry};
-use super::tree::{Content, Data, Kind, Node, NodeId, Tree};
+use super::tree::{Content, Kind, Node, NodeId, Tree};
+use crate::archive::Data;
 use crate::builder::Builder;
 use crate::error::{Result, invalid};
 use crate::maps::{self, Map, Run};

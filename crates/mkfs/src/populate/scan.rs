@@ -8,8 +8,9 @@ use extant_format::{DeviceNumber, FileType, Timestamp};
 use rustix::fs::{AtFlags, Dir, Mode, OFlags, SeekFrom, Stat};
 use rustix::io::Errno;
 
-use super::tree::{Content, Data, Kind, Links, Meta, Node, NodeId, Place, Tree, add_data, source_error};
-use crate::error::{MkfsError, Result};
+use super::tree::{Content, Kind, Links, Meta, Node, NodeId, Place, Tree};
+use crate::archive::{Data, add_data};
+use crate::error::{MkfsError, Result, source_error};
 use crate::options::Options;
 use crate::progress::Progress;
 

@@ -8,7 +8,8 @@ use extant_format::{DeviceNumber, FileType, Timestamp};
 use rustc_hash::FxHashMap;
 
 use super::{scan, tarball};
-use crate::error::{MkfsError, Result};
+use crate::archive::Data;
+use crate::error::Result;
 use crate::options::{Options, Source};
 use crate::progress::Progress;
 
@@ -57,28 +58,6 @@ pub(crate) struct Content {
     pub(crate) place: Place,
     /// Where there is data, if there are holes: ascending ranges below `size`.
     pub(crate) data: Option<Vec<Data>>,
-}
-
-/// A range of a file with holes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Data {
-    /// In the file.
-    pub offset: u64,
-    /// Bytes.
-    pub len: u64,
-    /// Bytes of data before it: in an archive, data ranges follow each other.
-    pub before: u64,
-}
-
-/// Adds a range behind the last one, joined to it where they touch.
-pub(crate) fn add_data(ranges: &mut Vec<Data>, offset: u64, len: u64) {
-    match ranges.last_mut() {
-        Some(last) if last.offset + last.len == offset => last.len += len,
-        last => {
-            let before = last.map_or(0, |d| d.before + d.len);
-            ranges.push(Data { offset, len, before });
-        }
-    }
 }
 
 /// Where a file's bytes are.
@@ -219,7 +198,3 @@ impl Tree {
 
 /// Hard links met so far: device and inode of the source to node.
 pub(crate) type Links = FxHashMap<(u64, u64), NodeId>;
-
-pub(crate) fn source_error(path: &Path, source: impl Into<std::io::Error>) -> MkfsError {
-    MkfsError::Source { path: path.to_owned(), source: source.into() }
-}

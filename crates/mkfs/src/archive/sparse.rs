@@ -1,4 +1,5 @@
-//! Sparse members of PAX archives, as GNU tar writes them: three formats, told apart by their headers.
+//! Members with holes. PAX archives have three formats, told apart by their headers; a fourth is GNU's own, which
+//! `members` reads.
 //!
 //! | format | where the map is |
 //! |---|---|
@@ -9,17 +10,38 @@
 //! Source: GNU tar's manual, appendix "Sparse Formats".
 
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use super::tree::{Data, add_data, source_error};
-use crate::error::{MkfsError, Result};
+use crate::error::{MkfsError, Result, source_error};
 
 /// Unit of the map before the data.
 const BLOCK: usize = 512;
 
+/// A range of a file with holes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Data {
+    /// In the file.
+    pub offset: u64,
+    /// Bytes.
+    pub len: u64,
+    /// Bytes of data before it: in an archive, data ranges follow each other.
+    pub before: u64,
+}
+
+/// Adds a range behind the last one, joined to it where they touch.
+pub(crate) fn add_data(ranges: &mut Vec<Data>, offset: u64, len: u64) {
+    match ranges.last_mut() {
+        Some(last) if last.offset + last.len == offset => last.len += len,
+        last => {
+            let before = last.map_or(0, |d| d.before + d.len);
+            ranges.push(Data { offset, len, before });
+        }
+    }
+}
+
 /// What the headers of a sparse member say.
 #[derive(Debug, Default)]
-pub struct PaxSparse {
+pub(super) struct PaxSparse {
     name: Option<Vec<u8>>,
     size: Option<u64>,
     /// Format 1.0.
@@ -33,7 +55,7 @@ impl PaxSparse {
     ///
     /// # Errors
     /// [`MkfsError::Member`]: not a number, out of order, a format that is not known.
-    pub fn header(&mut self, name: &[u8], value: &[u8], path: &Path) -> Result<()> {
+    pub(super) fn header(&mut self, name: &[u8], value: &[u8], path: &Path) -> Result<()> {
         match name {
             b"name" => self.name = Some(value.to_vec()),
             b"size" | b"realsize" => self.size = Some(number(value, path)?),
@@ -60,17 +82,23 @@ impl PaxSparse {
     }
 
     /// The member's own name; that of its header is made up.
-    #[must_use]
-    pub fn name(&self) -> Option<PathBuf> {
-        use std::os::unix::ffi::OsStrExt as _;
-        Some(PathBuf::from(std::ffi::OsStr::from_bytes(self.name.as_deref()?)))
+    pub(super) fn name(&self) -> Option<&[u8]> {
+        self.name.as_deref()
+    }
+
+    /// The size of the file.
+    ///
+    /// # Errors
+    /// [`MkfsError::Member`]: it is not there.
+    pub(super) fn size(&self, path: &Path) -> Result<u64> {
+        self.size.map_or_else(|| refuse(path, "a sparse member without a size"), Ok)
     }
 
     /// The map, and how many bytes it takes before the data, which are read.
     ///
     /// # Errors
     /// [`MkfsError::Member`], [`MkfsError::Source`].
-    pub fn map(&self, data: &mut impl Read, path: &Path) -> Result<(Vec<u64>, u64)> {
+    pub(super) fn map(&self, data: &mut impl Read, path: &Path) -> Result<(Vec<u64>, u64)> {
         if !self.map_in_data {
             return Ok((self.map.clone(), 0));
         }
@@ -84,34 +112,31 @@ impl PaxSparse {
         }
         Ok((map, lines.read))
     }
+}
 
-    /// The size of the file and its data, checked against the bytes that the archive holds.
-    ///
-    /// # Errors
-    /// [`MkfsError::Member`]: a map that cannot be.
-    pub fn ranges(&self, map: &[u64], stored: u64, path: &Path) -> Result<(u64, Vec<Data>)> {
-        let Some(size) = self.size else {
-            return refuse(path, "a sparse member without a size");
-        };
-        if !map.len().is_multiple_of(2) {
-            return refuse(path, "its sparse map ends within a pair");
-        }
-        let (mut ranges, mut end, mut sum) = (Vec::new(), 0, 0_u64);
-        for pair in map.chunks_exact(2) {
-            let (offset, len) = (pair[0], pair[1]);
-            let Some(next) = offset.checked_add(len).filter(|&next| offset >= end && next <= size) else {
-                return refuse(path, format!("its sparse map has {len} bytes at {offset}, which cannot be"));
-            };
-            (end, sum) = (next, sum + len);
-            if len > 0 {
-                add_data(&mut ranges, offset, len);
-            }
-        }
-        if sum != stored {
-            return refuse(path, format!("its sparse map has {sum} bytes of data, the archive {stored}"));
-        }
-        Ok((size, ranges))
+/// The data of a file of `size` bytes, checked against the bytes that the archive holds.
+///
+/// # Errors
+/// [`MkfsError::Member`]: a map that cannot be.
+pub(super) fn ranges(size: u64, map: &[u64], stored: u64, path: &Path) -> Result<Vec<Data>> {
+    if !map.len().is_multiple_of(2) {
+        return refuse(path, "its sparse map ends within a pair");
     }
+    let (mut ranges, mut end, mut sum) = (Vec::new(), 0, 0_u64);
+    for pair in map.chunks_exact(2) {
+        let (offset, len) = (pair[0], pair[1]);
+        let Some(next) = offset.checked_add(len).filter(|&next| offset >= end && next <= size) else {
+            return refuse(path, format!("its sparse map has {len} bytes at {offset}, which cannot be"));
+        };
+        (end, sum) = (next, sum + len);
+        if len > 0 {
+            add_data(&mut ranges, offset, len);
+        }
+    }
+    if sum != stored {
+        return refuse(path, format!("its sparse map has {sum} bytes of data, the archive {stored}"));
+    }
+    Ok(ranges)
 }
 
 /// Decimal numbers, one a line, from blocks before the data.
@@ -168,10 +193,10 @@ mod tests {
         Ok(sparse)
     }
 
-    fn ranges(headers: &[(&str, &str)], data: &[u8], stored: u64) -> Result<Vec<(u64, u64, u64)>> {
+    fn found(headers: &[(&str, &str)], data: &[u8], stored: u64) -> Result<Vec<(u64, u64, u64)>> {
         let (sparse, path) = (sparse(headers)?, Path::new("member"));
         let (map, len) = sparse.map(&mut &data[..], path)?;
-        let (_, found) = sparse.ranges(&map, stored - len, path)?;
+        let found = ranges(sparse.size(path)?, &map, stored - len, path)?;
         Ok(found.iter().map(|d| (d.offset, d.len, d.before)).collect())
     }
 
@@ -188,12 +213,12 @@ mod tests {
             ("offset", "200"),
             ("numbytes", "0"),
         ];
-        assert_eq!(ranges(&old, b"", 12).unwrap(), want);
-        assert_eq!(ranges(&[("size", "200"), ("map", "0,5,100,7,200,0")], b"", 12).unwrap(), want);
+        assert_eq!(found(&old, b"", 12).unwrap(), want);
+        assert_eq!(found(&[("size", "200"), ("map", "0,5,100,7,200,0")], b"", 12).unwrap(), want);
         let mut block = b"3\n0\n5\n100\n7\n200\n0\n".to_vec();
         block.resize(512, 0);
         let new = [("major", "1"), ("minor", "0"), ("realsize", "200"), ("name", "x")];
-        assert_eq!(ranges(&new, &block, 512 + 12).unwrap(), want);
+        assert_eq!(found(&new, &block, 512 + 12).unwrap(), want);
     }
 
     #[test]
@@ -208,12 +233,12 @@ mod tests {
             (&[("size", "9999999999999999999"), ("map", "0,5")], 5),
             (&[("major", "2")], 5),
         ] {
-            assert!(ranges(headers, b"", stored).is_err(), "{headers:?}");
+            assert!(found(headers, b"", stored).is_err(), "{headers:?}");
         }
         let endless = [b'7'; 512];
-        assert!(ranges(&[("major", "1"), ("realsize", "9")], &endless, 512).is_err());
+        assert!(found(&[("major", "1"), ("realsize", "9")], &endless, 512).is_err());
         let mut short = b"4000000000\n1\n2\n".to_vec();
         short.resize(512, b'\n');
-        assert!(ranges(&[("major", "1"), ("realsize", "9")], &short, 512).is_err());
+        assert!(found(&[("major", "1"), ("realsize", "9")], &short, 512).is_err());
     }
 }
