@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use extant::{DeviceNumber, InodeRef, NewInode, SetAttr, SetTime, WriteFlags, XattrSet};
 use extant_format::inode::FileType;
+use extant_mkfs::archive::pax::XATTR_ACL_DEFAULT;
 
 use super::{Added, Content, Meta, Sink, What, each_piece};
 use crate::fail::{At as _, Failure, Outcome};
@@ -15,15 +16,19 @@ pub(crate) struct VolumeSink<'a> {
     top: InodeRef,
     /// Where the top is, for messages.
     path: Vec<u8>,
-    /// Directories whose times are set when nothing more is put into them.
-    times: Vec<(InodeRef, Vec<u8>, SetAttr)>,
+    /// Directories whose times and default access control lists are set when nothing more is put into them: what is made
+    /// in them must not inherit.
+    last: Vec<LastTouch>,
     /// Directories by path, so that each is looked up once.
     dirs: HashMap<Vec<u8>, InodeRef>,
 }
 
+/// A directory, its path for messages, its times, and its default access control list if it has one.
+type LastTouch = (InodeRef, Vec<u8>, SetAttr, Option<Vec<u8>>);
+
 impl<'a> VolumeSink<'a> {
     pub(crate) fn new(volume: &'a Volume, top: InodeRef, path: &[u8]) -> Self {
-        Self { volume, top, path: path.to_vec(), times: Vec::new(), dirs: HashMap::new() }
+        Self { volume, top, path: path.to_vec(), last: Vec::new(), dirs: HashMap::new() }
     }
 
     /// The directory that `path` (relative to the top) is in, made if it is missing, and the last name.
@@ -97,7 +102,8 @@ impl<'a> VolumeSink<'a> {
         // First: a change of owner takes capabilities (which are an attribute) and set-id bits away.
         let owner = SetAttr { uid: Some(meta.uid), gid: Some(meta.gid), ..SetAttr::default() };
         self.volume.fs.set_attr(inode, &owner, cred).at(shown)?;
-        for (name, value) in &meta.xattrs {
+        let waits = |name: &[u8]| inode.is_dir() && name == XATTR_ACL_DEFAULT;
+        for (name, value) in meta.xattrs.iter().filter(|(name, _)| !waits(name)) {
             self.volume.fs.set_xattr(inode, name, value, XattrSet::Any, cred).at(shown)?;
         }
         if inode.kind() != FileType::Symlink {
@@ -110,7 +116,8 @@ impl<'a> VolumeSink<'a> {
             ..SetAttr::default()
         };
         if inode.is_dir() {
-            self.times.push((inode.clone(), shown.to_vec(), times));
+            let default = meta.xattrs.iter().find(|(name, _)| waits(name)).map(|(_, value)| value.clone());
+            self.last.push((inode.clone(), shown.to_vec(), times, default));
             return Ok(());
         }
         self.volume.fs.set_attr(inode, &times, cred).at(shown).map(drop)
@@ -158,7 +165,11 @@ impl Sink for VolumeSink<'_> {
     }
 
     fn finish(&mut self) -> Outcome {
-        for (inode, shown, times) in self.times.drain(..).rev() {
+        for (inode, shown, times, default) in self.last.drain(..).rev() {
+            if let Some(value) = default {
+                let (fs, cred) = (&self.volume.fs, &self.volume.cred);
+                fs.set_xattr(&inode, XATTR_ACL_DEFAULT, &value, XattrSet::Any, cred).at(&shown)?;
+            }
             self.volume.fs.set_attr(&inode, &times, &self.volume.cred).at(&shown)?;
         }
         Ok(())

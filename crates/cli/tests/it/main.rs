@@ -3,6 +3,7 @@
 #[macro_use]
 extern crate extant_testkit;
 
+mod archives;
 mod both_ways;
 mod edit;
 mod exec;

@@ -131,6 +131,10 @@ struct Said {
 impl<R: Read> Read for Members<R> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let len = buf.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
+        if len == 0 {
+            // Decompressors take an empty buffer for an error.
+            return Ok(0);
+        }
         let got = self.input.read(&mut buf[..len])?;
         self.left -= got as u64;
         self.at += got as u64;
