@@ -103,6 +103,23 @@ fn protection_of(bits: c_int) -> Protection {
     }
 }
 
+/// What MAP_SHARED_VALIDATE lets through, with the place for a size of huge pages: not MAP_SYNC.
+const VALID: c_int = libc::MAP_TYPE
+    | libc::MAP_FIXED
+    | libc::MAP_FIXED_NOREPLACE
+    | libc::MAP_32BIT
+    | libc::MAP_GROWSDOWN
+    | libc::MAP_DENYWRITE
+    | libc::MAP_EXECUTABLE
+    | libc::MAP_LOCKED
+    | libc::MAP_NORESERVE
+    | libc::MAP_POPULATE
+    | libc::MAP_NONBLOCK
+    | libc::MAP_STACK
+    | libc::MAP_HUGETLB
+    | libc::MAP_HUGE_2MB
+    | libc::MAP_HUGE_1GB;
+
 fn map(
     address: *mut c_void,
     len: usize,
@@ -129,7 +146,9 @@ fn map(
         libc::MAP_PRIVATE => (false, false),
         _ => return Err(Errno(libc::EINVAL)),
     };
-    if (validated && flags & libc::MAP_SYNC != 0) || flags & libc::MAP_32BIT != 0 {
+    // No device here is persistent memory: the kernel says so of MAP_SYNC whatever is beside it.
+    let unknown = validated && flags & !VALID != 0;
+    if unknown || flags & (libc::MAP_SYNC | libc::MAP_32BIT) != 0 {
         return Err(Errno(libc::EOPNOTSUPP));
     }
     if flags & libc::MAP_HUGETLB != 0 {

@@ -62,6 +62,16 @@ show('write from a private one', os.pwritev, fd, [view[0:4096]], 4096)
 show('read into a private one', os.preadv, fd, [view[8192:12288]], 0)
 show('equal there', lambda: bytes(view[8192:12288]) == bytes(view[0:4096]))
 show('content', get, 'm')
+# What MAP_SHARED_VALIDATE lets through; and MAP_SYNC, which is for persistent memory.
+def mapped_with(flags):
+    at = c('mmap', None, 4096, 3, flags, fd, 0)
+    c('munmap', ctypes.c_void_p(at), 4096)
+    return 'mapped'
+
+fd = os.open('m', os.O_RDWR)
+for label, flags in (('MAP_SYNC', 3 | 0x80000), ('not validated', 1 | 0x80000), ('private', 2 | 0x80000), ('validated', 3),
+                     ('populated', 3 | 0x8000), ('without a reserve', 3 | 0x4000), ('unknown', 3 | 0x200000)):
+    show(label, mapped_with, flags)
 # A file that is in its inode still, or in one block.
 put('small', b'small')
 fd = os.open('small', os.O_RDWR)
