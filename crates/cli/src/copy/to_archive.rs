@@ -243,7 +243,7 @@ mod tests {
             String::from_utf8(map).unwrap().trim_end_matches('\0').to_owned()
         };
         assert_eq!(text(&[], 7), "1\n7\n0\n");
-        assert_eq!(text(&[4096..8192], 8192), "1\n4096\n4096\n");
+        assert_eq!(text(&[0..512, 4096..8192], 8192), "2\n0\n512\n4096\n4096\n");
         assert_eq!(text(&[0..10, 4096..8192], 1 << 40), "3\n0\n10\n4096\n4096\n1099511627776\n0\n");
         assert_eq!(sparse_name(b"a/b/c"), b"a/b/GNUSparseFile.0/c");
         assert_eq!(sparse_name(b"c"), b"GNUSparseFile.0/c");
