@@ -48,6 +48,14 @@ impl Filesystem {
         let _ = self.on_panic.set(Box::new(stop));
     }
 
+    /// Applies `data_err=` when the device did not take content.
+    pub(crate) fn on_lost_content(&self, error: &Error) {
+        if matches!(error, Error::Io(_)) && self.options().given.data_err_abort == Some(true) {
+            tracing::error!("data_err=abort: content of a file could not be written: {error}");
+            self.journal.abort(error.errno());
+        }
+    }
+
     /// Refuses to write content once nothing can be published any more: after a shutdown, an abort, or when somebody else has taken the
     /// filesystem (MMP), to whom blocks that are free here may belong.
     ///

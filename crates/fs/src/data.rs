@@ -778,10 +778,8 @@ impl Host for FileData {
     }
 
     fn content_lost(&self, error: &Error) {
-        let Some(fs) = self.fs.upgrade() else { return };
-        if matches!(error, Error::Io(_)) && fs.options().given.data_err_abort == Some(true) {
-            tracing::error!("data_err=abort: content of a file could not be written: {error}");
-            fs.journal.abort(error.errno());
+        if let Some(fs) = self.fs.upgrade() {
+            fs.on_lost_content(error);
         }
     }
 
@@ -790,13 +788,9 @@ impl Host for FileData {
     }
 
     fn in_background<R>(&self, work: impl FnOnce() -> R) -> R {
-        match self.fs.upgrade() {
-            Some(fs) => {
-                let _pass = fs.gate.enter(Level::Internal);
-                work()
-            }
-            None => work(),
-        }
+        let fs = self.fs.upgrade();
+        let _pass = fs.as_ref().map(|fs| fs.gate.enter(Level::Internal));
+        work()
     }
 }
 

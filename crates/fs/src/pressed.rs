@@ -1,7 +1,6 @@
 //! Changes under memory pressure on a device that fails: what a change reads stays in memory until it is done.
 
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
 use extant_device::BlockDevice;
@@ -9,6 +8,7 @@ use extant_format::xattr::INDEX_USER;
 use extant_format::{Lblk, Pblk};
 use extant_journal::BlockCache;
 use extant_sync::Rank;
+use extant_sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use extant_testkit::oracle::{assert_clean, mke2fs};
 use extant_testkit::sim::Content;
 use extant_testkit::{Rng, SimDevice, env, need, scratch};

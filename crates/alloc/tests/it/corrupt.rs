@@ -180,7 +180,8 @@ fn tables_with_inodes_in_use_are_not_zeroed() {
 #[test]
 fn groups_that_share_a_block() {
     need!(needs());
-    let ways: [(&str, fn(&mut GroupDesc, &GroupDesc)); 3] = [
+    type Way = fn(&mut GroupDesc, &GroupDesc);
+    let ways: [(&str, Way); 3] = [
         ("block bitmap", |desc, other| desc.block_bitmap = other.block_bitmap),
         ("inode bitmap", |desc, other| desc.inode_bitmap = other.block_bitmap),
         ("inode table", |desc, other| desc.inode_table = Pblk(other.block_bitmap.0 - 3)),

@@ -130,7 +130,8 @@ fn a_size_set_anew_is_not_published_before_the_content() {
 #[test]
 fn a_delayed_block_keeps_its_place_when_its_cluster_goes() {
     need!(tools(&["mke2fs", "e2fsck"]));
-    let ways: [(&str, fn(&OpenFile)); 3] = [
+    type Way = fn(&OpenFile);
+    let ways: [(&str, Way); 3] = [
         ("punched before", |file| file.fallocate(FallocateMode::PunchHole, 0, 4096, true).unwrap()),
         ("punched behind", |file| file.fallocate(FallocateMode::PunchHole, 40_960, 4096, true).unwrap()),
         ("cut", |file| file.set_len(40_960).unwrap()),
