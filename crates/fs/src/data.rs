@@ -759,6 +759,13 @@ impl Host for FileData {
         }
     }
 
+    fn try_alone<R>(&self, work: impl FnOnce() -> R) -> Option<R> {
+        let (_fs, inode) = self.both().ok()?;
+        // Direct I/O holds it shared over its transfers.
+        let _lock = inode.lock.try_write()?;
+        Some(work())
+    }
+
     fn in_fault<R>(&self, work: impl FnOnce() -> R) -> Option<R> {
         match self.fs.upgrade() {
             Some(fs) => {

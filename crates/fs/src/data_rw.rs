@@ -482,9 +482,10 @@ impl Filesystem {
             data.pages.note_stores(&**data);
         }
         let pass = self.gate.enter(Level::Internal);
-        if let Some(data) = data {
-            self.noted(data.pages.sync(&*data, 0..u64::MAX))?;
+        if let Some(data) = &data {
+            self.noted(data.pages.sync(&**data, 0..u64::MAX))?;
         }
+        let unflushed = data.as_ref().map_or(Some(0), |data| data.pages.unflushed());
         if !data_only && inode.state().times_dirty {
             let mut handle = self.start_data(inode, 1)?;
             let done = self.write_inode(&mut handle, inode);
@@ -492,8 +493,13 @@ impl Filesystem {
         }
         drop(pass);
         let tid = if data_only { &inode.datasync_tid } else { &inode.sync_tid };
-        if self.journal.wait_commit(Tid(tid.load(Ordering::Relaxed)))? == Flushed::No {
+        let flushed = self.journal.wait_commit(Tid(tid.load(Ordering::Relaxed)))?;
+        let Some(changes) = unflushed else { return Ok(()) };
+        if flushed == Flushed::No {
             self.device.flush()?;
+        }
+        if let Some(data) = &data {
+            data.pages.flushed(changes);
         }
         Ok(())
     }

@@ -126,6 +126,14 @@ impl Filesystem {
         (wanted != is).then_some(wanted)
     }
 
+    /// Makes freed blocks usable that mappings of files in DAX mode have shown, if no transfer can be under way to them; bytes of those
+    /// that are not yet. The filesystem does this every few seconds, and before it says that there is no space.
+    #[must_use]
+    pub fn release_shown_blocks(&self) -> u64 {
+        self.pages.end_grace();
+        self.pages.grace_bytes()
+    }
+
     /// With `dax_switch=deferred`: the flag counts when the file is next opened with nobody having it open or mapped.
     pub(crate) fn follow_later(&self, inode: &Inode) {
         if self.options().given.dax_switch == DaxSwitch::Deferred && inode.is_regular() {

@@ -63,6 +63,10 @@ impl Filesystem {
 
     fn free_inode(&self, inode: &Inode) -> Result<()> {
         self.drop_data(inode);
+        if let Some(data) = inode.data.get() {
+            // Of mappings that it had.
+            data.pages.hold_shown(&data.pages.exclusive(), &**data, &(0..u64::MAX))?;
+        }
         let credits = self.removal_credits(inode) + self.end_credits();
         let mut handle = self.start_data(inode, credits)?;
         let done = self.free_inode_in(&mut handle, inode);

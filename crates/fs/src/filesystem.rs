@@ -256,6 +256,7 @@ impl Filesystem {
         // A failure is remembered for the file that it concerns.
         let _ = self.write_back_all();
         self.journal.commit_all()?;
+        self.pages.end_grace();
         Ok(())
     }
 

@@ -305,6 +305,8 @@ impl Filesystem {
                 Err(Error::Shutdown)
             }
         };
+        // Somebody else may have the image from here on.
+        self.pages.forget_grace();
         self.set_mode(Mode::Closed);
         // A mapping that is there still stores to the device no more: its next access is a fault, which is refused.
         let hidden = self.hide_devices();

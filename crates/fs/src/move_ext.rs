@@ -144,8 +144,12 @@ impl Filesystem {
         let Some(slice) = self.slice(pair, range, done)? else { return Ok(None) };
         let data = [first.data(self), second.data(self)];
         let numbers = [first, second].map(|inode| u64::from(inode.ino.0));
-        let _no_faults =
+        let no_faults =
             [data[0].pages.exclusive_ordered(numbers[0]), data[1].pages.exclusive_ordered(numbers[1])];
+        // From the time when a file was in DAX mode: a transfer would reach the other file.
+        if data.iter().zip(&no_faults).any(|(data, guard)| data.pages.may_be_written_unseen(guard)) {
+            return Err(Error::Busy);
+        }
         self.settle_pair(pair, slice)?;
         let _gates = (!without!(self, MoveGate))
             .then(|| [data[0].pages.gate_ordered(numbers[0]), data[1].pages.gate_ordered(numbers[1])]);

@@ -46,6 +46,8 @@ impl Filesystem {
         }
         let size = inode.size() - (range.end - range.start);
         let (mut spare, gate) = self.prepare_move(inode, guard, range.start)?;
+        let data = inode.data(self);
+        data.pages.hold_shown(guard, &**data, &range)?;
         let blocks = self.whole_blocks(&range);
         let least = self.removal_credits(inode);
         let (nodes, _held) = self.move_nodes(inode, blocks.end)?;

@@ -31,7 +31,9 @@ pub use mem_file::MemFile;
 pub use owned_guard::{Acquire, OwnedGuard};
 pub use page_pool::{PageMem, PagePool};
 pub use uffd::{Message, Uffd};
-pub use user_map::{MapRequest, Protection, Refused, Target, UserMap, UserPages};
+pub use user_map::{
+    MapRequest, Protection, Refused, Showing, Stored, StoredMark, Target, UserMap, UserPages,
+};
 
 /// This thread's number, as the system has it (`gettid`).
 #[must_use]

@@ -3,18 +3,66 @@
 //! A transfer that the kernel has set up to a buffer (O_DIRECT, io_uring, libaio) writes there without a fault, and leaves no trace
 //! in the page tables. But it is somebody's: a system call that has not returned, or a request of a ring or context that exists.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Whether every transfer to memory of this process that a system call of it set up before this call is over. `false` also where that
-/// cannot be told.
+/// Threads that make no transfers to memory of the program.
+static HARMLESS: Mutex<BTreeSet<u32>> = Mutex::new(BTreeSet::new());
+
+/// While this is there, the thread that made it is left out of [`under_way`].
+#[derive(Debug)]
+pub struct Harmless(u32);
+
+/// Says that the calling thread tells no device to write to memory that a program has mapped: one of a filesystem's own.
+#[must_use]
+pub fn harmless() -> Harmless {
+    let thread = crate::thread_number();
+    threads().insert(thread);
+    Harmless(thread)
+}
+
+impl Drop for Harmless {
+    fn drop(&mut self) {
+        threads().remove(&self.0);
+    }
+}
+
+fn threads() -> MutexGuard<'static, BTreeSet<u32>> {
+    HARMLESS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What may be under way that began before it was asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UnderWay {
+    /// No transfer.
+    Nothing,
+    /// One only if a thread that runs is in a system call that makes one: most run in their own code. One that waits for a device is
+    /// seen to.
+    ThreadsRun,
+    /// Perhaps one; also where that cannot be told.
+    Perhaps,
+}
+
+/// Whether transfers to memory of this process that a system call of it set up before this call may be under way.
 ///
-/// Looked at are io_uring and libaio (any ring at all; any context in the whole system) and all other threads: one that runs, or
-/// is inside of a system call that is not known to wait for something else, may have one. What other drivers keep of a process's memory
+/// Looked at are io_uring and libaio (any ring at all; any context in the whole system) and all other threads but those that are
+/// [`harmless`]: one that runs, or is inside of a system call that is not known to wait for something else, may have one. What other drivers keep of a process's memory
 /// (RDMA, VFIO, graphics) and what another process that shares it does is not seen.
 #[must_use]
+pub fn under_way() -> UnderWay {
+    let calls = no_contexts().unwrap_or(false).then(|| calls().unwrap_or(UnderWay::Perhaps));
+    match calls {
+        Some(calls @ (UnderWay::Nothing | UnderWay::ThreadsRun)) if no_rings().unwrap_or(false) => calls,
+        _ => UnderWay::Perhaps,
+    }
+}
+
+/// Whether there is nothing under way.
+#[must_use]
 pub fn all_over() -> bool {
-    no_contexts().unwrap_or(false) && no_calls().unwrap_or(false) && no_rings().unwrap_or(false)
+    under_way() == UnderWay::Nothing
 }
 
 fn no_contexts() -> io::Result<bool> {
@@ -32,32 +80,37 @@ fn no_rings() -> io::Result<bool> {
 }
 
 /// Of other threads.
-fn no_calls() -> io::Result<bool> {
-    let own = crate::thread_number().to_string();
+fn calls() -> io::Result<UnderWay> {
+    let mut all = UnderWay::Nothing;
+    let own = crate::thread_number();
     for entry in fs::read_dir("/proc/self/task")? {
         let entry = entry?;
-        if entry.file_name().as_os_str() == own.as_str() {
+        let number = entry.file_name().to_str().and_then(|name| name.parse().ok());
+        if number.is_some_and(|number| number == own || threads().contains(&number)) {
             continue;
         }
         match fs::read_to_string(entry.path().join("syscall")) {
-            Ok(text) if waits(&text) => {}
-            Ok(_) => return Ok(false),
+            Ok(text) => match of(&text) {
+                UnderWay::Nothing => {}
+                UnderWay::ThreadsRun => all = UnderWay::ThreadsRun,
+                UnderWay::Perhaps => return Ok(UnderWay::Perhaps),
+            },
             // It has ended: what it had set up, it waited for.
             Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => {}
             Err(error) => return Err(error),
         }
     }
-    Ok(true)
+    Ok(all)
 }
 
-/// Whether a line of `/proc/PID/syscall` is that of a thread which waits for something else than a transfer.
-fn waits(line: &str) -> bool {
+/// What a line of `/proc/PID/syscall` says of its thread.
+fn of(line: &str) -> UnderWay {
     let Some(number) = line.split_ascii_whitespace().next().and_then(|word| word.parse::<i64>().ok()) else {
-        // It runs.
-        return false;
+        return if line.trim_ascii() == "running" { UnderWay::ThreadsRun } else { UnderWay::Perhaps };
     };
     // In a fault of its own code.
-    number == -1 || WAITING.contains(&number)
+    let waits = number == -1 || WAITING.contains(&number);
+    if waits { UnderWay::Nothing } else { UnderWay::Perhaps }
 }
 
 /// System calls that wait and transfer nothing to the caller's buffers, or only a few bytes, by copying.

@@ -3,7 +3,11 @@
 //! The ioctls, structures and messages are those of ioctl_userfaultfd(2) and userfaultfd(2). What changes memory is not public: the
 //! safe way to it is [`UserMap`](crate::UserMap), which knows what is mapped where.
 //!
+//! `watch`: which memory was stored to.
+//!
 //! What every operation over a range meets, and what the callers make of it, is one enum, [`Outcome`].
+
+mod watch;
 
 use std::fmt;
 use std::fs::OpenOptions;
@@ -15,6 +19,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rustix::io::Errno;
 use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, Setter, Updater, ioctl, opcode};
 use rustix::mm::{UserfaultfdFlags, userfaultfd};
+
+pub(crate) use watch::Watch;
 
 /// `UFFD_API`, and the group of the ioctls.
 const API: u8 = 0xAA;

@@ -7,6 +7,7 @@
 //! | `pieces` | the ranges of addresses that a mapping consists of |
 //! | `change` | unmapping, moving, growing, protecting parts of it |
 //! | `device` | windows: parts that show a device |
+//! | `budget` | how many of the kernel's mappings all of that takes |
 //!
 //! Nothing of a mapping can be reached before it is registered: it is made inaccessible and opened after that. To a fixed
 //! address it is moved when that is done, so that there is no time at which an access meets an unregistered page.
@@ -18,6 +19,7 @@
 //! installing and protecting, exclusively for a few instructions or one ioctl. None of them is held while a thread waits for the
 //! reader of messages: a moved mapping is marked busy instead, and installing leaves busy pieces out.
 
+mod budget;
 mod change;
 mod device;
 mod pieces;
@@ -38,6 +40,7 @@ use crate::bus::Sent;
 use crate::uffd::Outcome;
 use crate::{MemFile, MemSlice, Uffd};
 pub use change::Target;
+pub use device::{Showing, Stored, StoredMark};
 use pieces::{Piece, State};
 
 /// What a program may do with mapped memory.
@@ -83,6 +86,8 @@ pub struct UserPages {
     may_write: bool,
     /// Some page could be stored to.
     stored: AtomicBool,
+    /// Of windows that have gone since somebody asked.
+    stored_to_device: StoredMark,
     start: AtomicUsize,
     len: AtomicUsize,
     changing: Mutex<device::Windows>,
@@ -142,6 +147,7 @@ impl UserMap {
             shared: request.shared,
             may_write: request.may_write,
             stored: AtomicBool::new(false),
+            stored_to_device: StoredMark::default(),
             start: AtomicUsize::new(start),
             len: AtomicUsize::new(len),
             changing: Mutex::default(),

@@ -11,6 +11,7 @@ use extant_sync::{Arc, Condvar, Mutex, Rank, Weak, assert_nothing_held, thread};
 use extant_sys::PagePool;
 use rustc_hash::{FxHashMap, FxHashSet};
 
+use crate::grace::Grace;
 use crate::host::{Held, Owner};
 use crate::mutant::without;
 use crate::page::Page;
@@ -103,6 +104,8 @@ pub struct PageCache {
     ring: Mutex<VecDeque<Weak<dyn Owner>>>,
     /// Inodes that have had mappings.
     mapped: Mutex<Vec<Weak<dyn Owner>>>,
+    /// Blocks that are not to be used again yet, the oldest first.
+    pub(crate) grace: Mutex<VecDeque<Grace>>,
     threads: Mutex<Vec<thread::JoinHandle<()>>>,
 }
 
@@ -237,6 +240,7 @@ impl PageCache {
             has_threads: AtomicBool::new(false),
             ring: Mutex::new(Rank::LEAF, VecDeque::new()),
             mapped: Mutex::new(Rank::LEAF, Vec::new()),
+            grace: Mutex::new(Rank::LEAF, VecDeque::new()),
             threads: Mutex::new(Rank::LEAF, Vec::new()),
         })
     }
@@ -284,6 +288,11 @@ impl PageCache {
     /// Memory for a copy of a page.
     pub(crate) fn bounce(&self) -> extant_sys::PageMem {
         self.pool.take()
+    }
+
+    /// Pages of a file in DAX mode that are in no index.
+    pub(crate) fn attached(&self, pages: usize) {
+        self.pages.fetch_add(pages, Ordering::Relaxed);
     }
 
     /// Pages went out of an index.
@@ -653,6 +662,7 @@ impl PageCache {
                 work.kick = false;
                 work.tick.checked_sub(OLD)
             };
+            self.end_grace();
             // A failing inode is tried once a round.
             let mut failed = FxHashSet::default();
             // Once above the limit, well below it: else every newly dirty page would wake the thread for one write.

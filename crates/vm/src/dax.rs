@@ -15,6 +15,9 @@
 //! **What takes blocks away hides the device first**, under exclusive `invalidate_lock` ([`AddressSpace::hide`]): faults wait, and find
 //! what the map says then. A pinned page keeps its blocks from being used again ([`Host::hold`]).
 //!
+//! **A file of which mappings show too many pieces** leaves the mode by itself ([`AddressSpace::fault`]), for all its mappings, by the same
+//! exchange: the kernel has so many mappings for a process. It comes back when its flag is changed, or when it is next read.
+//!
 //! Past the end of the file, in its last page, programs may store what they like; it is zeroed when the file grows over it, with that page
 //! hidden, and nobody reads it until then.
 
@@ -23,6 +26,7 @@ use std::ops::Range;
 use extant_device::DirectAccess;
 use extant_format::Lblk;
 use extant_sync::atomic::Ordering;
+use extant_sys::Stored;
 
 use crate::Host;
 use crate::host::{Backing, Mapped, Placement};
@@ -126,7 +130,9 @@ impl AddressSpace {
             let n = match mapped.backing {
                 Backing::Data(pblk) => {
                     let n = bytes(mapped.len.clamp(1, most));
-                    self.cache.device().write_at(geo.pblk_bytes(pblk)? + inside, &rest[..n])?;
+                    let done = self.cache.device().write_at(geo.pblk_bytes(pblk)? + inside, &rest[..n]);
+                    self.changed_device();
+                    done?;
                     if self.mmu().is_some() {
                         // A fault that read the old bytes before may be about to show them: it holds the gate.
                         let _gate = self.gate();
@@ -222,6 +228,7 @@ impl AddressSpace {
         };
         if !without!(self.cache, DaxFilled) {
             let filled = geo.pblk_bytes(pblk).and_then(|place| fill(place, got));
+            self.changed_device();
             if let Err(error) = filled {
                 drop(claim);
                 give_back();
@@ -259,7 +266,9 @@ impl AddressSpace {
         let block = u64::from(geo.block_size());
         let Ok(lblk) = u32::try_from(from / block) else { return Ok(()) };
         if let Backing::Data(pblk) = host.map(Lblk(lblk), 1)?.backing {
-            self.zero_device(geo.pblk_bytes(pblk)? + from % block, to - from)?;
+            let zeroed = self.zero_device(geo.pblk_bytes(pblk)? + from % block, to - from);
+            self.changed_device();
+            zeroed?;
             self.drop_copies(from..to)?;
         }
         Ok(())
@@ -285,23 +294,39 @@ impl AddressSpace {
         Ok(())
     }
 
-    /// Notes that programs may have stored through mappings that show the device, which is no fault: whoever can is taken to have. For
-    /// fsync, and before a mapping goes. Nothing is held.
+    /// Notes what programs have stored through mappings that show the device, which is no fault. For fsync, and before a mapping goes.
+    /// Nothing is held.
     pub fn note_stores<H: Host>(&self, host: &H) {
-        if self.is_dax() && self.mmu().is_some_and(|mmu| mmu.may_store_to_device()) {
+        let Some(mmu) = self.mmu().filter(|_| self.shown.load(Ordering::Acquire)) else { return };
+        let stored = {
+            // One at a time: who finds nothing finds the change noted by who found it (test `dax::two_at_a_time_make_durable`).
+            let _one = (!without!(self.cache, NotedAtOnce)).then(|| self.noting.lock());
+            let stored = mmu.have_stored_to_device();
+            if stored > Stored::Nothing {
+                self.changed_device();
+            }
+            stored
+        };
+        if stored == Stored::Something {
             host.stored();
         }
     }
 
-    /// Takes pages of zeros and copies out of all mappings.
-    pub(crate) fn drop_copies(&self, range: Range<u64>) -> std::io::Result<()> {
-        if !self.copies.load(Ordering::Acquire) {
-            return Ok(());
-        }
-        match (self.mmu(), self.pages_of(&range)) {
-            (Some(mmu), Some(pages)) => mmu.discard(pages),
-            _ => Ok(()),
-        }
+    /// The device has bytes of the file that it may not have made durable: after they were written.
+    pub(crate) fn changed_device(&self) {
+        self.device_changes.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Before the device is flushed for the file's sake, after [`Self::note_stores`]: the number of its last change, to be told to
+    /// [`Self::flushed`]. `None`: there was none since a flush. Of a file in DAX mode; of others nobody knows.
+    pub fn unflushed(&self) -> Option<u64> {
+        let changes = self.device_changes.load(Ordering::Acquire);
+        (!self.is_dax() || self.device_flushed.load(Ordering::Acquire) < changes).then_some(changes)
+    }
+
+    /// After the device was flushed.
+    pub fn flushed(&self, changes: u64) {
+        self.device_flushed.fetch_max(changes, Ordering::AcqRel);
     }
 
     /// The written blocks round block `lblk` that lie in a row on the device, at most from the start of its huge page on and up to

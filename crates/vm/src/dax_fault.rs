@@ -1,37 +1,54 @@
 //! Faults in a file in DAX mode.
 
 use extant_format::Lblk;
-use extant_sync::atomic::Ordering;
+use extant_sys::Showing;
 
 use crate::Host;
 use crate::dax::{DaxRun, HUGE};
-use crate::fault::MapView;
+use crate::fault::{Go, MapView};
 use crate::host::Backing;
 use crate::mmu::{Access, Fault, Mmu};
+use crate::mutant::without;
 use crate::space::{AddressSpace, SharedGuard};
 
+/// Whether a file has left DAX mode.
+enum Left {
+    Yes,
+    /// Somebody uses it.
+    InUse,
+    /// A device may write to it, of which somebody told us,
+    Pinned,
+    /// or nobody.
+    MayBeWritten,
+}
+
 impl AddressSpace {
-    /// A fault inside of the file, which is in DAX mode. Under shared `invalidate_lock`; takes the gate where something is to be placed,
-    /// or zeros to be shown.
+    /// A fault inside of the file, which is in DAX mode. `insist`: a window, however many there are. Under shared `invalidate_lock`; takes
+    /// the gate where something is to be placed, or zeros to be shown.
     pub(crate) fn fault_dax<H: Host>(
         &self,
         host: &H,
         mmu: &dyn Mmu,
         guard: &SharedGuard<'_>,
         view: &MapView,
-        page: u32,
-        access: Access,
-    ) -> Result<Fault, H::Error> {
+        (page, access): (u32, Access),
+        insist: bool,
+    ) -> Result<Go, H::Error> {
         let geo = self.cache.geometry();
         let end = geo.page_of(host.size() - 1).unwrap_or(u32::MAX - 1);
         let last = end.min(view.pages.end.saturating_sub(1)).max(page);
         loop {
             match self.dax_run(host, view.pages.start.min(page), page, last)? {
                 DaxRun::Written { pages, at } => {
-                    if host.may_store() && mmu.show_device(view.id, pages, at)? {
-                        return Ok(Fault::Mapped);
+                    if host.may_store() {
+                        self.shows();
+                        match mmu.show_device(view.id, pages, at, access, insist)? {
+                            Showing::Shown => return Ok(Go::Done(Fault::Mapped)),
+                            Showing::TooMany => return Ok(Go::TooMany),
+                            Showing::Never => {}
+                        }
                     }
-                    return self.show_copy(host, mmu, guard, view, page);
+                    return self.show_copy(host, mmu, guard, view, page).map(Go::Done);
                 }
                 DaxRun::Zeros(there) if access == Access::Write => {
                     // Of preallocated blocks as many as a huge page has; of a hole the one.
@@ -47,11 +64,60 @@ impl AddressSpace {
                 }
                 DaxRun::Zeros(_) => {
                     if self.show_zeros(host, mmu, view, page)? {
-                        return Ok(Fault::Mapped);
+                        return Ok(Go::Done(Fault::Mapped));
                     }
                 }
             }
         }
+    }
+
+    /// After a fault was refused a window, for the `refused`th time: the file leaves DAX mode, or windows go, and the fault is to be looked
+    /// at again (`None`). First those of this file, then those of all. With nothing held.
+    ///
+    /// A file to which a device may be writing stays in its mode: what comes late would miss the page that mappings show by then. The last
+    /// time, when there is no mapping to be had though nothing here has any more, only a pin keeps it.
+    pub(crate) fn make_windows<H: Host>(
+        &self,
+        host: &H,
+        mmu: &dyn Mmu,
+        refused: u32,
+    ) -> Result<Option<Fault>, H::Error> {
+        match (self.leave_dax(host, mmu, refused > 2)?, refused) {
+            (Left::Yes, _) => {}
+            (_, 1) => mmu.hide_device(0..u32::MAX)?,
+            (_, 2) => self.cache.hide_dax()?,
+            (Left::Pinned, _) => return Ok(Some(Fault::Oom)),
+            // Whoever uses it comes to an end.
+            (Left::InUse | Left::MayBeWritten, _) => return Ok(Some(Fault::Retry)),
+        }
+        Ok(None)
+    }
+
+    /// The file leaves DAX mode, until its flag is changed or it is read again, if nobody uses it just now. `at_once`: also while
+    /// somebody may have told a device to write to a mapping.
+    fn leave_dax<H: Host>(&self, host: &H, mmu: &dyn Mmu, at_once: bool) -> Result<Left, H::Error> {
+        let left = host.try_alone(|| {
+            let guard = self.exclusive();
+            if !self.is_dax() {
+                return Ok(Left::Yes);
+            }
+            if self.pinned.any() {
+                return Ok(Left::Pinned);
+            }
+            // Asked when no mapping shows the device: no transfer to it begins after that.
+            if !without!(self.cache, SwitchExchanges) {
+                mmu.hide_device(0..u32::MAX)?;
+            }
+            if !at_once && !without!(self.cache, LeftQuiet) && !mmu.is_quiet() {
+                return Ok(Left::MayBeWritten);
+            }
+            if !self.switch_dax(&guard, host, false)? {
+                return Ok(Left::Pinned);
+            }
+            tracing::info!(inode = host.number(), "too fragmented for DAX: through the page cache");
+            Ok(Left::Yes)
+        });
+        left.unwrap_or(Ok(Left::InUse))
     }
 
     /// Shows a page of zeros where the file has none; `false` when it has one by now.
@@ -66,7 +132,7 @@ impl AddressSpace {
         if matches!(host.map(Lblk(page), 1)?.backing, Backing::Data(_)) {
             return Ok(false);
         }
-        self.copies.store(true, Ordering::Release);
+        self.add_copy(page);
         let mem = mmu.memory(page)?;
         mem.mem().zero(0, mem.mem().len());
         mmu.install(view.id, page..page + 1, false)?;
@@ -84,7 +150,7 @@ impl AddressSpace {
     ) -> Result<Fault, H::Error> {
         let geo = self.cache.geometry();
         let _gate = self.gate();
-        self.copies.store(true, Ordering::Release);
+        self.add_copy(page);
         let start = geo.page_start(page);
         let mut bytes = vec![0; geo.page_size()];
         let inside = (host.size().saturating_sub(start)).min(bytes.len() as u64) as usize;

@@ -49,6 +49,16 @@ pub struct MapView {
     pub advice: MapAdvice,
 }
 
+/// What came of one go at a fault.
+pub(crate) enum Go {
+    /// It is answered.
+    Done(Fault),
+    /// It has to be between what comes before and after a store, and was not.
+    AsStore,
+    /// The mappings of the file show the device in too many pieces.
+    TooMany,
+}
+
 /// What the last fault of a kind was.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct FaultAhead {
@@ -118,46 +128,55 @@ impl AddressSpace {
         access: Access,
     ) -> Result<Fault, H::Error> {
         let Some(mmu) = self.mmu() else { return Ok(Fault::Sigbus) };
+        let mut refused = 0;
         loop {
             // What a load shows of a device can be stored to.
             let stores = access == Access::Write || self.is_dax();
-            let work = || self.fault_inside(host, &**mmu, view, page, access, stores);
-            let done = if stores { host.in_fault(work).unwrap_or(Ok(Some(Fault::Parked))) } else { work() };
-            if let Some(fault) = done? {
-                return Ok(fault);
+            let work = || self.fault_inside(host, &**mmu, view, (page, access), stores, refused > 0);
+            let done =
+                if stores { host.in_fault(work).unwrap_or(Ok(Go::Done(Fault::Parked))) } else { work() };
+            match done? {
+                Go::Done(fault) => return Ok(fault),
+                Go::AsStore => {}
+                Go::TooMany => {
+                    refused += 1;
+                    if let Some(fault) = self.make_windows(host, &**mmu, refused)? {
+                        return Ok(fault);
+                    }
+                }
             }
         }
     }
 
-    /// `stores`: between what has to come before and after a store. `None`: it must be, and is not.
+    /// `stores`: between what has to come before and after a store. `insist`: however many windows there are.
     fn fault_inside<H: Host>(
         &self,
         host: &H,
         mmu: &dyn Mmu,
         view: &MapView,
-        page: u32,
-        access: Access,
+        (page, access): (u32, Access),
         stores: bool,
-    ) -> Result<Option<Fault>, H::Error> {
+        insist: bool,
+    ) -> Result<Go, H::Error> {
         if access == Access::Write && !host.may_store() {
-            return Ok(Some(Fault::Sigbus));
+            return Ok(Go::Done(Fault::Sigbus));
         }
         let before = self.is_dax();
         let guard = self.shared_for_fault();
         // `i_size` shrinks under exclusive `invalidate_lock` only.
         if self.cache.geometry().page_start(page) >= host.size() {
-            return Ok(Some(Fault::Sigbus));
+            return Ok(Go::Done(Fault::Sigbus));
         }
         // What the file is now, not what it was when the fault came (test `dax::flips_against_faults`).
         if if without!(self.cache, DaxLookedAt) { before } else { self.is_dax() } {
             return if stores {
-                self.fault_dax(host, mmu, &guard, view, page, access).map(Some)
+                self.fault_dax(host, mmu, &guard, view, (page, access), insist)
             } else {
-                Ok(None)
+                Ok(Go::AsStore)
             };
         }
         if let Some(fault) = self.fault_inline(host, mmu, view, page, access)? {
-            return Ok(Some(fault));
+            return Ok(Go::Done(fault));
         }
         let mut locked = self.lock_for_fault(host, &guard, mmu, view, page, access)?;
         let first = &locked.pages[0];
@@ -169,7 +188,7 @@ impl AddressSpace {
         locked.truncate(if without!(self.cache, InstallLocked) { 0 } else { count });
         mmu.install(view.id, page..page + count as u32, access == Access::Write)?;
         self.went_up_to(access, page + count as u32);
-        Ok(Some(Fault::Mapped))
+        Ok(Go::Done(Fault::Mapped))
     }
 
     /// A fault that needs nothing but a look: the page is in memory, and a store finds it dirty. `None` when that is not so, or a lock

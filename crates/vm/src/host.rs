@@ -183,6 +183,13 @@ pub trait Host: Send + Sync + 'static {
         Box::new(())
     }
 
+    /// Runs `work` with the inode lock (20) held exclusively and direct I/O drained, if that is to be had at once; `None` if not. Nothing
+    /// is held.
+    fn try_alone<R>(&self, work: impl FnOnce() -> R) -> Option<R> {
+        let _ = work;
+        None
+    }
+
     /// Runs what a store fault does between what has to come before and after it (freeze, rank 25); `None` when that must not
     /// begin now.
     fn in_fault<R>(&self, work: impl FnOnce() -> R) -> Option<R> {

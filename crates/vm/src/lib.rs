@@ -23,11 +23,13 @@
 //! **Memory and the dirty limit are waited for with nothing held**: [`PageCache::throttle`], before and after operations.
 
 mod cache;
+mod copies;
 mod dax;
 mod dax_fault;
 mod direct;
 mod errseq;
 mod fault;
+mod grace;
 mod host;
 mod index;
 mod mapped;

@@ -159,8 +159,9 @@ impl AddressSpace {
         let end = if range.end == u64::MAX { u64::from(u32::MAX) } else { range.end / size };
         if let (Ok(first), Ok(end)) = (u32::try_from(first), u32::try_from(end))
             && first < end
+            && mmu.discard(first..end).is_ok()
         {
-            let _ = mmu.discard(first..end);
+            self.copies_gone(&(first..end));
         }
     }
 
@@ -260,6 +261,7 @@ impl AddressSpace {
             }
         }
         mmu.release();
+        self.copies_gone(&(0..u32::MAX));
         true
     }
 

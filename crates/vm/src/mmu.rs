@@ -11,7 +11,8 @@
 use std::io;
 use std::ops::Range;
 
-use extant_sys::PageMem;
+use extant_sys::transfers::UnderWay;
+use extant_sys::{PageMem, Showing, Stored};
 
 /// One mapping of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -78,16 +79,24 @@ pub trait Mmu: Send + Sync {
     /// The system's; then some may still see the pages.
     fn unmap(&self, pages: Range<u32>) -> io::Result<()>;
 
-    /// Lets `mapping` see pages of the device, from byte `at` of it on, in place of those of the memory file, for stores too where it may.
-    /// `false`, and nothing done: the mapping shows the memory file only (a private one). Under shared `invalidate_lock`; not by the
-    /// thread that reads faults.
+    /// Lets `mapping` see pages of the device, from byte `at` of it on, in place of those of the memory file, for stores too where it may;
+    /// `access`: what the fault wants. `insist`: also if there are too many windows already, as long as the system gives one. Under shared
+    /// `invalidate_lock`; not by the thread that reads faults.
     ///
     /// # Errors
     /// The system's; the mapping may then see some of the pages.
-    fn show_device(&self, mapping: MapId, pages: Range<u32>, at: u64) -> io::Result<bool>;
+    fn show_device(
+        &self,
+        mapping: MapId,
+        pages: Range<u32>,
+        at: u64,
+        access: Access,
+        insist: bool,
+    ) -> io::Result<Showing>;
 
-    /// Whether some mapping shows pages of the device for stores, of which nobody hears.
-    fn may_store_to_device(&self) -> bool;
+    /// What programs have stored to pages of the device, of which nobody hears, since this was asked last. What they store from now on is
+    /// said the next time.
+    fn have_stored_to_device(&self) -> Stored;
 
     /// Takes pages of the device away from every mapping: the next access is a fault. Not by the thread that reads faults.
     ///
@@ -109,10 +118,14 @@ pub trait Mmu: Send + Sync {
     /// The system's; then it has its old size.
     fn resize(&self, size: u64) -> io::Result<()>;
 
-    /// Whether every transfer by a device to memory of the mappings that was set up before this call is over; `false` where that
-    /// cannot be told.
+    /// What transfers by a device to memory of the mappings may be under way that were set up before this call.
+    fn under_way(&self) -> UnderWay {
+        UnderWay::Perhaps
+    }
+
+    /// Whether there is none.
     fn is_quiet(&self) -> bool {
-        false
+        self.under_way() == UnderWay::Nothing
     }
 
     /// Lets go of all memory: no page is in it and no mapping shows any. Under exclusive `invalidate_lock` and the inode lock.

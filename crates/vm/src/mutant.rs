@@ -70,6 +70,12 @@ pub enum Mutant {
     DaxFilled,
     /// A file in DAX mode that grows inside a page hides it and zeroes what was stored past its end.
     DaxEndHidden,
+    /// A file that has too many windows leaves DAX mode when no transfer to them can be under way.
+    LeftQuiet,
+    /// Blocks that mappings showed are not used again while a transfer to them may be under way.
+    ShownHeld,
+    /// What was stored without a fault is a change of the file's bytes on the device at the same time as it is found.
+    NotedAtOnce,
 }
 
 /// Whether the guard named is taken away in this run.

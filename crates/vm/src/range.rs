@@ -46,11 +46,15 @@ impl AddressSpace {
         let block = u64::from(self.cache.geometry().block_size());
         let gone = size.next_multiple_of(block)..u64::MAX;
         self.hide(&gone)?;
+        self.hold_shown(guard, host, &gone)?;
         host.set_size(size);
         let dropped = self.drop_blocks(host, &gate, gone);
-        if let Some(mmu) = self.mmu() {
-            // It stays too long if this fails: an access past the end is then a fault, which finds that.
-            let _ = mmu.resize(size);
+        // It stays too long if this fails: an access past the end is then a fault, which finds that.
+        if let Some(mmu) = self.mmu()
+            && mmu.resize(size).is_ok()
+            && let Some(pages) = self.pages_of(&(size.next_multiple_of(block)..u64::MAX))
+        {
+            self.copies_gone(&pages);
         }
         Ok(dropped)
     }
@@ -89,7 +93,7 @@ impl AddressSpace {
     /// From reading a partial block; then nothing is dropped.
     pub fn punch<H: Host>(
         &self,
-        _guard: &ExclusiveGuard<'_>,
+        guard: &ExclusiveGuard<'_>,
         host: &H,
         range: Range<u64>,
     ) -> Result<Dropped, H::Error> {
@@ -111,6 +115,7 @@ impl AddressSpace {
         }
         let gate = self.gate();
         self.hide(&(first_whole..end_whole))?;
+        self.hold_shown(guard, host, &(first_whole..end_whole))?;
         let dropped = self.drop_blocks(host, &gate, first_whole..end_whole);
         self.give_back(&(first_whole..end_whole));
         Ok(dropped)

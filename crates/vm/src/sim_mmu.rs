@@ -11,7 +11,8 @@ use std::ops::Range;
 
 use extant_device::DirectAccess;
 use extant_sync::{Arc, Mutex, MutexGuard, Rank};
-use extant_sys::{MemFile, PageMem};
+use extant_sys::transfers::UnderWay;
+use extant_sys::{MemFile, PageMem, Showing, Stored};
 
 use crate::fault::MapView;
 use crate::host::Host;
@@ -37,6 +38,10 @@ struct Tables {
     transfers: usize,
     /// A byte that a device puts somewhere, and calls from now on until it does.
     lands: Option<(u32, Landing)>,
+    /// Somebody has stored to the device since it was asked last.
+    stored_to_device: bool,
+    /// Pages of the device that all mappings may show, if that is limited: without insisting, and at all.
+    most_windows: Option<(usize, usize)>,
 }
 
 /// A byte that a device puts at a place of a page's memory.
@@ -61,6 +66,11 @@ impl Tables {
             }
             None => None,
         }
+    }
+
+    fn windows(&self) -> usize {
+        let shown = |table: &BTreeMap<u32, Shown>| table.values().filter(|s| s.is_of_device()).count();
+        self.maps.values().map(shown).sum()
     }
 
     fn may_fail(&mut self) -> io::Result<()> {
@@ -88,6 +98,10 @@ enum Shown {
 }
 
 impl Shown {
+    fn is_of_device(self) -> bool {
+        matches!(self, Self::Device { .. })
+    }
+
     fn is_storable(self) -> bool {
         !matches!(self, Self::File { storable: false })
     }
@@ -174,6 +188,25 @@ impl SimMmu {
         self.memory.page(page)
     }
 
+    /// Lets mappings show so many pages of the device and no more: without insisting, and at all.
+    pub fn limit_windows(&self, wanted: usize, insisted: usize) {
+        self.tables.lock().most_windows = Some((wanted, insisted));
+    }
+
+    /// A device is told to write to the page that a mapping shows, if that is the device's own: where that is. The transfer is under way
+    /// until [`Self::end_transfer`].
+    pub fn begin_transfer_to(&self, id: MapId, page: u32) -> Option<u64> {
+        let mut tables = self.tables.lock();
+        match tables.maps.get(&id).and_then(|table| table.get(&page)) {
+            Some(Shown::Device { at }) => {
+                let at = *at;
+                tables.transfers += 1;
+                Some(at)
+            }
+            _ => None,
+        }
+    }
+
     /// A device is told to write to the memory; [`Self::end_transfer`] says that it has.
     pub fn begin_transfer(&self) {
         self.tables.lock().transfers += 1;
@@ -182,6 +215,11 @@ impl SimMmu {
     /// A transfer is over.
     pub fn end_transfer(&self) {
         self.tables.lock().transfers -= 1;
+    }
+
+    /// How many pages of the device all mappings show.
+    pub fn windows(&self) -> usize {
+        self.tables.lock().windows()
     }
 
     /// Whether some mapping may store to the page.
@@ -247,8 +285,8 @@ impl SimMmu {
         access: Access,
         act: &mut impl FnMut(Place<'_>),
     ) -> Met {
-        let tables = self.tables.lock();
-        let shown = tables.maps.get(&id).and_then(|table| table.get(&page));
+        let mut tables = self.tables.lock();
+        let shown = tables.maps.get(&id).and_then(|table| table.get(&page)).copied();
         // What the device shows does not end with the memory file.
         let on_device = matches!(shown, Some(Shown::Device { .. }));
         if !on_device && u64::from(page) * self.memory.page_size() as u64 >= tables.size {
@@ -259,7 +297,10 @@ impl SimMmu {
             (Some(Shown::File { .. }), _) => {
                 act(Place::Memory(&self.memory.page(page).expect("a view of the memory"), from));
             }
-            (Some(Shown::Device { at }), Some(device)) => act(Place::Device(device, at + from as u64)),
+            (Some(Shown::Device { at }), Some(device)) => {
+                tables.stored_to_device |= access == Access::Write;
+                act(Place::Device(device, at + from as u64));
+            }
             _ => return Met::Fault,
         }
         Met::Done
@@ -313,20 +354,34 @@ impl Mmu for SimMmu {
         Ok(())
     }
 
-    fn show_device(&self, mapping: MapId, pages: Range<u32>, at: u64) -> io::Result<bool> {
+    fn show_device(
+        &self,
+        mapping: MapId,
+        pages: Range<u32>,
+        at: u64,
+        _access: Access,
+        insist: bool,
+    ) -> io::Result<Showing> {
         let mut tables = self.begin()?;
+        let most = tables.most_windows.map(|(wanted, insisted)| if insist { insisted } else { wanted });
+        let table = tables.maps.get(&mapping);
+        let shown = |page: &u32| table.and_then(|t| t.get(page)).is_some_and(|s| s.is_of_device());
+        let new = pages.clone().filter(|page| !shown(page)).count();
+        if new > 0 && most.is_some_and(|most| tables.windows() + new > most) {
+            return Ok(Showing::TooMany);
+        }
         if let Some(table) = tables.maps.get_mut(&mapping) {
             let size = self.memory.page_size() as u64;
             for (n, page) in (0..).zip(pages) {
                 table.insert(page, Shown::Device { at: at + n * size });
             }
         }
-        Ok(true)
+        Ok(Showing::Shown)
     }
 
-    fn may_store_to_device(&self) -> bool {
-        let tables = self.tables.lock();
-        tables.maps.values().any(|table| table.values().any(|shown| matches!(shown, Shown::Device { .. })))
+    fn have_stored_to_device(&self) -> Stored {
+        let stored = std::mem::take(&mut self.tables.lock().stored_to_device);
+        if stored { Stored::Something } else { Stored::Nothing }
     }
 
     fn hide_device(&self, pages: Range<u32>) -> io::Result<()> {
@@ -357,8 +412,8 @@ impl Mmu for SimMmu {
         if size < have { self.memory.discard(end..u32::MAX) } else { self.memory.resize(size) }
     }
 
-    fn is_quiet(&self) -> bool {
-        self.tables.lock().transfers == 0
+    fn under_way(&self) -> UnderWay {
+        if self.tables.lock().transfers == 0 { UnderWay::Nothing } else { UnderWay::Perhaps }
     }
 
     fn release(&self) {

@@ -8,6 +8,7 @@ use extant_format::Lblk;
 use extant_sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use extant_sync::{Arc, Mutex, MutexGuard, Rank, ReadGuard, RwLock, Weak, WriteGuard};
 
+use crate::copies::Copies;
 use crate::errseq::ErrSeq;
 use crate::fault::FaultAhead;
 use crate::host::Owner;
@@ -32,8 +33,16 @@ pub struct AddressSpace {
     pub(crate) faults: Mutex<[FaultAhead; 2]>,
     /// The file has no pages, and mappings show the device. Changes under exclusive `invalidate_lock`.
     pub(crate) dax: AtomicBool,
-    /// In DAX mode: the memory file has pages of zeros, or copies.
-    pub(crate) copies: AtomicBool,
+    /// In DAX mode: pages of zeros and copies that the memory file has. New ones come under the gate.
+    pub(crate) copies: Copies,
+    /// Mappings have shown the device: a transfer may be under way to blocks that the file has or had.
+    pub(crate) shown: AtomicBool,
+    /// Changes of the file's bytes on the device that were made in DAX mode; and how many of them a flush has come after. A file that
+    /// comes into the mode has one: what was written before.
+    pub(crate) device_changes: AtomicU64,
+    pub(crate) device_flushed: AtomicU64,
+    /// Held while stores that are no faults become such a change.
+    pub(crate) noting: Mutex<()>,
     /// The pins of the file.
     pub(crate) pinned: Arc<Pinned>,
     /// Pages that are marked dirty or in writeback.
@@ -71,7 +80,11 @@ impl AddressSpace {
             mmu: OnceLock::new(),
             faults: Mutex::new(Rank::LEAF, [FaultAhead::default(); 2]),
             dax: AtomicBool::new(false),
-            copies: AtomicBool::new(false),
+            copies: Copies::default(),
+            shown: AtomicBool::new(false),
+            device_changes: AtomicU64::new(1),
+            device_flushed: AtomicU64::new(0),
+            noting: Mutex::new(Rank::CACHE, ()),
             pinned: Arc::default(),
             unclean: AtomicUsize::new(0),
             cold_bytes: AtomicU64::new(0),
@@ -154,6 +167,11 @@ impl AddressSpace {
     #[track_caller]
     pub fn gate(&self) -> Gate<'_> {
         Gate(self.gate.lock())
+    }
+
+    /// The same if it is to be had at once.
+    pub(crate) fn try_gate(&self) -> Option<Gate<'_>> {
+        self.gate.try_lock().map(Gate)
     }
 
     /// Takes the writeback gates of several inodes, by ascending number.
@@ -317,6 +335,9 @@ impl AddressSpace {
     /// Throws away up to `most` pages that were not used since the hand came by last; how many, and whether the hand has
     /// come round to the inode's start.
     pub(crate) fn reclaim(&self, most: usize) -> (usize, bool) {
+        if self.copies.any() {
+            return (self.reclaim_copies(most), true);
+        }
         let Some(mut hand) = self.hand.try_lock() else { return (0, true) };
         let from = std::mem::take(&mut *hand);
         drop(hand);
@@ -376,14 +397,14 @@ impl AddressSpace {
         // Who inserts a page joins the ring after that: under the index's lock, so either the page is seen here, or the
         // joining comes later.
         let index = self.index.write();
-        let empty = index.len() == 0;
+        let empty = index.len() == 0 && !self.copies.any();
         if empty {
             self.in_ring.store(false, Ordering::Release);
         }
         empty
     }
 
-    fn join_ring(&self) {
+    pub(crate) fn join_ring(&self) {
         if !self.in_ring.load(Ordering::Acquire) && !self.in_ring.swap(true, Ordering::AcqRel) {
             self.cache.add_to_ring(self.owner.clone());
         }
@@ -430,7 +451,7 @@ impl fmt::Debug for AddressSpace {
 
 impl Drop for AddressSpace {
     fn drop(&mut self) {
-        self.cache.detached(self.index.get_mut().len());
+        self.cache.detached(self.index.get_mut().len() + self.copies.len());
         self.cache.cleaned(self.unclean());
     }
 }

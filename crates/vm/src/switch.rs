@@ -126,7 +126,8 @@ impl<H: Host> Switch<'_, H> {
         let began = Instant::now();
         space.drop_blocks(host, &gate, 0..u64::MAX);
         space.give_back(&(0..u64::MAX));
-        space.copies.store(false, Ordering::Release);
+        space.copies_gone(&(0..u32::MAX));
+        space.changed_device();
         space.dax.store(on, Ordering::Release);
         SwitchTimes { writing, freeing: began.elapsed() }
     }

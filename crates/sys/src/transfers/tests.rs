@@ -2,13 +2,16 @@
 
 use std::io::{Read, Write};
 
-use super::{all_over, waits};
+use super::{UnderWay, all_over, of, under_way};
 
 #[test]
 fn lines_of_threads() {
-    assert!(waits("-1 0x7ffc 0x401000\n") && waits(&format!("{} 0x1 0x2\n", libc::SYS_futex)));
-    assert!(!waits("running\n") && !waits("") && !waits(&format!("{} 0x1 0x2\n", libc::SYS_read)));
-    assert!(!waits(&format!("{} 0x1\n", libc::SYS_preadv)) && !waits(&format!("{}\n", libc::SYS_io_submit)));
+    let call = |number: i64| of(&format!("{number} 0x1 0x2\n"));
+    assert_eq!((of("-1 0x7ffc 0x401000\n"), call(libc::SYS_futex)), (UnderWay::Nothing, UnderWay::Nothing));
+    assert_eq!((of("running\n"), of("")), (UnderWay::ThreadsRun, UnderWay::Perhaps));
+    for number in [libc::SYS_read, libc::SYS_preadv, libc::SYS_io_submit] {
+        assert_eq!(call(number), UnderWay::Perhaps);
+    }
 }
 
 /// In a process of its own, in which no other test runs.
@@ -37,12 +40,26 @@ fn what_is_under_way_is_seen() {
     assert!(!all_over(), "a thread runs, or reads");
     to.write_all(&[1]).expect("a byte");
     assert_eq!(reading.join().expect("a thread"), 1);
+    // One of which it is known that it does nothing of the kind.
+    let (mut from, mut to) = std::io::pipe().expect("a pipe");
+    let (send, said) = std::sync::mpsc::channel();
+    let reading = std::thread::spawn(move || {
+        let _harmless = super::harmless();
+        send.send(()).expect("said");
+        from.read(&mut [0; 1]).expect("a byte")
+    });
+    said.recv().expect("said");
+    while !all_over() {
+        std::thread::yield_now();
+    }
+    to.write_all(&[1]).expect("a byte");
+    assert_eq!(reading.join().expect("a thread"), 1);
     // A thread that was waited for may not be gone quite yet.
     while !all_over() {
         std::thread::yield_now();
     }
     if let Ok(ring) = io_uring::IoUring::new(2) {
-        assert!(!all_over(), "there is a ring");
+        assert_eq!(under_way(), UnderWay::Perhaps, "there is a ring");
         drop(ring);
         assert!(all_over(), "the ring is gone");
     }

@@ -70,6 +70,7 @@ impl UserPages {
         let parts = self.begin(&range);
         let mut result = Ok(());
         for part in &parts {
+            self.note_stores_at(&changing, part);
             result = take(part);
             if result.is_err() {
                 break;
@@ -89,6 +90,7 @@ impl UserPages {
     pub(super) fn close(&self) {
         let mut changing = self.change();
         let parts = self.begin(&(0..usize::MAX));
+        self.note_stores(&changing, &(0..u64::MAX));
         *changing = super::device::Windows::default();
         for part in &parts {
             // SAFETY:
@@ -97,7 +99,11 @@ impl UserPages {
             let result = unsafe { munmap(ptr::with_exposed_provenance_mut(part.start), part.len()) };
             debug_assert!(result.is_ok(), "munmap of an own mapping: {result:?}");
         }
-        self.write().pieces.clear();
+        {
+            let mut state = self.write();
+            state.pieces.clear();
+            self.publish(&mut state);
+        }
         drop(changing);
         for part in parts {
             self.uffd.wake(part);
@@ -114,7 +120,9 @@ impl UserPages {
         if self.shared && protection.write && !self.may_write {
             return Err(Errno::ACCESS.into());
         }
-        let _changing = self.change();
+        let mut changing = self.change();
+        // What was stored is noted, and windows that nothing could be stored to are not watched.
+        self.rearm_addresses(&mut changing, &range)?;
         let parts: Vec<(Range<usize>, Protection)> = {
             let mut state = self.write();
             state.cut(&range);

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 
+use super::budget::Counted;
 use super::{Protection, UserPages};
 use crate::user_memory::{self, Entry};
 
@@ -26,6 +27,8 @@ pub(super) struct State {
     pub(super) poisoned: BTreeSet<u64>,
     /// Starts of the entries that the process-wide tree has.
     published: Vec<usize>,
+    /// The pieces, each of which takes one of the kernel's mappings.
+    counted: Counted,
 }
 
 impl Piece {
@@ -65,7 +68,12 @@ impl Piece {
 
 impl State {
     pub(super) fn of(piece: Piece) -> Self {
-        Self { pieces: vec![piece], poisoned: BTreeSet::new(), published: Vec::new() }
+        Self {
+            pieces: vec![piece],
+            poisoned: BTreeSet::new(),
+            published: Vec::new(),
+            counted: Counted::default(),
+        }
     }
 
     /// The pieces that show any of these bytes of the file.
@@ -113,6 +121,7 @@ impl State {
 impl UserPages {
     /// Makes the process-wide tree say what the pieces say; busy ones are not in it.
     pub(super) fn publish(&self, state: &mut State) {
+        state.counted.set(state.pieces.len());
         let page_size = self.file.page_size();
         let entries: Vec<(usize, Entry)> = state
             .pieces

@@ -6,10 +6,11 @@ use std::ops::{Deref, Range};
 
 use extant_device::DirectAccess;
 use extant_sync::{Arc, Mutex, Rank};
-use extant_sys::{MapRequest, MemFile, PageMem, UserMap, UserPages};
+use extant_sys::transfers::UnderWay;
+use extant_sys::{MapRequest, MemFile, PageMem, Showing, Stored, StoredMark, UserMap, UserPages};
 
 use super::{FaultHandler, FaultServer};
-use crate::{MapId, Mmu};
+use crate::{Access, MapId, Mmu};
 
 /// A memory file and its mappings.
 pub struct RealMmu {
@@ -19,6 +20,8 @@ pub struct RealMmu {
     server: Arc<FaultServer>,
     /// What mappings show of a file in DAX mode.
     device: Option<DirectAccess>,
+    /// Of mappings that are gone.
+    stored: StoredMark,
     /// Exchanged, never changed: who works on the mappings holds no lock.
     maps: Mutex<Arc<[Arc<UserPages>]>>,
 }
@@ -46,7 +49,8 @@ impl RealMmu {
     ) -> Arc<Self> {
         let page_size = file.page_size();
         let file = Mutex::new(Rank::LEAF, Some(file));
-        Arc::new(Self { file, page_size, server, device, maps: Mutex::new(Rank::LEAF, Arc::new([])) })
+        let (stored, maps) = (StoredMark::default(), Mutex::new(Rank::LEAF, Arc::from([])));
+        Arc::new(Self { file, page_size, server, device, stored, maps })
     }
 
     /// How many windows of the device all mappings show.
@@ -129,6 +133,9 @@ impl RealMmu {
     fn forget(&self, map: MapId) {
         {
             let mut maps = self.maps.lock();
+            if let Some(gone) = maps.iter().find(|pages| pages.id() == map.0) {
+                self.stored.raise(gone.had_stored_to_device());
+            }
             *maps = maps.iter().filter(|pages| pages.id() != map.0).cloned().collect();
         }
         self.server.remove(map);
@@ -159,14 +166,24 @@ impl Mmu for RealMmu {
         self.all().iter().try_for_each(|map| map.zap(pages.clone()))
     }
 
-    fn show_device(&self, mapping: MapId, pages: Range<u32>, at: u64) -> io::Result<bool> {
+    fn show_device(
+        &self,
+        mapping: MapId,
+        pages: Range<u32>,
+        at: u64,
+        access: Access,
+        insist: bool,
+    ) -> io::Result<Showing> {
         let device = self.device.as_ref().ok_or(io::ErrorKind::Unsupported)?;
         // Unmapped meanwhile: nobody waits.
-        self.find(mapping).map_or(Ok(true), |map| map.show_device(pages, device.memory(), device.place(at)))
+        self.find(mapping).map_or(Ok(Showing::Shown), |map| {
+            map.show_device(pages, device.memory(), device.place(at), access == Access::Write, insist)
+        })
     }
 
-    fn may_store_to_device(&self) -> bool {
-        self.all().iter().any(|map| map.may_store_to_device())
+    fn have_stored_to_device(&self) -> Stored {
+        // All of them, so that none says it the next time.
+        self.all().iter().fold(self.stored.take(), |most, map| most.max(map.has_stored_to_device()))
     }
 
     fn hide_device(&self, pages: Range<u32>) -> io::Result<()> {
@@ -190,8 +207,8 @@ impl Mmu for RealMmu {
         self.file().map_or(Ok(()), |file| file.resize(whole))
     }
 
-    fn is_quiet(&self) -> bool {
-        extant_sys::transfers::all_over()
+    fn under_way(&self) -> UnderWay {
+        extant_sys::transfers::under_way()
     }
 
     fn release(&self) {

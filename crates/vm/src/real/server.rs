@@ -197,6 +197,8 @@ impl fmt::Debug for FaultServer {
 impl Shared {
     /// Does `work` until it ends; begins anew when it panics. What the panic took with it is sent again.
     fn supervise(self: &Arc<Self>, work: fn(&Arc<Self>)) {
+        // One of them asks what is under way, right after it has had the others do something.
+        let _harmless = extant_sys::transfers::harmless();
         while catch_unwind(AssertUnwindSafe(|| work(self))).is_err() {
             self.restarts.fetch_add(1, Ordering::Relaxed);
             tracing::error!("a thread that answers faults panicked and begins anew");

@@ -3,8 +3,9 @@
 //! Whatever the schedule: no byte of another file is seen, no block that is nobody's is written to, no store and no write is lost, and at the
 //! end the disk has what the file has.
 
+use extant_device::BlockDevice;
 use extant_sync::atomic::{AtomicBool, Ordering};
-use extant_sync::{Arc, Mutex, MutexGuard, Rank};
+use extant_sync::{Arc, Mutex, MutexGuard, Rank, thread};
 use extant_vm::{CacheConfig, Fault, Host, Landing, MapView, Mutant, ReadAhead, SimMmu};
 
 use crate::faults::{explore, task, together, view};
@@ -13,11 +14,10 @@ use crate::sim::{STALE, SimFile, SimFs};
 const PAGE: usize = 4096;
 const P: u64 = PAGE as u64;
 
-/// A file on a device that can be mapped, and a lock in the place of the inode's.
+/// A file on a device that can be mapped.
 pub(crate) struct Rig {
     pub(crate) fs: SimFs,
     pub(crate) file: Arc<SimFile>,
-    inode: Mutex<()>,
     mutant: Mutant,
 }
 
@@ -32,11 +32,11 @@ impl Rig {
         fs.cache.sync_all().expect("sync");
         let mmu = file.attach();
         let view = view(&mmu);
-        (Arc::new(Self { fs, file, inode: Mutex::new(Rank::INODE, ()), mutant }), mmu, view)
+        (Arc::new(Self { fs, file, mutant }), mmu, view)
     }
 
     pub(crate) fn write(&self, at: u64, bytes: &[u8]) {
-        let _inode = self.inode.lock();
+        let _inode = self.file.inode.lock();
         assert_eq!(self.file.write(at, bytes, 0).expect("write"), bytes.len());
     }
 
@@ -54,36 +54,36 @@ impl Rig {
     }
 
     fn for_direct(&self) -> Option<MutexGuard<'_, ()>> {
-        (self.mutant != Mutant::DirectDrained).then(|| self.inode.lock())
+        (self.mutant != Mutant::DirectDrained).then(|| self.file.inode.lock())
     }
 
     pub(crate) fn truncate(&self, size: u64) {
-        let _inode = self.inode.lock();
+        let _inode = self.file.inode.lock();
         self.file.truncate(size).expect("truncate");
     }
 
     pub(crate) fn punch(&self, from: u64, to: u64) {
-        let _inode = self.inode.lock();
+        let _inode = self.file.inode.lock();
         self.file.punch(from..to).expect("punch");
     }
 
     pub(crate) fn collapse(&self, from: u64, to: u64) {
-        let _inode = self.inode.lock();
+        let _inode = self.file.inode.lock();
         self.file.collapse(from..to).expect("collapse");
     }
 
     pub(crate) fn insert(&self, from: u64, to: u64) {
-        let _inode = self.inode.lock();
+        let _inode = self.file.inode.lock();
         self.file.insert(from..to).expect("insert");
     }
 
     pub(crate) fn unwrite(&self, from: u64, to: u64) {
-        let _inode = self.inode.lock();
+        let _inode = self.file.inode.lock();
         self.file.unwrite(from..to).expect("zero");
     }
 
     fn try_switch(&self, dax: bool) -> bool {
-        let _inode = self.inode.lock();
+        let _inode = self.file.inode.lock();
         self.file.switch(dax).expect("switch")
     }
 
@@ -578,7 +578,7 @@ fn a_unit_that_refuses() {
                         let _ = mmu.store(&*rig.file, &map, 2 * P + 1, &[3]);
                     }),
                     task!([rig] {
-                        let _inode = rig.inode.lock();
+                        let _inode = rig.file.inode.lock();
                         let _ = rig.file.switch(false);
                         let _ = rig.file.punch(P..2 * P);
                     }),
@@ -591,4 +591,229 @@ fn a_unit_that_refuses() {
             40,
         );
     }
+}
+
+/// A device that was told to write to a mapping does so when the block is another file's.
+#[test]
+fn transfers_against_punch() {
+    fn scenario(mutant: Mutant) {
+        let (rig, mmu, map) = Rig::with(&[1; 3 * PAGE], true, mutant);
+        let other = rig.fs.file(13);
+        other.pages.begin_dax(true);
+        assert_eq!(load(&rig, &mmu, &map, P), Some(1));
+        together(vec![
+            task!([rig, mmu, map] { transfer(&rig, &mmu, &map, 1, 5); }),
+            task!([rig] {
+                rig.punch(P, 2 * P);
+                rig.fs.cache.end_grace();
+            }),
+            task!([other] {
+                let _inode = other.inode.lock();
+                assert_eq!(other.write(0, &[7; 2 * PAGE], 0).expect("write"), 2 * PAGE);
+            }),
+        ]);
+        let mut got = vec![0; 2 * PAGE];
+        other.pages.read(&*other, 0, &mut got, &mut ReadAhead::default()).expect("read");
+        assert!(got.iter().all(|b| *b == 7), "a transfer reached another file");
+        let got = rig.settled();
+        assert!(got[..PAGE].iter().all(|b| *b == 1) && got[PAGE..2 * PAGE].iter().all(|b| *b == 0));
+        // When nothing is under way the blocks come back.
+        rig.fs.cache.end_grace();
+        assert_eq!((rig.fs.cache.grace_bytes(), rig.file.places().len()), (0, 2));
+    }
+    explore("dax: transfers against punch", scenario, &[Mutant::ShownHeld]);
+}
+
+/// The same with truncate, and with blocks that were zeroed before.
+#[test]
+fn transfers_against_truncate() {
+    fn scenario(mutant: Mutant) {
+        let (rig, mmu, map) = Rig::with(&[1; 3 * PAGE], true, mutant);
+        assert_eq!(load(&rig, &mmu, &map, 2 * P), Some(1));
+        together(vec![
+            task!([rig, mmu, map] {
+                transfer(&rig, &mmu, &map, 2, 5);
+                rig.fs.cache.end_grace();
+            }),
+            task!([rig] {
+                rig.unwrite(2 * P, 3 * P);
+                rig.truncate(P + 100);
+                rig.truncate(3 * P);
+                rig.fs.cache.end_grace();
+            }),
+        ]);
+        let got = rig.settled();
+        assert!(got[..P as usize + 100].iter().all(|b| *b == 1));
+        assert!(got[P as usize + 100..].iter().all(|b| *b == 0));
+    }
+    explore("dax: transfers against truncate", scenario, &[Mutant::ShownHeld]);
+}
+
+/// A read(2) with O_DIRECT of a library that is not ours, into a page of the mapping; whether it was told to write to the device's own.
+fn transfer(rig: &Rig, mmu: &SimMmu, map: &MapView, page: u32, byte: u8) -> bool {
+    let Some(at) = mmu.begin_transfer_to(map.id, page) else { return false };
+    thread::yield_now();
+    rig.fs.device.write_at(at + 100, &[byte; 16]).expect("inside");
+    mmu.end_transfer();
+    true
+}
+
+/// Too many windows: the file leaves DAX mode by itself, under stores, loads, reads and writes.
+#[test]
+fn a_fragmented_file_leaves() {
+    fn scenario(mutant: Mutant) {
+        let (rig, mmu, one) = Rig::with(&[1; 3 * PAGE], true, mutant);
+        let two = view(&mmu);
+        mmu.limit_windows(4, 100);
+        together(vec![
+            task!([rig, mmu, one] {
+                for byte in 2..4 {
+                    assert!(store(&rig, &mmu, &one, 100, byte));
+                    assert_eq!(load(&rig, &mmu, &one, 100), Some(byte), "a lost store");
+                    assert_eq!(rig.byte(100), byte, "a store that read(2) does not see");
+                }
+            }),
+            task!([rig, mmu, two] {
+                let seen = load(&rig, &mmu, &two, 100).expect("inside");
+                assert!([1, 2, 3].contains(&seen), "{seen}");
+                assert!(store(&rig, &mmu, &two, P + 7, 9));
+                assert_eq!(rig.byte(P + 7), 9, "a store that read(2) does not see");
+            }),
+            task!([rig] {
+                rig.write(2 * P + 50, &[3; 3]);
+                assert_eq!(rig.byte(2 * P + 51), 3, "a lost write");
+            }),
+        ]);
+        assert_eq!((load(&rig, &mmu, &two, 100), load(&rig, &mmu, &one, P + 7)), (Some(3), Some(9)));
+        assert_eq!(load(&rig, &mmu, &two, 2 * P + 52), Some(3));
+        let got = rig.settled();
+        assert_eq!((got[100], got[PAGE + 7], got[2 * PAGE + 50], got[99]), (3, 9, 3, 1));
+    }
+    explore("dax: a fragmented file leaves", scenario, &[Mutant::DaxLookedAt, Mutant::SwitchExchanges]);
+}
+
+/// The same while blocks are taken away and the flag flips.
+#[test]
+fn a_fragmented_file_leaves_under_punch_and_flips() {
+    fn scenario(mutant: Mutant) {
+        let (rig, mmu, one) = Rig::with(&[1; 3 * PAGE], true, mutant);
+        let two = view(&mmu);
+        mmu.limit_windows(3, 100);
+        together(vec![
+            task!([rig, mmu, one, two] {
+                for map in [&one, &two] {
+                    let seen = load(&rig, &mmu, map, P + 5).expect("inside");
+                    assert!([0, 1].contains(&seen), "another file's byte: {seen}");
+                    assert!(store(&rig, &mmu, map, 2 * P + 6, 3));
+                }
+            }),
+            task!([rig] { rig.punch(0, 2 * P); }),
+            task!([rig] { rig.flips(); }),
+        ]);
+        assert_eq!((load(&rig, &mmu, &one, P + 5), load(&rig, &mmu, &two, 2 * P + 6)), (Some(0), Some(3)));
+        let got = rig.settled();
+        assert!(got[..2 * PAGE].iter().all(|b| *b == 0) && got[2 * PAGE + 6] == 3 && got[2 * PAGE + 7] == 1);
+    }
+    explore(
+        "dax: a fragmented file leaves under punch and flips",
+        scenario,
+        &[Mutant::FaultShared, Mutant::PartHidden],
+    );
+}
+
+/// What a device was told to write to a window is not lost when the file leaves DAX mode by itself.
+#[test]
+fn a_fragmented_file_waits_for_transfers() {
+    fn scenario(mutant: Mutant) {
+        let (rig, mmu, one) = Rig::with(&[1; 3 * PAGE], true, mutant);
+        let two = view(&mmu);
+        assert_eq!(load(&rig, &mmu, &one, P), Some(1));
+        mmu.limit_windows(3, 100);
+        let told = Arc::new(AtomicBool::new(false));
+        together(vec![
+            task!([rig, mmu, one, told] {
+                told.store(transfer(&rig, &mmu, &one, 1, 5), Ordering::SeqCst);
+            }),
+            task!([rig, mmu, two] { assert!(store(&rig, &mmu, &two, P + 7, 9)); }),
+        ]);
+        let want = if told.load(Ordering::SeqCst) { 5 } else { 1 };
+        assert_eq!(rig.byte(P + 100), want, "a lost transfer");
+        assert_eq!((load(&rig, &mmu, &two, P + 100), load(&rig, &mmu, &one, P + 7)), (Some(want), Some(9)));
+        rig.settled();
+    }
+    explore("dax: a fragmented file waits for transfers", scenario, &[Mutant::LeftQuiet]);
+}
+
+/// Two threads that make what they stored durable.
+#[test]
+fn two_at_a_time_make_durable() {
+    fn scenario(mutant: Mutant) {
+        let (rig, mmu, map) = Rig::with(&[1; 2 * PAGE], true, mutant);
+        assert_eq!(load(&rig, &mmu, &map, 0), Some(1));
+        let places = rig.file.places();
+        rig.file.fsync().expect("fsync");
+        let one = move |rig: &Rig, mmu: &SimMmu, map: &MapView, page: usize| {
+            let at = page as u64 * P + 9;
+            let place = places[page].1 * P + 9;
+            for byte in 5..7 {
+                assert!(store(rig, mmu, map, at, byte));
+                rig.file.fsync().expect("fsync");
+                assert_eq!(rig.fs.device.durable(place), byte, "acknowledged, and not durable");
+            }
+        };
+        let one = Arc::new(one);
+        together(vec![
+            task!([rig, mmu, map, one] { one(&rig, &mmu, &map, 0); }),
+            task!([rig, mmu, map, one] { one(&rig, &mmu, &map, 1); }),
+        ]);
+        rig.settled();
+    }
+    explore("dax: two at a time make durable", scenario, &[Mutant::NotedAtOnce]);
+}
+
+/// One at a time: when a file leaves and when it does not.
+#[test]
+fn when_a_fragmented_file_leaves() {
+    extant_sync::model::check_random(
+        || {
+            let begin = |limits: (usize, usize)| {
+                let (rig, mmu, one) = Rig::with(&[1; 3 * PAGE], true, Mutant::None);
+                assert_eq!(load(&rig, &mmu, &one, 0), Some(1));
+                mmu.limit_windows(limits.0, limits.1);
+                let two = view(&mmu);
+                (rig, mmu, one, two)
+            };
+            // Nobody uses it: it leaves, for all its mappings, and stays away until the flag changes.
+            let (rig, mmu, one, two) = begin((5, 100));
+            assert!(store(&rig, &mmu, &two, 1, 2) && !rig.file.pages.is_dax() && mmu.windows() == 0);
+            assert_eq!((load(&rig, &mmu, &one, 1), mmu.windows()), (Some(2), 0));
+            rig.switch(true);
+            assert_eq!((load(&rig, &mmu, &one, 1), mmu.windows()), (Some(2), 3));
+            // Somebody does: windows go, and it stays.
+            let (rig, mmu, _one, two) = begin((5, 100));
+            rig.file.in_use.store(true, Ordering::Relaxed);
+            assert!(store(&rig, &mmu, &two, 1, 2) && rig.file.pages.is_dax() && mmu.windows() == 3);
+            // A pin, or a transfer.
+            let (rig, mmu, one, two) = begin((5, 100));
+            let pin = rig.file.pages.pin(&*rig.file, &one, 0..1).expect("a pin");
+            assert!(store(&rig, &mmu, &two, 1, 2) && rig.file.pages.is_dax());
+            drop(pin);
+            mmu.limit_windows(2, 100);
+            mmu.begin_transfer();
+            assert!(store(&rig, &mmu, &one, 1, 3) && rig.file.pages.is_dax() && mmu.windows() == 3);
+            mmu.end_transfer();
+            assert!(store(&rig, &mmu, &two, 1, 4) && !rig.file.pages.is_dax());
+            // The system gives no mapping: it leaves whatever is under way, but for a pin.
+            let (rig, mmu, one, two) = begin((0, 0));
+            let pin = rig.file.pages.pin(&*rig.file, &one, 0..1).expect("a pin");
+            let mut byte = [0];
+            assert_eq!(mmu.load(&*rig.file, &two, 0, &mut byte), Err(Fault::Oom));
+            drop(pin);
+            mmu.begin_transfer();
+            assert!(store(&rig, &mmu, &two, 1, 2) && !rig.file.pages.is_dax());
+            mmu.end_transfer();
+            assert_eq!(rig.settled()[1], 2);
+        },
+        5,
+    );
 }

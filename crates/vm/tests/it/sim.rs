@@ -21,6 +21,8 @@ pub(crate) struct FaultyDevice {
     inner: Box<dyn BlockDevice>,
     /// Byte ranges whose writes fail.
     bad: Mutex<Vec<Range<u64>>>,
+    /// What it had when it was flushed last.
+    durable: Mutex<Vec<u8>>,
     pub(crate) writes: AtomicU64,
 }
 
@@ -38,7 +40,18 @@ impl FaultyDevice {
     }
 
     fn over(inner: Box<dyn BlockDevice>) -> Arc<Self> {
-        Arc::new(Self { inner, bad: Mutex::new(Rank::LEAF, Vec::new()), writes: AtomicU64::new(0) })
+        Arc::new(Self {
+            inner,
+            bad: Mutex::new(Rank::LEAF, Vec::new()),
+            durable: Mutex::new(Rank::LEAF, Vec::new()),
+            writes: AtomicU64::new(0),
+        })
+    }
+
+    /// A byte as a crash leaves it at least.
+    #[cfg(feature = "shuttle")]
+    pub(crate) fn durable(&self, at: u64) -> u8 {
+        self.durable.lock().get(at as usize).copied().unwrap_or(STALE)
     }
 
     pub(crate) fn break_writes(&self, ranges: &[Range<u64>]) {
@@ -65,7 +78,10 @@ impl BlockDevice for FaultyDevice {
     }
 
     fn flush(&self) -> io::Result<()> {
-        Ok(())
+        // One at a time, so that none ends with older bytes.
+        let mut durable = self.durable.lock();
+        durable.resize(self.inner.size() as usize, 0);
+        self.inner.read_at(0, &mut durable)
     }
 
     fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
@@ -86,6 +102,9 @@ impl BlockDevice for FaultyDevice {
 pub(crate) struct Space {
     free: BTreeSet<u64>,
     pub(crate) reserved: u64,
+    /// Blocks that are not to be used again, by how many hold them; and those of them that were freed.
+    held: BTreeMap<u64, u32>,
+    back: BTreeSet<u64>,
     /// Longest run that a claim gets.
     longest: u32,
 }
@@ -113,7 +132,13 @@ impl SimFs {
 
     fn on(device: Arc<FaultyDevice>, block_size: u32, blocks: u64, config: CacheConfig) -> Self {
         let cache = PageCache::new(device.clone(), block_size, config);
-        let space = Space { free: (1..blocks).collect(), reserved: 0, longest: 7 };
+        let space = Space {
+            free: (1..blocks).collect(),
+            reserved: 0,
+            held: BTreeMap::new(),
+            back: BTreeSet::new(),
+            longest: 7,
+        };
         Self { device, cache, space: Arc::new(Mutex::new(Rank::GROUP, space)), block_size }
     }
 
@@ -131,6 +156,8 @@ impl SimFs {
             inline: Mutex::new(Rank::XATTR, None),
             space: self.space.clone(),
             device: self.device.clone(),
+            inode: Mutex::new(Rank::INODE, ()),
+            in_use: AtomicBool::new(false),
         })
     }
 }
@@ -158,6 +185,38 @@ pub(crate) struct SimFile {
     pub(crate) inline: Mutex<Option<Vec<u8>>>,
     space: Shared,
     device: Arc<FaultyDevice>,
+    /// In the place of the inode's lock.
+    pub(crate) inode: Mutex<()>,
+    /// Somebody has that lock.
+    pub(crate) in_use: AtomicBool,
+}
+
+/// Blocks that are kept from being used again.
+struct SimHold {
+    blocks: Range<u64>,
+    block_size: u64,
+    space: Shared,
+    device: Arc<FaultyDevice>,
+}
+
+impl Drop for SimHold {
+    fn drop(&mut self) {
+        for block in self.blocks.clone() {
+            let mut space = self.space.lock();
+            let count = space.held.get_mut(&block).expect("held");
+            *count -= 1;
+            if *count > 0 {
+                continue;
+            }
+            space.held.remove(&block);
+            if space.back.remove(&block) {
+                // Whoever gets it finds what a block has that is nobody's.
+                let bytes = vec![STALE; self.block_size as usize];
+                self.device.inner.write_at(block * self.block_size, &bytes).expect("inside");
+                assert!(space.free.insert(block), "freed twice");
+            }
+        }
+    }
 }
 
 /// Claimed blocks: returned when dropped unpublished.
@@ -343,6 +402,20 @@ impl Host for SimFile {
         *inline = None;
         self.seq.fetch_add(1, Ordering::AcqRel);
         Ok(())
+    }
+
+    fn hold(&self, pblk: Pblk, len: u32) -> Box<dyn Send + Sync> {
+        let blocks = pblk.0..pblk.0 + u64::from(len);
+        let mut space = self.space.lock();
+        blocks.clone().for_each(|block| *space.held.entry(block).or_default() += 1);
+        drop(space);
+        let (space, device) = (self.space.clone(), self.device.clone());
+        Box::new(SimHold { blocks, block_size: self.block_size, space, device })
+    }
+
+    fn try_alone<R>(&self, work: impl FnOnce() -> R) -> Option<R> {
+        let _inode = self.inode.try_lock().filter(|_| !self.in_use.load(Ordering::Relaxed))?;
+        Some(work())
     }
 
     fn claims_per_publish(&self) -> usize {
@@ -540,6 +613,17 @@ impl SimFile {
         }
     }
 
+    /// fsync(2), as the filesystem would do it where nothing is to be committed.
+    #[cfg(feature = "shuttle")]
+    pub(crate) fn fsync(&self) -> io::Result<()> {
+        self.pages.note_stores(self);
+        self.pages.sync(self, 0..u64::MAX)?;
+        let Some(changes) = self.pages.unflushed() else { return Ok(()) };
+        self.device.flush()?;
+        self.pages.flushed(changes);
+        Ok(())
+    }
+
     /// Brings it into DAX mode, or out of it; `false` while it has pins. Under the lock in the place of the inode's.
     #[cfg(feature = "shuttle")]
     pub(crate) fn switch(&self, dax: bool) -> io::Result<bool> {
@@ -596,7 +680,15 @@ impl SimFile {
     fn free_block(&self, pblk: u64) {
         let bytes = vec![STALE; self.block_size as usize];
         self.device.inner.write_at(pblk * self.block_size, &bytes).expect("inside");
-        assert!(self.space.lock().free.insert(pblk), "freed twice");
+        let mut space = self.space.lock();
+        let fresh = if space.held.contains_key(&pblk) {
+            space.back.insert(pblk)
+        } else {
+            // Once more: what a device wrote before it was let go of is no write to a block that is nobody's.
+            self.device.inner.write_at(pblk * self.block_size, &bytes).expect("inside");
+            space.free.insert(pblk)
+        };
+        assert!(fresh, "freed twice");
     }
 
     /// The file as it would be after a crash: what map, `i_disksize` and device say.

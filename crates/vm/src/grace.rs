@@ -1,0 +1,122 @@
+//! Blocks that mappings showed and that the file has lost: a transfer that was told to write to the mapping (a system call of another
+//! library, a ring) may be under way, of which nobody tells.
+//!
+//! They are held like those of pins ([`Host::hold`]), from before they leave the map, until no transfer can be under way that began before
+//! ([`Mmu::is_quiet`]); the windows are gone by then, so none begins after. That is asked for by the threads of the cache every
+//! few seconds, and by who finds no space. In a program of which that can never be said they are used again after [`MOST`],
+//! or [`MOST_RUNNING`].
+//!
+//! [`Host::hold`]: crate::Host::hold
+
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+use extant_format::Lblk;
+use extant_sync::Arc;
+use extant_sync::atomic::Ordering;
+use extant_sys::transfers::UnderWay;
+
+use crate::host::{Backing, Host};
+use crate::mutant::without;
+use crate::space::{AddressSpace, ExclusiveGuard};
+use crate::{Mmu, PageCache};
+
+/// After this blocks are used again, whatever is under way.
+const MOST: Duration = Duration::from_secs(30);
+/// The same if the only doubt are threads that run: who waits for a device is seen to wait, and a call does not run for as long.
+const MOST_RUNNING: Duration = Duration::from_secs(1);
+
+/// Blocks of one operation.
+pub(crate) struct Grace {
+    /// Who knows what is under way.
+    mmu: Arc<dyn Mmu>,
+    bytes: u64,
+    since: Instant,
+    _holds: Vec<Box<dyn Send + Sync>>,
+}
+
+impl AddressSpace {
+    /// Notes that a mapping is about to show blocks of the device. Under shared `invalidate_lock`.
+    pub(crate) fn shows(&self) {
+        if !self.shown.load(Ordering::Relaxed) {
+            self.shown.store(true, Ordering::Release);
+        }
+    }
+
+    /// Before the blocks of `range` (bytes) leave the file's map: if mappings have shown the device, they are not used again while a
+    /// transfer may be on its way to them. No mapping shows them any more, nor will.
+    ///
+    /// # Errors
+    /// From the map; then nothing is held.
+    pub fn hold_shown<H: Host>(
+        &self,
+        _guard: &ExclusiveGuard<'_>,
+        host: &H,
+        range: &Range<u64>,
+    ) -> Result<(), H::Error> {
+        let Some(mmu) = self.mmu().filter(|_| self.shown.load(Ordering::Acquire)) else { return Ok(()) };
+        if without!(self.cache, ShownHeld) {
+            return Ok(());
+        }
+        let geo = self.cache.geometry();
+        let block = u64::from(geo.block_size());
+        let number = |at: u64| u32::try_from(at).unwrap_or(u32::MAX);
+        let end = number(range.end.min(host.size().next_multiple_of(block)).div_ceil(block));
+        let mut at = number(range.start / block);
+        let (mut holds, mut bytes) = (Vec::new(), 0);
+        while at < end {
+            let mapped = host.map(Lblk(at), end - at)?;
+            let len = mapped.len.clamp(1, end - at);
+            // One that was zeroed since may have been shown before.
+            if let Backing::Data(pblk) | Backing::Unwritten(pblk) = mapped.backing {
+                holds.push(host.hold(pblk, len));
+                bytes += geo.block_bytes(len);
+            }
+            at += len;
+        }
+        if !holds.is_empty() {
+            self.cache.add_grace(Arc::clone(mmu), holds, bytes);
+        }
+        Ok(())
+    }
+
+    /// Whether a transfer may be on its way to blocks that mappings showed, though none does any more: asks the system. For who gives
+    /// blocks to another file, which is not in DAX mode.
+    pub fn may_be_written_unseen(&self, _guard: &ExclusiveGuard<'_>) -> bool {
+        self.shown.load(Ordering::Acquire) && self.mmu().is_some_and(|mmu| !mmu.is_quiet())
+    }
+}
+
+impl PageCache {
+    fn add_grace(&self, mmu: Arc<dyn Mmu>, holds: Vec<Box<dyn Send + Sync>>, bytes: u64) {
+        self.grace.lock().push_back(Grace { mmu, bytes, since: Instant::now(), _holds: holds });
+    }
+
+    /// Lets go of blocks to which no transfer can be under way any more. Takes 90; nothing is held.
+    pub fn end_grace(&self) {
+        let mut old = std::mem::take(&mut *self.grace.lock());
+        // Asked after they were taken: what is held from now on is not meant.
+        let Some(mmu) = old.back().map(|last| Arc::clone(&last.mmu)) else { return };
+        let most = match mmu.under_way() {
+            UnderWay::Nothing => return,
+            UnderWay::ThreadsRun => MOST_RUNNING,
+            UnderWay::Perhaps => MOST,
+        };
+        old.retain(|one| one.since.elapsed() < most);
+        let mut grace = self.grace.lock();
+        old.append(&mut grace);
+        *grace = old;
+    }
+
+    /// Lets go of all of them, whatever is under way. Takes 90.
+    pub fn forget_grace(&self) {
+        let all = std::mem::take(&mut *self.grace.lock());
+        drop(all);
+    }
+
+    /// Bytes of blocks that are held.
+    #[must_use]
+    pub fn grace_bytes(&self) -> u64 {
+        self.grace.lock().iter().map(|one| one.bytes).sum()
+    }
+}
