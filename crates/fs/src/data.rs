@@ -25,7 +25,6 @@ use extant_sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use extant_sync::{Arc, Mutex, Rank, Weak};
 use extant_vm::real::RealMmu;
 use extant_vm::{AddressSpace, Backing, Host, Mapped, Placement, ReadAhead};
-use rustc_hash::FxHashMap;
 
 use crate::cred::{Caps, Credentials};
 use crate::error::{CorruptKind, Error, Place, Result};
@@ -33,6 +32,10 @@ use crate::filesystem::Filesystem;
 use crate::freeze::Level;
 use crate::inode::Inode;
 use crate::options::DataMode;
+
+mod promise;
+
+use promise::Promise;
 
 /// Most blocks of journalled data in one handle.
 const MOST_JOURNALLED: u32 = 1024;
@@ -59,19 +62,6 @@ pub(crate) struct FileData {
     /// The mappings, which `pages` owns.
     pub(crate) mmu: Mutex<Weak<RealMmu>>,
     promise: Mutex<Promise>,
-}
-
-/// What is promised to a file's delayed blocks.
-#[derive(Default)]
-struct Promise {
-    reservation: Option<Reservation>,
-    /// Delayed blocks.
-    blocks: u64,
-    /// With bigalloc, each cluster with delayed blocks: how many, and whether a cluster is reserved for them.
-    clusters: FxHashMap<u32, (u32, bool)>,
-    /// With bigalloc, the file's clusters that are claimed and not yet published, by number, with their first block: one claim
-    /// serves all delayed blocks of a cluster.
-    claimed: FxHashMap<u32, Pblk>,
 }
 
 /// Blocks claimed for a file and not yet published.
@@ -120,35 +110,6 @@ impl Drop for FileClaim {
                 }
             }
         }
-    }
-}
-
-impl Promise {
-    fn put_back(&mut self, part: Reservation) {
-        match &mut self.reservation {
-            Some(all) => all.merge(part),
-            none => *none = Some(part),
-        }
-    }
-
-    /// Takes a part out, to be used without the lock, for a file whose map is of that kind.
-    fn take(&mut self, fs: &Filesystem, kind: MapKind, data: u64, meta: u64) -> Reservation {
-        match &mut self.reservation {
-            Some(all) => all.split(data, meta),
-            None => fs.alloc.no_reservation_below(Privilege::Normal, MapFs::reach(kind)),
-        }
-    }
-
-    /// Gives back tree blocks that the delayed blocks left do not need, and everything when there are none.
-    fn trim(&mut self, worst: u64) {
-        let Some(all) = &mut self.reservation else { return };
-        if self.blocks == 0 {
-            self.reservation = None;
-            self.clusters.clear();
-            return;
-        }
-        let spare = all.meta().saturating_sub(worst);
-        all.shrink(0, spare);
     }
 }
 

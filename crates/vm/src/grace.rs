@@ -8,6 +8,7 @@
 //!
 //! [`Host::hold`]: crate::Host::hold
 
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
@@ -94,18 +95,23 @@ impl PageCache {
 
     /// Lets go of blocks to which no transfer can be under way any more. Takes 90; nothing is held.
     pub fn end_grace(&self) {
-        let mut old = std::mem::take(&mut *self.grace.lock());
-        // Asked after they were taken: what is held from now on is not meant.
-        let Some(mmu) = old.back().map(|last| Arc::clone(&last.mmu)) else { return };
+        let Some((mmu, last)) = self.grace.lock().back().map(|last| (Arc::clone(&last.mmu), last.since))
+        else {
+            return;
+        };
+        // Of what is held from now on nothing is said by the answer.
         let most = match mmu.under_way() {
-            UnderWay::Nothing => return,
+            UnderWay::Nothing => Duration::ZERO,
             UnderWay::ThreadsRun => MOST_RUNNING,
             UnderWay::Perhaps => MOST,
         };
-        old.retain(|one| one.since.elapsed() < most);
+        let ends = |one: &Grace| one.since <= last && one.since.elapsed() >= most;
         let mut grace = self.grace.lock();
-        old.append(&mut grace);
-        *grace = old;
+        let (ended, held): (VecDeque<_>, _) = std::mem::take(&mut *grace).into_iter().partition(ends);
+        *grace = held;
+        drop(grace);
+        // Out of the lock.
+        drop(ended);
     }
 
     /// Lets go of all of them, whatever is under way. Takes 90.

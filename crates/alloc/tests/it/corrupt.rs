@@ -187,7 +187,7 @@ fn groups_that_share_a_block() {
         ("inode table", |desc, other| desc.inode_table = Pblk(other.block_bitmap.0 - 3)),
     ];
     for (what, share) in ways {
-        let rig = Rig::with("-t ext2 -b 1024", 64 << 20, |image| {
+        let rig = Rig::with("-t ext2 -b 1024 -O flex_bg -G 1", 64 << 20, |image| {
             let other = read_desc(image, GroupNr(2));
             change_desc(image, GroupNr(4), |desc| share(desc, &other));
         });

@@ -352,7 +352,7 @@ fn groups_that_share_a_bitmap() {
     need!(tools(&["mke2fs", "debugfs"]));
     let dir = scratch();
     let image = dir.join("image");
-    mke2fs(&image, 64 << 20, "-t ext2 -b 1024 -O ^resize_inode,^sparse_super2");
+    mke2fs(&image, 64 << 20, "-t ext2 -b 1024 -O flex_bg,^resize_inode,^sparse_super2 -G 1");
     let fs = open_rw(&image);
     let cred = Credentials::root();
     let file = fs.mknod(&fs.root().unwrap(), b"file", &NewInode::file(0o644), &cred).unwrap();
