@@ -177,14 +177,8 @@ pub(crate) fn export(args: &ExportArgs) -> Outcome {
     if name == b"-" {
         let out = BufWriter::with_capacity(256 << 10, std::io::stdout().lock());
         pour(&mut source, &mut copy::to_archive::ArchiveSink::new(out, "standard output"), args.owner)?;
-    } else if name.ends_with(b".tar") {
-        write_archive(&args.target, &mut source, args.owner, Ok)?;
-    } else if name.ends_with(b".tar.gz") || name.ends_with(b".tgz") {
-        let gzip = |out| Ok(flate2::write::GzEncoder::new(out, flate2::Compression::default()));
-        write_archive(&args.target, &mut source, args.owner, gzip)?;
-    } else if name.ends_with(b".tar.zst") {
-        let zstd = |out| Ok(zstd::Encoder::new(out, 3)?.auto_finish());
-        write_archive(&args.target, &mut source, args.owner, zstd)?;
+    } else if let Some(packed) = Packed::of(name) {
+        write_archive(&args.target, packed, &mut source, args.owner)?;
     } else {
         if !args.target.is_dir() {
             std::fs::create_dir(&args.target).on(&args.target)?;
@@ -194,13 +188,47 @@ pub(crate) fn export(args: &ExportArgs) -> Outcome {
     volume.close()
 }
 
-fn write_archive<W: Write>(
+/// How an archive is packed.
+enum Packed {
+    Not,
+    Gzip,
+    Zstd,
+}
+
+impl Packed {
+    /// By the file's name; none if it is no archive's.
+    fn of(name: &[u8]) -> Option<Self> {
+        let ends = |end: &[u8]| name.ends_with(end);
+        match () {
+            () if ends(b".tar") => Some(Self::Not),
+            () if ends(b".tar.gz") || ends(b".tgz") => Some(Self::Gzip),
+            () if ends(b".tar.zst") => Some(Self::Zstd),
+            () => None,
+        }
+    }
+}
+
+/// Each layer is ended by itself: what one cannot write when it is dropped nobody would hear of.
+fn write_archive(
     path: &Path,
+    packed: Packed,
     source: &mut dyn copy::Source,
     owner: Option<Owner>,
-    wrap: impl FnOnce(BufWriter<File>) -> std::io::Result<W>,
 ) -> Outcome {
-    let file = File::create(path).on(path)?;
-    let out = wrap(BufWriter::with_capacity(256 << 10, file)).on(path)?;
-    pour(source, &mut copy::to_archive::ArchiveSink::new(out, &path.display().to_string()), owner)
+    let name = path.display().to_string();
+    let mut out = BufWriter::with_capacity(256 << 10, File::create(path).on(path)?);
+    match packed {
+        Packed::Not => pour(source, &mut copy::to_archive::ArchiveSink::new(&mut out, &name), owner)?,
+        Packed::Gzip => {
+            let mut gzip = flate2::write::GzEncoder::new(&mut out, flate2::Compression::default());
+            pour(source, &mut copy::to_archive::ArchiveSink::new(&mut gzip, &name), owner)?;
+            gzip.finish().on(path)?;
+        }
+        Packed::Zstd => {
+            let mut zstd = zstd::Encoder::new(&mut out, 3).on(path)?;
+            pour(source, &mut copy::to_archive::ArchiveSink::new(&mut zstd, &name), owner)?;
+            zstd.finish().on(path)?;
+        }
+    }
+    out.flush().on(path)
 }

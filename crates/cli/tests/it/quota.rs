@@ -126,7 +126,7 @@ fn limits_of_a_mount_are_set_by_root_and_shown_to_whom_they_concern() {
     oracle::assert_clean(&image);
 }
 
-/// This machine's kernel may not mount quota for writing: the rule is the one that its documentation of project quota states, and the
+/// This machine's kernel may not mount quota for writing: the rule is the one by which it answers statfs(2) of such directories, and the
 /// numbers are computed here.
 #[test]
 fn statfs_of_a_project_is_what_it_may_have() {

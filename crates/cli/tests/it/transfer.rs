@@ -108,6 +108,20 @@ fn put_copies_into_directories_and_under_new_names() {
     assert!(ran.status == 1 && ran.err.contains("/nowhere"), "{}", ran.err);
 }
 
+/// What an archive's packing writes at its end may fail as well.
+#[test]
+fn a_full_disk_of_the_host_is_an_error_however_the_archive_is_packed() {
+    need!(env::tools(&["mke2fs"]));
+    let dir = scratch();
+    let image = dir.join("image");
+    oracle::mke2fs(&image, 8 << 20, "-t ext4");
+    for name in ["full.tar", "full.tar.gz", "full.tar.zst"] {
+        symlink("/dev/full", dir.join(name)).unwrap();
+        let done = extant(&[&"export", &image, &dir.join(name)]);
+        assert!(done.status != 0 && done.err.contains("No space"), "{name}: {}", done.err);
+    }
+}
+
 #[test]
 fn a_full_image_says_so_and_stays_clean() {
     need!(env::kernel_mounts());

@@ -93,7 +93,7 @@ impl Tree {
     /// Reads what `source` holds; owners, times and attributes as `options` say.
     ///
     /// # Errors
-    /// [`MkfsError::Source`], [`MkfsError::Member`], naming the file.
+    /// [`MkfsError::Source`](crate::MkfsError::Source), [`MkfsError::Member`](crate::MkfsError::Member), naming the file.
     pub fn read(source: &Source, options: &Options, progress: &dyn Progress) -> Result<Self> {
         progress.stage("Reading the source", 0);
         let mut tree = match source {
