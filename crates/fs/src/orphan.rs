@@ -185,8 +185,8 @@ impl Filesystem {
         Ok(found)
     }
 
-    /// Frees or finishes what an earlier mount left. As the kernel does, it passes over what it cannot make sense of, and
-    /// reports it: a list ends there, a slot is emptied, an inode stays as it is.
+    /// Frees or finishes what an earlier mount left. As the kernel does, it passes over damage, and reports it: a list ends there, a
+    /// slot is emptied, an inode stays as it is.
     ///
     /// # Errors
     /// A bad block of the orphan file; the device's, and whatever ends all writing.
@@ -195,8 +195,8 @@ impl Filesystem {
         let count = found.len();
         for ino in found {
             match self.process_orphan(ino) {
-                Err(e) if self.journal.is_aborted() => return Err(e),
-                Err(Error::Stale) => self.drop_stale(ino)?,
+                Err(Error::Stale) if !self.journal.is_aborted() => self.drop_stale(ino)?,
+                Err(e) if self.journal.is_aborted() || !e.is_corruption() => return Err(e),
                 Err(e) => {
                     tracing::error!("inode {ino} was to be freed or cut, and stays as it is");
                     self.report(e);
@@ -260,6 +260,8 @@ impl Filesystem {
                     found.push(next);
                     next = after;
                 }
+                // What cannot be read now may be read at the next mount: cut there, the rest would be lost, and nobody told.
+                Err(error) if !error.is_corruption() => return Err(error),
                 Err(error) => {
                     self.report(error);
                     self.in_small_handle(|handle| match found.last() {

@@ -23,6 +23,19 @@ fn main() -> ExitCode {
         ["fuzz", seconds] if seconds.parse::<u64>().is_ok() => {
             fuzz(Duration::from_secs(seconds.parse().unwrap_or_default()), env::seed(), 1)
         }
+        ["failing-one", seed] if seed.parse::<u64>().is_ok() => {
+            let seed = seed.parse().unwrap_or(0);
+            match assault::failing(&Bases::make(), seed) {
+                Ok(outcome) => {
+                    println!("SEED={seed}: {outcome:?}");
+                    ExitCode::SUCCESS
+                }
+                Err(what) => {
+                    println!("SEED={seed}: {what}");
+                    ExitCode::FAILURE
+                }
+            }
+        }
         ["failing", seconds] if seconds.parse::<u64>().is_ok() => {
             let first = env::seed() / KINDS * KINDS + FAILING;
             fuzz(Duration::from_secs(seconds.parse().unwrap_or_default()), first, KINDS)
