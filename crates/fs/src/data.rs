@@ -307,7 +307,8 @@ impl FileData {
         Ok(())
     }
 
-    /// Takes blocks out of what stat counts as delayed.
+    /// Takes blocks out of what stat counts as delayed. Saturating: where a publication failed after the map had them, or the map cannot
+    /// be read any more, they are told of twice; the count is for stat(2) alone.
     fn count_ended(inode: &Inode, blocks: u32) {
         if blocks > 0 {
             let mut state = inode.state();

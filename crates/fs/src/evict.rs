@@ -63,7 +63,7 @@ impl Filesystem {
 
     fn free_inode(&self, inode: &Inode) -> Result<()> {
         self.drop_data(inode);
-        if let Some(data) = inode.data.get() {
+        if let Some(data) = inode.data.get().filter(|data| data.pages.has_shown()) {
             // Of mappings that it had.
             data.pages.hold_shown(&data.pages.exclusive(), &**data, &(0..u64::MAX))?;
         }

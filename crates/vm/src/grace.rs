@@ -55,7 +55,7 @@ impl AddressSpace {
         host: &H,
         range: &Range<u64>,
     ) -> Result<(), H::Error> {
-        let Some(mmu) = self.mmu().filter(|_| self.shown.load(Ordering::Acquire)) else { return Ok(()) };
+        let Some(mmu) = self.mmu().filter(|_| self.has_shown()) else { return Ok(()) };
         if without!(self.cache, ShownHeld) {
             return Ok(());
         }
@@ -81,10 +81,16 @@ impl AddressSpace {
         Ok(())
     }
 
+    /// Whether a mapping has ever shown blocks of the device.
+    #[must_use]
+    pub fn has_shown(&self) -> bool {
+        self.shown.load(Ordering::Acquire)
+    }
+
     /// Whether a transfer may be on its way to blocks that mappings showed, though none does any more: asks the system. For who gives
     /// blocks to another file, which is not in DAX mode.
     pub fn may_be_written_unseen(&self, _guard: &ExclusiveGuard<'_>) -> bool {
-        self.shown.load(Ordering::Acquire) && self.mmu().is_some_and(|mmu| !mmu.is_quiet())
+        self.has_shown() && self.mmu().is_some_and(|mmu| !mmu.is_quiet())
     }
 }
 

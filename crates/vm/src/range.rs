@@ -123,7 +123,8 @@ impl AddressSpace {
 
     /// Whether a page is pinned that has bytes from `start` on. Who holds `invalidate_lock` exclusively knows that none will be.
     pub fn has_pins(&self, _guard: &ExclusiveGuard<'_>, start: u64) -> bool {
-        if self.is_dax() {
+        // The pages are many, and pins are seldom.
+        if self.is_dax() || !self.pinned.any() {
             return self.pinned.any();
         }
         let Some(first) = self.cache.geometry().page_of(start) else { return false };
