@@ -14,11 +14,15 @@ const CRASHED: &str = "it crashed";
 fn verdict(command: &mut Command) -> Result<&'static str, String> {
     let output = command.stdin(Stdio::null()).output().map_err(|err| format!("{command:?}: {err}"))?;
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    // e2fsck catches the signal, prints the stack and ends with the status of an image that cannot be checked.
+    let caught = output.status.code() == Some(8) && text.lines().any(|line| line.starts_with("Signal ("));
     match output.status.code() {
-        // e2fsck catches the signal, prints the stack and ends with the status of an image that cannot be checked.
-        Some(8) if text.lines().any(|line| line.starts_with("Signal (")) => {
-            Err(format!("{command:?}: {CRASHED}: {text}"))
+        // What it had found before is its verdict all the same.
+        _ if caught && String::from_utf8_lossy(&output.stdout).contains("? no") => {
+            println!("  {CRASHED} after it had found damage: {command:?}");
+            Ok("not clean")
         }
+        _ if caught => Err(format!("{command:?}: {CRASHED}: {text}")),
         None => Err(format!("{command:?}: {CRASHED}: {text}")),
         Some(0) => Ok("clean"),
         // An image that cannot be checked at all is not clean either.
