@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use extant_format::{Pblk, Tid};
 use extant_journal::{CommitObserver, Handle};
 use extant_sync::atomic::Ordering;
+use smallvec::SmallVec;
 
 use crate::allocator::Allocator;
 use crate::error::{AllocError, Result};
@@ -69,7 +70,7 @@ impl Pending {
 
 /// What freeing or publishing a run needs, in memory ([`Allocator::prepare_free`]).
 pub struct ToFree {
-    _held: Vec<GroupBufs>,
+    _held: SmallVec<[GroupBufs; 1]>,
 }
 
 impl Allocator {
@@ -136,7 +137,7 @@ impl Allocator {
     /// # Errors
     /// The device's.
     pub fn prepare_free(&self, pblk: Pblk, len: u64) -> Result<ToFree> {
-        let mut held = Vec::new();
+        let mut held = SmallVec::new();
         let (Some((first, _)), Some((last, _))) = (
             self.geo.bit_of_block(pblk),
             self.geo.bit_of_block(Pblk(pblk.0.saturating_add(len.saturating_sub(1)))),

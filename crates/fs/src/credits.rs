@@ -11,6 +11,7 @@ use extant_format::Lblk;
 use extant_format::extent::MAX_DEPTH;
 use extant_journal::{Buf, Handle};
 use extant_map::MapKind;
+use smallvec::SmallVec;
 
 use crate::dir::Plan;
 use crate::error::{Error, Result};
@@ -37,7 +38,7 @@ pub(crate) const VALUES_AT_ONCE: usize = 16;
 
 /// What an operation will change, in memory ([`Filesystem::hold`]).
 pub(crate) struct Held {
-    _tables: Vec<Buf>,
+    _tables: SmallVec<[Buf; 2]>,
     _growth: Option<(Vec<Buf>, Option<ToFree>)>,
 }
 

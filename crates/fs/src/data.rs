@@ -25,6 +25,7 @@ use extant_sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use extant_sync::{Arc, Mutex, Rank, Weak};
 use extant_vm::real::RealMmu;
 use extant_vm::{AddressSpace, Backing, Host, Mapped, Placement, ReadAhead};
+use smallvec::SmallVec;
 
 use crate::cred::{Caps, Credentials};
 use crate::error::{CorruptKind, Error, Place, Result};
@@ -410,7 +411,7 @@ impl FileData {
 
     /// Reads what publishing `claims` changes: bitmaps, which stay in the cache as long as the result is held, and the ways to the
     /// blocks. The device fails here, before the first change.
-    fn hold(fs: &Filesystem, inode: &Inode, claims: &[FileClaim]) -> Result<Vec<ToFree>> {
+    fn hold(fs: &Filesystem, inode: &Inode, claims: &[FileClaim]) -> Result<SmallVec<[ToFree; 1]>> {
         let i_block = inode.map.read();
         for claim in claims {
             fs.map.lookup_extent(&inode.map_ref(&i_block), Lblk(claim.lblk), 1)?;
@@ -605,7 +606,7 @@ impl Host for FileData {
         Ok(Placement { pblk: claim.pblk, len: claim.len, claim: Some(claim) })
     }
 
-    fn publish(&self, claims: Vec<FileClaim>, end: u64) -> Result<()> {
+    fn publish(&self, claims: &mut [FileClaim], end: u64) -> Result<()> {
         if claims.is_empty() && end <= self.disk_size() {
             return Ok(());
         }
@@ -626,26 +627,26 @@ impl Host for FileData {
 
     fn publish_data(
         &self,
-        mut claims: Vec<FileClaim>,
+        claims: &mut [FileClaim],
         content: &[(Pblk, Vec<MemSlice<'_>>)],
         end: u64,
     ) -> Result<()> {
         let (fs, inode) = self.both()?;
-        if fs.geo.cluster_ratio() > 1 && !Self::is_complete(&fs, &inode, &claims)? {
+        if fs.geo.cluster_ratio() > 1 && !Self::is_complete(&fs, &inode, claims)? {
             // The write of the blocks that brought the cluster failed.
             return Err(std::io::Error::from_raw_os_error(5).into());
         }
         let size = fs.geo.block_size() as usize;
         let logged: usize = content.iter().flat_map(|(_, parts)| parts).map(|part| part.len() / size).sum();
-        let _held = Self::hold(&fs, &inode, &claims)?;
-        let mut handle = fs.start_data(&inode, Self::credits(&fs, &inode, &claims)? + logged as u32)?;
+        let _held = Self::hold(&fs, &inode, claims)?;
+        let mut handle = fs.start_data(&inode, Self::credits(&fs, &inode, claims)? + logged as u32)?;
         let mut part = self.promise.lock().take(&fs, inode.map_kind(), 0, u64::MAX);
         let fresh: u32 = claims.iter().filter(|c| !matches!(c.what, What::Convert)).map(|c| c.len).sum();
         let counted = if fs.geo.cluster_ratio() == 1 { fresh } else { 0 };
         let done = (|| {
             let mut i_block = inode.map.write();
             let mut delta = 0;
-            for claim in &mut claims {
+            for claim in &mut *claims {
                 let mut map = inode.map_mut(&mut i_block);
                 delta += Self::enter(&fs, &mut handle, &mut map, claim, &mut part)?;
             }
@@ -663,7 +664,7 @@ impl Host for FileData {
         })();
         self.promise.lock().put_back(part);
         fs.finish(handle, done, &inode)?;
-        for claim in &claims {
+        for claim in claims {
             let gone = match claim.what {
                 What::Fresh(_) => Gone::Paid,
                 What::Implied => Gone::Implied,

@@ -142,7 +142,7 @@ impl AddressSpace {
                     if end > size {
                         let before = host.size();
                         host.grow_size(end);
-                        host.publish(Vec::new(), end).inspect_err(|_| host.set_size(before))?;
+                        host.publish(&mut [], end).inspect_err(|_| host.set_size(before))?;
                     }
                     n
                 }
@@ -217,7 +217,7 @@ impl AddressSpace {
             let start = geo.block_bytes(lblk);
             self.drop_copies(start..start + geo.block_bytes(len)).inspect_err(|_| give_back(0))?;
         }
-        let Placement { pblk, len: got, claim } =
+        let Placement { pblk, len: got, mut claim } =
             host.claim(Lblk(lblk), len, delayed).inspect_err(|_| give_back(0))?;
         let got = got.clamp(1, len);
         give_back(got);
@@ -237,7 +237,9 @@ impl AddressSpace {
         }
         let (before, end) = (host.size(), end(got));
         host.grow_size(end);
-        host.publish(claim.into_iter().collect(), end).inspect_err(|_| {
+        let published = host.publish(claim.as_mut_slice(), end);
+        drop(claim);
+        published.inspect_err(|_| {
             host.set_size(before);
             give_back();
         })?;

@@ -175,13 +175,13 @@ impl AddressSpace {
         data: &[u8],
     ) -> Result<u32, H::Error> {
         let geo = self.cache.geometry();
-        let Placement { pblk, len, claim } = host.claim(Lblk(lblk), most, delayed)?;
+        let Placement { pblk, len, mut claim } = host.claim(Lblk(lblk), most, delayed)?;
         let len = len.clamp(1, most);
         self.write_to(pblk, &data[..geo.block_bytes(len) as usize])?;
         // Readers that see the new size wait for `invalidate_lock` before they look at the map.
         let (before, end) = (host.size(), geo.block_bytes(lblk) + geo.block_bytes(len));
         host.grow_size(end);
-        host.publish(claim.into_iter().collect(), end).inspect_err(|_| host.set_size(before))?;
+        host.publish(claim.as_mut_slice(), end).inspect_err(|_| host.set_size(before))?;
         Ok(len)
     }
 

@@ -88,8 +88,8 @@ pub trait Host: Send + Sync + 'static {
 
     /// In one handle: enters the claimed blocks, whose data is on the device, in map and bitmaps, consumes their
     /// reservations, and raises `i_disksize` to `end` (already limited to `i_size`; 0: leave it). Called under the gate,
-    /// with no page lock. An error means nothing was published.
-    fn publish(&self, claims: Vec<Self::Claim>, end: u64) -> Result<(), Self::Error>;
+    /// with no page lock. An error means nothing was published. Either way the caller then drops the claims at once.
+    fn publish(&self, claims: &mut [Self::Claim], end: u64) -> Result<(), Self::Error>;
 
     /// For a file whose data goes through the journal: the most blocks of which one handle takes the data. Then nothing is
     /// written to the device here: [`Self::publish_data`] gets the data instead. `None`: an ordinary file.
@@ -101,7 +101,7 @@ pub trait Host: Send + Sync + 'static {
     /// becomes part of the same transaction.
     fn publish_data(
         &self,
-        claims: Vec<Self::Claim>,
+        claims: &mut [Self::Claim],
         data: &[(Pblk, Vec<MemSlice<'_>>)],
         end: u64,
     ) -> Result<(), Self::Error> {
@@ -229,8 +229,8 @@ pub trait Owner: Send + Sync {
 
 /// Pages of one inode that have places and are not written yet.
 pub trait Pending {
-    /// The runs to write: first block on the device, and blocks.
-    fn runs(&self) -> Vec<(Pblk, u32)>;
+    /// The `n`th run to write, from 0 on: first block on the device, and blocks.
+    fn run(&self, n: usize) -> Option<(Pblk, u32)>;
 
     /// The memory of a run, appended.
     fn memory<'a>(&'a self, run: usize, into: &mut Vec<MemSlice<'a>>);

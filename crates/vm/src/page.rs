@@ -302,10 +302,13 @@ impl fmt::Debug for Page {
     }
 }
 
+/// Pages of a file, ascending. One, as most files have, takes no memory of its own.
+pub(crate) type Pages = SmallVec<[Arc<Page>; 1]>;
+
 /// Pages that one operation has locked, ascending; unlocked when dropped.
 pub(crate) struct LockedPages<'a> {
     waits: &'a WaitTable,
-    pub(crate) pages: SmallVec<[Arc<Page>; 1]>,
+    pub(crate) pages: Pages,
     _held: Held,
 }
 
@@ -323,7 +326,7 @@ impl<'a> LockedPages<'a> {
     #[track_caller]
     pub(crate) fn none(first: u32, waits: &'a WaitTable, capacity: usize) -> Self {
         let held = Held::enter(Rank::PAGE, Some(first.into()));
-        Self { waits, pages: SmallVec::with_capacity(capacity), _held: held }
+        Self { waits, pages: Pages::with_capacity(capacity), _held: held }
     }
 
     /// Adds a page that was locked without waiting, or later than the others and with a larger number.

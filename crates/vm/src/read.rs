@@ -4,6 +4,7 @@ use extant_device::MemSlice;
 use extant_format::{Lblk, Pblk};
 use extant_sync::Arc;
 use extant_sync::atomic::Ordering;
+use smallvec::SmallVec;
 
 use crate::Host;
 use crate::host::{Backing, Mapped};
@@ -453,20 +454,8 @@ impl AddressSpace {
         pages: &[Arc<Page>],
         wanted: impl Fn(&Page) -> Blocks,
     ) -> Result<(), H::Error> {
-        let geo = self.cache.geometry();
         let missing = |page: &Page| wanted(page) & !page.state().has(Kind::Uptodate);
-        let mut needed: Vec<(u32, u32)> = Vec::new();
-        for page in pages {
-            for run in runs_of(missing(page)) {
-                let start = geo.first_block(page.index) + run.start;
-                let len = run.end - run.start;
-                match needed.last_mut() {
-                    Some((at, n)) if *at + *n == start => *n += len,
-                    _ => needed.push((start, len)),
-                }
-            }
-        }
-        for (start, len) in needed {
+        for (start, len) in self.runs_in(pages, missing) {
             let mut at = 0;
             while at < len {
                 let seq = host.map_seq();
@@ -476,7 +465,7 @@ impl AddressSpace {
                 if let Backing::Data(pblk) = mapped.backing {
                     // Asked before the device is read: what is in its place by then is not reported any more.
                     let newer = newer_blocks(host, pblk, run);
-                    self.read_blocks(pblk, &parts)?;
+                    self.read_blocks(pblk, parts.clone())?;
                     for (n, content) in newer {
                         for (page, from, _) in self.parts(pages, start + at + n, 1) {
                             page.mem().copy_from(from, &content);
@@ -489,7 +478,7 @@ impl AddressSpace {
                 {
                     continue;
                 }
-                self.filled(host, &parts, mapped.backing);
+                self.filled(host, parts, mapped.backing);
                 at += run;
             }
         }
@@ -497,10 +486,10 @@ impl AddressSpace {
     }
 
     /// Says that parts of pages, of one kind of backing, have been read; what is not on the device becomes zero.
-    fn filled<H: Host>(&self, host: &H, parts: &[(&Arc<Page>, usize, usize)], backing: Backing) {
+    fn filled<'p, H: Host>(&self, host: &H, parts: impl Iterator<Item = Part<'p>>, backing: Backing) {
         let geo = self.cache.geometry();
         let size = host.size();
-        for &(page, from, to) in parts {
+        for (page, from, to) in parts {
             let start = geo.page_start(page.index);
             let known = match backing {
                 Backing::Data(_) => {
@@ -523,36 +512,57 @@ impl AddressSpace {
         }
     }
 
-    fn read_blocks(&self, pblk: Pblk, parts: &[(&Arc<Page>, usize, usize)]) -> std::io::Result<()> {
+    fn read_blocks<'p>(&self, pblk: Pblk, parts: impl Iterator<Item = Part<'p>>) -> std::io::Result<()> {
         let at = self.cache.geometry().pblk_bytes(pblk)?;
-        let slices: Vec<MemSlice<'_>> =
-            parts.iter().map(|(p, from, to)| p.mem().slice(*from, to - from)).collect();
+        let slices: SmallVec<[MemSlice<'_>; 1]> =
+            parts.map(|(page, from, to)| page.mem().slice(from, to - from)).collect();
         self.cache.device().read_mem_at(at, &slices)
     }
 
-    /// Where `len` blocks from `lblk` on are in `pages` (ascending): page, first byte, end byte.
+    /// The blocks of `pages` (ascending) that `of` tells of each, as runs: first block, blocks.
+    pub(crate) fn runs_in(
+        &self,
+        pages: &[Arc<Page>],
+        of: impl Fn(&Page) -> Blocks,
+    ) -> SmallVec<[(u32, u32); 1]> {
+        let geo = self.cache.geometry();
+        let mut runs = SmallVec::<[(u32, u32); 1]>::new();
+        for page in pages {
+            for run in runs_of(of(page)) {
+                let start = geo.first_block(page.index) + run.start;
+                let len = run.end - run.start;
+                match runs.last_mut() {
+                    Some((at, n)) if *at + *n == start => *n += len,
+                    _ => runs.push((start, len)),
+                }
+            }
+        }
+        runs
+    }
+
+    /// Where `len` blocks from `lblk` on, at least one, are in `pages` (ascending).
     pub(crate) fn parts<'p>(
         &self,
         pages: &'p [Arc<Page>],
         lblk: u32,
         len: u32,
-    ) -> Vec<(&'p Arc<Page>, usize, usize)> {
+    ) -> impl Iterator<Item = Part<'p>> + Clone + use<'p> {
         let geo = self.cache.geometry();
-        let mut slot = pages.partition_point(|p| p.index < geo.page_of_block(lblk));
-        let mut parts = Vec::with_capacity((len / geo.blocks_per_page()) as usize + 2);
-        let mut at = lblk;
-        while at < lblk + len {
-            let page = &pages[slot];
-            debug_assert_eq!(page.index, geo.page_of_block(at), "the run is in the pages");
-            let first = geo.first_block(page.index);
-            let end = (lblk + len - first).min(geo.blocks_per_page());
-            parts.push((page, geo.block_bytes(at - first) as usize, geo.block_bytes(end) as usize));
-            at = first + end;
-            slot += 1;
-        }
-        parts
+        let end = lblk + len;
+        let (first, last) = (geo.page_of_block(lblk), geo.page_of_block(end - 1));
+        let slot = pages.partition_point(|p| p.index < first);
+        let touched = &pages[slot..=slot + (last - first) as usize];
+        debug_assert!(touched.last().is_some_and(|p| p.index == last), "the run is in the pages");
+        touched.iter().map(move |page| {
+            let start = geo.first_block(page.index);
+            let (from, to) = (lblk.max(start) - start, (end - start).min(geo.blocks_per_page()));
+            (page, geo.block_bytes(from) as usize, geo.block_bytes(to) as usize)
+        })
     }
 }
+
+/// Some blocks of a page: the page, their first byte in it, their end.
+pub(crate) type Part<'p> = (&'p Arc<Page>, usize, usize);
 
 /// How many of `len` bytes at `pos` a file of `size` bytes has.
 pub(crate) fn wanted(size: u64, pos: u64, len: usize) -> usize {

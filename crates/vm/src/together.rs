@@ -38,8 +38,8 @@ impl PageCache {
         }
         let mut runs: Vec<Run> = Vec::new();
         for (inode, (_, one)) in pending.iter().enumerate() {
-            let of_inode = one.runs().into_iter().enumerate();
-            runs.extend(of_inode.map(|(run, (pblk, len))| Run { pblk, len, of: (inode, run) }));
+            let of_inode = (0..).map_while(|n| Some((n, one.run(n)?)));
+            runs.extend(of_inode.map(|(n, (pblk, len))| Run { pblk, len, of: (inode, n) }));
         }
         runs.sort_unstable_by_key(|r| r.pblk);
         let mut at = 0;

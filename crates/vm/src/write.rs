@@ -8,7 +8,7 @@ use extant_sync::Arc;
 use crate::Host;
 use crate::host::Backing;
 use crate::page::{Blocks, Kind, LockedPages, Page, State};
-use crate::space::{AddressSpace, runs_of};
+use crate::space::AddressSpace;
 
 /// Pages that are locked at a time.
 const BATCH: u32 = 256;
@@ -171,8 +171,8 @@ impl AddressSpace {
         span: Span,
     ) -> Result<(), (u32, H::Error)> {
         let geo = self.cache.geometry();
-        let needed = self.runs_without_space(pages, span);
-        for (start, len) in needed {
+        let without_space = |page: &Page| self.in_span(page, span) & !page.state().has_space();
+        for (start, len) in self.runs_in(pages, without_space) {
             let mut at = start;
             while at < start + len {
                 let rest = start + len - at;
@@ -220,24 +220,6 @@ impl AddressSpace {
             mark(at, 1);
         }
         Ok(())
-    }
-
-    /// The blocks of `span` that have neither a place nor a reservation, as runs.
-    fn runs_without_space(&self, pages: &[Arc<Page>], span: Span) -> Vec<(u32, u32)> {
-        let geo = self.cache.geometry();
-        let mut needed: Vec<(u32, u32)> = Vec::new();
-        for page in pages {
-            let set = self.in_span(page, span) & !page.state().has_space();
-            for run in runs_of(set) {
-                let start = geo.first_block(page.index) + run.start;
-                let len = run.end - run.start;
-                match needed.last_mut() {
-                    Some((at, n)) if *at + *n == start => *n += len,
-                    _ => needed.push((start, len)),
-                }
-            }
-        }
-        needed
     }
 
     /// The blocks of `page` that `span` touches.

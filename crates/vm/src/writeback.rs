@@ -6,13 +6,14 @@ use extant_device::MemSlice;
 use extant_format::{Lblk, Pblk};
 use extant_sync::Arc;
 use extant_sys::PageMem;
+use smallvec::SmallVec;
 
 use crate::Host;
 use crate::cache::WRITE_BATCH;
 use crate::host::{Pending, Placement};
 use crate::mapped::sum_of_mem;
 use crate::mutant::without;
-use crate::page::{Blocks, Kind, LockedPages, Page};
+use crate::page::{Blocks, Kind, LockedPages, Page, Pages};
 use crate::space::{AddressSpace, Gate, runs_of};
 
 /// Bytes of one device write at most.
@@ -45,9 +46,12 @@ struct Placed<C> {
     good: bool,
 }
 
+/// As most inodes have it, with one page: that takes no memory of its own.
+type Few<T> = SmallVec<[T; 1]>;
+
 /// Pages of one inode on their way to the device.
 struct Batch<E> {
-    pages: Vec<InFlight>,
+    pages: Few<InFlight>,
     /// `i_size` when the last page was collected.
     size: u64,
     error: Option<E>,
@@ -58,16 +62,14 @@ struct PendingWrite<'a, H: Host> {
     space: &'a AddressSpace,
     host: &'a H,
     batch: Batch<H::Error>,
-    placed: Vec<Placed<H::Claim>>,
+    placed: Few<Placed<H::Claim>>,
     _gate: Gate<'a>,
 }
 
 impl<H: Host> Pending for PendingWrite<'_, H> {
-    fn runs(&self) -> Vec<(Pblk, u32)> {
-        if self.host.journalled().is_some() {
-            return Vec::new();
-        }
-        self.placed.iter().map(|p| (p.pblk, p.len)).collect()
+    fn run(&self, n: usize) -> Option<(Pblk, u32)> {
+        let placed = self.placed.get(n).filter(|_| self.host.journalled().is_none())?;
+        Some((placed.pblk, placed.len))
     }
 
     fn memory<'a>(&'a self, run: usize, into: &mut Vec<MemSlice<'a>>) {
@@ -184,7 +186,7 @@ impl AddressSpace {
         &self,
         host: &H,
         _gate: &Gate<'_>,
-        taken: Vec<Arc<Page>>,
+        taken: Pages,
     ) -> Result<(), H::Error> {
         let mut batch = self.collect(host, taken);
         let mut placed = self.place(host, &mut batch);
@@ -199,7 +201,7 @@ impl AddressSpace {
         &self,
         host: &H,
         mut batch: Batch<H::Error>,
-        mut placed: Vec<Placed<H::Claim>>,
+        mut placed: Few<Placed<H::Claim>>,
     ) -> Result<(), H::Error> {
         if batch.pages.is_empty() && batch.error.is_none() {
             return Ok(());
@@ -218,8 +220,8 @@ impl AddressSpace {
     }
 
     /// Puts pages into writeback: one lock at a time, or, where programs have them mapped, many.
-    fn collect<H: Host>(&self, host: &H, taken: Vec<Arc<Page>>) -> Batch<H::Error> {
-        let mut batch = Batch { pages: Vec::with_capacity(taken.len()), size: 0, error: None };
+    fn collect<H: Host>(&self, host: &H, taken: Pages) -> Batch<H::Error> {
+        let mut batch = Batch { pages: Few::with_capacity(taken.len()), size: 0, error: None };
         if self.mmu().is_some() {
             taken.chunks(PROTECT_BATCH).for_each(|some| self.collect_mapped(host, some, &mut batch));
             return batch;
@@ -319,8 +321,8 @@ impl AddressSpace {
     }
 
     /// Finds places for everything. What finds none is left out.
-    fn place<H: Host>(&self, host: &H, batch: &mut Batch<H::Error>) -> Vec<Placed<H::Claim>> {
-        let mut placed = Vec::new();
+    fn place<H: Host>(&self, host: &H, batch: &mut Batch<H::Error>) -> Few<Placed<H::Claim>> {
+        let mut placed = Few::new();
         let most = host.journalled().unwrap_or(u32::MAX);
         for (start, len, delayed) in self.runs(&batch.pages) {
             let mut at = start;
@@ -343,9 +345,9 @@ impl AddressSpace {
     }
 
     /// The blocks of a batch as runs of one kind: first block, blocks, delayed.
-    fn runs(&self, pages: &[InFlight]) -> Vec<(u32, u32, bool)> {
+    fn runs(&self, pages: &[InFlight]) -> Few<(u32, u32, bool)> {
         let geo = self.cache.geometry();
-        let mut runs: Vec<(u32, u32, bool)> = Vec::new();
+        let mut runs = Few::<(u32, u32, bool)>::new();
         for flight in pages {
             let first = geo.first_block(flight.page.index);
             for run in runs_of(flight.blocks) {
@@ -462,11 +464,11 @@ impl AddressSpace {
     }
 
     /// Publishes what was written, as much at a time as a handle takes, and notes it in the pages.
-    fn publish<H: Host>(&self, host: &H, batch: &mut Batch<H::Error>, placed: Vec<Placed<H::Claim>>) {
+    fn publish<H: Host>(&self, host: &H, batch: &mut Batch<H::Error>, placed: Few<Placed<H::Claim>>) {
         let most = host.claims_per_publish().max(1);
         let most_blocks = host.journalled().unwrap_or(u32::MAX);
-        let mut claims = Vec::new();
-        let mut done: Vec<(u32, u32, Pblk)> = Vec::new();
+        let mut claims = Few::new();
+        let mut done = Few::new();
         let mut blocks = 0;
         for run in placed {
             if !run.good {
@@ -496,12 +498,12 @@ impl AddressSpace {
         &self,
         host: &H,
         batch: &mut Batch<H::Error>,
-        claims: &mut Vec<H::Claim>,
-        done: &mut Vec<(u32, u32, Pblk)>,
+        claims: &mut Few<H::Claim>,
+        done: &mut Few<(u32, u32, Pblk)>,
     ) -> bool {
         let geo = self.cache.geometry();
         let end = done.last().map_or(0, |(at, n, _)| geo.block_bytes(*at) + geo.block_bytes(*n));
-        let (claims, end) = (std::mem::take(claims), end.min(batch.size));
+        let end = end.min(batch.size);
         let outcome = if host.journalled().is_some() {
             let memory = |(lblk, len, pblk): &(u32, u32, Pblk)| {
                 let mut slices = Vec::new();
@@ -512,6 +514,7 @@ impl AddressSpace {
         } else {
             host.publish(claims, end)
         };
+        claims.clear();
         if let Err(error) = outcome {
             batch.error.get_or_insert(error);
             return false;

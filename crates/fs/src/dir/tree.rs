@@ -4,6 +4,7 @@ use extant_format::Lblk;
 use extant_format::hash::{DirHash, HashVersion, Hasher};
 use extant_format::htree::{self, DxBlock, DxKind, RootInfo};
 use extant_journal::Buf;
+use smallvec::SmallVec;
 
 use super::{Found, tree_error};
 use crate::error::{CorruptKind, Error, Place, Result};
@@ -25,7 +26,7 @@ pub(crate) struct Frame {
 /// The way from the root to a leaf.
 #[derive(Clone, Debug)]
 pub(crate) struct Path {
-    pub(crate) frames: Vec<Frame>,
+    pub(crate) frames: SmallVec<[Frame; 2]>,
     pub(crate) leaf: Lblk,
     /// How many leaves this walk may still visit: as many as the directory has blocks.
     budget: u32,
@@ -84,7 +85,7 @@ impl Filesystem {
 
     fn probe_from(&self, dir: &Inode, root: Buf, info: RootInfo, hash: u32) -> Result<Path> {
         let blocks = self.dir_blocks(dir);
-        let mut path = Path { frames: Vec::with_capacity(4), leaf: Lblk(0), budget: blocks };
+        let mut path = Path { frames: SmallVec::new(), leaf: Lblk(0), budget: blocks };
         let (mut lblk, mut kind, mut buf) = (Lblk(0), DxKind::Root, root);
         for level in 0..=info.indirect_levels {
             let (frame, child) = self.descend(dir, buf, lblk, kind, |view| view.lookup(hash))?;

@@ -348,9 +348,9 @@ impl Host for SimFile {
         Ok(Placement { pblk: Pblk(first), len, claim: Some(claim) })
     }
 
-    fn publish(&self, claims: Vec<SimClaim>, end: u64) -> io::Result<()> {
+    fn publish(&self, claims: &mut [SimClaim], end: u64) -> io::Result<()> {
         let mut map = self.map.lock();
-        for mut claim in claims {
+        for claim in claims {
             for n in 0..claim.len {
                 let at = claim.lblk + n;
                 let pblk = claim.pblk + u64::from(n);
