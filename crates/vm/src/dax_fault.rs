@@ -101,7 +101,7 @@ impl AddressSpace {
             if !self.is_dax() {
                 return Ok(Left::Yes);
             }
-            if self.pinned.any() {
+            if self.is_pinned() {
                 return Ok(Left::Pinned);
             }
             // Asked when no mapping shows the device: no transfer to it begins after that.

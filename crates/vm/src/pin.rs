@@ -146,21 +146,26 @@ impl AddressSpace {
     /// Whether the file has pins: certain under exclusive `invalidate_lock`.
     #[must_use]
     pub fn is_pinned(&self) -> bool {
-        self.pinned.any()
+        self.pinned.get().is_some_and(|pinned| pinned.any())
+    }
+
+    fn pinned(&self) -> &Arc<Pinned> {
+        self.pinned.get_or_init(Arc::default)
     }
 
     /// Keeps new pins waiting from now on, for who wants to wait for those that there are.
     #[must_use]
     pub fn bar_pins(&self) -> PinBar {
-        self.pinned.counts.lock().bars += 1;
-        PinBar { cache: Arc::clone(self.cache()), of: Arc::clone(&self.pinned) }
+        let of = Arc::clone(self.pinned());
+        of.counts.lock().bars += 1;
+        PinBar { cache: Arc::clone(self.cache()), of }
     }
 
     /// Whether new pins wait, for tests.
     #[cfg(feature = "shuttle")]
     #[must_use]
     pub fn pins_are_barred(&self) -> bool {
-        self.pinned.counts.lock().bars > 0
+        self.pinned().counts.lock().bars > 0
     }
 
     /// Pins `pages` of the file in the mapping `view`, as if a store had touched each; the reservations are made. The caller holds
@@ -170,7 +175,7 @@ impl AddressSpace {
     /// What the first store that cannot be would have met: [`Fault::Sigbus`] and the like; then nothing is pinned.
     pub fn pin<H: Host>(&self, host: &H, view: &MapView, pages: Range<u32>) -> Result<Pin, Fault> {
         assert_nothing_held(Rank::FREEZE_WRITE, "a pin");
-        let (cache, of) = (Arc::clone(self.cache()), Arc::clone(&self.pinned));
+        let (cache, of) = (Arc::clone(self.cache()), Arc::clone(self.pinned()));
         if !cache.holders.has_this_thread() && !without!(cache, PinsKeptOut) {
             of.wait_for_turn();
         }
@@ -203,7 +208,7 @@ impl AddressSpace {
             let Some(held) = self.pin_dirty(page) else { return false };
             pin.pages.push(held);
         }
-        self.pinned.counts.lock().pins += 1;
+        pin.of.counts.lock().pins += 1;
         pin.cache.holders.add(pin.holder);
         self.cache().pins.fetch_add(1, Ordering::Relaxed);
         true

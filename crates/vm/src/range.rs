@@ -124,8 +124,8 @@ impl AddressSpace {
     /// Whether a page is pinned that has bytes from `start` on. Who holds `invalidate_lock` exclusively knows that none will be.
     pub fn has_pins(&self, _guard: &ExclusiveGuard<'_>, start: u64) -> bool {
         // The pages are many, and pins are seldom.
-        if self.is_dax() || !self.pinned.any() {
-            return self.pinned.any();
+        if self.is_dax() || !self.is_pinned() {
+            return self.is_pinned();
         }
         let Some(first) = self.cache.geometry().page_of(start) else { return false };
         let mut found = false;

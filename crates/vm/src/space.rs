@@ -15,7 +15,7 @@ use crate::host::Owner;
 use crate::index::PageIndex;
 use crate::mapped::Leaving;
 use crate::mutant::without;
-use crate::page::{Kind, LockedPages, Page, State};
+use crate::page::{Kind, LockedPages, Page, Pages, State};
 use crate::pin::Pinned;
 use crate::{Host, Mmu, PageCache};
 
@@ -43,8 +43,8 @@ pub struct AddressSpace {
     pub(crate) device_flushed: AtomicU64,
     /// Held while stores that are no faults become such a change.
     pub(crate) noting: Mutex<()>,
-    /// The pins of the file.
-    pub(crate) pinned: Arc<Pinned>,
+    /// The pins of the file, from the first one or the first bar on.
+    pub(crate) pinned: OnceLock<Arc<Pinned>>,
     /// Pages that are marked dirty or in writeback.
     unclean: AtomicUsize,
     /// Bytes read without caching them: a file's first reading leaves nothing behind.
@@ -85,7 +85,7 @@ impl AddressSpace {
             device_changes: AtomicU64::new(1),
             device_flushed: AtomicU64::new(0),
             noting: Mutex::new(Rank::CACHE, ()),
-            pinned: Arc::default(),
+            pinned: OnceLock::new(),
             unclean: AtomicUsize::new(0),
             cold_bytes: AtomicU64::new(0),
             in_ring: AtomicBool::new(false),
@@ -342,7 +342,7 @@ impl AddressSpace {
         let from = std::mem::take(&mut *hand);
         drop(hand);
         let Some(mut index) = self.index.try_write() else { return (0, true) };
-        let mut gone: Vec<Arc<Page>> = Vec::new();
+        let mut gone = Pages::new();
         let mut looked = 0;
         let stopped = index.each_from(from, |page| {
             if gone.len() >= most || looked >= 2 * most {

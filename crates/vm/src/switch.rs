@@ -68,7 +68,7 @@ impl AddressSpace {
             self.direct_access()?;
         }
         // None comes: that takes `invalidate_lock`.
-        if self.pinned.any() && !without!(self.cache, PinsAwaited) {
+        if self.is_pinned() && !without!(self.cache, PinsAwaited) {
             return Ok(None);
         }
         if !without!(self.cache, SwitchExchanges) {
