@@ -137,8 +137,15 @@ impl StatusBudget {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Entry {
+    start: u32,
     len: u32,
     status: Status,
+}
+
+impl Entry {
+    const fn end(&self) -> u32 {
+        self.start + self.len
+    }
 }
 
 /// The extent-status cache of one in-core inode.
@@ -156,8 +163,8 @@ impl std::fmt::Debug for ExtentStatus {
 
 #[derive(Default)]
 struct Tree {
-    /// By first block, ascending. Most files are one run: that takes no memory of its own.
-    entries: SmallVec<[(u32, Entry); 1]>,
+    /// By first block, ascending. Most files are one run, with a hole behind it: that takes no memory of its own.
+    entries: SmallVec<[Entry; 2]>,
     delayed: usize,
 }
 
@@ -189,8 +196,8 @@ impl ExtentStatus {
     #[must_use]
     pub fn status(&self, lblk: Lblk, max: u32) -> Option<(Status, u32)> {
         let tree = self.tree.read();
-        let (start, entry) = tree.last_before(lblk.0.saturating_add(1))?;
-        let into = lblk.0 - start;
+        let entry = tree.last_before(lblk.0.saturating_add(1))?;
+        let into = lblk.0 - entry.start;
         if into >= entry.len {
             return None;
         }
@@ -205,7 +212,7 @@ impl ExtentStatus {
         }
         let tree = self.tree.read();
         let mut later = tree.between(from.0, end).iter();
-        later.find(|(_, e)| e.status == Status::Delayed).map(|(l, _)| Lblk(*l))
+        later.find(|e| e.status == Status::Delayed).map(|e| Lblk(e.start))
     }
 
     /// Remembers what a lookup found; the mapping did not change. Under the map lock (shared is enough). Delayed
@@ -295,19 +302,19 @@ impl Drop for ExtentStatus {
 impl Tree {
     /// Where the entry that begins at `start` is, or would be.
     fn place(&self, start: u32) -> Result<usize, usize> {
-        self.entries.binary_search_by_key(&start, |(s, _)| *s)
+        self.entries.binary_search_by_key(&start, |e| e.start)
     }
 
     /// The last entry that begins before `end`.
-    fn last_before(&self, end: u32) -> Option<(u32, Entry)> {
-        let after = self.entries.partition_point(|(s, _)| *s < end);
+    fn last_before(&self, end: u32) -> Option<Entry> {
+        let after = self.entries.partition_point(|e| e.start < end);
         self.entries[..after].last().copied()
     }
 
     /// The entries that begin in `[from, end)`.
-    fn between(&self, from: u32, end: u32) -> &[(u32, Entry)] {
-        let first = self.entries.partition_point(|(s, _)| *s < from);
-        let after = self.entries.partition_point(|(s, _)| *s < end);
+    fn between(&self, from: u32, end: u32) -> &[Entry] {
+        let first = self.entries.partition_point(|e| e.start < from);
+        let after = self.entries.partition_point(|e| e.start < end);
         &self.entries[first..after.max(first)]
     }
 
@@ -319,21 +326,21 @@ impl Tree {
         }
         self.cut(start, end);
         let (mut first, mut status, mut last) = (start, status, end);
-        if let Some((before, entry)) = self.last_before(start)
-            && before + entry.len == start
-            && entry.status.advance(entry.len) == status
+        if let Some(before) = self.last_before(start)
+            && before.end() == start
+            && before.status.advance(before.len) == status
         {
-            (first, status) = (before, entry.status);
-            self.take(before);
+            (first, status) = (before.start, before.status);
+            self.take(first);
         }
         if let Ok(at) = self.place(end)
-            && let after = self.entries[at].1
+            && let after = self.entries[at]
             && after.status == status.advance(end - first)
         {
-            last = end + after.len;
+            last = after.end();
             self.take(end);
         }
-        self.insert(first, Entry { len: last - first, status });
+        self.insert(Entry { start: first, len: last - first, status });
     }
 
     /// Makes the parts of a range that are not delayed holes.
@@ -352,10 +359,10 @@ impl Tree {
         if self.delayed == 0 || start >= end {
             return Vec::new();
         }
-        let from = self.last_before(start.saturating_add(1)).map_or(start, |(s, _)| s);
-        let parts = self.between(from, end).iter().filter(|(_, e)| e.status == Status::Delayed);
+        let from = self.last_before(start.saturating_add(1)).map_or(start, |e| e.start);
+        let parts = self.between(from, end).iter().filter(|e| e.status == Status::Delayed);
         parts
-            .map(|(s, e)| (start.max(*s), (s + e.len).min(end)))
+            .map(|e| (start.max(e.start), e.end().min(end)))
             .filter(|(s, e)| s < e)
             .map(|(s, e)| (s, e - s))
             .collect()
@@ -367,41 +374,40 @@ impl Tree {
             return;
         }
         // Entries do not overlap, so both ends are ascending.
-        let first = self.entries.partition_point(|(s, e)| s + e.len <= start);
-        let after = self.entries.partition_point(|(s, _)| *s < end);
+        let first = self.entries.partition_point(|e| e.end() <= start);
+        let after = self.entries.partition_point(|e| e.start < end);
         if first >= after {
             return;
         }
-        let (at, head) = self.entries[first];
-        let (from, tail) = self.entries[after - 1];
+        let (head, tail) = (self.entries[first], self.entries[after - 1]);
         let cut = self.entries.drain(first..after);
-        self.delayed -= cut.filter(|(_, e)| e.status == Status::Delayed).count();
-        if at < start {
-            self.insert(at, Entry { len: start - at, status: head.status });
+        self.delayed -= cut.filter(|e| e.status == Status::Delayed).count();
+        if head.start < start {
+            self.insert(Entry { len: start - head.start, ..head });
         }
-        let last = from + tail.len;
-        if last > end {
-            self.insert(end, Entry { len: last - end, status: tail.status.advance(end - from) });
+        if tail.end() > end {
+            let status = tail.status.advance(end - tail.start);
+            self.insert(Entry { start: end, len: tail.end() - end, status });
         }
     }
 
-    fn insert(&mut self, at: u32, entry: Entry) {
+    fn insert(&mut self, entry: Entry) {
         self.delayed += usize::from(entry.status == Status::Delayed);
-        match self.place(at) {
-            Ok(there) => self.entries[there] = (at, entry),
-            Err(there) => self.entries.insert(there, (at, entry)),
+        match self.place(entry.start) {
+            Ok(there) => self.entries[there] = entry,
+            Err(there) => self.entries.insert(there, entry),
         }
     }
 
     fn take(&mut self, at: u32) {
         if let Ok(there) = self.place(at) {
-            let (_, entry) = self.entries.remove(there);
+            let entry = self.entries.remove(there);
             self.delayed -= usize::from(entry.status == Status::Delayed);
         }
     }
 
     fn shrink(&mut self) {
-        self.entries.retain(|(_, e)| e.status == Status::Delayed);
+        self.entries.retain(|e| e.status == Status::Delayed);
         self.entries.shrink_to_fit();
     }
 }
