@@ -402,20 +402,35 @@ impl Paths {
 
     /// Walks `path` to its end.
     fn walk(&self, path: &[u8], follow: bool) -> Result<InodeRef> {
-        let mut walk = Walk::begin(self, path)?;
-        while let Some(name) = walk.next_name() {
-            let last = walk.at_end();
-            let child = self.fs.lookup(&walk.dir, &name, &self.cred)?;
-            if child.kind() == FileType::Symlink && (!last || follow || walk.must_be_dir()) {
-                walk.go_through(&child)?;
-            } else {
-                walk.dir = child;
-            }
+        if path.is_empty() {
+            return Err(Error::NotFound);
         }
-        if walk.must_be_dir() && !walk.dir.is_dir() {
+        self.walk_from(self.fs.root()?, path, follow, &mut 0)
+    }
+
+    /// The same from `dir` on, for who has gone through so many `links`.
+    fn walk_from(&self, mut dir: InodeRef, path: &[u8], follow: bool, links: &mut usize) -> Result<InodeRef> {
+        let must_be_dir = wants_dir(path);
+        let mut names = path.split(|b| *b == b'/').filter(|n| !n.is_empty() && *n != b".").peekable();
+        while let Some(name) = names.next() {
+            let child = self.fs.lookup(&dir, name, &self.cred)?;
+            let last = names.peek().is_none();
+            if child.kind() != FileType::Symlink || last && !follow && !must_be_dir {
+                dir = child;
+                continue;
+            }
+            *links += 1;
+            if *links > MAX_LINKS {
+                return Err(Error::SymlinkLoop);
+            }
+            let target = self.fs.readlink(&child)?;
+            let from = if target.first() == Some(&b'/') { self.fs.root()? } else { dir };
+            dir = self.walk_from(from, &target, true, links)?;
+        }
+        if must_be_dir && !dir.is_dir() {
             return Err(Error::NotDirectory);
         }
-        Ok(walk.dir)
+        Ok(dir)
     }
 
     /// Walks `path` to the directory of its last name.
@@ -432,59 +447,6 @@ impl Paths {
             }
         }
     }
-}
-
-/// A walk under way: where it is, and the names that are left, the next one last.
-struct Walk<'a> {
-    paths: &'a Paths,
-    dir: InodeRef,
-    left: Vec<Vec<u8>>,
-    links: usize,
-    slash_at_end: bool,
-}
-
-impl<'a> Walk<'a> {
-    fn begin(paths: &'a Paths, path: &[u8]) -> Result<Self> {
-        if path.is_empty() {
-            return Err(Error::NotFound);
-        }
-        let dir = paths.fs.root()?;
-        Ok(Self { paths, dir, left: names(path), links: 0, slash_at_end: wants_dir(path) })
-    }
-
-    fn next_name(&mut self) -> Option<Vec<u8>> {
-        self.left.pop()
-    }
-
-    fn at_end(&self) -> bool {
-        self.left.is_empty()
-    }
-
-    fn must_be_dir(&self) -> bool {
-        self.slash_at_end
-    }
-
-    /// Puts a link's target in the place of its name.
-    fn go_through(&mut self, link: &InodeRef) -> Result<()> {
-        self.links += 1;
-        if self.links > MAX_LINKS {
-            return Err(Error::SymlinkLoop);
-        }
-        let target = self.paths.fs.readlink(link)?;
-        if target.first() == Some(&b'/') {
-            self.dir = self.paths.fs.root()?;
-        }
-        if self.left.is_empty() && wants_dir(&target) {
-            self.slash_at_end = true;
-        }
-        self.left.extend(names(&target));
-        Ok(())
-    }
-}
-
-/// The names of a path, the first one last.
-fn names(path: &[u8]) -> Vec<Vec<u8>> {
-    path.split(|b| *b == b'/').filter(|n| !n.is_empty() && *n != b".").rev().map(<[u8]>::to_vec).collect()
 }
 
 /// Whether the path's end says that only a directory will do.
