@@ -92,8 +92,8 @@ impl Csum {
     /// The seed of everything that belongs to an inode: filesystem seed, inode number, generation.
     #[must_use]
     pub fn inode_seed(&self, ino: Ino, generation: u32) -> u32 {
-        let seed = crc32c(self.seed, &ino.0.to_le_bytes());
-        crc32c(seed, &generation.to_le_bytes())
+        let both = u64::from(ino.0) | u64::from(generation) << 32;
+        crc32c(self.seed, &both.to_le_bytes())
     }
 
     /// `bg_checksum` of a whole descriptor (`desc` is `s_desc_size` bytes, its own checksum is left out);
@@ -108,10 +108,11 @@ impl Csum {
             CsumKind::None => 0,
             CsumKind::Gdt => crc16(&[&self.uuid, &group, head, tail]),
             CsumKind::Metadata => {
-                let mut crc = crc32c(self.seed, &group);
-                crc = crc32c(crc, head);
-                crc = crc32c(crc, &[0, 0]);
-                (crc32c(crc, tail) & 0xffff) as u16
+                // The group, and the descriptor's first 32 bytes with no checksum.
+                let mut first = [0; 4 + CSUM + 2];
+                first[..4].copy_from_slice(&group);
+                first[4..4 + head.len()].copy_from_slice(head);
+                (crc32c(crc32c(self.seed, &first), tail) & 0xffff) as u16
             }
         }
     }
@@ -127,20 +128,23 @@ impl Csum {
     /// bits where `i_checksum_hi` does not fit in `i_extra_isize`.
     #[must_use]
     pub fn inode(&self, ino: Ino, generation: u32, bytes: &[u8]) -> u32 {
-        const LO: usize = 0x7c;
-        const HI: usize = 0x82;
-        let mut crc = self.inode_seed(ino, generation);
-        crc = crc32c(crc, &bytes[..LO.min(bytes.len())]);
-        crc = crc32c(crc, &[0, 0]);
-        if bytes.len() <= 128 {
-            return crc32c(crc, bytes.get(LO + 2..).unwrap_or(&[])) & 0xffff;
+        // The words that have the checksum are copied, to leave it out; before and behind them whole words are left.
+        const AT: usize = 0x78;
+        const LO: usize = 0x7c - AT;
+        const HI: usize = 0x82 - AT;
+        let has_hi = bytes.len() > 128 && inode_has_checksum_hi(bytes);
+        let (before, rest) = bytes.split_at(AT.min(bytes.len()));
+        let (with, behind) = rest.split_at(16.min(rest.len()));
+        let mut words = [0; 16];
+        words[..with.len()].copy_from_slice(with);
+        words[LO..LO + 2].fill(0);
+        if has_hi {
+            words[HI..HI + 2].fill(0);
         }
-        if !inode_has_checksum_hi(bytes) {
-            return crc32c(crc, &bytes[LO + 2..]) & 0xffff;
-        }
-        crc = crc32c(crc, &bytes[LO + 2..HI]);
-        crc = crc32c(crc, &[0, 0]);
-        crc32c(crc, &bytes[HI + 2..])
+        let mut crc = crc32c(self.inode_seed(ino, generation), before);
+        crc = crc32c(crc, &words[..with.len()]);
+        crc = crc32c(crc, behind);
+        if has_hi { crc } else { crc & 0xffff }
     }
 
     /// Checksum of an extent block: everything before its tail, from the inode's seed.

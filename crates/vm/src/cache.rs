@@ -512,7 +512,7 @@ impl PageCache {
             self.unlist(&**owner, *address);
             return;
         }
-        some.sort_by_key(|(owner, _)| owner.number());
+        some.sort_by_cached_key(|(owner, _)| owner.number());
         let owners: Vec<Held> = some.iter().map(|(owner, _)| Arc::clone(owner)).collect();
         let good = self.write_together(&owners);
         for ((owner, address), good) in some.iter().zip(good) {
