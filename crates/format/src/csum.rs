@@ -162,3 +162,6 @@ pub(crate) fn inode_has_checksum_hi(bytes: &[u8]) -> bool {
         None => false,
     }
 }
+
+#[cfg(test)]
+mod tests;
