@@ -465,7 +465,7 @@ impl AddressSpace {
 
     /// Publishes what was written, as much at a time as a handle takes, and notes it in the pages.
     fn publish<H: Host>(&self, host: &H, batch: &mut Batch<H::Error>, placed: Few<Placed<H::Claim>>) {
-        let most = host.claims_per_publish().max(1);
+        let most = if placed.len() > 1 { host.claims_per_publish().max(1) } else { 1 };
         let most_blocks = host.journalled().unwrap_or(u32::MAX);
         let mut claims = Few::new();
         let mut done = Few::new();
