@@ -249,7 +249,8 @@ impl Filesystem {
     }
 
     /// The same for who will lock it, and holds the lock of `dir` exclusively: a directory must say itself that it is in `dir`, and
-    /// not be what `dir` is in. Else two threads would lock the two in different orders.
+    /// not be what `dir` is in, nor the root. Else two threads would lock the two in different orders; of larger circles see
+    /// `ancestry`.
     ///
     /// # Errors
     /// Damage; `Busy` where it is so changed at the moment that nothing can be said.
@@ -267,7 +268,7 @@ impl Filesystem {
 
     fn check_parent(&self, dir: &Inode, child: &Inode) -> Result<()> {
         let parent = self.parent_ino(child)?;
-        if parent == dir.ino && self.parent_ino(dir)? != child.ino {
+        if child.ino != Ino::ROOT && parent == dir.ino && self.parent_ino(dir)? != child.ino {
             return Ok(());
         }
         Err(Error::corrupt(Place::Inode(child.ino), CorruptKind::Parent(parent)))

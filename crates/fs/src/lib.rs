@@ -43,6 +43,7 @@
 //! The last reference to a dead inode never frees it in place: it queues it for the evictor.
 
 mod acl;
+mod ancestry;
 mod attr;
 mod background;
 mod bootstrap;

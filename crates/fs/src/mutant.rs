@@ -26,6 +26,8 @@ pub enum Mutant {
     FreezeAlone,
     /// A change of the mode waits for pins with nothing held.
     FlipWaitsUnlocked,
+    /// Who holds a directory waits for one in it only when the root is known to be above.
+    RootAbove,
 }
 
 /// Whether the guard named is taken away in this run.

@@ -1,5 +1,6 @@
 //! Taking names away: unlink, rmdir.
 
+use extant_format::Tid;
 use extant_format::inode::InodeFlags;
 use extant_journal::Handle;
 
@@ -38,33 +39,49 @@ impl Filesystem {
             _ => {}
         }
         self.icache.throttle();
-        let (victim, tid) = {
-            let _write = self.begin_write()?;
-            let _parent = dir.lock.write_ordered(key::PARENT);
-            self.check_dir(dir)?;
-            let found = self.find(dir, name)?.ok_or(Error::NotFound)?;
-            let victim = self.iget_child(dir, found.ino)?;
-            let child = victim.lock.write_ordered(key::child(victim.ino, victim.is_dir()));
-            self.may_delete(dir, &victim, cred)?;
-            match (want_dir, victim.is_dir()) {
-                (true, false) => return Err(Error::NotDirectory),
-                (false, true) => return Err(Error::IsDirectory),
-                _ => {}
+        let mut rooted = false;
+        let (victim, tid) = loop {
+            if let Some(done) = self.remove_locked(dir, name, (want_dir, rooted), cred)? {
+                break done;
             }
-            if want_dir && !self.dir_is_empty(&victim)? {
-                return Err(Error::NotEmpty);
-            }
-            let owners = [Self::quota_ids(dir), Self::quota_ids(&victim)];
-            let _held = self.hold(&[dir, &victim], None)?;
-            let mut handle = self.start(&owners, UNLINK + 1)?;
-            let tid = handle.tid();
-            let done = self.remove_in(&mut handle, dir, &found, &victim);
-            self.finish(handle, done, dir)?;
-            drop(child);
-            (victim, tid)
+            self.check_rooted(dir)?;
+            rooted = true;
         };
         self.settle(tid, self.is_sync(dir))?;
         Ok(victim)
+    }
+
+    /// The same under the locks; `None` if the directory is locked and cannot be waited for ([`Self::lock_child`]).
+    fn remove_locked(
+        &self,
+        dir: &InodeRef,
+        name: &[u8],
+        (want_dir, rooted): (bool, bool),
+        cred: &Credentials,
+    ) -> Result<Option<(InodeRef, Tid)>> {
+        let _write = self.begin_write()?;
+        let _parent = dir.lock.write_ordered(key::PARENT);
+        self.check_dir(dir)?;
+        let found = self.find(dir, name)?.ok_or(Error::NotFound)?;
+        let victim = self.iget_child(dir, found.ino)?;
+        let Some(child) = self.lock_child(&victim, rooted) else { return Ok(None) };
+        self.may_delete(dir, &victim, cred)?;
+        match (want_dir, victim.is_dir()) {
+            (true, false) => return Err(Error::NotDirectory),
+            (false, true) => return Err(Error::IsDirectory),
+            _ => {}
+        }
+        if want_dir && !self.dir_is_empty(&victim)? {
+            return Err(Error::NotEmpty);
+        }
+        let owners = [Self::quota_ids(dir), Self::quota_ids(&victim)];
+        let _held = self.hold(&[dir, &victim], None)?;
+        let mut handle = self.start(&owners, UNLINK + 1)?;
+        let tid = handle.tid();
+        let done = self.remove_in(&mut handle, dir, &found, &victim);
+        self.finish(handle, done, dir)?;
+        drop(child);
+        Ok(Some((victim, tid)))
     }
 
     /// Whether the caller may take the name of `victim` out of `dir`.

@@ -2,7 +2,7 @@
 //!
 //! Between directories it holds the rename lock (rank 15), under which the ancestors of both directories are read; only
 //! such renames change ancestry, so what was read stays true. Then the directories are locked, the ancestor first, then the
-//! inodes that move or go.
+//! inodes that move or go (`ancestry`).
 
 use extant_alloc::Reservation;
 use extant_format::Tid;
@@ -10,8 +10,8 @@ use extant_format::inode::FileType;
 use extant_format::inode::device::DeviceNumber;
 use extant_journal::Handle;
 use extant_sync::WriteGuard;
-use rustc_hash::FxHashSet;
 
+use crate::ancestry::Ancestry;
 use crate::create::key;
 use crate::cred::{Caps, Credentials};
 use crate::credits::{EXCHANGE, RENAME};
@@ -62,6 +62,17 @@ enum Outcome {
     /// Nothing is done: this file would replace another with content that is in memory only (`auto_da_alloc`). Its content is
     /// to be published first, while no directory is locked.
     Unpublished(InodeRef),
+    /// Nothing is done: a directory that moves or goes is locked, and it is not known yet that the root is above the one it is in.
+    Unrooted,
+}
+
+/// What was done before for a rename that is tried once more.
+#[derive(Clone, Copy, Default)]
+struct Before {
+    /// The content in memory was published.
+    published: bool,
+    /// The root is above the directories.
+    rooted: bool,
 }
 
 /// What was found at them.
@@ -113,56 +124,34 @@ impl Filesystem {
         }
         self.check_dir(ends.from)?;
         self.check_dir(ends.to)?;
-        let mut published = false;
+        let mut before = Before::default();
         loop {
             let outcome = self.with_space(|| {
                 let _write = self.begin_write()?;
                 if ends.from == ends.to {
                     let _dir = ends.from.lock.write_ordered(key::PARENT);
-                    return self.rename_locked(ends, &Ancestry::default(), flags, published, cred);
+                    return self.rename_locked(ends, &Ancestry::default(), flags, before, cred);
                 }
                 let _rename = self.rename_lock.lock();
-                let ancestry = self.ancestry(ends)?;
-                let _dirs = ancestry.lock(ends);
-                self.rename_locked(ends, &ancestry, flags, published, cred)
+                let ancestry = self.ancestry(ends.from, ends.to)?;
+                let _dirs = ancestry.lock(ends.from, ends.to);
+                let before = Before { rooted: true, ..before };
+                self.rename_locked(ends, &ancestry, flags, before, cred)
             })?;
             match outcome {
                 Outcome::Done(victim, tid) => {
                     self.settle(tid, self.is_sync(ends.from) || self.is_sync(ends.to))?;
                     return Ok(victim);
                 }
+                Outcome::Unrooted => {
+                    self.check_rooted(ends.from)?;
+                    before.rooted = true;
+                }
                 Outcome::Unpublished(source) => {
                     self.publish_data(&source);
-                    published = true;
+                    before.published = true;
                 }
             }
-        }
-    }
-
-    /// The ancestors of both directories, themselves included. Under the rename lock.
-    fn ancestry(&self, ends: Ends<'_>) -> Result<Ancestry> {
-        Ok(Ancestry { of_from: self.ancestors(ends.from)?, of_to: self.ancestors(ends.to)? })
-    }
-
-    fn ancestors(&self, dir: &InodeRef) -> Result<FxHashSet<u32>> {
-        let mut found = FxHashSet::default();
-        let mut at = dir.clone();
-        loop {
-            if !found.insert(at.ino.0) {
-                return Err(Error::corrupt(Place::Inode(at.ino), CorruptKind::Parent(dir.ino)));
-            }
-            if at.ino == extant_format::Ino::ROOT || at.is_dead() {
-                return Ok(found);
-            }
-            let parent = {
-                let _lock = at.lock.read_ordered(key::PARENT);
-                self.parent_ino(&at)?
-            };
-            let parent = self.iget_named(&at, parent)?;
-            if !parent.is_dir() {
-                return Err(Error::corrupt(Place::Inode(at.ino), CorruptKind::Parent(parent.ino)));
-            }
-            at = parent;
         }
     }
 
@@ -171,7 +160,7 @@ impl Filesystem {
         ends: Ends<'_>,
         ancestry: &Ancestry,
         flags: RenameFlags,
-        published: bool,
+        before: Before,
         cred: &Credentials,
     ) -> Result<Outcome> {
         if ends.from.is_dead() || ends.to.is_dead() {
@@ -183,19 +172,19 @@ impl Filesystem {
             None if flags.exchange => return Err(Error::NotFound),
             _ => {}
         }
-        ancestry.check(&cast, flags)?;
+        ancestry.check(&cast.source, cast.target.as_ref().map(|(target, _)| target), flags)?;
         if cast.target.as_ref().is_some_and(|(target, _)| *target == cast.source) {
             // Two names of one inode: nothing happens, by POSIX.
             return Ok(Outcome::Done(None, self.journal.running_tid()));
         }
-        let children = lock_children(&cast);
+        let Some(children) = lock_children(self, &cast, before.rooted) else { return Ok(Outcome::Unrooted) };
         self.may_rename(ends, &cast, flags, cred)?;
         let parents = self.find_parents(ends, &cast, flags.exchange)?;
         if flags.exchange {
             return self.exchange(ends, &cast, &parents).map(|(victim, tid)| Outcome::Done(victim, tid));
         }
         if self.replaces_unpublished(&cast) {
-            if !published {
+            if !before.published {
                 return Ok(Outcome::Unpublished(cast.source.clone()));
             }
             // What was written since; under the inode lock that is all.
@@ -389,48 +378,6 @@ impl Filesystem {
     }
 }
 
-/// Ancestors of both directories, by number; empty within one directory.
-#[derive(Default)]
-struct Ancestry {
-    of_from: FxHashSet<u32>,
-    of_to: FxHashSet<u32>,
-}
-
-impl Ancestry {
-    /// Refuses to move a directory below itself, or over one of its ancestors. Before the children are locked: an ancestor
-    /// may be locked as a directory already.
-    fn check(&self, cast: &Cast, flags: RenameFlags) -> Result<()> {
-        let below = Err(Error::Invalid("a directory cannot go below itself"));
-        if self.of_to.contains(&cast.source.ino.0) {
-            return below;
-        }
-        match &cast.target {
-            Some((target, _)) if self.of_from.contains(&target.ino.0) => {
-                if flags.exchange {
-                    below
-                } else {
-                    Err(Error::NotEmpty)
-                }
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// Locks both directories, the ancestor first, unrelated ones by number.
-    fn lock<'a>(&self, ends: Ends<'a>) -> [WriteGuard<'a, ()>; 2] {
-        let from_first = if self.of_to.contains(&ends.from.ino.0) {
-            true
-        } else if self.of_from.contains(&ends.to.ino.0) {
-            false
-        } else {
-            ends.from.ino < ends.to.ino
-        };
-        let (first, second) = if from_first { (ends.from, ends.to) } else { (ends.to, ends.from) };
-        let first = lock_of(first, key::PARENT);
-        [first, lock_of(second, key::SECOND_PARENT)]
-    }
-}
-
 /// The owners of all inodes that a rename may write.
 fn owners_of(ends: Ends<'_>, cast: &Cast, whiteout: Option<Ids>) -> Vec<Ids> {
     let target = cast.target.as_ref().map(|(inode, _)| inode);
@@ -439,14 +386,11 @@ fn owners_of(ends: Ends<'_>, cast: &Cast, whiteout: Option<Ids>) -> Vec<Ids> {
     owners.chain(whiteout).collect()
 }
 
-fn lock_of<'a>(inode: &'a InodeRef, key: u64) -> WriteGuard<'a, ()> {
-    inode.lock.write_ordered(key)
-}
-
-/// Locks what moves and what goes: directories first, then by number.
-fn lock_children(cast: &Cast) -> Vec<WriteGuard<'_, ()>> {
+/// Locks what moves and what goes: directories first, then by number. `None` where one is locked and it is not known that it may be
+/// waited for.
+fn lock_children<'a>(fs: &Filesystem, cast: &'a Cast, rooted: bool) -> Option<Vec<WriteGuard<'a, ()>>> {
     let mut children = vec![&cast.source];
     children.extend(cast.target.as_ref().map(|(inode, _)| inode));
     children.sort_by_key(|c| key::child(c.ino, c.is_dir()));
-    children.into_iter().map(|c| lock_of(c, key::child(c.ino, c.is_dir()))).collect()
+    children.into_iter().map(|c| fs.lock_child(c, rooted)).collect()
 }

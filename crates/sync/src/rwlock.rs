@@ -137,6 +137,13 @@ impl<T: ?Sized> RwLock<T> {
         Some(WriteGuard { inner: self.inner.try_write()?, _held: Held::adopt(self.rank, None) })
     }
 
+    /// The same for one of several locks of this rank: those waited for later must have larger keys.
+    #[track_caller]
+    #[inline]
+    pub fn try_write_ordered(&self, key: u64) -> Option<WriteGuard<'_, T>> {
+        Some(WriteGuard { inner: self.inner.try_write()?, _held: Held::adopt(self.rank, Some(key)) })
+    }
+
     /// The value; nobody else can hold the lock.
     pub fn get_mut(&mut self) -> &mut T {
         self.inner.get_mut()

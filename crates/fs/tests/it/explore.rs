@@ -9,7 +9,10 @@ use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
-use extant::{Credentials, Filesystem, InodeRef, Mutant, NewInode, SetAttr, Setup, WriteFlags, XattrSet};
+use extant::{
+    Credentials, Error, Filesystem, InodeRef, Mutant, NewInode, RenameFlags, SetAttr, Setup, WriteFlags,
+    XattrSet,
+};
 use extant_device::{BlockDevice, MemoryDevice};
 use extant_format::{Incompat, Superblock};
 use extant_sync::{model, thread};
@@ -339,9 +342,12 @@ fn pairs_of_scripts_without_journal() {
 /// Runs a scenario; as a mutant, until it is caught.
 fn explore(scenario: fn(&[u8], Mutant), args: &'static str, mutant: Mutant, times: usize) {
     need!(tools(&["mke2fs"]));
+    explore_on(image(args), scenario, mutant, times);
+}
+
+fn explore_on(image: Vec<u8>, scenario: fn(&[u8], Mutant), mutant: Mutant, times: usize) {
     let seed = seed();
     println!("seed={seed}");
-    let image = image(args);
     let run = move || scenario(&image, mutant);
     if mutant == Mutant::None {
         model::check_random_deep(run.clone(), seed, times, STACK);
@@ -619,4 +625,55 @@ fn freezing_beside_a_remount() {
 #[test]
 fn mutant_remounted_while_it_is_being_frozen() {
     explore(frozen_beside_a_remount, PLAIN, Mutant::FreezeAlone, 100);
+}
+
+/// Three directories, each in the next, with a `..` that says so; the first is in the root too.
+fn circle() -> Vec<u8> {
+    let dir = scratch();
+    let path = dir.join("image");
+    std::fs::write(&path, image(PLAIN)).unwrap();
+    let forge =
+        ["mkdir /x", "mkdir /x/y", "mkdir /x/y/z", "ln /x /x/y/z/x", "unlink /x/..", "ln /x/y/z /x/.."];
+    extant_testkit::oracle::debugfs_write(&path, &forge);
+    std::fs::read(path).unwrap()
+}
+
+/// Each of three threads holds one directory of the circle and wants the next: nobody waits for ever, and what is refused is so for
+/// the damage.
+fn in_a_circle(image: &[u8], mutant: Mutant) {
+    let device = Arc::new(MemoryDevice::from_bytes(image));
+    let fs = open(&device, mutant);
+    let dirs = ["x", "x/y", "x/y/z"].map(|path| find(&fs, path));
+    let names: [&[u8]; 3] = [b"y", b"z", b"x"];
+    let tasks =
+        dirs.into_iter().zip(names).enumerate().map(|(who, (dir, name))| -> Box<dyn FnOnce() + Send> {
+            let fs = Arc::clone(&fs);
+            Box::new(move || {
+                let cred = Credentials::root();
+                let done = if who == 2 {
+                    fs.rename(&dir, name, &dir, b"w", RenameFlags::default(), &cred)
+                } else {
+                    fs.rmdir(&dir, name, &cred).map(Some)
+                };
+                match done {
+                    Ok(_) => assert_eq!(who, 2, "a directory with names went"),
+                    Err(Error::NotEmpty) => assert_ne!(who, 2),
+                    Err(e) => assert!(e.is_corruption(), "{e}"),
+                }
+            })
+        });
+    together(tasks.collect());
+    fs.unmount().unwrap();
+}
+
+#[test]
+fn removing_and_renaming_in_a_circle_of_directories() {
+    need!(tools(&["mke2fs", "debugfs"]));
+    explore_on(circle(), in_a_circle, Mutant::None, 150);
+}
+
+#[test]
+fn mutant_waiting_in_a_circle_of_directories() {
+    need!(tools(&["mke2fs", "debugfs"]));
+    explore_on(circle(), in_a_circle, Mutant::RootAbove, 150);
 }

@@ -345,6 +345,33 @@ fn directories_within_themselves_are_neither_removed_nor_renamed() {
     }
 }
 
+/// The root among the names of a directory below it, with a `..` that says so: it is in nothing, so nobody waits for its lock who
+/// holds another. (Of circles without the root see `explore`.)
+#[test]
+fn the_root_is_in_no_directory() {
+    need!(tools(&["mke2fs", "debugfs"]));
+    for args in ["-t ext4 -b 1024", "-t ext2 -b 1024"] {
+        let dir = scratch();
+        let image = dir.join("image");
+        mke2fs(&image, 8 << 20, args);
+        let forge = ["mkdir /a", "mkdir /a/b", "ln / /a/b/r", "unlink /..", "ln /a/b /.."];
+        extant_testkit::oracle::debugfs_write(&image, &forge);
+        let fs = open_rw(&image);
+        let cred = Credentials::root();
+        let a = fs.lookup(&fs.root().unwrap(), b"a", &cred).unwrap();
+        let b = fs.lookup(&a, b"b", &cred).unwrap();
+        for refused in [
+            fs.rmdir(&b, b"r", &cred).map(drop),
+            fs.rename(&b, b"r", &b, b"other", RenameFlags::default(), &cred).map(drop),
+            fs.rename(&b, b"r", &a, b"other", RenameFlags::default(), &cred).map(drop),
+        ] {
+            assert!(refused.as_ref().is_err_and(Error::is_corruption), "{args}: {refused:?}");
+        }
+        drop((a, b));
+        fs.unmount().unwrap();
+    }
+}
+
 /// Two groups with one block bitmap, and a file in one of them: what is allocated in the other and freed here never meets in a
 /// commit.
 #[test]
