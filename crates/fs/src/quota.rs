@@ -206,7 +206,7 @@ impl Filesystem {
     }
 
     /// Whether quota files, if there are any, are hidden inodes (feature quota).
-    fn has_hidden_quota(&self) -> bool {
+    pub(crate) fn has_hidden_quota(&self) -> bool {
         self.features.ro_compat.contains(RoCompat::QUOTA)
     }
 

@@ -121,7 +121,7 @@ impl Filesystem {
     /// Sets the attribute `name` (its full name).
     ///
     /// # Errors
-    /// `Exists`, `NoAttribute` by `how`; `NoSpace`, `NoRoom`, `ValueTooBig`, `Range`; permissions; damage.
+    /// `Exists`, `NoAttribute` by `how`; `NoSpace`, `QuotaExceeded`, `NoRoom`, `ValueTooBig`, `Range`; permissions; damage.
     pub fn set_xattr(
         &self,
         inode: &InodeRef,
@@ -210,11 +210,6 @@ impl Filesystem {
         // A store through a mapping would move content out of the attributes that the plan has read.
         let _first = inode.data.get().map(|data| data.pages.lock_inline());
         let plan = self.plan_xattr(inode, (index, name), value, cred)?;
-        if let Some(value) = value.filter(|v| self.has_ea_inode() && v.len() > self.geo.block_size() as usize)
-        {
-            let blocks = 1 + (value.len() as u64).div_ceil(self.geo.block_size().into());
-            self.quota_admit(Self::quota_ids(inode), blocks, 1, cred)?;
-        }
         let mut handle = self.start_data(inode, plan.credits() + 1)?;
         let done = self.apply_xattr(&mut handle, inode, plan);
         if index == INDEX_SECURITY {

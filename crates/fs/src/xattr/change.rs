@@ -121,7 +121,7 @@ impl Filesystem {
     /// the plan was carried out, and has checked that the attribute is there or not there as wanted.
     ///
     /// # Errors
-    /// `NoRoom`: it fits nowhere; `NoSpace`; damage.
+    /// `NoRoom`: it fits nowhere; `NoSpace`; `QuotaExceeded`; damage.
     pub(crate) fn plan_xattr(
         &self,
         inode: &Inode,
@@ -151,6 +151,7 @@ impl Filesystem {
         let mut plan =
             XattrPlan { before, now, large, fresh: None, values, credits: 0, _table, _block: block };
         plan.credits = self.xattr_credits(&plan, own);
+        self.quota_admit_xattr(inode, &plan, cred)?;
         if plan.changes_block() && !plan.now[1].is_empty() && (own != Some(1) || plan.large.is_some()) {
             plan.fresh = match self.claim_xattr_block(inode, cred) {
                 // A block that says the same may be found, and nothing is changed before that is known.
@@ -159,6 +160,25 @@ impl Filesystem {
             };
         }
         Ok(plan)
+    }
+
+    /// Asks the quotas of the inode's owners for what a change adds: a block where there was none, shared or not, and values in inodes
+    /// of their own.
+    fn quota_admit_xattr(&self, inode: &Inode, plan: &XattrPlan, cred: &Credentials) -> Result<()> {
+        let charged = |[body, block]: &[AttrSet; 2]| {
+            let (sectors, inodes) = self.charged_values([body, block]);
+            let own = if block.is_empty() { 0 } else { self.geo.cluster_size() / 512 };
+            (sectors + own, inodes)
+        };
+        let (had, inodes_had) = charged(&plan.before);
+        // A value whose inode is still to be made is among them.
+        let (has, inodes_has) = charged(&plan.now);
+        let inodes = if self.has_hidden_quota() { inodes_has.saturating_sub(inodes_had) } else { 0 };
+        let blocks = has.saturating_sub(had) * 512 / u64::from(self.geo.block_size());
+        if blocks == 0 && inodes == 0 {
+            return Ok(());
+        }
+        self.quota_admit(Self::quota_ids(inode), blocks, inodes.into(), cred)
     }
 
     /// Credits of a change, the inode's own block apart: an attribute block that is left or joined, a new one, a value and its
@@ -428,22 +448,27 @@ impl Filesystem {
     /// Charges the inode for the values that it has in inodes of their own now and had not before: whole clusters in `i_blocks`,
     /// and inodes, as e2fsck counts them. Every inode that shares an attribute block is charged in full. The caller writes it.
     fn count_values(&self, inode: &Inode, before: [&AttrSet; 2], now: [&AttrSet; 2]) {
-        let sum = |sets: [&AttrSet; 2]| {
-            let sizes = sets.into_iter().flat_map(AttrSet::iter).filter_map(|attr| match attr.value {
-                Value::EaInode { size, .. } => Some(u64::from(size)),
-                Value::Inline(_) => None,
-            });
-            sizes.fold((0, 0), |(sectors, count), size| {
-                (sectors + size.next_multiple_of(self.geo.cluster_size()) / 512, count + 1)
-            })
-        };
-        let ((had, count_had), (has, count_has)) = (sum(before), sum(now));
+        let ((had, count_had), (has, count_has)) = (self.charged_values(before), self.charged_values(now));
         let mut state = inode.state();
         state.raw.blocks = (state.raw.blocks + has).saturating_sub(had);
         drop(state);
         let change = |count: u32| Some((count + count_has).saturating_sub(count_had));
         // Never fails: the closure always has a value.
         let _ = inode.ea_values.fetch_update(Ordering::Relaxed, Ordering::Relaxed, change);
+    }
+
+    /// Sectors and inodes that an inode is charged for values in inodes of their own.
+    fn charged_values(&self, sets: [&AttrSet; 2]) -> (u64, u32) {
+        let sizes = sets.into_iter().flat_map(AttrSet::iter).filter_map(|attr| match attr.value {
+            Value::EaInode { size, .. } => Some(u64::from(size)),
+            Value::Inline(_) => None,
+        });
+        sizes.fold((0, 0), |(sectors, count), size| (sectors + self.value_sectors(size), count + 1))
+    }
+
+    /// Sectors that a value of `len` bytes in an inode of its own is charged as.
+    fn value_sectors(&self, len: u64) -> u64 {
+        len.next_multiple_of(self.geo.cluster_size()) / 512
     }
 
     /// Finds out how many values an inode that is being read has in inodes of their own, where quota counts them.

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use extant::{
     Credentials, Dqblk, Error, Filesystem, FsxAttr, InodeRef, NewInode, QuotaGrace, QuotaKind, QuotaLimits,
-    SetAttr, WriteFlags,
+    SetAttr, WriteFlags, XattrSet,
 };
 use extant_testkit::env::{self, Scratch};
 use extant_testkit::{need, oracle};
@@ -176,6 +176,107 @@ fn data_is_counted_when_it_is_promised_and_stops_at_the_limit() {
     assert_eq!(usage(&fs, QuotaKind::User, 1000), (0, 0));
     fs.unmount().expect("unmount");
     drop(root);
+    drop(fs);
+    clean(&image);
+}
+
+/// Limits, in KiB and inodes, of user 1000.
+fn limit(fs: &Filesystem, space_hard: u64, inodes_hard: u64) {
+    let limits = QuotaLimits { space_hard, inodes_hard, ..QuotaLimits::default() };
+    fs.set_quota(QuotaKind::User, 1000, limits, &Credentials::root()).expect("limits");
+}
+
+/// An access list as setxattr(2) takes it, too long for an inode: entries of `users` users beside the owner, group, mask and others.
+fn long_acl(users: u32) -> Vec<u8> {
+    let entry =
+        |tag: u16, id: u32| [&tag.to_le_bytes()[..], &7_u16.to_le_bytes(), &id.to_le_bytes()].concat();
+    let mut acl = 2_u32.to_le_bytes().to_vec();
+    acl.extend(entry(1, u32::MAX));
+    (0..users).for_each(|id| acl.extend(entry(2, 5000 + id)));
+    [4, 0x10, 0x20].into_iter().for_each(|tag| acl.extend(entry(tag, u32::MAX)));
+    acl
+}
+
+fn exceeded<T: std::fmt::Debug>(what: extant::Result<T>) {
+    assert!(matches!(what, Err(Error::QuotaExceeded)), "{what:?}");
+}
+
+/// A block for attributes is asked of the owner's quota before it is taken, shared or not; the caller with `CAP_SYS_RESOURCE` passes, and
+/// what needs no block is not refused.
+#[test]
+fn space_limits_stop_blocks_for_attributes() {
+    need!(env::tools(&["mke2fs", "e2fsck", "debugfs"]));
+    for args in [ARGS.to_owned(), ARGS.replace("project ", "project,bigalloc ") + " -C 16384"] {
+        let scratch = env::scratch();
+        let image = scratch.join("image");
+        oracle::mke2fs(&image, 64 << 20, &args);
+        let fs = open_with(&image, "usrquota,acl");
+        let unit = fs.geometry().cluster_size() >> 10;
+        let (root, admin, me) = (open_to_all(&fs), Credentials::root(), user(1000));
+        let [one, two, three] = [&b"1"[..], b"2", b"3"]
+            .map(|name| fs.mknod(&root, name, &NewInode::file(0o644), &me).expect("file"));
+        let default = fs.mkdir(&root, b"default", 0o777, &admin).expect("directory");
+        let open = SetAttr { mode: Some(0o777), ..SetAttr::default() };
+        fs.set_attr(&default, &open, &admin).expect("chmod");
+        fs.set_xattr(&default, b"system.posix_acl_default", &long_acl(30), XattrSet::Any, &admin).unwrap();
+        limit(&fs, unit, 0);
+        let set = |file: &InodeRef, byte: u8, len: usize, cred: &Credentials| {
+            fs.set_xattr(file, b"user.long", &vec![byte; len], XattrSet::Any, cred)
+        };
+        set(&one, 1, 2000, &me).expect("up to the limit");
+        set(&one, 2, 2100, &me).expect("in the block that there is");
+        exceeded(set(&two, 3, 2000, &me));
+        exceeded(set(&two, 2, 2100, &me));
+        set(&two, 4, 20, &me).expect("in the inode");
+        fs.remove_xattr(&two, b"user.long", &me).expect("removed");
+        exceeded(fs.set_xattr(&two, b"system.posix_acl_access", &long_acl(30), XattrSet::Any, &me));
+        let mode = two.attr().mode;
+        assert_eq!(mode & 0o777, 0o644, "a list that is refused changes no permissions");
+        exceeded(fs.mknod(&default, b"inherits", &NewInode::file(0o644), &me));
+        exceeded(fs.tmpfile(&default, 0o644, &me));
+        assert_eq!(usage(&fs, QuotaKind::User, 1000), (unit << 10, 3));
+        set(&three, 5, 2000, &admin).expect("root may");
+        assert_eq!(usage(&fs, QuotaKind::User, 1000), (2 * unit << 10, 3));
+        fs.remove_xattr(&three, b"user.long", &me).expect("removed");
+        fs.remove_xattr(&one, b"user.long", &me).expect("removed");
+        fs.mknod(&default, b"inherits", &NewInode::file(0o644), &me).expect("there is room again");
+        assert_eq!(usage(&fs, QuotaKind::User, 1000), (unit << 10, 4));
+        drop((one, two, three, default, root));
+        fs.unmount().expect("unmount");
+        drop(fs);
+        clean(&image);
+    }
+}
+
+/// A value in an inode of its own is asked for as what it is charged: its clusters and an inode, also where it is shorter than a block
+/// and where another file has the same.
+#[test]
+fn limits_stop_values_in_inodes_of_their_own() {
+    need!(env::tools(&["mke2fs", "e2fsck", "debugfs"]));
+    let scratch = env::scratch();
+    let image = scratch.join("image");
+    oracle::mke2fs(&image, 64 << 20, &ARGS.replace("quota,", "quota,ea_inode,"));
+    let fs = open_with(&image, "usrquota");
+    let (root, me) = (open_to_all(&fs), user(1000));
+    let [one, two] =
+        [&b"1"[..], b"2"].map(|name| fs.mknod(&root, name, &NewInode::file(0o644), &me).expect("file"));
+    let set = |file: &InodeRef, name: &[u8], len: usize| {
+        fs.set_xattr(file, name, &vec![b'v'; len], XattrSet::Any, &me)
+    };
+    limit(&fs, 4 + 4, 0);
+    set(&one, b"user.a", 3000).expect("in a block");
+    set(&one, b"user.b", 3000).expect("in an inode");
+    assert_eq!(usage(&fs, QuotaKind::User, 1000), (8 << 10, 3));
+    exceeded(set(&one, b"user.c", 3000));
+    exceeded(set(&two, b"user.b", 10_000));
+    limit(&fs, 0, 3);
+    exceeded(set(&one, b"user.c", 3000));
+    set(&two, b"user.a", 3000).expect("a block is no inode");
+    exceeded(set(&two, b"user.b", 3000));
+    set(&one, b"user.b", 2900).expect("one for another");
+    assert_eq!(usage(&fs, QuotaKind::User, 1000), (12 << 10, 3));
+    drop((one, two, root));
+    fs.unmount().expect("unmount");
     drop(fs);
     clean(&image);
 }
