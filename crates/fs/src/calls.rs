@@ -127,6 +127,7 @@ impl Filesystem {
         {
             let _pass = self.gate.enter(Level::Internal);
             self.flush_times()?;
+            self.settle_tails()?;
             self.write_record()?;
         }
         // What was removed is gone, and its space is free, when sync returns.

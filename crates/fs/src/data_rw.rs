@@ -394,7 +394,7 @@ impl Filesystem {
         let guard = data.pages.exclusive();
         self.place_neighbours(inode, &(size..u64::MAX))?;
         data.pages.truncate(&guard, &**data, size)?;
-        self.write_tail(data, size);
+        let zeroed = self.write_tail(data, size);
         let credits = ORPHAN + self.inode_credits() + self.removal_credits(inode);
         let mut handle = self.start_data(inode, credits)?;
         let done = (|| {
@@ -410,7 +410,11 @@ impl Filesystem {
                 self.remove_blocks(&mut handle, inode, Lblk(from))?;
             }
             // Without a name it was an orphan before, and stays one until it is freed.
-            if inode.is_dead() { Ok(()) } else { self.truncated(&mut handle, inode) }
+            match (inode.is_dead(), zeroed) {
+                (true, _) => Ok(()),
+                (false, true) => self.truncated(&mut handle, inode),
+                (false, false) => self.tail_owed(&mut handle, inode),
+            }
         })();
         self.finish(handle, done, inode)
     }
@@ -418,14 +422,17 @@ impl Filesystem {
     /// After the cache was cut at `size` and before the disk is told: writes the block with the new end, whose rest is zero now, where
     /// the disk has more of it. So the zeros are there when the transaction is durable that makes the file shorter, as with
     /// `data=ordered`; else, after a crash, the kernel would show the old bytes once the file grows (fs test
-    /// `the_rest_of_a_cut_block_is_zero_after_a_crash`). A failure is remembered for fsync; the file is cut all the same.
-    pub(crate) fn write_tail(&self, data: &Arc<FileData>, size: u64) {
+    /// `the_rest_of_a_cut_block_is_zero_after_a_crash`). A failure is remembered for fsync; the file is cut all the same, and the zeros
+    /// are owed ([`Self::tail_owed`]). Whether the disk has them.
+    fn write_tail(&self, data: &Arc<FileData>, size: u64) -> bool {
         if size.is_multiple_of(self.geo.block_size().into()) || data.disk_size() <= size {
-            return;
+            return true;
         }
-        if let Err(e) = data.pages.sync(&**data, size - 1..size) {
+        let written = data.pages.sync(&**data, size - 1..size);
+        if let Err(e) = &written {
             tracing::warn!("the new end of a file: {e}");
         }
+        written.is_ok()
     }
 
     /// Raises i_size to `size`, a hole. On an error it stays.

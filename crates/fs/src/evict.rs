@@ -200,4 +200,36 @@ impl Filesystem {
         self.orphan_del(handle, inode)?;
         self.write_inode_to(handle, inode, &table)
     }
+
+    /// Ends a truncation after which the device did not take the zeros behind the new end: they are in the cache, dirty. Until they are
+    /// written the file stays among the orphans, so that the next mount, whoever's, writes them if this one cannot.
+    pub(crate) fn tail_owed(&self, handle: &mut Handle, inode: &Inode) -> Result<()> {
+        self.owed_tails.lock().push(inode.ino);
+        handle.ensure(self.inode_credits())?;
+        self.write_inode(handle, inode)
+    }
+
+    /// After content was written: takes files whose zeros are on the device off the orphans. The others stay noted, and those that
+    /// somebody has locked: they may be cut at the moment.
+    pub(crate) fn settle_tails(&self) -> Result<()> {
+        let owed = std::mem::take(&mut *self.owed_tails.lock());
+        let mut done = Ok(());
+        for ino in owed {
+            // One that is gone, or going, was or is an orphan for that.
+            let Ok(inode) = self.iget(ino) else { continue };
+            let lock = inode.lock.try_write().filter(|_| done.is_ok() && !inode.has_dirty_data());
+            if lock.is_none() {
+                self.owed_tails.lock().push(ino);
+            } else if !inode.is_dead() {
+                done = self.start_data(&inode, ORPHAN + self.inode_credits()).and_then(|mut handle| {
+                    let settled = self.truncated(&mut handle, &inode);
+                    self.finish(handle, settled, &inode)
+                });
+                if done.is_err() {
+                    self.owed_tails.lock().push(ino);
+                }
+            }
+        }
+        done
+    }
 }

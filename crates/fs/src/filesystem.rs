@@ -94,6 +94,8 @@ pub struct Filesystem {
     pub(crate) on_panic: std::sync::OnceLock<Box<dyn Fn() + Send + Sync>>,
     /// Inodes whose times changed in memory only.
     pub(crate) dirty_times: Mutex<Vec<Ino>>,
+    /// Files that were cut, and whose zeros behind the new end the device has not taken yet.
+    pub(crate) owed_tails: Mutex<Vec<Ino>>,
     /// Source of generation numbers.
     pub(crate) next_generation: AtomicU32,
     pub(crate) mount: crate::mount::MountState,

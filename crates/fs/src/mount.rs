@@ -330,6 +330,7 @@ impl Filesystem {
         self.pages.find_unseen_changes();
         let data = self.write_back_all();
         self.flush_times()?;
+        self.settle_tails()?;
         self.icache.wait_evicted();
         self.commit_and_flush()?;
         data
@@ -649,6 +650,7 @@ pub(crate) fn build(
         saw_errors: AtomicBool::new(false),
         on_panic: std::sync::OnceLock::new(),
         dirty_times: Mutex::new(Rank::LEAF, Vec::new()),
+        owed_tails: Mutex::new(Rank::LEAF, Vec::new()),
         #[cfg(feature = "shuttle")]
         mutant: setup.mutant,
         next_generation: AtomicU32::new(setup.generation.unwrap_or_else(crate::create::random_seed)),

@@ -7,14 +7,14 @@ use std::path::Path;
 use std::sync::Arc;
 
 use extant::{
-    Credentials, FallocateMode, Filesystem, InodeRef, NewInode, OpenFile, OpenMode, OpenOptions, SetAttr,
-    Setup, WriteFlags, XattrSet,
+    Credentials, FallocateMode, FiemapHow, Filesystem, InodeRef, NewInode, OpenFile, OpenMode, OpenOptions,
+    SetAttr, Setup, WriteFlags, XattrSet,
 };
 use extant_testkit::env::{kernel_mounts, scratch, seed, tools};
 use extant_testkit::kernel::KernelMount;
 use extant_testkit::oracle::{assert_clean, mke2fs};
 use extant_testkit::script::{DirExecutor, Executor as _, parse};
-use extant_testkit::sim::SimDevice;
+use extant_testkit::sim::{Failpoint, Kind, SimDevice};
 
 use crate::support::{LibExecutor, open_rw};
 
@@ -228,6 +228,70 @@ fn the_rest_of_a_cut_block_is_zero_after_a_crash() {
         drop(file);
         fs.unmount().unwrap();
     }
+}
+
+/// The same where the device does not take that block: whoever mounts it next finds the file among the orphans, and zeroes it. Once
+/// the device takes it again the file is off them.
+#[test]
+fn the_rest_of_a_cut_block_that_cannot_be_written_is_zeroed_later() {
+    need!(kernel_mounts(), tools(&["e2fsck", "dumpe2fs"]));
+    for mkfs in ["-t ext4 -b 4096", "-t ext4 -b 1024 -O ^orphan_file"] {
+        for healed in [true, false] {
+            let dir = scratch();
+            let image = dir.join("image");
+            mke2fs(&image, 16 << 20, mkfs);
+            let device = SimDevice::from_file(&image);
+            let fs = Filesystem::open(Arc::clone(&device) as _, Setup::default()).unwrap();
+            let (file, dir_inode) = (create(&fs, "f"), fs.root().unwrap());
+            file.write_at(0, &[7; 20_000]).unwrap();
+            file.fsync(false).unwrap();
+            let block = u64::from(fs.geometry().block_size());
+            let extents = fs.fiemap(file.inode(), 9000, 1, FiemapHow::empty(), 1).unwrap();
+            let tail = extents[0].physical + 9000 / block * block - extents[0].logical;
+            device.fail(Failpoint::all_from(Kind::Write, 0).within(tail..tail + block));
+            file.set_len(9000).unwrap();
+            drop(create(&fs, "g"));
+            fs.fsync(&dir_inode, false).unwrap();
+            // Not written, and nobody says it is.
+            file.fsync(false).unwrap_err();
+            let rest = tail + 9000 % block..tail + block;
+            let zeroed = |by: &str| {
+                let bytes = &std::fs::read(&image).unwrap()[rest.start as usize..rest.end as usize];
+                assert!(bytes.iter().all(|b| *b == 0), "{mkfs}, healed {healed}: {by} left what was cut off");
+                assert_clean(&image);
+                assert!(grown_by_the_kernel(&image, 9000), "{mkfs}");
+            };
+            let recover = || {
+                device.content().to_file(&image).unwrap();
+                KernelMount::rw(&image).unmount();
+                zeroed("the kernel");
+                device.content().to_file(&image).unwrap();
+                open_rw(&image).unmount().unwrap();
+                zeroed("recovery");
+            };
+            recover();
+            drop((file, dir_inode));
+            if healed {
+                device.heal();
+                fs.unmount().unwrap();
+            } else {
+                fs.unmount().unwrap_err();
+            }
+            device.content().to_file(&image).unwrap();
+            assert_eq!(has_orphans(&image), !healed, "{mkfs}");
+            if healed {
+                zeroed("the next writeback");
+            } else {
+                recover();
+            }
+        }
+    }
+}
+
+/// Whether the superblock says that there are orphans.
+fn has_orphans(image: &Path) -> bool {
+    let header = extant_testkit::oracle::dumpe2fs_header(image);
+    header.iter().any(|(name, value)| name == "First orphan inode" || value.contains("orphan_present"))
 }
 
 /// Lets the kernel recover an image and make the file longer; whether it had `size` bytes. What is behind them must be zeros.
