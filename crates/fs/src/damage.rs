@@ -91,6 +91,20 @@ impl Filesystem {
         sb.set_state(state);
     }
 
+    /// Does for damage that was found before there was a filesystem what [`Self::on_damage`] does. The mount goes on as after damage that
+    /// is found later: with `errors=remount-ro` read-only.
+    ///
+    /// # Errors
+    /// `Shutdown` with `errors=panic`; the journal's.
+    pub(crate) fn record_found_early(&self) -> crate::error::Result<()> {
+        let found = std::mem::take(&mut *self.mount.found_early.lock());
+        found.iter().for_each(|error| self.on_damage(error));
+        if self.mode() == Mode::Shutdown {
+            return Err(Error::Shutdown);
+        }
+        self.write_record()
+    }
+
     /// Writes the record of damage onto the device, beside an aborted journal: into the superblock as it is there, for the one in
     /// memory has changes that never became durable. If a recovery takes it back, the journal's own errno is left.
     pub(crate) fn leave_record(&self) -> crate::error::Result<()> {

@@ -116,6 +116,8 @@ pub(crate) struct MountState {
     pub(crate) had_orphans: bool,
     /// Held over a flush of times that changed in memory only.
     pub(crate) flushing_times: Mutex<()>,
+    /// Damage that the allocator found before there was a filesystem to record it, until it is mounted for writing.
+    pub(crate) found_early: Mutex<Vec<Error>>,
 }
 
 impl Filesystem {
@@ -206,7 +208,8 @@ impl Filesystem {
         self.mount.begun.store(true, Ordering::Release);
         self.mark_mounted()?;
         self.quota_open()?;
-        self.process_orphans()
+        self.process_orphans()?;
+        self.record_found_early()
     }
 
     fn mark_mounted(&self) -> Result<()> {
@@ -585,8 +588,8 @@ pub(crate) fn build(
     alloc_options.discard = resolved.discard;
     alloc_options.system = journal_runs;
     alloc_options.memory = free_map_memory(&setup.options);
-    let here: Arc<OnceLock<Weak<Filesystem>>> = Arc::default();
-    alloc_options.on_error = Some(damage_sink(&here));
+    let sink = Arc::new(DamageSink { fs: OnceLock::new(), early: Mutex::new(Rank::LEAF, Vec::new()) });
+    alloc_options.on_error = Some(damage_sink(&sink));
     let alloc = Allocator::open(Arc::clone(&cache), Arc::clone(&device), &sb, alloc_options)?;
     let journal = open_journal(&cache, &sb, log, (&resolved, &setup.clock), read_only)?;
     let observer: std::sync::Weak<dyn CommitObserver> =
@@ -610,6 +613,7 @@ pub(crate) fn build(
         frozen: AtomicBool::new(false),
         had_orphans: sb.features().ro_compat.contains(RoCompat::ORPHAN_PRESENT),
         flushing_times: Mutex::new(Rank::FLUSH_TIMES, ()),
+        found_early: Mutex::new(Rank::LEAF, std::mem::take(&mut *sink.early.lock())),
     };
     let budget = usize::try_from(cache_size(&setup.options) / 4 * 3).unwrap_or(usize::MAX);
     let config = CacheConfig { budget, ..CacheConfig::default() };
@@ -663,25 +667,44 @@ pub(crate) fn build(
         alloc,
         device,
     });
-    let _ = here.set(Arc::downgrade(&fs));
+    let _ = sink.fs.set(Arc::downgrade(&fs));
     Ok(fs)
 }
 
+/// Where damage that the allocator finds goes.
+struct DamageSink {
+    fs: OnceLock<Weak<Filesystem>>,
+    early: Mutex<Vec<Error>>,
+}
+
+/// How much of what is found before there is a filesystem is kept: the record has room for the first and the last, and a count.
+const MOST_EARLY: usize = 64;
+
 /// Brings damage that the allocator finds to the choke point of `errors=`.
-fn damage_sink(fs: &Arc<OnceLock<Weak<Filesystem>>>) -> ErrorSink {
-    let fs = Arc::clone(fs);
+fn damage_sink(sink: &Arc<DamageSink>) -> ErrorSink {
+    let sink = Arc::clone(sink);
     Arc::new(move |e| {
-        if let Some(fs) = fs.get().and_then(Weak::upgrade) {
-            let place = match e {
-                AllocError::CorruptGroup { group } => Place::Group(*group),
-                AllocError::Format(
-                    FormatError::Corrupt { place, .. } | FormatError::Checksum { place, .. },
-                ) => (*place).into(),
-                AllocError::NotData { pblk, .. } => Place::Block(*pblk),
-                AllocError::NotInode { ino } => Place::Inode(*ino),
-                _ => Place::Superblock,
-            };
-            fs.on_damage(&Error::corrupt(place, CorruptKind::Allocation(e.to_string().into())));
+        let place = match e {
+            AllocError::CorruptGroup { group } => Place::Group(*group),
+            AllocError::Format(FormatError::Corrupt { place, .. } | FormatError::Checksum { place, .. }) => {
+                (*place).into()
+            }
+            AllocError::NotData { pblk, .. } => Place::Block(*pblk),
+            AllocError::NotInode { ino } => Place::Inode(*ino),
+            _ => Place::Superblock,
+        };
+        let error = Error::corrupt(place, CorruptKind::Allocation(e.to_string().into()));
+        match sink.fs.get().map(Weak::upgrade) {
+            Some(Some(fs)) => fs.on_damage(&error),
+            // It is going away.
+            Some(None) => {}
+            None => {
+                tracing::error!("{error}");
+                let mut early = sink.early.lock();
+                if early.len() < MOST_EARLY {
+                    early.push(error);
+                }
+            }
         }
     })
 }

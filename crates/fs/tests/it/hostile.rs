@@ -406,3 +406,65 @@ fn groups_that_share_a_bitmap() {
     drop((big, root));
     fs.unmount().unwrap();
 }
+
+/// Two groups with one block bitmap are found at the mount, before there is a filesystem: recorded all the same, once it is mounted for
+/// writing, and `errors=` is kept to.
+#[test]
+fn groups_that_share_a_bitmap_are_on_record() {
+    need!(tools(&["mke2fs", "debugfs", "dumpe2fs"]));
+    for args in ["-t ext4 -b 1024", "-t ext2 -b 1024 -O flex_bg"] {
+        let dir = scratch();
+        let image = dir.join("image");
+        mke2fs(&image, 64 << 20, &format!("{args} -G 1"));
+        let fs = open_rw(&image);
+        let (geo, two) = (*fs.geometry(), extant_format::GroupNr(2));
+        fs.unmount().unwrap();
+        drop(fs);
+        let bitmap = geo.group_first_block(two).0 + u64::from(geo.base_meta_blocks(two));
+        let forge = [format!("set_bg 4 block_bitmap {bitmap}"), "set_bg 4 checksum calc".to_owned()];
+        extant_testkit::oracle::debugfs_write(&image, &forge.each_ref().map(String::as_str));
+        let bytes = std::fs::read(&image).unwrap();
+        let recorded = || {
+            let header = extant_testkit::oracle::dumpe2fs_header(&image);
+            let field = |name: &str| header.iter().find(|(n, _)| n == name).map(|(_, v)| v.clone());
+            let function = field("First error function");
+            assert_eq!(function.is_some(), field("FS Error count").is_some(), "{header:?}");
+            assert_eq!(function.is_some(), field("Last error time").is_some(), "{header:?}");
+            let errors = field("Filesystem state").unwrap().contains("with errors");
+            assert_eq!(function.is_some_and(|f| f == "extant"), errors, "{header:?}");
+            errors
+        };
+        // Nobody writes, nobody records, until somebody does.
+        let fs = crate::support::open_with(&image, "ro");
+        assert!(!recorded(), "{args}");
+        fs.remount(&extant::MountOptions::parse("rw,errors=continue").unwrap()).unwrap();
+        fs.unmount().unwrap();
+        drop(fs);
+        assert!(recorded(), "{args}: after a remount");
+
+        std::fs::write(&image, &bytes).unwrap();
+        let fs = crate::support::open_with(&image, "errors=continue");
+        let root = fs.root().unwrap();
+        fs.mknod(&root, b"file", &NewInode::file(0o644), &Credentials::root()).expect("goes on");
+        drop(root);
+        fs.unmount().unwrap();
+        drop(fs);
+        assert!(recorded(), "{args}: errors=continue");
+
+        std::fs::write(&image, &bytes).unwrap();
+        let fs = crate::support::open_with(&image, "errors=remount-ro");
+        assert!(fs.is_read_only(), "{args}");
+        let root = fs.root().unwrap();
+        let refused = fs.mknod(&root, b"file", &NewInode::file(0o644), &Credentials::root());
+        assert!(matches!(refused, Err(Error::ReadOnly)), "{args}: {refused:?}");
+        drop(root);
+        let _ = fs.unmount();
+        drop(fs);
+        assert!(recorded(), "{args}: errors=remount-ro");
+
+        std::fs::write(&image, &bytes).unwrap();
+        let device = extant_device::OpenOptions::new().write(true).open(&image).unwrap();
+        let refused = Filesystem::open(Arc::new(device), Setup::with_options("errors=panic").unwrap());
+        assert!(matches!(refused, Err(Error::Shutdown)), "{args}: errors=panic: {refused:?}");
+    }
+}
