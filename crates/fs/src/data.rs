@@ -1,7 +1,7 @@
 //! The content of a regular file: its pages, what is promised to them, and how they reach the disk.
 //!
 //! [`FileData`] is what the page cache knows of an inode (it is its [`Host`]); made with the first read or write. Delayed blocks
-//! are held by one [`Reservation`] per file: a cluster for each cluster that has delayed blocks and none on disk, and the tree
+//! are held by one [`Reservation`] per file: a cluster for each cluster that has delayed blocks and none in the map, and the tree
 //! blocks that mapping them may need in the worst case. A run of delayed blocks is claimed, written, and published in one
 //! handle with bitmap, map, `i_disksize` and the inode (claim, write, publish).
 //!
@@ -314,57 +314,6 @@ impl FileData {
         if blocks > 0 {
             let mut state = inode.state();
             state.delayed = state.delayed.saturating_sub(blocks);
-        }
-    }
-
-    /// Promises clusters and tree blocks for delayed blocks.
-    fn promise_space(&self, fs: &Arc<Filesystem>, inode: &Inode, lblk: Lblk, len: u32) -> Result<()> {
-        let worst = Self::worst(fs, inode)?;
-        let ratio = fs.geo.cluster_ratio();
-        let mut promise = self.promise.lock();
-        let clusters =
-            if ratio == 1 { u64::from(len) } else { Self::new_clusters(&mut promise, lblk.0, len, ratio) };
-        let have = promise.reservation.as_ref().map_or(0, Reservation::meta);
-        let worst = worst(promise.blocks + u64::from(len));
-        let (meta, reach) = (worst.saturating_sub(have), MapFs::reach(inode.map_kind()));
-        match fs.alloc.reserve_below(clusters, meta, self.privilege(), reach) {
-            Ok(more) => promise.put_back(more),
-            Err(e) => {
-                if ratio > 1 {
-                    Self::forget_clusters(&mut promise, lblk.0, len, ratio);
-                }
-                return Err(e.into());
-            }
-        }
-        promise.blocks += u64::from(len);
-        if clusters > 0 {
-            let mut state = inode.state();
-            state.delayed = state.delayed.saturating_add(clusters as u32 * ratio);
-        }
-        Ok(())
-    }
-
-    /// How many clusters delayed blocks there need, beside those that are reserved; they are entered.
-    fn new_clusters(promise: &mut Promise, lblk: u32, len: u32, ratio: u32) -> u64 {
-        let mut new = 0;
-        for at in lblk..lblk + len {
-            let entry = promise.clusters.entry(at / ratio).or_insert_with(|| {
-                new += 1;
-                (0, true)
-            });
-            entry.0 += 1;
-        }
-        new
-    }
-
-    fn forget_clusters(promise: &mut Promise, lblk: u32, len: u32, ratio: u32) {
-        for at in lblk..lblk + len {
-            if let Some((count, _)) = promise.clusters.get_mut(&(at / ratio)) {
-                *count -= 1;
-                if *count == 0 {
-                    promise.clusters.remove(&(at / ratio));
-                }
-            }
         }
     }
 

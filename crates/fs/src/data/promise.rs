@@ -1,11 +1,15 @@
 //! What is promised to the delayed blocks of a file.
 
 use extant_alloc::{Privilege, Reservation};
-use extant_format::Pblk;
+use extant_format::{Lblk, Pblk};
 use extant_map::{MapFs, MapKind};
+use extant_sync::{Arc, MutexGuard};
 use rustc_hash::FxHashMap;
 
+use super::FileData;
+use crate::error::Result;
 use crate::filesystem::Filesystem;
+use crate::inode::Inode;
 
 /// What is promised to a file's delayed blocks.
 #[derive(Default)]
@@ -46,5 +50,100 @@ impl Promise {
         }
         let spare = all.meta().saturating_sub(worst);
         all.shrink(0, spare);
+    }
+}
+
+impl FileData {
+    /// Promises clusters and tree blocks for delayed blocks.
+    pub(super) fn promise_space(
+        &self,
+        fs: &Arc<Filesystem>,
+        inode: &Inode,
+        lblk: Lblk,
+        len: u32,
+    ) -> Result<()> {
+        let worst = Self::worst(fs, inode)?;
+        let ratio = fs.geo.cluster_ratio();
+        let (mut promise, mapped) = self.promise_beside_map(fs, inode, lblk, len)?;
+        let clusters = if ratio == 1 {
+            u64::from(len)
+        } else {
+            Self::new_clusters(&mut promise, lblk.0, len, ratio, mapped)
+        };
+        let have = promise.reservation.as_ref().map_or(0, Reservation::meta);
+        let worst = worst(promise.blocks + u64::from(len));
+        let (meta, reach) = (worst.saturating_sub(have), MapFs::reach(inode.map_kind()));
+        match fs.alloc.reserve_below(clusters, meta, self.privilege(), reach) {
+            Ok(more) => promise.put_back(more),
+            Err(e) => {
+                if ratio > 1 {
+                    Self::forget_clusters(&mut promise, lblk.0, len, ratio);
+                }
+                return Err(e.into());
+            }
+        }
+        promise.blocks += u64::from(len);
+        if clusters > 0 {
+            let mut state = inode.state();
+            state.delayed = state.delayed.saturating_add(clusters as u32 * ratio);
+        }
+        Ok(())
+    }
+
+    /// Locks the promise; and the clusters with the ends of a hole that are the file's by other blocks, with bigalloc. (Those between are
+    /// holes as a whole.) The map is looked at before, and once more if it has changed since: blocks that were delayed in such a
+    /// cluster may have been published meanwhile. None leaves the map: who reserves keeps those out who take blocks away.
+    fn promise_beside_map(
+        &self,
+        fs: &Filesystem,
+        inode: &Inode,
+        lblk: Lblk,
+        len: u32,
+    ) -> Result<(MutexGuard<'_, Promise>, [Option<u32>; 2])> {
+        let ratio = fs.geo.cluster_ratio();
+        if ratio == 1 {
+            return Ok((self.promise.lock(), [None; 2]));
+        }
+        let ends = [lblk.0, lblk.0 + len.saturating_sub(1)];
+        loop {
+            let seq = inode.es.seq();
+            let mut mapped = [None; 2];
+            {
+                let i_block = inode.map.read();
+                for (at, end) in mapped.iter_mut().zip(ends) {
+                    let implied = fs.map.implied(&inode.map_ref(&i_block), Lblk(end))?;
+                    *at = implied.map(|_| end / ratio);
+                }
+            }
+            let promise = self.promise.lock();
+            if inode.es.seq() == seq {
+                return Ok((promise, mapped));
+            }
+        }
+    }
+
+    /// How many clusters delayed blocks there need, beside those that are reserved, and those in `mapped`; they are entered.
+    fn new_clusters(promise: &mut Promise, lblk: u32, len: u32, ratio: u32, mapped: [Option<u32>; 2]) -> u64 {
+        let mut new = 0;
+        for at in lblk..lblk + len {
+            let entry = promise.clusters.entry(at / ratio).or_insert_with(|| {
+                let needed = !mapped.contains(&Some(at / ratio));
+                new += u64::from(needed);
+                (0, needed)
+            });
+            entry.0 += 1;
+        }
+        new
+    }
+
+    fn forget_clusters(promise: &mut Promise, lblk: u32, len: u32, ratio: u32) {
+        for at in lblk..lblk + len {
+            if let Some((count, _)) = promise.clusters.get_mut(&(at / ratio)) {
+                *count -= 1;
+                if *count == 0 {
+                    promise.clusters.remove(&(at / ratio));
+                }
+            }
+        }
     }
 }

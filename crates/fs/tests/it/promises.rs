@@ -49,6 +49,76 @@ fn a_cluster_that_several_extents_share_is_freed_once() {
     assert_clean(&image);
 }
 
+/// With bigalloc a delayed block needs no cluster where its file has one, by a block in the map or by another delayed one: nothing is
+/// reserved for it, and a full disk takes it.
+#[test]
+fn delayed_blocks_in_a_cluster_of_the_file_need_none() {
+    for reopened in [false, true] {
+        let dir = scratch();
+        let image = dir.join("image");
+        mke2fs(&image, 32 << 20, "-t ext4 -b 1024 -O bigalloc -C 8192 -m 0");
+        let (fs, file) = new_file(&image);
+        let cred = Credentials::user(1, 1, &[]);
+        // In the middle of the second cluster.
+        file.write_at(11 << 10, &[1; 1024]).unwrap();
+        let (fs, file) = if reopened {
+            drop(file);
+            fs.unmount().unwrap();
+            drop(fs);
+            let fs = open_rw(&image);
+            let inode = fs.lookup(&fs.root().unwrap(), b"file", &Credentials::root()).unwrap();
+            let mode = OpenMode { read: true, write: true, ..OpenMode::default() };
+            let file = OpenFile::new(&fs, &inode, mode, &Credentials::root()).unwrap();
+            (fs, file)
+        } else {
+            fs.sync().unwrap();
+            (fs, file)
+        };
+        let write = |block: u64, len: usize| {
+            fs.write_at(file.inode(), block << 10, &vec![2; len << 10], WriteFlags::default(), &cred)
+        };
+        let free = || fs.statfs().blocks_free;
+        let before = free();
+        write(10, 1).unwrap();
+        assert_eq!((before - free(), file.inode().attr().blocks), (0, 16), "before a mapped block");
+        write(12, 2).unwrap();
+        assert_eq!((before - free(), file.inode().attr().blocks), (0, 16), "behind it");
+        write(9, 6).unwrap();
+        assert_eq!((before - free(), file.inode().attr().blocks), (0, 16), "round it");
+        // Blocks 15 to 33 reach over clusters 2 and 3 as a whole and into 4.
+        write(15, 19).unwrap();
+        assert_eq!((before - free(), file.inode().attr().blocks), (24, 16 + 48), "over its end");
+        write(36, 1).unwrap();
+        assert_eq!((before - free(), file.inode().attr().blocks), (24, 16 + 48), "beside a delayed one");
+        fs.sync().unwrap();
+        assert_eq!((before - free(), file.inode().attr().blocks), (24, 16 + 48), "as many as were taken");
+        // A full disk.
+        let root = fs.root().unwrap();
+        let full = fs.mknod(&root, b"full", &NewInode::file(0o644), &Credentials::root()).unwrap();
+        let mut at = 0;
+        let error = loop {
+            match fs.write_at(&full, at, &[1; 8192], WriteFlags::default(), &cred) {
+                Ok((n, _)) => at += n as u64,
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(error.errno(), 28);
+        write(8, 1).expect("in the second cluster");
+        write(37, 3).expect("in the fifth");
+        assert_eq!(write(40, 1).unwrap_err().errno(), 28, "in one that the file does not have");
+        fs.sync().unwrap();
+        let mut bytes = vec![0; 40 << 10];
+        file.read_at(0, &mut bytes).unwrap();
+        let rows: Vec<u8> = bytes.chunks(1024).map(|b| b[0]).collect();
+        assert_eq!(rows[8..15], [2; 7]);
+        assert_eq!(rows[34..], [0, 0, 2, 2, 2, 2]);
+        drop((full, file, root));
+        fs.unmount().unwrap();
+        drop(fs);
+        assert_clean(&image);
+    }
+}
+
 /// A change that finds no space leaves the filesystem as it was: alive.
 #[test]
 fn no_space_for_a_copy_of_a_shared_attribute_block() {
