@@ -271,9 +271,11 @@ impl FileData {
         Ok(move |blocks| fs.map.tree_blocks_worst(kind, depth, blocks))
     }
 
-    /// Takes blocks out of the promise that are published or dropped.
-    fn undelay(&self, fs: &Filesystem, inode: &Inode, lblk: u32, len: u32, gone: Gone) -> Result<()> {
-        let worst = Self::worst(fs, inode)?;
+    /// Takes blocks out of the promise that are published or dropped. How many blocks are reserved no longer, whole clusters (0 for single
+    /// blocks that are published).
+    fn undelay(&self, fs: &Filesystem, inode: &Inode, lblk: u32, len: u32, gone: Gone) -> u32 {
+        // Where the map cannot be read any more no tree block is given back before the last delayed block.
+        let worst = Self::worst(fs, inode).ok();
         let ratio = fs.geo.cluster_ratio();
         let mut promise = self.promise.lock();
         debug_assert!(promise.blocks >= u64::from(len), "{len} blocks of {} delayed ones", promise.blocks);
@@ -304,12 +306,12 @@ impl FileData {
         }
         Self::count_ended(inode, ended * ratio);
         let left = promise.blocks;
-        promise.trim(worst(left));
-        Ok(())
+        promise.trim(worst.map_or(u64::MAX, |worst| worst(left)));
+        ended * ratio
     }
 
-    /// Takes blocks out of what stat counts as delayed. Saturating: where a publication failed after the map had them, or the map cannot
-    /// be read any more, they are told of twice; the count is for stat(2) alone.
+    /// Takes blocks out of what stat counts as delayed. Saturating: where a publication failed after the map had them they are told of twice;
+    /// the count is for stat(2) alone.
     fn count_ended(inode: &Inode, blocks: u32) {
         if blocks > 0 {
             let mut state = inode.state();
@@ -521,28 +523,19 @@ impl Host for FileData {
         if end > fs.map.max_blocks(inode.map_kind()) {
             return Err(Error::FileTooBig);
         }
-        fs.quota_reserve(&inode, len.into(), self.is_exempt())?;
-        let promised = self.promise_space(&fs, &inode, lblk, len);
-        if promised.is_err() {
-            fs.quota_unreserve(&inode, len.into());
-        }
-        promised
+        self.promise_space(&fs, &inode, lblk, len)
     }
 
     fn unreserve(&self, lblk: Lblk, len: u32) {
-        let given = self.both().and_then(|(fs, inode)| {
-            fs.quota_unreserve(&inode, len.into());
-            self.undelay(&fs, &inode, lblk.0, len, Gone::Dropped)
-        });
-        if given.is_err() {
-            // The filesystem is going away, or the map cannot be read any more: the count alone is kept.
+        let Ok((fs, inode)) = self.both() else {
+            // The filesystem is going away: the count alone is kept.
             let mut promise = self.promise.lock();
             promise.blocks = promise.blocks.saturating_sub(len.into());
             promise.trim(u64::MAX);
-            if let Some(inode) = self.inode.upgrade() {
-                Self::count_ended(&inode, len);
-            }
-        }
+            return;
+        };
+        let ended = self.undelay(&fs, &inode, lblk.0, len, Gone::Dropped);
+        fs.quota_unreserve(&inode, ended.into());
     }
 
     fn claim(&self, lblk: Lblk, len: u32, delayed: bool) -> Result<Placement<FileClaim>> {
@@ -604,7 +597,8 @@ impl Host for FileData {
             for (pblk, parts) in content {
                 log_content(&mut handle, size, *pblk, parts)?;
             }
-            fs.quota_unreserve(&inode, fresh.into());
+            let paid = if counted > 0 { fresh } else { self.reserved_for(&claims, fs.geo.cluster_ratio()) };
+            fs.quota_unreserve(&inode, paid.into());
             {
                 let mut state = inode.state();
                 state.raw.size = state.raw.size.max(end);
@@ -619,7 +613,7 @@ impl Host for FileData {
                 What::Implied => Gone::Implied,
                 What::Convert => continue,
             };
-            self.undelay(&fs, &inode, claim.lblk, claim.len, gone)?;
+            self.undelay(&fs, &inode, claim.lblk, claim.len, gone);
         }
         Ok(())
     }

@@ -1,12 +1,14 @@
 //! What is promised to the delayed blocks of a file.
 
+use std::collections::BTreeSet;
+
 use extant_alloc::{Privilege, Reservation};
 use extant_format::{Lblk, Pblk};
 use extant_map::{MapFs, MapKind};
 use extant_sync::{Arc, MutexGuard};
 use rustc_hash::FxHashMap;
 
-use super::FileData;
+use super::{FileClaim, FileData, What};
 use crate::error::Result;
 use crate::filesystem::Filesystem;
 use crate::inode::Inode;
@@ -64,12 +66,23 @@ impl FileData {
     ) -> Result<()> {
         let worst = Self::worst(fs, inode)?;
         let ratio = fs.geo.cluster_ratio();
-        let (mut promise, mapped) = self.promise_beside_map(fs, inode, lblk, len)?;
-        let clusters = if ratio == 1 {
-            u64::from(len)
-        } else {
-            Self::new_clusters(&mut promise, lblk.0, len, ratio, mapped)
+        let exempt = self.is_exempt();
+        // Quota's locks come before: it promises what is needed by a first look, and a second one says whether it still is that much.
+        let mut charged = 0;
+        let (mut promise, mapped, clusters) = loop {
+            let (promise, mapped) = self.promise_beside_map(fs, inode, lblk, len)?;
+            let needed = Self::missing_clusters(&promise, lblk.0, len, ratio, mapped);
+            if needed == charged || !fs.has_quotas() {
+                break (promise, mapped, needed);
+            }
+            drop(promise);
+            fs.quota_unreserve(inode, charged * u64::from(ratio));
+            fs.quota_reserve(inode, needed * u64::from(ratio), exempt)?;
+            charged = needed;
         };
+        if ratio > 1 {
+            Self::enter_clusters(&mut promise, lblk.0, len, ratio, mapped);
+        }
         let have = promise.reservation.as_ref().map_or(0, Reservation::meta);
         let worst = worst(promise.blocks + u64::from(len));
         let (meta, reach) = (worst.saturating_sub(have), MapFs::reach(inode.map_kind()));
@@ -79,6 +92,8 @@ impl FileData {
                 if ratio > 1 {
                     Self::forget_clusters(&mut promise, lblk.0, len, ratio);
                 }
+                drop(promise);
+                fs.quota_unreserve(inode, charged * u64::from(ratio));
                 return Err(e.into());
             }
         }
@@ -122,18 +137,32 @@ impl FileData {
         }
     }
 
-    /// How many clusters delayed blocks there need, beside those that are reserved, and those in `mapped`; they are entered.
-    fn new_clusters(promise: &mut Promise, lblk: u32, len: u32, ratio: u32, mapped: [Option<u32>; 2]) -> u64 {
-        let mut new = 0;
-        for at in lblk..lblk + len {
-            let entry = promise.clusters.entry(at / ratio).or_insert_with(|| {
-                let needed = !mapped.contains(&Some(at / ratio));
-                new += u64::from(needed);
-                (0, needed)
-            });
-            entry.0 += 1;
+    /// How many clusters delayed blocks there need, beside those that are reserved, and those in `mapped`.
+    fn missing_clusters(promise: &Promise, lblk: u32, len: u32, ratio: u32, mapped: [Option<u32>; 2]) -> u64 {
+        if ratio == 1 || len == 0 {
+            return len.into();
         }
-        new
+        let clusters = lblk / ratio..=(lblk + (len - 1)) / ratio;
+        let missing = |at: &u32| !promise.clusters.contains_key(at) && !mapped.contains(&Some(*at));
+        clusters.filter(missing).count() as u64
+    }
+
+    /// Counts delayed blocks in their clusters, of which those that are not there yet and not in `mapped` are reserved.
+    fn enter_clusters(promise: &mut Promise, lblk: u32, len: u32, ratio: u32, mapped: [Option<u32>; 2]) {
+        for at in lblk..lblk + len {
+            let needed = !mapped.contains(&Some(at / ratio));
+            promise.clusters.entry(at / ratio).or_insert((0, needed)).0 += 1;
+        }
+    }
+
+    /// With bigalloc: the blocks of the clusters that are reserved for what `claims` brings into the map.
+    pub(super) fn reserved_for(&self, claims: &[FileClaim], ratio: u32) -> u32 {
+        let promise = self.promise.lock();
+        let delayed = claims.iter().filter(|claim| !matches!(claim.what, What::Convert));
+        let clusters: BTreeSet<_> =
+            delayed.flat_map(|claim| claim.lblk / ratio..=(claim.lblk + (claim.len - 1)) / ratio).collect();
+        let reserved = |at: &&u32| promise.clusters.get(*at).is_some_and(|(_, reserved)| *reserved);
+        clusters.iter().filter(reserved).count() as u32 * ratio
     }
 
     fn forget_clusters(promise: &mut Promise, lblk: u32, len: u32, ratio: u32) {

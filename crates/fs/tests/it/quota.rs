@@ -180,6 +180,54 @@ fn data_is_counted_when_it_is_promised_and_stops_at_the_limit() {
     clean(&image);
 }
 
+/// With bigalloc what is promised is clusters, as what is charged: one for all the delayed blocks in it, none where the file has it.
+#[test]
+fn delayed_blocks_are_promised_their_clusters() {
+    need!(env::tools(&["mke2fs", "e2fsck", "debugfs"]));
+    let scratch = env::scratch();
+    let image = scratch.join("image");
+    oracle::mke2fs(&image, 64 << 20, &(ARGS.replace("project ", "project,bigalloc ") + " -C 16384"));
+    let fs = open_with(&image, "usrquota");
+    let (root, me) = (open_to_all(&fs), user(1000));
+    let file = fs.mknod(&root, b"f", &NewInode::file(0o644), &me).expect("file");
+    let write = |block: u64| fs.write_at(&file, block << 12, &[7; 4096], WriteFlags::default(), &me);
+    limit(&fs, 32, 0);
+    write(1).expect("a cluster");
+    write(10).expect("another one");
+    exceeded(write(12));
+    write(8).expect("in the same");
+    write(2).expect("in the same");
+    fs.sync().expect("sync");
+    assert_eq!(usage(&fs, QuotaKind::User, 1000), (32 << 10, 1));
+    write(0).expect("in a cluster that it has");
+    exceeded(write(12));
+    let cut = |blocks: u64| {
+        let size = SetAttr { size: Some(blocks << 12), ..SetAttr::default() };
+        fs.set_attr(&file, &size, &me).expect("truncate");
+    };
+    write(11).expect("in a cluster that it has");
+    cut(4);
+    write(12).expect("there is room again");
+    cut(4);
+    write(4).expect("what was delayed and dropped is promised no longer");
+    exceeded(write(12));
+    fs.sync().expect("sync");
+    exceeded(write(12));
+    assert_eq!(usage(&fs, QuotaKind::User, 1000), (32 << 10, 1));
+    fs.unlink(&root, b"f", &me).expect("unlink");
+    drop(file);
+    fs.sync().expect("sync");
+    assert_eq!(usage(&fs, QuotaKind::User, 1000), (0, 0));
+    let file = fs.mknod(&root, b"f", &NewInode::file(0o644), &me).expect("file");
+    let write = |block: u64| fs.write_at(&file, block << 12, &[7; 4096], WriteFlags::default(), &me);
+    write(1).expect("nothing is promised any more");
+    write(4).expect("nor the second");
+    drop((file, root));
+    fs.unmount().expect("unmount");
+    drop(fs);
+    clean(&image);
+}
+
 /// Limits, in KiB and inodes, of user 1000.
 fn limit(fs: &Filesystem, space_hard: u64, inodes_hard: u64) {
     let limits = QuotaLimits { space_hard, inodes_hard, ..QuotaLimits::default() };
@@ -236,7 +284,7 @@ fn space_limits_stop_blocks_for_attributes() {
         exceeded(fs.tmpfile(&default, 0o644, &me));
         assert_eq!(usage(&fs, QuotaKind::User, 1000), (unit << 10, 3));
         set(&three, 5, 2000, &admin).expect("root may");
-        assert_eq!(usage(&fs, QuotaKind::User, 1000), (2 * unit << 10, 3));
+        assert_eq!(usage(&fs, QuotaKind::User, 1000), ((2 * unit) << 10, 3));
         fs.remove_xattr(&three, b"user.long", &me).expect("removed");
         fs.remove_xattr(&one, b"user.long", &me).expect("removed");
         fs.mknod(&default, b"inherits", &NewInode::file(0o644), &me).expect("there is room again");
