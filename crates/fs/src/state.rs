@@ -31,7 +31,8 @@ impl Filesystem {
     /// Stops all changes, and brings the image into a state that is clean without recovery, until [`Self::thaw`].
     ///
     /// # Errors
-    /// `Busy` if it is frozen already; what could not be written (nothing is frozen then).
+    /// `Busy` if it is frozen already; what could not be written: nothing is frozen then, but it is read-only if the image could not
+    /// be marked as in use again.
     pub fn freeze(&self, cred: &Credentials) -> Result<()> {
         if !cred.has(Caps::SYS_ADMIN) {
             return Err(Error::NotPermitted);
@@ -43,7 +44,7 @@ impl Filesystem {
         if self.mount.frozen.swap(true, Ordering::AcqRel) {
             return Err(Error::Busy);
         }
-        let done = self.still().and_then(|()| self.write_still());
+        let done = self.still().and_then(|()| self.clean_or_in_use());
         if done.is_err() {
             self.open_gates();
             self.mount.frozen.store(false, Ordering::Release);
@@ -74,6 +75,17 @@ impl Filesystem {
         Ok(())
     }
 
+    /// The same for who opens the gates again if it fails: some of it may have been written, and what is written under a superblock
+    /// that says clean is lost in a crash.
+    fn clean_or_in_use(&self) -> Result<()> {
+        let written = self.write_still();
+        if written.is_err() {
+            // Or it is read-only; the error is that of the write.
+            let _ = self.mark_thawed();
+        }
+        written
+    }
+
     /// Ends a freeze.
     ///
     /// # Errors
@@ -98,7 +110,7 @@ impl Filesystem {
         }
         let marked = self.mark_in_use();
         if let Err(e) = &marked {
-            tracing::error!("the superblock could not be written at the thaw: {e}; read-only from here on");
+            tracing::error!("the superblock could not be marked as in use: {e}; read-only from here on");
             self.set_mode(Mode::ReadOnly);
             self.journal.abort(e.errno());
         }
@@ -129,7 +141,8 @@ impl Filesystem {
     ///
     /// # Errors
     /// `Incompatible` for options that cannot change, and for writing to an image that changed while it was read-only; `Busy` while
-    /// it is frozen; what could not be written. The options are the old ones then.
+    /// it is frozen; what could not be written. The options are the old ones then, unless the image could not be marked as in use again: it
+    /// is read-only then.
     pub fn remount(&self, options: &MountOptions) -> Result<()> {
         let _whole = self.mount.whole.lock();
         self.check_alive()?;
@@ -298,7 +311,7 @@ impl Filesystem {
             // A device may still write what is then not written.
             return Err(Error::Busy);
         }
-        let done = self.hold_quota_files(false).and_then(|()| self.still()).and_then(|()| self.write_still());
+        let done = self.hold_quota_files(false).and_then(|()| self.still()).and_then(|()| self.clean_or_in_use());
         let done = done.and_then(|()| {
             self.set_mode(Mode::ReadOnly);
             self.check_alive()

@@ -137,6 +137,65 @@ fn a_thaw_that_cannot_mark_the_image_leaves_it_alone() {
     }
 }
 
+/// What is written after a freeze or a remount that was refused is found after a crash: the superblock does not say clean, whichever
+/// write or flush failed; or nothing is written any more.
+#[test]
+fn a_refused_freeze_leaves_the_image_in_use() {
+    use extant_device::BlockDevice;
+    use extant_format::superblock::State;
+    use extant_format::{Incompat, Superblock};
+    use extant_testkit::sim::{Failpoint, Kind, SimDevice};
+    need!(env::tools(&["mke2fs"]));
+    type Change = fn(&Filesystem) -> crate::Result<()>;
+    let changes: [(&str, Change); 2] = [
+        ("freeze", |fs| fs.freeze(&Credentials::root())),
+        ("remount", |fs| fs.remount(&MountOptions::parse("ro").unwrap())),
+    ];
+    let in_use = |device: &SimDevice| {
+        let mut bytes = [0; 1024];
+        device.read_at(1024, &mut bytes).unwrap();
+        let sb = Superblock::read(&bytes).unwrap();
+        sb.features().incompat.contains(Incompat::RECOVER) || !sb.state().contains(State::VALID)
+    };
+    let (cred, new) = (Credentials::root(), crate::NewInode::file(0o644));
+    let dir = scratch();
+    let image = dir.join("image");
+    let (mut refused, mut written) = (0, 0);
+    for mkfs in ["-t ext4", "-t ext4 -O ^has_journal"] {
+        oracle::mke2fs(&image, 16 << 20, mkfs);
+        let made = SimDevice::from_file(&image).content();
+        let points = [(Kind::Write, 1), (Kind::Write, u64::MAX), (Kind::Flush, 1), (Kind::Flush, u64::MAX)];
+        for (kind, times) in points {
+            for (name, change) in changes {
+                for skip in 0.. {
+                    let what = format!("{mkfs}, {name}: {kind:?} {skip}, {times} times");
+                    assert!(skip < 1000, "{what}");
+                    let device = SimDevice::from_content(made.clone());
+                    let fs = Filesystem::open(Arc::clone(&device) as _, Setup::default()).unwrap();
+                    let root = fs.root().unwrap();
+                    drop(fs.mknod(&root, b"before", &new, &cred).unwrap());
+                    device.fail(Failpoint { skip, times, ..Failpoint::nth(kind, 0) });
+                    let done = change(&fs);
+                    device.heal();
+                    if done.is_ok() {
+                        break;
+                    }
+                    refused += 1;
+                    let after = fs.mknod(&root, b"after", &new, &cred);
+                    if after.and_then(|file| fs.fsync(&file, false)).is_ok() {
+                        written += 1;
+                        assert!(in_use(&device), "{what}: written under a superblock that says clean");
+                    }
+                    drop(root);
+                    // What the device did not take may end it with an error.
+                    let _ = fs.unmount();
+                }
+            }
+        }
+    }
+    assert!(refused > 40 && written > 10, "{refused} refused, {written} written to");
+}
+
 /// A freeze, a thaw, an unmount and an orderly shutdown wait for a remount that is under way: whose lock they take, as the order of
 /// locks says when the same thread has it.
 #[test]
