@@ -213,21 +213,30 @@ impl BlockCache {
         }
     }
 
-    /// Changes a block in the cache and at once in its place on the device, outside of any transaction; not flushed.
+    /// Changes a block in the cache and at once in its place on the device, outside of any transaction; not flushed. If the device
+    /// refuses it, the change is taken back.
     ///
     /// # Errors
     /// [`Error::Journalled`] when a transaction or checkpoint still needs the block, [`Error::Write`].
     pub fn write_through<R>(&self, buf: &Buf, change: impl FnOnce(&mut [u8]) -> R) -> Result<R> {
-        let (result, data) = {
+        let (result, before, data) = {
             let mut state = buf.state();
             if state.is_journalled() {
                 return Err(Error::Journalled(buf.pblk()));
             }
+            let before = Arc::clone(&state.data);
             let result = change(Arc::make_mut(&mut state.data));
-            (result, Arc::clone(&state.data))
+            (result, before, Arc::clone(&state.data))
         };
-        self.write_run(buf.pblk(), &[IoSlice::new(&data)])?;
-        Ok(result)
+        let written = self.write_run(buf.pblk(), &[IoSlice::new(&data)]);
+        if written.is_err() {
+            let mut state = buf.state();
+            // Unless somebody has changed it since, in a handle.
+            if Arc::ptr_eq(&state.data, &data) {
+                state.data = before;
+            }
+        }
+        written.map(|()| result)
     }
 
     /// Writes consecutive blocks from `pblk`.

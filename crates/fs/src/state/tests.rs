@@ -196,6 +196,34 @@ fn a_refused_freeze_leaves_the_image_in_use() {
     assert!(refused > 40 && written > 10, "{refused} refused, {written} written to");
 }
 
+/// A remount for writing whose write fails may be tried again.
+#[test]
+fn a_remount_that_the_device_refused_may_be_tried_again() {
+    use extant_testkit::sim::{Failpoint, Kind, SimDevice};
+    need!(env::tools(&["mke2fs", "e2fsck"]));
+    let dir = scratch();
+    let image = dir.join("image");
+    let remount = |fs: &Filesystem, words| fs.remount(&MountOptions::parse(words).unwrap());
+    for mkfs in ["-t ext4", "-t ext4 -O ^has_journal"] {
+        for (kind, nth) in [(Kind::Write, 0), (Kind::Write, 1), (Kind::Flush, 0), (Kind::Flush, 1)] {
+            let what = format!("{mkfs}: {kind:?} {nth}");
+            oracle::mke2fs(&image, 16 << 20, mkfs);
+            let device = SimDevice::from_file(&image);
+            let fs = Filesystem::open(Arc::clone(&device) as _, Setup::default()).unwrap();
+            remount(&fs, "ro").unwrap();
+            device.fail(Failpoint::nth(kind, nth));
+            assert_eq!(remount(&fs, "rw").unwrap_err().errno(), 5, "{what}");
+            assert!(fs.is_read_only(), "{what}");
+            device.heal();
+            remount(&fs, "rw").unwrap_or_else(|e| panic!("{what}: {e}"));
+            fs.mknod(&fs.root().unwrap(), b"f", &crate::NewInode::file(0o644), &Credentials::root()).unwrap();
+            fs.unmount().unwrap();
+            device.content().to_file(&image).unwrap();
+            oracle::assert_clean(&image);
+        }
+    }
+}
+
 /// A freeze, a thaw, an unmount and an orderly shutdown wait for a remount that is under way: whose lock they take, as the order of
 /// locks says when the same thread has it.
 #[test]
