@@ -12,12 +12,33 @@ use extant_format::{FormatError, GroupDesc, GroupNr, Ino, Pblk, Superblock};
 
 use crate::error::{CorruptKind, Error, Place, Result};
 
-/// Reads the superblock: the primary one, or the one at `sb` KiB.
+/// Reads the superblock: the primary one, or the one at `sb` KiB. That one says what the filesystem is; what is under way in it
+/// (orphans, errors, whether it is clean) only the primary one knows, where it is whole and of the same filesystem.
 pub(crate) fn read_super(device: &dyn BlockDevice, sb: Option<u64>) -> Result<Superblock> {
-    let offset = match sb {
-        None => SUPERBLOCK_OFFSET,
-        Some(kib) => kib.checked_mul(1024).ok_or(Error::Invalid("sb="))?,
-    };
+    let Some(kib) = sb else { return read_primary(device) };
+    let mut named = Superblock::read(&super_bytes(device, offset_of(kib)?)?)?;
+    if let Some(primary) = primary_of(device, &named) {
+        named.take_use_of(&primary)?;
+    }
+    // It is written in the primary's place.
+    named.update(|raw| raw.s_block_group_nr.set(0))?;
+    Ok(named)
+}
+
+/// The superblock in which the filesystem's state is kept, and the byte that is at: the primary one, or the one at `sb` KiB where the
+/// primary is not of the same filesystem.
+pub(crate) fn read_state(device: &dyn BlockDevice, sb: Option<u64>) -> Result<(u64, Superblock)> {
+    let Some(kib) = sb else { return Ok((SUPERBLOCK_OFFSET, read_primary(device)?)) };
+    let at = offset_of(kib)?;
+    let named = Superblock::read(&super_bytes(device, at)?)?;
+    Ok(primary_of(device, &named).map_or((at, named), |primary| (SUPERBLOCK_OFFSET, primary)))
+}
+
+fn offset_of(kib: u64) -> Result<u64> {
+    kib.checked_mul(1024).ok_or(Error::Invalid("sb="))
+}
+
+fn super_bytes(device: &dyn BlockDevice, offset: u64) -> Result<[u8; 1024]> {
     if offset.checked_add(1024).is_none_or(|end| end > device.size()) {
         return Err(Error::Incompatible(
             format!("no superblock at byte {offset}: past the end of the image").into(),
@@ -25,12 +46,23 @@ pub(crate) fn read_super(device: &dyn BlockDevice, sb: Option<u64>) -> Result<Su
     }
     let mut bytes = [0; 1024];
     device.read_at(offset, &mut bytes)?;
+    Ok(bytes)
+}
+
+fn read_primary(device: &dyn BlockDevice) -> Result<Superblock> {
+    let bytes = super_bytes(device, SUPERBLOCK_OFFSET)?;
     match Superblock::read(&bytes) {
-        Err(FormatError::Checksum { .. }) if sb.is_none() => {
+        Err(FormatError::Checksum { .. }) => {
             backup_of_torn(device, &bytes).ok_or(Error::Checksum(Place::Superblock))
         }
         sb => Ok(sb?),
     }
+}
+
+/// The primary superblock, if it is whole and of the same filesystem as `other`.
+fn primary_of(device: &dyn BlockDevice, other: &Superblock) -> Option<Superblock> {
+    let primary = Superblock::read(&super_bytes(device, SUPERBLOCK_OFFSET).ok()?).ok()?;
+    (primary.uuid() == other.uuid()).then_some(primary)
 }
 
 /// The copy of a superblock whose write was torn (its two sectors are of different writes, so the checksum is wrong): a mount

@@ -6,7 +6,6 @@
 //! With `errors=remount-ro` the journal is aborted, as in the kernel: what is not committed may rest on the damage. What
 //! was durable stays so, fsync of anything else answers `ReadOnly`, and unmount reports the abort.
 
-use extant_format::geometry::SUPERBLOCK_OFFSET;
 use extant_format::superblock::{ErrorRecord, State};
 use extant_journal::Handle;
 use extant_sync::atomic::Ordering;
@@ -108,11 +107,9 @@ impl Filesystem {
     /// Writes the record of damage onto the device, beside an aborted journal: into the superblock as it is there, for the one in
     /// memory has changes that never became durable. If a recovery takes it back, the journal's own errno is left.
     pub(crate) fn leave_record(&self) -> crate::error::Result<()> {
-        let sb = self.options().given.sb;
-        let mut there = crate::bootstrap::read_super(&*self.device, sb)?;
+        let (at, mut there) = crate::bootstrap::read_state(&*self.device, self.options().given.sb)?;
         let before = there.encode();
         there.take_errors_of(&self.sb.lock());
-        let at = sb.map_or(SUPERBLOCK_OFFSET, |kib| kib * 1024);
         self.device.write_at(at, &there.encode_over(&before))?;
         Ok(self.device.flush()?)
     }

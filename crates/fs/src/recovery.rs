@@ -12,7 +12,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use extant_device::{BlockDevice, Counting, Overlay};
-use extant_format::geometry::SUPERBLOCK_OFFSET;
 use extant_format::superblock::State;
 use extant_format::{Pblk, Superblock};
 use extant_journal::{LogPlace, Recovery, recover as replay};
@@ -55,10 +54,9 @@ pub(crate) fn recover(
 
 /// Takes over into the superblock that the journal was aborted: with a device that failed, it was all that could be written.
 fn note_error(device: &Arc<dyn BlockDevice>, setup: &Setup) -> Result<()> {
-    let mut sb = bootstrap::read_super(&**device, setup.options.sb)?;
+    let (at, mut sb) = bootstrap::read_state(&**device, setup.options.sb)?;
     let before = sb.encode();
     sb.set_state(sb.state() | State::ERROR);
-    let at = setup.options.sb.map_or(SUPERBLOCK_OFFSET, |kib| kib * 1024);
     device.write_at(at, &sb.encode_over(&before))?;
     Ok(device.flush()?)
 }

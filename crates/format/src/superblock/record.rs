@@ -3,6 +3,7 @@
 use zerocopy::little_endian::U32;
 
 use super::{RawSuperblock, State, Superblock};
+use crate::{Compat, FormatError, Incompat, RoCompat};
 
 /// One of the superblock's 40-bit times, in seconds since 1970 (0 is "never").
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -150,5 +151,27 @@ impl Superblock {
         to.s_last_error_line = from.s_last_error_line;
         to.s_last_error_errcode = from.s_last_error_errcode;
         self.set_state(self.state() | State::ERROR);
+    }
+
+    /// Takes over what changes with use and is written to the primary superblock, but not to each backup: the state and the errors on
+    /// record, the orphans, the mounts, and the features that come with use.
+    ///
+    /// # Errors
+    /// Features that contradict each other.
+    pub fn take_use_of(&mut self, primary: &Self) -> Result<(), FormatError> {
+        self.take_errors_of(primary);
+        self.set_state(primary.state());
+        self.set_last_orphan(primary.last_orphan());
+        self.set_mnt_count(primary.mount_counts().0);
+        self.set_kbytes_written(primary.kbytes_written());
+        for which in [SbTime::Mount, SbTime::Write, SbTime::LastCheck] {
+            self.set_time(which, primary.time(which));
+        }
+        let (mut to, from) = (self.features(), primary.features());
+        to.incompat.set(Incompat::RECOVER, from.incompat.contains(Incompat::RECOVER));
+        to.ro_compat.set(RoCompat::ORPHAN_PRESENT, from.ro_compat.contains(RoCompat::ORPHAN_PRESENT));
+        to.ro_compat |= from.ro_compat & RoCompat::LARGE_FILE;
+        to.compat |= from.compat & Compat::EXT_ATTR;
+        self.set_features(to)
     }
 }

@@ -10,7 +10,7 @@ use extant::{
 };
 use extant_device::{BlockDevice, OpenOptions};
 use extant_testkit::oracle::{self, assert_clean, mke2fs};
-use extant_testkit::sim::{Content, SimDevice};
+use extant_testkit::sim::{Content, Failpoint, Kind, SimDevice};
 use extant_testkit::{env, scratch};
 
 use crate::support::{open_rw, open_with};
@@ -357,4 +357,74 @@ fn fill_slots(image: &Path, entries: &[u32]) {
         blocks.split_whitespace().filter_map(|word| word.parse::<u64>().ok()).next().expect("a block");
     let bytes: Vec<u8> = entries.iter().flat_map(|ino| ino.to_le_bytes()).collect();
     device(image, true).write_at(block * 4096, &bytes).unwrap();
+}
+
+fn state(image: &Path) -> String {
+    let header = oracle::dumpe2fs_header(image);
+    header.into_iter().find(|(name, _)| name == "Filesystem state").unwrap().1
+}
+
+/// A backup says what the filesystem is; its orphans, errors and state are those of the primary superblock, if there is one.
+#[test]
+fn a_mount_by_a_backup_knows_what_is_under_way() {
+    need!(env::tools(&["mke2fs", "e2fsck", "dumpe2fs", "debugfs"]));
+    let by_backup = |image: &Path| {
+        let fs = open_with(image, "sb=8193");
+        fs.mkdir(&fs.root().unwrap(), b"new", 0o755, &root()).unwrap();
+        fs.unmount().unwrap();
+    };
+    for mkfs in ["-t ext4 -b 1024 -O ^orphan_file", "-t ext4 -b 1024 -O orphan_file", "-t ext2 -b 1024"] {
+        let dir = scratch();
+        let image = dir.join("image");
+        if !mkfs.contains("ext2") {
+            crashed(&image, mkfs);
+            by_backup(&image);
+            assert_eq!(state(&image), "clean", "{mkfs}");
+            assert_clean(&image);
+        }
+        mke2fs(&image, 32 << 20, mkfs);
+        by_backup(&image);
+        assert_eq!(state(&image), "clean", "{mkfs}");
+        assert_clean(&image);
+        let group = |bytes: &[u8]| u16::from_le_bytes([bytes[1024 + 0x5a], bytes[1024 + 0x5b]]);
+        let mut bytes = std::fs::read(&image).unwrap();
+        assert_eq!((group(&bytes), group(&bytes[8192 << 10..])), (0, 1), "{mkfs}");
+        // Errors stay on record.
+        oracle::debugfs_write(&image, &["ssv state 3", "ssv error_count 2", "ssv first_error_ino 12"]);
+        let fs = open_with(&image, "sb=8193,errors=continue");
+        assert_eq!(fs.superblock().first_error().map(|e| e.ino), Some(12), "{mkfs}");
+        fs.unmount().unwrap();
+        drop(fs);
+        assert!(state(&image).contains("errors"), "{mkfs}: {}", state(&image));
+        // Where there is none it is made anew.
+        bytes[1024..2048].fill(0);
+        std::fs::write(&image, bytes).unwrap();
+        let fs = open_with(&image, "sb=8193");
+        fs.mkdir(&fs.root().unwrap(), b"newer", 0o755, &root()).unwrap();
+        fs.unmount().unwrap();
+        drop(fs);
+        assert_eq!(group(&std::fs::read(&image).unwrap()), 0, "{mkfs}");
+        assert_clean(&image);
+    }
+}
+
+/// A journal that says that the last mount ended with an error: the superblock says it too, also after a mount by a backup.
+#[test]
+fn a_mount_by_a_backup_takes_over_the_errors_of_the_journal() {
+    need!(env::tools(&["mke2fs", "dumpe2fs"]));
+    let dir = scratch();
+    let image = dir.join("image");
+    mke2fs(&image, 32 << 20, "-t ext4 -b 1024");
+    let sim = SimDevice::from_file(&image);
+    // Nothing but the sync writes.
+    let options = "errors=continue,noinit_itable,commit=300";
+    let fs = Filesystem::open(Arc::clone(&sim) as _, setup(options, false)).unwrap();
+    sim.fail(Failpoint::nth(Kind::Write, 0));
+    fs.mknod(&fs.root().unwrap(), b"a", &NewInode::file(0o644), &root()).unwrap();
+    assert!(fs.sync().is_err());
+    assert!(fs.unmount().is_err());
+    drop(fs);
+    sim.content().to_file(&image).unwrap();
+    open_with(&image, "sb=8193,errors=continue").unmount().unwrap();
+    assert!(state(&image).contains("errors"), "{}", state(&image));
 }
