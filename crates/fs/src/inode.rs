@@ -89,6 +89,9 @@ pub struct Inode {
     /// when it was read if there was none since.
     pub(crate) sync_tid: AtomicU32,
     pub(crate) datasync_tid: AtomicU32,
+    /// The parent of a directory that is leaving its inode for a block: for who looks without its lock, while neither has it. 0: it is
+    /// not leaving.
+    leaving: AtomicU32,
     /// It was said that the hash tree is damaged.
     pub(crate) index_warned: AtomicBool,
     /// Looked for ACLs and found none (cleared by whoever stores one).
@@ -102,6 +105,15 @@ pub struct Inode {
     pub(crate) this: OnceLock<Weak<Inode>>,
     /// Content of a regular file in memory, once it was read or written.
     pub(crate) data: OnceLock<Arc<FileData>>,
+}
+
+/// See [`Inode::leave`].
+pub(crate) struct Leaving<'a>(&'a Inode);
+
+impl Drop for Leaving<'_> {
+    fn drop(&mut self) {
+        self.0.leaving.store(0, Ordering::Release);
+    }
 }
 
 impl Inode {
@@ -144,6 +156,18 @@ impl Inode {
 
     pub(crate) fn set_dead(&self, dead: bool) {
         self.dead.store(dead, Ordering::Release);
+    }
+
+    /// The parent of a directory that is leaving its inode at the moment, see the field.
+    pub(crate) fn leaving(&self) -> Option<Ino> {
+        let parent = self.leaving.load(Ordering::Acquire);
+        (parent != 0).then_some(Ino(parent))
+    }
+
+    /// As long as the guard lives the directory, whose lock the caller holds exclusively, is on its way from the inode to a block.
+    pub(crate) fn leave(&self, parent: Ino) -> Leaving<'_> {
+        self.leaving.store(parent.0, Ordering::Release);
+        Leaving(self)
     }
 
     pub(crate) fn is_linkable(&self) -> bool {
@@ -298,6 +322,7 @@ impl Filesystem {
             // It may have been changed in the transaction that runs and have left the cache since: fsync must wait for that.
             sync_tid: AtomicU32::new(self.journal.running_tid().0),
             datasync_tid: AtomicU32::new(self.journal.running_tid().0),
+            leaving: AtomicU32::new(0),
             index_warned: AtomicBool::new(false),
             no_acl: AtomicBool::new(false),
             no_file_caps: AtomicBool::new(false),

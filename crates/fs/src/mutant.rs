@@ -28,6 +28,8 @@ pub enum Mutant {
     FlipWaitsUnlocked,
     /// Who holds a directory waits for one in it only when the root is known to be above.
     RootAbove,
+    /// Who looks at a directory that leaves its inode is told its parent.
+    LeavingSeen,
 }
 
 /// Whether the guard named is taken away in this run.

@@ -119,6 +119,7 @@ impl Filesystem {
         blocks: &mut Reservation,
     ) -> Result<()> {
         let block = self.first_block(dir)?;
+        let _leaving = dir.leave(inline::parent(&self.inline_read(dir)?.i_block));
         self.inline_drop(handle, dir)?;
         {
             let mut state = dir.state();

@@ -406,6 +406,38 @@ fn mutant_readers_beside_the_move() {
     explore(inline_moves, INLINE, Mutant::InlineMove, 150);
 }
 
+/// A directory leaves its inode for a block while it is renamed, which looks at its `..`, and while somebody tries to remove it.
+fn directory_moves(image: &[u8], mutant: Mutant) {
+    let device = Arc::new(MemoryDevice::from_bytes(image));
+    let fs = open(&device, mutant);
+    let (a, b) = ((Arc::clone(&fs), find(&fs, "d")), (Arc::clone(&fs), fs.root().unwrap()));
+    together(vec![
+        Box::new(move || {
+            let ((fs, dir), cred) = (a, Credentials::root());
+            for name in [[b'x'; 100], [b'y'; 100]] {
+                fs.mknod(&dir, &name, &NewInode::file(0o644), &cred).unwrap();
+            }
+        }),
+        Box::new(move || {
+            let ((fs, root), cred) = (b, Credentials::root());
+            fs.rename(&root, b"d", &root, b"e", extant::RenameFlags::default(), &cred).unwrap();
+            let refused = fs.rmdir(&root, b"e", &cred).unwrap_err();
+            assert!(matches!(refused, extant::Error::NotEmpty), "{refused}");
+        }),
+    ]);
+    close(fs, &device, "a directory that leaves its inode");
+}
+
+#[test]
+fn renaming_a_directory_that_leaves_its_inode() {
+    explore(directory_moves, INLINE, Mutant::None, 150);
+}
+
+#[test]
+fn mutant_a_directory_on_its_way_has_no_parent() {
+    explore(directory_moves, INLINE, Mutant::LeavingSeen, 150);
+}
+
 /// A large value is replaced while it is read: the old one or the new one comes, never damage.
 fn value_replaced(image: &[u8], mutant: Mutant) {
     let device = Arc::new(MemoryDevice::from_bytes(image));
