@@ -266,7 +266,7 @@ impl Allocator {
         reservation: &mut Reservation,
     ) -> Result<Claim> {
         let single = !request.meta && request.len == 1;
-        match single.then(|| take_ahead(&mut reservation.ahead, request.goal)).flatten() {
+        match single.then(|| self.take_ahead(request, reservation)).flatten() {
             Some(claim) => Ok(claim),
             None => self.claim_readable(request, reservation),
         }
@@ -294,6 +294,20 @@ impl Allocator {
             goal = next;
         }
         Ok(())
+    }
+
+    /// What was claimed for this goal; where nothing is left in the purse, for another one: who asks for one block as each of them was
+    /// asked for may have had theirs.
+    fn take_ahead(&self, request: &ClaimRequest<'_>, reservation: &mut Reservation) -> Option<Claim> {
+        let spent = reservation.data() == 0;
+        let ahead = &mut reservation.ahead;
+        let at = ahead.iter().position(|(goal, _)| *goal == request.goal);
+        let at = at.or_else(|| {
+            let groups = self.groups_below(request.below);
+            let fits = |(_, claim): &(Pblk, Claim)| spent && (claim.group as usize) < groups;
+            ahead.iter().position(fits)
+        })?;
+        Some(ahead.swap_remove(at).1)
     }
 
     /// Claims out of a group whose bitmap and descriptor are in memory then. One that cannot be read takes no more part.
@@ -710,12 +724,6 @@ impl Allocator {
         }
         self.geo.group_first_block(GroupNr(goal))
     }
-}
-
-/// What was claimed for this goal.
-fn take_ahead(ahead: &mut Vec<(Pblk, Claim)>, goal: Pblk) -> Option<Claim> {
-    let at = ahead.iter().position(|(wanted, _)| *wanted == goal)?;
-    Some(ahead.swap_remove(at).1)
 }
 
 fn take(state: &mut GroupState, g: usize, start: u32, len: u32) -> Taken {

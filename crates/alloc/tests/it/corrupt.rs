@@ -288,3 +288,28 @@ fn blocks_claimed_ahead_are_found_one_by_one() {
     drop((first, second, res));
     assert_eq!(alloc.usable_clusters(), free);
 }
+
+/// On a full disk a block that was claimed ahead is not lost to its owner because another block was asked for at the same place.
+#[test]
+fn what_was_claimed_ahead_is_found_from_elsewhere_once_the_purse_is_empty() {
+    need!(needs());
+    let (_, _, sb, _, alloc) = on_sim("-t ext4 -b 1024 -O ^has_journal");
+    let goal = Pblk(sb.geometry().group_first_block(GroupNr(1)).0 + 100);
+    let mut res = alloc.reserve(3, 0, Privilege::Reserved).expect("space");
+    alloc.claim_ahead(&ClaimRequest::plain(goal, Lblk(0), 2), &mut res).expect("space");
+    let rest = alloc.reserve(0, alloc.usable_clusters(), Privilege::Pool).expect("all of it");
+    let claim = |goal, lblk, res: &mut _| alloc.claim_held(&ClaimRequest::plain(goal, Lblk(lblk), 1), res);
+    // A new inode's own block, which is to lie where the directory's blocks are to lie.
+    let own = claim(goal, 0, &mut res).expect("promised");
+    let first = claim(goal, 0, &mut res).expect("promised");
+    assert_eq!(res.data(), 0);
+    let next = Pblk(first.pblk().0 + 1);
+    // Only of groups that it may be in.
+    let low = ClaimRequest::plain(Pblk(goal.0 + 50), Lblk(1), 1).below(1);
+    assert!(matches!(alloc.claim_held(&low, &mut res), Err(AllocError::NoSpace { .. })));
+    let second = claim(next, 1, &mut res).expect("promised");
+    let mut pblks = [own.pblk(), first.pblk(), second.pblk()];
+    pblks.sort_unstable();
+    assert!(pblks.windows(2).all(|two| two[0] < two[1]), "{pblks:?}");
+    drop(rest);
+}
