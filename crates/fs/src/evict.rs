@@ -8,7 +8,7 @@ use extant_format::inode::{FileType, InodeFlags};
 use extant_journal::Handle;
 
 use crate::credits::ORPHAN;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::filesystem::Filesystem;
 use crate::freeze::Level;
 use crate::icache::InodeRef;
@@ -171,14 +171,25 @@ impl Filesystem {
         }
     }
 
-    /// Frees what lies past i_size of a file whose truncation was interrupted, and takes it off the orphans.
+    /// Frees what lies past i_size of a file whose truncation was interrupted, and takes it off the orphans; but not if the device
+    /// refuses the rest of the last block, which is for the next mount to zero then.
     pub(crate) fn finish_truncate(&self, inode: &Inode) -> Result<()> {
         let size = inode.size();
+        let mut owed = false;
         if self.check_content(inode).is_ok() && self.has_map(inode) {
             // Whoever was interrupted may have zeroed the rest of the last block, or not.
             let data = inode.data(self);
-            data.pages.zero_tail(&**data, size)?;
-            data.pages.sync(&**data, size.saturating_sub(1)..size)?;
+            let zeroed = data.pages.zero_tail(&**data, size);
+            match zeroed.and_then(|()| data.pages.sync(&**data, size.saturating_sub(1)..size)) {
+                Err(e @ Error::Io(_)) if !self.journal.is_aborted() => {
+                    tracing::error!(
+                        "inode {} stays an orphan, its last block cannot be zeroed: {e}",
+                        inode.ino
+                    );
+                    owed = true;
+                }
+                done => done?,
+            }
         }
         let mut handle = self.start_data(inode, self.removal_credits(inode))?;
         let done = (|| {
@@ -187,6 +198,10 @@ impl Filesystem {
                 if let Ok(from) = u32::try_from(blocks) {
                     self.remove_blocks(&mut handle, inode, Lblk(from))?;
                 }
+            }
+            if owed {
+                handle.ensure(self.inode_credits())?;
+                return self.write_inode(&mut handle, inode);
             }
             self.truncated(&mut handle, inode)
         })();

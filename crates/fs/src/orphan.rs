@@ -186,7 +186,7 @@ impl Filesystem {
     }
 
     /// Frees or finishes what an earlier mount left. As the kernel does, it passes over damage, and reports it: a list ends there, a
-    /// slot is emptied, an inode stays as it is.
+    /// slot is emptied, an inode stays as it is. A file whose content the device refuses stays an orphan.
     ///
     /// # Errors
     /// A bad block of the orphan file; the device's, and whatever ends all writing.

@@ -428,3 +428,49 @@ fn a_mount_by_a_backup_takes_over_the_errors_of_the_journal() {
     open_with(&image, "sb=8193,errors=continue").unmount().unwrap();
     assert!(state(&image).contains("errors"), "{}", state(&image));
 }
+
+/// A file whose truncation a crash has interrupted, in a block that the device cannot read now: the mount goes on without the rest of
+/// that block, and the next one zeroes it.
+#[test]
+fn an_orphan_whose_last_block_cannot_be_read_waits_for_the_next_mount() {
+    need!(env::tools(&["mke2fs", "e2fsck", "debugfs"]));
+    for mkfs in ["-t ext4 -b 1024 -O ^orphan_file", "-t ext2 -b 1024"] {
+        let dir = scratch();
+        let image = dir.join("image");
+        mke2fs(&image, 16 << 20, mkfs);
+        let fs = open_rw(&image);
+        let file = make(&fs, b"cut", &[7; 4096]);
+        let ino = file.ino();
+        drop(file);
+        fs.unmount().unwrap();
+        drop(fs);
+        let blocks = oracle::debugfs(&image, &["blocks /cut"]);
+        let blocks: Vec<u64> = blocks.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+        let last = blocks[1] * 1024;
+        oracle::debugfs_write(&image, &["sif /cut size 1500", &format!("ssv last_orphan {ino}")]);
+        let sim = SimDevice::from_file(&image);
+        sim.fail(Failpoint::all_from(Kind::Read, 0).within(last..last + 1024));
+        let fs = Filesystem::open(Arc::clone(&sim) as _, Setup::default()).expect("the rest can be used");
+        make(&fs, b"other", &[1; 3000]);
+        let cut = fs.lookup(&fs.root().unwrap(), b"cut", &root()).unwrap();
+        let attr = cut.attr();
+        assert_eq!((attr.size, attr.blocks), (1500, 4), "{mkfs}: what is past the end is freed");
+        assert_eq!(fs.superblock().last_orphan(), ino, "{mkfs}");
+        drop(cut);
+        fs.unmount().unwrap();
+        drop(fs);
+        sim.content().to_file(&image).unwrap();
+        assert_clean(&image);
+        sim.heal();
+        let fs = Filesystem::open(Arc::clone(&sim) as _, Setup::default()).unwrap();
+        assert_eq!(fs.superblock().last_orphan().0, 0, "{mkfs}");
+        assert_eq!(read(&fs, b"cut").as_deref(), Some(&[7; 1500][..]), "{mkfs}");
+        fs.unmount().unwrap();
+        drop(fs);
+        let mut bytes = [9; 1024];
+        sim.content().read(last, &mut bytes);
+        assert!(bytes[..476] == [7; 476] && bytes[476..] == [0; 548], "{mkfs}: old bytes past the end");
+        sim.content().to_file(&image).unwrap();
+        assert_clean(&image);
+    }
+}
