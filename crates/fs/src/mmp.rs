@@ -4,6 +4,9 @@
 //! twice the interval it names, and free if it did not change; then one's own number is written, and after another
 //! interval it must still be there.
 //!
+//! While the filesystem is frozen nothing is written, here neither: as with the kernel, others may take it then, and a thaw that comes
+//! too late ends the mount.
+//!
 //! It is held from before the first write (the recovery) until after the last one (the superblock's), and let go whenever the
 //! filesystem turns read-only, is unmounted, or cannot be mounted after all.
 
@@ -55,6 +58,8 @@ struct Block {
     /// The number before, which is still there if the write of the last one failed.
     before: Option<MmpSeq>,
     interval: u16,
+    /// The filesystem is frozen: nobody counts.
+    resting: bool,
 }
 
 impl Protection {
@@ -82,6 +87,7 @@ impl Protection {
             record: Record::new(interval),
             before: None,
             interval: interval.clamp(MIN_INTERVAL, MAX_INTERVAL),
+            resting: false,
         };
         block.record = block.read()?;
         block.take()?;
@@ -157,13 +163,40 @@ impl Filesystem {
         held.map_or(Ok(()), Protection::release)
     }
 
+    /// For a freeze: the block stays as it is from here on, as everything else, until [`Self::wake_mmp`].
+    pub(crate) fn rest_mmp(&self) {
+        if let Some(block) = self.mmp_block() {
+            block.lock().resting = true;
+        }
+    }
+
+    /// Counts again. If somebody else has taken the filesystem meanwhile, all writing ends.
+    ///
+    /// # Errors
+    /// `Incompatible`: somebody has; the device's, when that could not be found out.
+    pub(crate) fn wake_mmp(&self) -> Result<()> {
+        let Some(block) = self.mmp_block() else { return Ok(()) };
+        let mut block = block.lock();
+        let woken = if std::mem::take(&mut block.resting) { block.confirm() } else { Ok(()) };
+        drop(block);
+        if let Err(e) = &woken {
+            tracing::error!("multiple-mount protection: {e}; nothing more is written");
+            self.set_mode(Mode::Shutdown);
+            self.journal.stop();
+        }
+        woken
+    }
+
+    fn mmp_block(&self) -> Option<Arc<Mutex<Block>>> {
+        self.mount.mmp.lock().as_ref().map(|held| Arc::clone(&held.block))
+    }
+
     /// Refuses to go on if somebody else has the filesystem by now.
     ///
     /// # Errors
     /// `Incompatible`; the device's.
     pub(crate) fn confirm_mmp(&self) -> Result<()> {
-        let block = self.mount.mmp.lock().as_ref().map(|held| Arc::clone(&held.block));
-        block.map_or(Ok(()), |block| block.lock().confirm())
+        self.mmp_block().map_or(Ok(()), |block| block.lock().confirm())
     }
 }
 
@@ -175,7 +208,7 @@ fn keep_alive(block: &Mutex<Block>, shared: &Shared) {
         if shared.is_over() {
             continue;
         }
-        let kept = block.lock().confirm();
+        let kept = block.lock().keep();
         if let Err(e) = kept {
             tracing::error!("multiple-mount protection: {e}; nothing more is written");
             shared.end_writing();
@@ -284,6 +317,11 @@ impl Block {
         Ok(())
     }
 
+    /// The same at each interval, unless the filesystem is frozen.
+    fn keep(&mut self) -> Result<()> {
+        if self.resting { Ok(()) } else { self.confirm() }
+    }
+
     fn check_ours(&self) -> Result<()> {
         let there = self.read()?.seq;
         if there == self.record.seq || Some(there) == self.before { Ok(()) } else { Err(busy()) }
@@ -308,3 +346,6 @@ fn number() -> u32 {
     let random = std::collections::hash_map::RandomState::new().build_hasher().finish();
     (random % 0xE24D_4D4F) as u32 + 1
 }
+
+#[cfg(all(test, not(feature = "shuttle")))]
+mod tests;

@@ -48,6 +48,8 @@ impl Filesystem {
         if done.is_err() {
             self.open_gates();
             self.mount.frozen.store(false, Ordering::Release);
+        } else {
+            self.rest_mmp();
         }
         done
     }
@@ -89,7 +91,8 @@ impl Filesystem {
     /// Ends a freeze.
     ///
     /// # Errors
-    /// `Invalid` if it is not frozen; what could not be written: it is read-only then.
+    /// `Invalid` if it is not frozen; what could not be written: it is read-only then; `Incompatible` if somebody else has taken it
+    /// meanwhile (multiple-mount protection): it is shut down then.
     pub fn thaw(&self, cred: &Credentials) -> Result<()> {
         if !cred.has(Caps::SYS_ADMIN) {
             return Err(Error::NotPermitted);
@@ -108,6 +111,7 @@ impl Filesystem {
         if self.mode() != Mode::ReadWrite {
             return Ok(());
         }
+        self.wake_mmp()?;
         let marked = self.mark_in_use();
         if let Err(e) = &marked {
             tracing::error!("the superblock could not be marked as in use: {e}; read-only from here on");
@@ -311,7 +315,8 @@ impl Filesystem {
             // A device may still write what is then not written.
             return Err(Error::Busy);
         }
-        let done = self.hold_quota_files(false).and_then(|()| self.still()).and_then(|()| self.clean_or_in_use());
+        let done =
+            self.hold_quota_files(false).and_then(|()| self.still()).and_then(|()| self.clean_or_in_use());
         let done = done.and_then(|()| {
             self.set_mode(Mode::ReadOnly);
             self.check_alive()
