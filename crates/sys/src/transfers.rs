@@ -7,6 +7,13 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// When an io_uring was seen last.
+static RING_SEEN: Mutex<Option<Instant>> = Mutex::new(None);
+
+/// So long after a ring was there its requests may still run: the system ends them after it is closed, and says nothing.
+const AFTER_RING: Duration = Duration::from_secs(30);
 
 /// Threads that make no transfers to memory of the program.
 static HARMLESS: Mutex<BTreeSet<u32>> = Mutex::new(BTreeSet::new());
@@ -47,9 +54,11 @@ pub enum UnderWay {
 
 /// Whether transfers to memory of this process that a system call of it set up before this call may be under way.
 ///
-/// Looked at are io_uring and libaio (any ring at all; any context in the whole system) and all other threads but those that are
-/// [`harmless`]: one that runs, or is inside of a system call that is not known to wait for something else, may have one. What other drivers keep of a process's memory
-/// (RDMA, VFIO, graphics) and what another process that shares it does is not seen.
+/// Looked at are io_uring and libaio (any ring that has a descriptor or is mapped, and that did half a minute ago; any context in the
+/// whole system) and all other threads but those that are [`harmless`]: one that runs, or is inside of a system call that is not known to
+/// wait for something else, may have one. Not seen are a ring that is neither (registered by its thread, closed, and set up in the
+/// program's own memory), one that came and went between two looks, what other drivers keep of a process's memory (RDMA, VFIO, graphics),
+/// and what another process that shares it does.
 #[must_use]
 pub fn under_way() -> UnderWay {
     let calls = no_contexts().unwrap_or(false).then(|| calls().unwrap_or(UnderWay::Perhaps));
@@ -69,14 +78,37 @@ fn no_contexts() -> io::Result<bool> {
     Ok(fs::read("/proc/sys/fs/aio-nr")?.trim_ascii() == b"0")
 }
 
+/// What the system calls a ring, among descriptors and mappings.
+const RING: &str = "anon_inode:[io_uring]";
+
 fn no_rings() -> io::Result<bool> {
+    let there = has_ring_descriptor()? || has_ring_mapping()?;
+    let mut seen = RING_SEEN.lock().unwrap_or_else(PoisonError::into_inner);
+    Ok(rings_are_over(there, &mut seen, Instant::now()))
+}
+
+/// Whether the requests of all rings are over, after a look for rings.
+fn rings_are_over(there: bool, seen: &mut Option<Instant>, now: Instant) -> bool {
+    if there {
+        *seen = Some(now);
+    }
+    seen.is_none_or(|seen| now.saturating_duration_since(seen) >= AFTER_RING)
+}
+
+fn has_ring_descriptor() -> io::Result<bool> {
     for entry in fs::read_dir("/proc/self/fd")? {
         // One that was closed meanwhile may have been a ring.
-        if fs::read_link(entry?.path())?.as_os_str() == "anon_inode:[io_uring]" {
-            return Ok(false);
+        if fs::read_link(entry?.path())?.as_os_str() == RING {
+            return Ok(true);
         }
     }
-    Ok(true)
+    Ok(false)
+}
+
+/// A ring that its thread has registered works without a descriptor; its queues are mapped.
+fn has_ring_mapping() -> io::Result<bool> {
+    let maps = fs::read("/proc/self/maps")?;
+    Ok(maps.split(|byte| *byte == b'\n').any(|line| line.ends_with(RING.as_bytes())))
 }
 
 /// Of other threads.
