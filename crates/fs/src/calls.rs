@@ -122,8 +122,8 @@ impl Filesystem {
             self.check_alive()?;
             return self.check_not_aborted();
         }
-        self.pages.find_unseen_changes();
-        let data = self.write_back_all();
+        let found = self.pages.find_unseen_changes().map_err(Error::from);
+        let data = self.write_back_all().and(found);
         {
             let _pass = self.gate.enter(Level::Internal);
             self.flush_times()?;

@@ -213,6 +213,7 @@ impl Filesystem {
         drop(guard);
         match outcome.error {
             Some(error) if outcome.written == 0 => Err(error),
+            None if outcome.written < piece.len() => Ok(None),
             _ => {
                 self.touch_written(inode);
                 Ok(Some((outcome.written, at)))

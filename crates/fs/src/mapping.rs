@@ -323,8 +323,10 @@ impl Filesystem {
             let Some(data) = inode.data.get() else { continue };
             let Some(mmu) = data.real_mmu() else { continue };
             // One that has a mapping again comes back when that ends; one that is at work goes to the end.
-            let released =
-                inode.lock.try_write().is_some_and(|_lock| mmu.mappings() > 0 || data.pages.leave_memory());
+            let released = inode
+                .lock
+                .try_write()
+                .is_some_and(|_lock| mmu.mappings() > 0 || data.pages.leave_memory(&**data));
             if !released {
                 self.maps.add_idle(inode.ino);
             }
@@ -640,7 +642,8 @@ impl Drop for Mapping {
     fn drop(&mut self) {
         if !self.handler.fs.is_read_only() {
             let data = &self.handler.data;
-            data.pages.find_unseen_changes(0..u64::MAX);
+            // What there is no space for is told to the next fsync.
+            let _ = data.pages.find_unseen_changes(&**data, 0..u64::MAX);
             data.pages.note_stores(&**data);
         }
     }

@@ -330,8 +330,8 @@ impl Filesystem {
     /// Writes all that is dirty, as sync does, and waits for evictions.
     pub(crate) fn write_everything(&self) -> Result<()> {
         // What a device put into a mapping without a pin makes no file dirty by itself.
-        self.pages.find_unseen_changes();
-        let data = self.write_back_all();
+        let found = self.pages.find_unseen_changes().map_err(Error::from);
+        let data = self.write_back_all().and(found);
         self.flush_times()?;
         self.settle_tails()?;
         self.icache.wait_evicted();

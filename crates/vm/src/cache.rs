@@ -95,6 +95,8 @@ pub struct PageCache {
     pages: AtomicUsize,
     dirty: AtomicUsize,
     pub(crate) pins: AtomicUsize,
+    /// Pages in an index that are pinned, however often.
+    pub(crate) pinned_pages: AtomicUsize,
     pub(crate) holders: Holders,
     pub(crate) looked_at: AtomicU64,
     work: Mutex<Work>,
@@ -233,6 +235,7 @@ impl PageCache {
             pages: AtomicUsize::new(0),
             dirty: AtomicUsize::new(0),
             pins: AtomicUsize::new(0),
+            pinned_pages: AtomicUsize::new(0),
             holders: Holders::default(),
             looked_at: AtomicU64::new(0),
             work: Mutex::new(Rank::LEAF, Work::default()),
@@ -339,7 +342,7 @@ impl PageCache {
                 let tick = work.tick;
                 // What is pinned is dirty again, from now on: else its inode would be the oldest one for ever.
                 if let Some(listed) =
-                    work.dirty.get_mut(&address).filter(|_| self.pins.load(Ordering::Relaxed) > 0)
+                    work.dirty.get_mut(&address).filter(|_| self.pinned_pages.load(Ordering::Relaxed) > 0)
                 {
                     listed.tick = tick;
                 }
@@ -374,13 +377,19 @@ impl PageCache {
 
     /// What [`AddressSpace::find_unseen_changes`](crate::AddressSpace::find_unseen_changes) does, for all inodes that have had
     /// mappings: before everything is written and the filesystem is said to be clean. Takes page locks (50), one at a time.
-    pub fn find_unseen_changes(&self) {
+    ///
+    /// # Errors
+    /// The first that any of them met; the others were looked at all the same.
+    pub fn find_unseen_changes(&self) -> io::Result<()> {
         if without!(self, AllLookedAt) {
-            return;
+            return Ok(());
         }
+        let mut result = Ok(());
         for owner in self.mapped_owners() {
-            owner.pages().find_unseen_changes(0..u64::MAX);
+            let found = owner.find_unseen();
+            result = result.and(found);
         }
+        result
     }
 
     /// What [`AddressSpace::hide_dax`](crate::AddressSpace::hide_dax) does, for all inodes that have had mappings. Takes their
@@ -408,7 +417,7 @@ impl PageCache {
 
     /// Dirty pages that writing makes clean: pinned ones stay dirty.
     fn dirty_to_write(&self) -> usize {
-        self.dirty.load(Ordering::Relaxed).saturating_sub(self.pins.load(Ordering::Relaxed))
+        self.dirty.load(Ordering::Relaxed).saturating_sub(self.pinned_pages.load(Ordering::Relaxed))
     }
 
     fn limit(&self) -> usize {

@@ -11,10 +11,11 @@
 use std::ops::Range;
 
 use extant_format::Lblk;
-use extant_sync::{Arc, Rank, assert_nothing_held};
+use extant_sync::{Arc, Held, Rank, assert_nothing_held};
 
 use crate::Host;
 use crate::host::Backing;
+use crate::index::PageIndex;
 use crate::mmu::{Access, Fault, MapId, Mmu};
 use crate::mutant::without;
 use crate::page::{Blocks, Kind, LockedPages, Page};
@@ -88,6 +89,20 @@ impl AddressSpace {
     /// [`Host::leave_inline`] take. An error becomes [`Fault::Sigbus`]; one that says more than that there is no space is told to
     /// [`Host::noted`], and damage to the next fsync as well.
     pub fn fault<H: Host>(&self, host: &H, view: &MapView, page: u32, access: Access) -> Fault {
+        let fault = self.fault_and_stay(host, view, page, access);
+        // What a read fault brought counts like what a read brought.
+        let _ = self.cache.throttle();
+        fault
+    }
+
+    /// The same for who does something with the page before the cache is brought back under its limits, which may write it.
+    pub(crate) fn fault_and_stay<H: Host>(
+        &self,
+        host: &H,
+        view: &MapView,
+        page: u32,
+        access: Access,
+    ) -> Fault {
         assert_nothing_held(Rank::FREEZE_WRITE, "a fault");
         if access == Access::Write && self.cache.throttle().is_err() {
             return Fault::Sigbus;
@@ -99,8 +114,6 @@ impl AddressSpace {
         if access == Access::Write && matches!(result, Ok(Fault::Mapped)) {
             host.stored();
         }
-        // What a read fault brought counts like what a read brought.
-        let _ = self.cache.throttle();
         result.unwrap_or_else(|error| self.failed_fault(host, &error))
     }
 
@@ -201,11 +214,12 @@ impl AddressSpace {
             return None;
         }
         let mut locked = LockedPages::none(page, &self.cache.waits, 1);
-        {
-            let index = self.index.try_read()?;
-            let found = index.find(page).filter(|p| p.is_of_file() && p.try_lock())?;
-            locked.push(Arc::clone(found));
-        }
+        // From here on a wait for any lock but a leaf is an error, in debug builds.
+        let _tries = Held::adopt(Rank::CACHE, None);
+        // Held to the end: it is not waited for, here or later.
+        let index = self.index.try_read()?;
+        let found = index.find(page).filter(|p| p.is_of_file() && p.try_lock())?;
+        locked.push(Arc::clone(found));
         let found = &locked.pages[0];
         let ready = match access {
             Access::Read => found.is_uptodate(geo.all_blocks()),
@@ -223,7 +237,8 @@ impl AddressSpace {
             Access::Read => self.last_wanted(host, view, page, access),
             Access::Write => page,
         };
-        self.lock_more(&mut locked, last, Page::is_of_file);
+        self.lock_more(&index, &mut locked, last, Page::is_of_file);
+        drop(index);
         let count = locked.pages.len() as u32;
         mmu.install(view.id, page..page + count, access == Access::Write).ok()?;
         self.went_up_to(access, page + count);
@@ -261,7 +276,7 @@ impl AddressSpace {
         let last = self.last_wanted(host, view, page, access);
         let mut locked = self.fill(host, guard, page, last)?;
         self.move_to_file(mmu, &mut locked, 0)?;
-        self.lock_more(&mut locked, last, |_| true);
+        self.lock_more(&self.index.read(), &mut locked, last, |_| true);
         let all = self.cache.geometry().all_blocks();
         let mut good = 1;
         while good < locked.pages.len() {
@@ -280,13 +295,19 @@ impl AddressSpace {
     }
 
     /// Adds pages behind those that are locked, up to `last`, while they are in memory, uptodate, `wanted`, and free.
-    fn lock_more(&self, locked: &mut LockedPages<'_>, last: u32, wanted: impl Fn(&Page) -> bool) {
+    fn lock_more(
+        &self,
+        index: &PageIndex,
+        locked: &mut LockedPages<'_>,
+        last: u32,
+        wanted: impl Fn(&Page) -> bool,
+    ) {
         let all = self.cache.geometry().all_blocks();
         let Some(from) = locked.pages.last().and_then(|p| p.index.checked_add(1)).filter(|f| *f <= last)
         else {
             return;
         };
-        self.index.read().run(from, last, |page| {
+        index.run(from, last, |page| {
             let take = page.is_uptodate(all) && wanted(page) && page.try_lock();
             if take {
                 locked.push(Arc::clone(page));
@@ -344,7 +365,7 @@ impl AddressSpace {
                 break;
             }
             page.mark_write_mapped();
-            page.forget_sum();
+            page.sums.forget(self.cache.geometry().all_blocks());
             page.touch();
             page.update(|s| s.with(Kind::Dirty, set));
             count += 1;
@@ -354,7 +375,12 @@ impl AddressSpace {
     }
 
     /// Space for the blocks `set` of a locked page. What was reserved before an error is given back: a reserved block is dirty.
-    fn find_page_space<H: Host>(&self, host: &H, page: &Arc<Page>, set: Blocks) -> Result<(), H::Error> {
+    pub(crate) fn find_page_space<H: Host>(
+        &self,
+        host: &H,
+        page: &Arc<Page>,
+        set: Blocks,
+    ) -> Result<(), H::Error> {
         let geo = self.cache.geometry();
         let start = geo.page_start(page.index);
         // A writeback that fails gives blocks back their reservation meanwhile: those are not this fault's.

@@ -27,6 +27,15 @@ const MOST: Duration = Duration::from_secs(30);
 /// The same if the only doubt are threads that run: who waits for a device is seen to wait, and a call does not run for as long.
 const MOST_RUNNING: Duration = Duration::from_secs(1);
 
+/// How long ago a transfer must have been begun that is over for certain.
+pub(crate) fn least_age(under_way: UnderWay) -> Duration {
+    match under_way {
+        UnderWay::Nothing => Duration::ZERO,
+        UnderWay::ThreadsRun => MOST_RUNNING,
+        UnderWay::Perhaps => MOST,
+    }
+}
+
 /// Blocks of one operation.
 pub(crate) struct Grace {
     /// Who knows what is under way.
@@ -106,11 +115,7 @@ impl PageCache {
             return;
         };
         // Of what is held from now on nothing is said by the answer.
-        let most = match mmu.under_way() {
-            UnderWay::Nothing => Duration::ZERO,
-            UnderWay::ThreadsRun => MOST_RUNNING,
-            UnderWay::Perhaps => MOST,
-        };
+        let most = least_age(mmu.under_way());
         let ends = |one: &Grace| one.since <= last && one.since.elapsed() >= most;
         let mut grace = self.grace.lock();
         let (ended, held): (VecDeque<_>, _) = std::mem::take(&mut *grace).into_iter().partition(ends);

@@ -219,6 +219,12 @@ pub trait Owner: Send + Sync {
     /// Writes everything that is dirty now; whether that went well.
     fn write_all(&self) -> bool;
 
+    /// What [`AddressSpace::find_unseen_changes`] does, for all of the file.
+    ///
+    /// # Errors
+    /// The same.
+    fn find_unseen(&self) -> io::Result<()>;
+
     /// Puts the first of its dirty pages into writeback, up to about `most`, and finds them places; `None` when nothing is dirty.
     /// Takes the gate, which the result holds.
     fn begin_write(&self, most: usize) -> Option<Box<dyn Pending + '_>>;
@@ -257,6 +263,11 @@ impl<H: Host> Owner for H {
 
     fn write_all(&self) -> bool {
         self.in_background(|| self.space().sync(self, 0..u64::MAX)).is_ok()
+    }
+
+    fn find_unseen(&self) -> io::Result<()> {
+        let found = self.space().find_unseen_changes(self, 0..u64::MAX);
+        found.map_err(|error| io::Error::from_raw_os_error(H::errno(&error)))
     }
 
     fn begin_write(&self, most: usize) -> Option<Box<dyn Pending + '_>> {

@@ -5,17 +5,19 @@
 
 use std::io;
 use std::ops::Range;
+use std::time::Duration;
 
-use extant_format::csum::crc32c;
 use extant_sync::Arc;
 use extant_sync::atomic::Ordering;
-use extant_sys::PageMem;
+use extant_sys::{MemSlice, PageMem};
 
 use crate::Host;
 use crate::fault::show_inline;
+use crate::grace;
 use crate::mutant::without;
-use crate::page::{Kind, LockedPages, Page};
+use crate::page::{Blocks, Kind, LockedPages, Page};
 use crate::space::{AddressSpace, ExclusiveGuard, Gate, forget};
+use crate::sums::of_block;
 
 /// So many pages are looked at before it is asked whether that can be for the last time; asking costs as much.
 const ASKED_FOR: usize = if cfg!(feature = "shuttle") { 1 } else { 256 };
@@ -52,17 +54,6 @@ impl InlineGuard<'_> {
     }
 }
 
-/// What reclaim does with a page of the file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Leaving {
-    /// It goes.
-    Leaves,
-    /// Somebody refers to it.
-    Used,
-    /// It is not what was written of it: see [`AddressSpace::find_unseen_changes`].
-    Changed,
-}
-
 impl AddressSpace {
     /// Locks page 0 (50) against faults, which move content out of the inode without the inode lock. Nothing is locked while the
     /// inode never had a mapping. The caller holds the inode lock exclusively, and nothing from 50 on.
@@ -93,9 +84,15 @@ impl AddressSpace {
         let Some(mmu) = self.mmu() else { return Ok(()) };
         if let Some(locked) = self.lock_present(0) {
             mmu.unmap(0..1)?;
-            locked.pages[0].update(|s| forget(s, self.cache.geometry().all_blocks()));
+            self.forget_blocks(&locked.pages[0], self.cache.geometry().all_blocks());
         }
         mmu.resize(host.size())
+    }
+
+    /// Nothing is known any more of blocks of a locked page.
+    pub(crate) fn forget_blocks(&self, page: &Page, set: Blocks) {
+        page.update(|s| forget(s, set));
+        page.sums.forget(set);
     }
 
     /// The page with the end of the file when that lies inside it and before page `first`, locked: `i_size` will pass it. Only for
@@ -120,12 +117,29 @@ impl AddressSpace {
         if !without!(self.cache, OldEndProtected) {
             mmu.protect(page.index..page.index + 1)?;
         }
-        self.accept_unseen(page);
         if without!(self.cache, OldEndZeroed) {
             return Ok(());
         }
         page.mem().zero(from, geo.page_size() - from);
+        self.note_zeros(page, crate::page::blocks(geo.blocks_up(from)..geo.blocks_per_page()));
         Ok(())
+    }
+
+    /// Blocks of a locked page have become zeros that are clean, and no mapping has the right to store to them: what a device that had
+    /// taken the page as a target before, or has it pinned, puts there from now on is found (tests `faults::pin_while_the_file_grows`,
+    /// `faults::pin_against_punch_of_blocks`).
+    pub(crate) fn note_zeros(&self, page: &Page, set: Blocks) {
+        let state = page.state();
+        let may_change = state.was_write_mapped()
+            && (state.has(Kind::Dirty) != 0 || page.sums.noted() != 0 || page.is_pinned());
+        if may_change && !without!(self.cache, GainedSummed) {
+            self.note_sums(page, page.mem(), set & state.has(Kind::Uptodate));
+        }
+    }
+
+    /// Notes the checksums of blocks of a page, as they are in `mem`.
+    pub(crate) fn note_sums(&self, page: &Page, mem: MemSlice<'_>, set: Blocks) {
+        page.sums.note(mem, set, self.cache.geometry().block_size() as usize);
     }
 
     /// After `i_size` has grown from `old`: pages that an access was refused for, because they were past the end, are asked for again.
@@ -188,22 +202,53 @@ impl AddressSpace {
         Ok(())
     }
 
-    /// A page of the file that reclaim has locked: whether it leaves. Then no reader can find it any more. Under the lock of the
-    /// index, which readers need to get a reference.
-    pub(crate) fn begin_leaving(&self, page: &Arc<Page>) -> Leaving {
-        // The index and the caller's list.
-        if Arc::strong_count(page) > 2 && !without!(self.cache, LeaveUsed) {
-            return Leaving::Used;
+    /// Pages of the file that reclaim has locked, all clean, leave; how many. Not those that somebody refers to, that are not what was
+    /// written of them, or to which a transfer may be under way: it would end in memory that is nobody's (test
+    /// `faults::reclaim_against_a_transfer`).
+    pub(crate) fn let_go(&self, mut pages: Vec<Arc<Page>>) -> usize {
+        // Asked once, with the pages locked: none of them can become a target from here on.
+        let mut least_age = None;
+        pages.retain(|page| {
+            let stays = !without!(self.cache, ReclaimQuiet) && self.is_target(page, &mut least_age);
+            let changed = self.changed_unseen(page);
+            if changed != 0 && changed & !page.state().has_space() == 0 {
+                self.dirty_again(page, changed);
+            }
+            if stays || changed != 0 {
+                page.unlock(&self.cache.waits);
+            }
+            !stays && changed == 0
+        });
+        {
+            // Under its lock no reader gets a reference, and from here on none finds anything.
+            let _index = self.index.write();
+            pages.retain(|page| {
+                // The index and this list.
+                let leaves = Arc::strong_count(page) <= 2 || without!(self.cache, LeaveUsed);
+                if leaves {
+                    page.update(|s| forget(s, self.cache.geometry().all_blocks()));
+                } else {
+                    page.unlock(&self.cache.waits);
+                }
+                leaves
+            });
         }
-        if self.changed_unseen(page) {
-            return Leaving::Changed;
-        }
-        page.update(|s| forget(s, self.cache.geometry().all_blocks()));
-        Leaving::Leaves
+        self.leave(&pages)
     }
 
-    /// Gives back the memory of pages for which [`Self::begin_leaving`] said yes, and takes them out of the index; how many.
-    pub(crate) fn leave(&self, leaving: &[Arc<Page>]) -> usize {
+    /// Whether a locked, clean page has something, or may get something, that no fault told of. `least_age` is asked for once. Under the
+    /// gate, or with the pages locked before that: no mapping has the right to store to a clean one then.
+    pub(crate) fn is_target(&self, page: &Page, least_age: &mut Option<Duration>) -> bool {
+        let Some(mmu) = self.mmu().filter(|_| page.sums.noted() != 0) else { return false };
+        if without!(self.cache, TargetStays) {
+            return false;
+        }
+        let least_age = *least_age.get_or_insert_with(|| grace::least_age(mmu.under_way()));
+        page.sums.age() < least_age || self.changed_unseen(page) != 0
+    }
+
+    /// Gives back the memory of locked pages that no reader finds any more, and takes them out of the index; how many.
+    fn leave(&self, leaving: &[Arc<Page>]) -> usize {
         let Some(mmu) = self.mmu().filter(|_| !leaving.is_empty()) else { return 0 };
         let mut rest = leaving;
         while let Some(first) = rest.first() {
@@ -233,16 +278,15 @@ impl AddressSpace {
         if let Some(mmu) = self.mmu() {
             mmu.unmap(page.index..page.index + 1)?;
         }
-        page.update(|s| forget(s, self.cache.geometry().all_blocks()));
-        page.forget_sum();
+        self.forget_blocks(page, self.cache.geometry().all_blocks());
         Ok(())
     }
 
     /// Takes everything out of the memory of the file and lets go of that, until `Mmu::memory` is to be had again; `false`: a pin
-    /// keeps it. What is dirty moves to memory of the cache, and of a small file what is clean too; of a large one that is read again.
+    /// keeps it, or what a device put into a hole where there is no space for it. What is dirty moves to memory of the cache, and of a small file what is clean too; of a large one that is read again.
     /// For a file that no mapping shows: one that does sees nothing any more, and its faults begin anew. The caller holds the inode lock
     /// exclusively, and nothing from 30 on.
-    pub fn leave_memory(&self) -> bool {
+    pub fn leave_memory<H: Host>(&self, host: &H) -> bool {
         let Some(mmu) = self.mmu() else { return true };
         let _guard = self.exclusive();
         let _gate = self.gate();
@@ -255,7 +299,7 @@ impl AddressSpace {
             let Some(next) = self.index.read().next_present(from) else { break };
             at = next.checked_add(1);
             if let Some(locked) = self.lock_present(next)
-                && !self.leave_page(locked, keep_clean)
+                && !self.leave_page(host, locked, keep_clean)
             {
                 return false;
             }
@@ -265,8 +309,8 @@ impl AddressSpace {
         true
     }
 
-    /// The same for one page; `false`: it is pinned. Under the gate it is in no writeback.
-    fn leave_page(&self, mut locked: LockedPages<'_>, keep_clean: bool) -> bool {
+    /// The same for one page; `false`: it stays. Under the gate it is in no writeback.
+    fn leave_page<H: Host>(&self, host: &H, mut locked: LockedPages<'_>, keep_clean: bool) -> bool {
         let page = Arc::clone(&locked.pages[0]);
         if page.is_pinned() {
             return false;
@@ -274,8 +318,8 @@ impl AddressSpace {
         if !page.is_of_file() {
             return true;
         }
-        if !without!(self.cache, LeftWithChanges) {
-            self.accept_unseen(&page);
+        if !without!(self.cache, LeftWithChanges) && self.accept_unseen(host, &page).is_err() {
+            return false;
         }
         if keep_clean || page.state().has(Kind::Dirty) != 0 {
             self.exchange(&mut locked, 0, self.cache.bounce());
@@ -300,34 +344,53 @@ impl AddressSpace {
         old.unlock(&self.cache.waits);
     }
 
-    /// Whether a clean page is not what was written of it last: something stored to it that no mapping had the right to (a device
-    /// that had taken the memory as a target before it was written).
-    fn changed_unseen(&self, page: &Page) -> bool {
-        !without!(self.cache, UnseenFound) && page.written_sum().is_some_and(|sum| sum_of(page) != sum)
+    /// The clean blocks of a locked page that are not what was written of them last.
+    pub(crate) fn changed_unseen(&self, page: &Page) -> Blocks {
+        if without!(self.cache, UnseenFound) {
+            return 0;
+        }
+        let size = self.cache.geometry().block_size() as usize;
+        let changed =
+            |block: &u32| page.sums.of(*block).is_some_and(|sum| sum != of_block(page.mem(), *block, size));
+        let suspects = page.suspects();
+        (0..4)
+            .filter(|block| suspects & 1 << block != 0)
+            .filter(changed)
+            .fold(0, |set, block| set | 1 << block)
     }
 
-    /// Looks at all clean pages of `range` (bytes) whose checksum is known, and makes those dirty that have changed without a fault: a
+    /// Looks at all clean blocks of `range` (bytes) whose checksum is known, and makes those dirty that have changed without a fault: a
     /// transfer into a mapping, begun before the last writeback and over after it, leaves no other trace. A page that has not, and to
     /// which no transfer can be under way, needs no second look: it changes no more without a fault. Takes the gate (40), page locks
-    /// (50) one at a time.
-    pub fn find_unseen_changes(&self, range: Range<u64>) {
-        if self.mmu().is_some() {
-            let gate = self.gate();
-            self.find_unseen_under(&gate, range);
+    /// (50) one at a time, and what [`Host::reserve`] takes.
+    ///
+    /// # Errors
+    /// Where there is no space for a hole that has changed, the first of them; it is remembered in [`Self::errors`], and what has changed
+    /// is found again.
+    pub fn find_unseen_changes<H: Host>(&self, host: &H, range: Range<u64>) -> Result<(), H::Error> {
+        if self.mmu().is_none() {
+            return Ok(());
         }
+        let gate = self.gate();
+        self.find_unseen_under(&gate, host, range)
     }
 
     /// The same under the gate: nothing is written meanwhile, so the mappings had lost the right to store to what is found here before it
     /// is asked what is under way.
-    pub(crate) fn find_unseen_under(&self, _gate: &Gate<'_>, range: Range<u64>) {
-        let Some(mmu) = self.mmu().filter(|_| !without!(self.cache, UnseenFound)) else { return };
-        let Some(pages) = self.pages_of(&range) else { return };
+    pub(crate) fn find_unseen_under<H: Host>(
+        &self,
+        _gate: &Gate<'_>,
+        host: &H,
+        range: Range<u64>,
+    ) -> Result<(), H::Error> {
+        let Some(mmu) = self.mmu().filter(|_| !without!(self.cache, UnseenFound)) else { return Ok(()) };
+        let Some(pages) = self.pages_of(&range) else { return Ok(()) };
         let mut suspects = Vec::new();
         self.index.read().each_from(pages.start, |page| {
             if page.index >= pages.end {
                 return false;
             }
-            if is_suspect(page) {
+            if page.suspects() != 0 {
                 suspects.push(Arc::clone(page));
             }
             true
@@ -335,62 +398,48 @@ impl AddressSpace {
         let many = suspects.len() >= ASKED_FOR;
         let quiet = || many && (without!(self.cache, SumsKept) || mmu.is_quiet());
         let quiet_before = !without!(self.cache, QuietFirst) && quiet();
+        let mut result = Ok(());
         for page in suspects {
             // Waited for: a fault that only looks may have it, and what the caller does next must find the mark.
-            let Some(locked) = LockedPages::wait_for(Arc::clone(&page), &self.cache.waits) else { continue };
-            if !is_suspect(&page) {
+            let Some(_locked) = LockedPages::wait_for(Arc::clone(&page), &self.cache.waits) else { continue };
+            if page.suspects() == 0 {
                 continue;
             }
             self.cache.looked_at.fetch_add(1, Ordering::Relaxed);
-            if self.changed_unseen(&page) {
-                self.dirty_again(&locked.pages);
-            } else if quiet_before || (without!(self.cache, QuietFirst) && quiet()) {
-                page.forget_sum();
+            // Before the look: what wrote to it while it was pinned had ended when it was not.
+            let pinned = page.is_pinned();
+            let changed = self.changed_unseen(&page) & self.blocks_of_file(host, page.index);
+            if changed != 0 {
+                let found = self.accept_changed(host, &page, changed);
+                result = result.and(found);
+            } else if !pinned && (quiet_before || (without!(self.cache, QuietFirst) && quiet())) {
+                page.sums.forget(self.cache.geometry().all_blocks());
             }
         }
+        result.inspect_err(|error| self.remember_error::<H>(error))
     }
 
-    /// Before a locked page changes in part by rights: what changed of it without a fault is dirty, and nothing is known any more of
-    /// what was written.
-    pub(crate) fn accept_unseen(&self, page: &Arc<Page>) {
-        if page.written_sum().is_some() {
-            if page.state().has(Kind::Dirty) == 0 && self.changed_unseen(page) {
-                self.dirty_again(std::slice::from_ref(page));
-            }
-            page.forget_sum();
+    /// Before a locked page goes elsewhere: what changed of it without a fault is dirty, and nothing is known any more of what was
+    /// written.
+    fn accept_unseen<H: Host>(&self, host: &H, page: &Arc<Page>) -> Result<(), H::Error> {
+        let changed = self.changed_unseen(page) & self.blocks_of_file(host, page.index);
+        if changed != 0 {
+            self.accept_changed(host, page, changed)?;
         }
+        page.sums.forget(self.cache.geometry().all_blocks());
+        Ok(())
     }
 
-    /// Makes locked pages dirty that have places for all that is known of them.
-    pub(crate) fn dirty_again(&self, pages: &[Arc<Page>]) {
-        for page in pages {
-            page.forget_sum();
-            page.update(|s| s.with(Kind::Dirty, s.has(Kind::Uptodate) & s.has(Kind::Backed)));
-        }
-        self.mark_dirty(pages);
+    /// Makes blocks of a locked page dirty that changed without a fault; those that have no space get some.
+    fn accept_changed<H: Host>(&self, host: &H, page: &Arc<Page>, changed: Blocks) -> Result<(), H::Error> {
+        self.find_page_space(host, page, changed)?;
+        self.dirty_again(page, changed);
+        Ok(())
     }
-}
 
-/// Whether a page is clean, and its content may have changed all the same.
-fn is_suspect(page: &Page) -> bool {
-    let state = page.state();
-    page.written_sum().is_some() && state.has(Kind::Dirty) == 0 && !state.in_writeback()
-}
-
-/// The checksum of a page's memory.
-pub(crate) fn sum_of(page: &Page) -> u32 {
-    let mem = page.mem();
-    sum_of_mem(mem)
-}
-
-/// The same of any memory.
-pub(crate) fn sum_of_mem(mem: extant_device::MemSlice<'_>) -> u32 {
-    const PIECE: usize = 4096;
-    let mut piece = [0; PIECE];
-    let mut sum = !0;
-    for at in (0..mem.len()).step_by(PIECE) {
-        mem.copy_to(at, &mut piece);
-        sum = crc32c(sum, &piece);
+    /// Makes blocks of a locked page dirty that have space.
+    fn dirty_again(&self, page: &Arc<Page>, set: Blocks) {
+        page.update(|s| s.with(Kind::Dirty, set));
+        self.mark_dirty([page]);
     }
-    sum
 }

@@ -28,6 +28,20 @@ pub enum Mutant {
     OldEndZeroed,
     /// A page that somebody refers to keeps its memory.
     LeaveUsed,
+    /// A page to which a transfer may be under way keeps its memory.
+    ReclaimQuiet,
+    /// Direct I/O looks for what changed without a fault.
+    DirectLooks,
+    /// A page to which a transfer may be under way stays what it is before a direct write.
+    TargetStays,
+    /// Zeros that a page gets, as the file grows or is punched, have a checksum.
+    GainedSummed,
+    /// What changed without a fault is looked for after the mappings have lost what moves to another place in the file.
+    MoveLooks,
+    /// What a mapping, or a device, can store to is written from a copy.
+    Snapshot,
+    /// What was filled counts only if its blocks have not moved meanwhile.
+    MapSeq,
     /// A pinned page stays dirty.
     PinDirty,
     /// What changed without a fault is found by its checksum.

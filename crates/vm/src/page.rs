@@ -8,6 +8,7 @@ use extant_sync::{Arc, Held, Rank};
 use extant_sys::{MemSlice, PageMem};
 use smallvec::{SmallVec, smallvec};
 
+use crate::sums::Sums;
 use crate::wait::WaitTable;
 
 /// A page of a file's content.
@@ -18,13 +19,12 @@ pub(crate) struct Page {
     /// How often it is pinned: it then stays dirty and in memory.
     pins: AtomicU32,
     state: AtomicU64,
-    /// Checksum of what writeback wrote last of a page that a mapping could write, and [`SUMMED`].
-    sum: AtomicU64,
+    pub(crate) sums: Sums,
     mem: PageMem,
 }
 
-/// There is a checksum.
-const SUMMED: u64 = 1 << 32;
+/// In the number of pins: the page has left the index, and is none that the cache counts any more.
+const GONE: u32 = 1 << 31;
 
 /// The page's lock bit: owned by an operation.
 const LOCKED: u64 = 1;
@@ -131,7 +131,7 @@ impl fmt::Debug for State {
 impl Page {
     /// A page that its maker has locked, with nothing uptodate.
     pub(crate) fn new_locked(index: u32, mem: PageMem) -> Self {
-        Self { index, pins: AtomicU32::new(0), state: AtomicU64::new(LOCKED), sum: AtomicU64::new(0), mem }
+        Self { index, pins: AtomicU32::new(0), state: AtomicU64::new(LOCKED), sums: Sums::default(), mem }
     }
 
     /// The same page in other memory, locked: what is known of its blocks goes along, the content is the caller's to copy. Under
@@ -141,7 +141,7 @@ impl Page {
         debug_assert!(!state.in_writeback() && !self.is_pinned(), "a page moves that is in use: {self:?}");
         // Nothing shows the new memory yet.
         let state = AtomicU64::new((state.0 | LOCKED) & !(WAITERS | DETACHED | WRITE_MAPPED));
-        Self { index: self.index, pins: AtomicU32::new(0), state, sum: AtomicU64::new(0), mem }
+        Self { index: self.index, pins: AtomicU32::new(0), state, sums: Sums::default(), mem }
     }
 
     /// Whether its memory is that of a memory file, which mappings may show.
@@ -150,37 +150,26 @@ impl Page {
         self.mem.is_of_file()
     }
 
-    /// Keeps it dirty and in memory from now on. Under its lock.
-    pub(crate) fn pin(&self) {
-        self.pins.fetch_add(1, Ordering::AcqRel);
+    /// Keeps it dirty and in memory from now on; whether it was not kept so before. Under its lock, while it is in the index.
+    pub(crate) fn pin(&self) -> bool {
+        self.pins.fetch_add(1, Ordering::AcqRel) == 0
     }
 
-    /// Takes back one [`Self::pin`].
-    pub(crate) fn unpin(&self) {
+    /// Takes back one [`Self::pin`]; whether it is kept no more, and was in the index until now.
+    pub(crate) fn unpin(&self) -> bool {
         let before = self.pins.fetch_sub(1, Ordering::AcqRel);
-        debug_assert!(before > 0, "a pin that never was: {self:?}");
+        debug_assert!(before & !GONE > 0, "a pin that never was: {self:?}");
+        before == 1
     }
 
     pub(crate) fn is_pinned(&self) -> bool {
-        self.pins.load(Ordering::Acquire) > 0
+        self.pins.load(Ordering::Acquire) & !GONE > 0
     }
 
-    /// Remembers what was written of it.
-    pub(crate) fn remember_sum(&self, sum: u32) {
-        self.sum.store(SUMMED | u64::from(sum), Ordering::Release);
-    }
-
-    /// The checksum of what was written last, if a mapping could write it then.
-    pub(crate) fn written_sum(&self) -> Option<u32> {
-        let sum = self.sum.load(Ordering::Acquire);
-        (sum & SUMMED != 0).then_some(sum as u32)
-    }
-
-    /// Says that nothing is known of what was written: its content is about to change by rights.
-    pub(crate) fn forget_sum(&self) {
-        if self.sum.load(Ordering::Relaxed) != 0 {
-            self.sum.store(0, Ordering::Release);
-        }
+    /// Its clean blocks that may have changed all the same: something stored to them that no mapping had the right to (a device that
+    /// had taken the memory as a target before it was written).
+    pub(crate) fn suspects(&self) -> Blocks {
+        self.sums.noted() & !self.state().has(Kind::Dirty)
     }
 
     pub(crate) fn state(&self) -> State {
@@ -266,9 +255,11 @@ impl Page {
         });
     }
 
-    /// Says that the page is out of the index, under its lock and the index's.
-    pub(crate) fn detach(&self) {
+    /// Says that the page is out of the index, under its lock and the index's; whether it is pinned.
+    pub(crate) fn detach(&self) -> bool {
         self.state.fetch_or(DETACHED, Ordering::AcqRel);
+        let pins = self.pins.load(Ordering::Relaxed);
+        pins > 0 && self.pins.fetch_or(GONE, Ordering::AcqRel) & !GONE > 0
     }
 
     /// Marks that a mapping may write it from now on. Under its lock.

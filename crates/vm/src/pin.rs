@@ -14,7 +14,7 @@ use crate::fault::MapView;
 use crate::host::Backing;
 use crate::mmu::Access;
 use crate::mutant::without;
-use crate::page::{LockedPages, Page};
+use crate::page::{Kind, LockedPages, Page};
 use crate::space::AddressSpace;
 use crate::{Fault, Host, PageCache};
 
@@ -183,7 +183,7 @@ impl AddressSpace {
         let mut pin = Pin { pages: Vec::new(), blocks: Vec::new(), cache, of, holder };
         for page in pages {
             loop {
-                match self.fault(host, view, page, Access::Write) {
+                match self.fault_and_stay(host, view, page, Access::Write) {
                     Fault::Mapped => {}
                     Fault::Retry => continue,
                     fault => return Err(fault),
@@ -205,7 +205,7 @@ impl AddressSpace {
             };
             pin.blocks.push(host.hold(pblk, 1));
         } else {
-            let Some(held) = self.pin_dirty(page) else { return false };
+            let Some(held) = self.pin_dirty(host, page) else { return false };
             pin.pages.push(held);
         }
         pin.of.counts.lock().pins += 1;
@@ -214,14 +214,18 @@ impl AddressSpace {
         true
     }
 
-    /// Pins a page that is dirty and in the file's memory; `None` when it is so no more. Under shared `invalidate_lock`: who holds it
-    /// exclusively and finds no pin gets none.
-    fn pin_dirty(&self, page: u32) -> Option<Arc<Page>> {
+    /// Pins a page that is dirty in every block that the file has, with space for each, and in the file's memory; `None` when it is so no
+    /// more. Under shared `invalidate_lock`: who holds it exclusively and finds no pin gets none.
+    fn pin_dirty<H: Host>(&self, host: &H, page: u32) -> Option<Arc<Page>> {
         let locked: LockedPages<'_> = self.lock_present(page)?;
         let found = &locked.pages[0];
-        let dirty = found.state().has(crate::page::Kind::Dirty) != 0;
-        (dirty && found.is_of_file()).then(|| {
-            found.pin();
+        let (state, blocks) = (found.state(), self.blocks_of_file(host, page));
+        // Since the fault a writer may have made the file longer inside of the page, or a punch taken blocks of it.
+        let storable = state.has(Kind::Dirty) & state.has_space() & blocks == blocks;
+        (blocks != 0 && storable && found.is_of_file()).then(|| {
+            if found.pin() {
+                self.cache.pinned_pages.fetch_add(1, Ordering::Relaxed);
+            }
             Arc::clone(found)
         })
     }
@@ -230,7 +234,8 @@ impl AddressSpace {
 impl Drop for Pin {
     fn drop(&mut self) {
         let all = self.len();
-        self.pages.iter().for_each(|page| page.unpin());
+        let pages = self.pages.iter().filter(|page| page.unpin()).count();
+        self.cache.pinned_pages.fetch_sub(pages, Ordering::Relaxed);
         self.blocks.clear();
         self.cache.pins.fetch_sub(all, Ordering::Relaxed);
         self.cache.holders.take(self.holder, all);

@@ -6,8 +6,8 @@ use extant_sync::Arc;
 
 use crate::Host;
 use crate::mutant::without;
-use crate::page::Kind;
-use crate::space::{AddressSpace, ExclusiveGuard, Gate, forget};
+use crate::page::{Blocks, Kind, Page};
+use crate::space::{AddressSpace, ExclusiveGuard, Gate, forget, runs_of};
 
 /// What a range operation threw away.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -48,7 +48,7 @@ impl AddressSpace {
         self.hide(&gone)?;
         self.hold_shown(guard, host, &gone)?;
         host.set_size(size);
-        let dropped = self.drop_blocks(host, &gate, gone);
+        let dropped = self.zero_blocks(host, &gate, gone);
         // It stays too long if this fails: an access past the end is then a fault, which finds that.
         if let Some(mmu) = self.mmu()
             && mmu.resize(size).is_ok()
@@ -116,7 +116,7 @@ impl AddressSpace {
         let gate = self.gate();
         self.hide(&(first_whole..end_whole))?;
         self.hold_shown(guard, host, &(first_whole..end_whole))?;
-        let dropped = self.drop_blocks(host, &gate, first_whole..end_whole);
+        let dropped = self.zero_blocks(host, &gate, first_whole..end_whole);
         self.give_back(&(first_whole..end_whole));
         Ok(dropped)
     }
@@ -152,9 +152,17 @@ impl AddressSpace {
         start: u64,
     ) -> Result<Gate<'_>, H::Error> {
         let gone = start..u64::MAX;
-        // Under the gate, since an fsync finds changes without a fault, and makes pages dirty, at any time.
+        // Under the gate, since an fsync finds changes without a fault, and makes pages dirty, at any time; and what a device has put there
+        // since the last look is found, or would be gone (test `faults::a_transfer_before_blocks_move`).
         let gate = loop {
             let gate = self.gate();
+            if !without!(self.cache, MoveDropped) {
+                // Then nobody can make a device store to them any more.
+                self.hide(&gone)?;
+            }
+            if !without!(self.cache, MoveLooks) {
+                self.find_unseen_under(&gate, host, gone.clone())?;
+            }
             let dirty = self.is_dirty() && self.next_dirty(gone.clone()).is_some();
             if !dirty || without!(self.cache, MoveWritten) {
                 break gate;
@@ -165,7 +173,6 @@ impl AddressSpace {
         if without!(self.cache, MoveDropped) {
             return Ok(gate);
         }
-        self.hide(&gone)?;
         self.drop_blocks(host, &gate, gone);
         let page = self.cache.geometry().page_size() as u64;
         self.give_back(&(start..host.size().next_multiple_of(page)));
@@ -187,9 +194,13 @@ impl AddressSpace {
     /// Takes clean pages that touch `range` out of the cache; whether none is left. For direct I/O, after [`Self::sync`] of the
     /// range. Takes the gate and page locks. A fill under way is waited for, so nothing that was read from the device before
     /// this call stays; later ones are only kept away by whoever holds `invalidate_lock` exclusively.
+    ///
+    /// A clean page stays, too, that has changed without a fault, or to which a transfer may be under way: what it brings would be read
+    /// over, and be gone.
     pub fn invalidate(&self, range: Range<u64>) -> bool {
         let geo = self.cache.geometry();
         let _gate = self.gate();
+        let mut least_age = None;
         let mut none_left = true;
         let mut at = geo.page_of(range.start);
         while let Some(from) = at {
@@ -199,7 +210,10 @@ impl AddressSpace {
                 let page = &locked.pages[0];
                 if page.state().has(Kind::Dirty) == 0 && !page.is_of_file() {
                     self.detach(page);
-                } else if page.state().has(Kind::Dirty) > 0 || self.forget_page(page).is_err() {
+                } else if page.state().has(Kind::Dirty) > 0
+                    || self.is_target(page, &mut least_age)
+                    || self.forget_page(page).is_err()
+                {
                     none_left = false;
                 }
             }
@@ -232,7 +246,37 @@ impl AddressSpace {
 
     /// Takes the whole blocks of `range` (multiples of the block size, or no end) out of the cache. Under the gate no page is in
     /// writeback, so no block is claimed.
-    pub(crate) fn drop_blocks<H: Host>(&self, host: &H, _gate: &Gate<'_>, range: Range<u64>) -> Dropped {
+    pub(crate) fn drop_blocks<H: Host>(&self, host: &H, gate: &Gate<'_>, range: Range<u64>) -> Dropped {
+        self.take_blocks(host, gate, range, |page, set| self.forget_blocks(page, set))
+    }
+
+    /// The same for blocks that are zeros from now on. In pages of a mapped file that keep other blocks they are there, as zeros: what a
+    /// device puts into them from now on is the file's.
+    fn zero_blocks<H: Host>(&self, host: &H, gate: &Gate<'_>, range: Range<u64>) -> Dropped {
+        let geo = self.cache.geometry();
+        self.take_blocks(host, gate, range, |page, set| {
+            if !page.is_of_file() {
+                return self.forget_blocks(page, set);
+            }
+            for run in runs_of(set) {
+                let at = geo.block_bytes(run.start) as usize;
+                page.mem().zero(at, geo.block_bytes(run.end) as usize - at);
+            }
+            let there = page.state().has(Kind::Uptodate) & set;
+            page.update(|s| forget(s, set).with(Kind::Uptodate, there));
+            page.sums.forget(set);
+            self.note_zeros(page, set);
+        })
+    }
+
+    /// `part` does with blocks of a page that stays what is to be done.
+    fn take_blocks<H: Host>(
+        &self,
+        host: &H,
+        _gate: &Gate<'_>,
+        range: Range<u64>,
+        part: impl Fn(&Page, Blocks),
+    ) -> Dropped {
         let geo = self.cache.geometry();
         let mut dropped = Dropped::default();
         let mut at = geo.page_of(range.start);
@@ -252,8 +296,7 @@ impl AddressSpace {
                 if set == geo.all_blocks() {
                     self.detach(&page);
                 } else {
-                    self.accept_unseen(&page);
-                    page.update(|s| forget(s, set));
+                    part(&page, set);
                 }
                 self.unreserve(host, next, delayed);
                 dropped.delayed_bytes += geo.block_bytes(delayed.count_ones());

@@ -474,6 +474,7 @@ impl AddressSpace {
                 }
                 // What was read counts only if the blocks are still there: the map lock was not held over the read.
                 if host.map_seq() != seq
+                    && !without!(self.cache, MapSeq)
                     && host.map(Lblk(start + at), run)? != (Mapped { len: run, ..mapped })
                 {
                     continue;

@@ -42,6 +42,29 @@ struct Tables {
     stored_to_device: bool,
     /// Pages of the device that all mappings may show, if that is limited: without insisting, and at all.
     most_windows: Option<(usize, usize)>,
+    /// Whose memory was given back, each time: who has the old one keeps it.
+    given_back: Vec<Range<u32>>,
+}
+
+/// The memory of a page, as a device has it that was told to write there: still the same when the file has other memory for that page.
+pub struct Target {
+    mmu: Arc<SimMmu>,
+    page: u32,
+    /// Of [`Tables::given_back`], what was before.
+    since: usize,
+}
+
+impl Target {
+    /// The device writes. What is written to memory that was given back is nobody's.
+    ///
+    /// # Panics
+    /// When the memory file has no view of the page.
+    pub fn copy_from(&self, at: usize, bytes: &[u8]) {
+        let tables = self.mmu.tables.lock();
+        if tables.given_back[self.since..].iter().all(|gone| !gone.contains(&self.page)) {
+            self.mmu.memory.page(self.page).expect("a view").mem().copy_from(at, bytes);
+        }
+    }
 }
 
 /// A byte that a device puts at a place of a page's memory.
@@ -180,12 +203,10 @@ impl SimMmu {
         self.tables.lock().protects
     }
 
-    /// The memory of a page, as a device sees it that was told to write there.
-    ///
-    /// # Errors
-    /// The system's.
-    pub fn target(&self, page: u32) -> io::Result<PageMem> {
-        self.memory.page(page)
+    /// The memory of a page, for a device that is told to write there.
+    #[must_use]
+    pub fn target(self: &Arc<Self>, page: u32) -> Target {
+        Target { mmu: Arc::clone(self), page, since: self.tables.lock().given_back.len() }
     }
 
     /// Lets mappings show so many pages of the device and no more: without insisting, and at all.
@@ -397,6 +418,7 @@ impl Mmu for SimMmu {
         for table in tables.maps.values_mut() {
             table.retain(|page, shown| !pages.contains(page) || matches!(shown, Shown::Device { .. }));
         }
+        tables.given_back.push(pages.clone());
         self.memory.discard(pages)
     }
 
@@ -407,6 +429,7 @@ impl Mmu for SimMmu {
         for table in tables.maps.values_mut() {
             table.retain(|page, shown| *page < end || matches!(shown, Shown::Device { .. }));
         }
+        tables.given_back.push(end..u32::MAX);
         // The file never shrinks, so that a scenario without a guard reads zeros in place of being killed.
         let have = rustix::fs::fstat(&*self.memory)?.st_size as u64;
         if size < have { self.memory.discard(end..u32::MAX) } else { self.memory.resize(size) }
@@ -418,10 +441,18 @@ impl Mmu for SimMmu {
 
     fn release(&self) {
         // What is asked for later is another file's memory, with nothing in it.
+        let mut tables = self.tables.lock();
+        tables.given_back.push(0..u32::MAX);
         let _ = self.memory.discard(0..u32::MAX);
     }
 
     fn wake(&self, _mapping: MapId, _pages: Range<u32>) {}
+}
+
+impl fmt::Debug for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Target(page {})", self.page)
+    }
 }
 
 impl fmt::Debug for SimMmu {

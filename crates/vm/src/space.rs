@@ -13,7 +13,6 @@ use crate::errseq::ErrSeq;
 use crate::fault::FaultAhead;
 use crate::host::Owner;
 use crate::index::PageIndex;
-use crate::mapped::Leaving;
 use crate::mutant::without;
 use crate::page::{Kind, LockedPages, Page, Pages, State};
 use crate::pin::Pinned;
@@ -325,9 +324,11 @@ impl AddressSpace {
     /// Takes a locked page out of the index. What it reserved is the caller's to give back.
     pub(crate) fn detach(&self, page: &Page) {
         let mut index = self.index.write();
-        page.detach();
+        let pinned = page.detach();
         let marked = index.remove(page.index).is_some_and(|(_, marked)| marked);
         drop(index);
+        // What a device writes there is nobody's from now on.
+        self.cache.pinned_pages.fetch_sub(usize::from(pinned), Ordering::Relaxed);
         self.cache.detached(1);
         self.cleaned(usize::from(marked));
     }
@@ -369,27 +370,13 @@ impl AddressSpace {
             // Who waits for its lock finds it gone.
             page.unlock(&self.cache.waits);
         }
-        let mut changed = Vec::new();
-        leaving.retain(|page| match self.begin_leaving(page) {
-            Leaving::Leaves => true,
-            Leaving::Used => {
-                page.unlock(&self.cache.waits);
-                false
-            }
-            Leaving::Changed => {
-                changed.push(Arc::clone(page));
-                false
-            }
-        });
         drop(index);
-        self.dirty_again(&changed);
-        changed.iter().for_each(|page| page.unlock(&self.cache.waits));
         self.cache.detached(gone.len());
         self.cleaned(unmarked);
         if let Some(at) = stopped {
             *self.hand.lock() = at;
         }
-        (gone.len() + self.leave(&leaving), stopped.is_none())
+        (gone.len() + self.let_go(leaving), stopped.is_none())
     }
 
     /// Says that the ring no longer has it, if it has no pages.

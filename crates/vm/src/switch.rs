@@ -85,7 +85,7 @@ impl AddressSpace {
         self.write_dirty(host)?;
         let gate = self.gate();
         if !without!(self.cache, SwitchLooksLast) {
-            self.find_unseen_under(&gate, 0..u64::MAX);
+            self.find_unseen_under(&gate, host, 0..u64::MAX)?;
         }
         let mut from = Some(0);
         while let Some(first) = from {

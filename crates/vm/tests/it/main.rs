@@ -18,3 +18,5 @@ mod ranges;
 mod sim;
 #[cfg(not(feature = "shuttle"))]
 mod speed;
+#[cfg(feature = "shuttle")]
+mod transfers;

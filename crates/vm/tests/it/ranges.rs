@@ -298,6 +298,8 @@ fn guards(change: &str, side: &str) -> &'static [Mutant] {
         ("collapse" | "insert", "read faults") => &[FaultShared, MoveDropped],
         ("collapse" | "insert", "write faults") => &[FaultShared, MoveDropped, MoveWritten],
         ("collapse" | "insert", "fill" | "read-ahead") => &[FillShared, MoveDropped],
+        // Whatever a fault brings back of the page, the direct write has come before that, or comes after it.
+        ("zero", "direct writes and stores") => &[],
         (_, "read faults" | "write faults" | "direct writes and stores") => &[FaultShared],
         (_, "fill" | "read-ahead") => &[FillShared],
         // A direct write that comes between is as if it had come before.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::ops::Range;
 
-use extant_device::{BlockDevice, DirectAccess, MemoryDevice};
+use extant_device::{BlockDevice, DirectAccess, MemSlice, MemoryDevice};
 use extant_format::{Lblk, Pblk};
 use extant_sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use extant_sync::{Arc, Mutex, Rank};
@@ -23,6 +23,9 @@ pub(crate) struct FaultyDevice {
     bad: Mutex<Vec<Range<u64>>>,
     /// What it had when it was flushed last.
     durable: Mutex<Vec<u8>>,
+    /// It looks twice at memory that it is to write; and what it was to write has changed meanwhile.
+    pub(crate) looks_twice: AtomicBool,
+    changed: AtomicBool,
     pub(crate) writes: AtomicU64,
 }
 
@@ -44,6 +47,8 @@ impl FaultyDevice {
             inner,
             bad: Mutex::new(Rank::LEAF, Vec::new()),
             durable: Mutex::new(Rank::LEAF, Vec::new()),
+            looks_twice: AtomicBool::new(false),
+            changed: AtomicBool::new(false),
             writes: AtomicU64::new(0),
         })
     }
@@ -52,6 +57,12 @@ impl FaultyDevice {
     #[cfg(feature = "shuttle")]
     pub(crate) fn durable(&self, at: u64) -> u8 {
         self.durable.lock().get(at as usize).copied().unwrap_or(STALE)
+    }
+
+    /// Whether anything that was to be written of memory changed while it was read.
+    #[cfg(feature = "shuttle")]
+    pub(crate) fn saw_changes(&self) -> bool {
+        self.changed.load(Ordering::Relaxed)
     }
 
     pub(crate) fn break_writes(&self, ranges: &[Range<u64>]) {
@@ -75,6 +86,27 @@ impl BlockDevice for FaultyDevice {
             return Err(io::Error::from_raw_os_error(5));
         }
         self.inner.write_at(offset, buf)
+    }
+
+    fn write_mem_at(&self, offset: u64, slices: &[MemSlice<'_>]) -> io::Result<()> {
+        let read = || {
+            let mut bytes = vec![0; slices.iter().map(MemSlice::len).sum()];
+            let mut at = 0;
+            for slice in slices {
+                slice.copy_to(0, &mut bytes[at..at + slice.len()]);
+                at += slice.len();
+            }
+            bytes
+        };
+        let bytes = read();
+        if self.looks_twice.load(Ordering::Relaxed) {
+            // As a device does that makes a checksum or a mirror.
+            extant_sync::may_be_preempted();
+            if read() != bytes {
+                self.changed.store(true, Ordering::Relaxed);
+            }
+        }
+        self.write_at(offset, &bytes)
     }
 
     fn flush(&self) -> io::Result<()> {
@@ -609,6 +641,12 @@ impl SimFile {
         let outcome = self.pages.write_past_cache(&guard, self, pos, data);
         match outcome.error {
             Some(error) if outcome.written == 0 => Err(error),
+            None if outcome.written < data.len() => {
+                drop(guard);
+                let outcome = self.pages.write(self, pos, data);
+                self.pages.sync(self, pos..pos + data.len() as u64)?;
+                outcome.error.map_or(Ok(outcome.written), Err)
+            }
             _ => Ok(outcome.written),
         }
     }
