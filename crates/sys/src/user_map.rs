@@ -397,7 +397,7 @@ impl UserPages {
         let state = self.read_healed(&pages);
         for piece in state.over(&bytes).filter(|p| !p.busy) {
             let range = piece.part(&bytes);
-            if writable && self.shared && piece.protection.write {
+            if writable && self.shared && piece.is_writable() {
                 // Before anybody can store: `protect` looks at it under the same page's lock.
                 self.stored.store(true, Ordering::Release);
                 self.show_writable(range, piece)?;
@@ -498,10 +498,11 @@ impl UserPages {
         Ok(())
     }
 
-    /// Makes the next store to each of the pages a fault.
+    /// Makes the next store to each of the pages a fault. What the program has unmapped without saying so is no part of the mapping any
+    /// more.
     ///
     /// # Errors
-    /// The system's; ENOENT when the program unmapped or moved a part without saying so. Then some pages may still be stored to.
+    /// The system's. Then some pages may still be stored to.
     pub fn protect(&self, pages: Range<u32>) -> io::Result<()> {
         if !self.shared || !self.stored.load(Ordering::Acquire) {
             return Ok(());
@@ -509,21 +510,44 @@ impl UserPages {
         let bytes = self.bytes(&pages);
         loop {
             let state = self.read_settled(&bytes);
-            let mut moving = false;
+            let (mut moving, mut gone) = (false, Vec::new());
             for piece in state.over(&bytes) {
-                // SAFETY: a registered part of this mapping, which stays what it is while `state` is held.
-                match unsafe { self.uffd.protect(piece.part(&bytes), true) } {
-                    Outcome::Done | Outcome::NoProcess => {}
-                    Outcome::Moving => moving = true,
-                    other => return Err(other.error()),
-                }
+                moving |= self.protect_part(&piece.part(&bytes), &mut gone)? == Outcome::Moving;
             }
             drop(state);
             if !moving {
+                if !gone.is_empty() {
+                    self.forget_gone(gone);
+                }
                 return Ok(());
             }
             // With nothing held: the reader, for which this waits, may want any of it.
             std::thread::yield_now();
+        }
+    }
+
+    /// Protects a part of a piece, page by page where not all of it is there: what is not is added to `gone`. Under `state`.
+    fn protect_part(&self, part: &Range<usize>, gone: &mut Vec<Range<usize>>) -> io::Result<Outcome> {
+        // SAFETY: a part of this mapping, which stays what it is while `state` is held.
+        match unsafe { self.uffd.protect(part.clone(), true) } {
+            done @ (Outcome::Done | Outcome::NoProcess | Outcome::Moving) => Ok(done),
+            Outcome::NotMapped if part.len() > page_size() => {
+                let middle = part.start + (part.len() / page_size() / 2) * page_size();
+                for half in [part.start..middle, middle..part.end] {
+                    if self.protect_part(&half, gone)? == Outcome::Moving {
+                        return Ok(Outcome::Moving);
+                    }
+                }
+                Ok(Outcome::Done)
+            }
+            Outcome::NotMapped => {
+                match gone.last_mut() {
+                    Some(last) if last.end == part.start => last.end = part.end,
+                    _ => gone.push(part.clone()),
+                }
+                Ok(Outcome::Done)
+            }
+            other => Err(other.error()),
         }
     }
 

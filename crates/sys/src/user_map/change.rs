@@ -130,6 +130,7 @@ impl UserPages {
             // What is lost is lost at once, what is gained is gained at the end: until then nobody installs for stores.
             for piece in state.pieces.iter_mut().filter(|p| is_inside(&p.range, &range)) {
                 piece.protection.write &= protection.write;
+                piece.stores = false;
             }
             self.publish(&mut state);
             parts
@@ -149,7 +150,74 @@ impl UserPages {
                 piece.protection = now;
             }
         }
+        let mut state = self.write();
+        state.merge();
+        self.publish(&mut state);
+        drop(state);
+        drop(changing);
         Ok(result?)
+    }
+
+    /// madvise(MADV_DONTNEED) of the part of the range that is this mapping's: a private mapping's own copies go, and what of it was
+    /// marked; the next access is a fault.
+    ///
+    /// # Errors
+    /// EINVAL for an unaligned range; the system's.
+    pub fn drop_copies(&self, range: Range<usize>) -> io::Result<()> {
+        aligned(&range)?;
+        // Nothing moves meanwhile, and nothing is installed.
+        let changing = self.change();
+        let mut state = self.write();
+        let parts: Vec<_> = state
+            .inside(&range)
+            .map(|p| {
+                let part = p.range.start.max(range.start)..p.range.end.min(range.end);
+                let byte = p.file_byte(part.start);
+                (byte..byte + part.len() as u64, part)
+            })
+            .collect();
+        let mut result = Ok(());
+        for (bytes, part) in parts {
+            result = self.zap_addresses(part);
+            if result.is_err() {
+                break;
+            }
+            state.poisoned.retain(|byte| !bytes.contains(byte));
+        }
+        drop(state);
+        drop(changing);
+        result
+    }
+
+    /// A thread waits at an address to store, in a shared mapping: so the kernel lets it, whatever we know. mprotect(2) by its number, or
+    /// pkey_mprotect(2), has changed that; a store to a file that may not be stored to is refused all the same.
+    pub fn note_store_at(&self, addr: usize) {
+        let is_new = |p: &super::pieces::Piece| p.range.contains(&addr) && !p.is_writable();
+        if !self.may_write || !self.read().pieces.iter().any(is_new) {
+            return;
+        }
+        if let Some(piece) = self.write().pieces.iter_mut().find(|p| is_new(p)) {
+            piece.stores = true;
+        }
+    }
+
+    /// Forgets addresses that are nothing of the mapping any more: the program unmapped them, or put something else there, without a word
+    /// to us. Each is looked at again, with nothing under way.
+    pub(super) fn forget_gone(&self, gone: Vec<Range<usize>>) {
+        let mut changing = self.change();
+        for range in gone {
+            let whole = |state: &State| state.inside(&range).any(|p| !p.busy && is_inside(&range, &p.range));
+            // A window is no part of the memory file's mapping, and is not gone.
+            let shows_device = self.bytes_at(&range).iter().any(|bytes| !changing.inside(bytes).is_empty());
+            // SAFETY: a part of this mapping, or nothing that is registered: then nothing is done.
+            let there = || unsafe { self.uffd.protect(range.clone(), true) };
+            if whole(&self.read()) && !shows_device && matches!(there(), crate::uffd::Outcome::NotMapped) {
+                self.forget_windows(&mut changing, &range);
+                let mut state = self.write();
+                state.take_out(&range);
+                self.publish(&mut state);
+            }
+        }
     }
 
     /// mremap(2): a part of the mapping gets another length, or another place. Its new address. A move to an address waits until the

@@ -121,7 +121,7 @@ impl Windows {
     }
 
     /// The parts of windows in a range, and whether they are watched.
-    fn inside(&self, bytes: &Range<u64>) -> Vec<(Range<u64>, bool)> {
+    pub(super) fn inside(&self, bytes: &Range<u64>) -> Vec<(Range<u64>, bool)> {
         let first = self.map.range(..bytes.start).next_back().filter(|(_, w)| w.end > bytes.start);
         first
             .into_iter()
@@ -421,7 +421,7 @@ impl UserPages {
     }
 
     /// The bytes of the file that these addresses show.
-    fn bytes_at(&self, addresses: &Range<usize>) -> Vec<Range<u64>> {
+    pub(super) fn bytes_at(&self, addresses: &Range<usize>) -> Vec<Range<u64>> {
         let state = self.read();
         let clip = |p: &super::pieces::Piece| {
             let part = p.range.start.max(addresses.start)..p.range.end.min(addresses.end);

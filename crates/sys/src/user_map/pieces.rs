@@ -16,6 +16,8 @@ pub(super) struct Piece {
     pub(super) protection: Protection,
     /// Being unmapped or moved.
     pub(super) busy: bool,
+    /// The kernel lets the program store though `protection` does not say so: it was changed without a word to us.
+    pub(super) stores: bool,
 }
 
 /// What a mapping consists of.
@@ -33,7 +35,7 @@ pub(super) struct State {
 
 impl Piece {
     pub(super) fn new(range: Range<usize>, offset: u64, protection: Protection) -> Self {
-        Self { range, offset, protection, busy: false }
+        Self { range, offset, protection, busy: false, stores: false }
     }
 
     fn bytes(&self) -> Range<u64> {
@@ -56,6 +58,18 @@ impl Piece {
     /// The byte of the file at an address.
     pub(super) fn file_byte(&self, addr: usize) -> u64 {
         self.offset + (addr - self.range.start) as u64
+    }
+
+    /// Whether the program can store there, by our books or the kernel's.
+    pub(super) fn is_writable(&self) -> bool {
+        self.protection.write || self.stores
+    }
+
+    /// Whether `next` goes on where it ends, and is the same in all else.
+    fn continues_in(&self, next: &Self) -> bool {
+        self.range.end == next.range.start
+            && self.file_byte(self.range.end) == next.offset
+            && (self.protection, self.busy, self.stores) == (next.protection, next.busy, next.stores)
     }
 
     /// Cuts it in two at an address inside; the second part.
@@ -106,6 +120,24 @@ impl State {
             }
         }
         self.inside(range).count()
+    }
+
+    /// Makes one of pieces that lie behind each other, in memory and in the file, and do not differ.
+    pub(super) fn merge(&mut self) {
+        self.pieces.sort_unstable_by_key(|p| p.range.start);
+        self.pieces.dedup_by(|next, piece| {
+            let one = piece.continues_in(next);
+            if one {
+                piece.range.end = next.range.end;
+            }
+            one
+        });
+    }
+
+    /// Takes these addresses out: nothing of the mapping is there any more.
+    pub(super) fn take_out(&mut self, range: &Range<usize>) {
+        self.cut(range);
+        self.pieces.retain(|p| p.range.end <= range.start || range.end <= p.range.start);
     }
 
     /// Says of the pieces in the range, which are cut at its ends, whether they are being changed.

@@ -1,6 +1,7 @@
 //! Mappings, with a test in the place of the handler.
 
 mod aligned;
+mod unsaid;
 
 use std::io;
 use std::ops::Range;

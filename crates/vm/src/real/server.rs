@@ -246,6 +246,9 @@ impl Shared {
             return;
         }
         let access = if write && entry.pages.is_shared() { Access::Write } else { Access::Read };
+        if access == Access::Write {
+            entry.pages.note_store_at(waiter.addr);
+        }
         let asked = self.queue.epoch();
         let pending = Pending::new(Arc::clone(self), entry, place.page, access, waiter);
         match catch_unwind(AssertUnwindSafe(|| pending.try_ask())) {
