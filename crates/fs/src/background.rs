@@ -3,6 +3,8 @@
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
+use extant_format::Tid;
+use extant_journal::CommitObserver;
 use extant_sync::atomic::Ordering;
 use extant_sync::{Condvar, Mutex, Rank, thread};
 
@@ -16,34 +18,73 @@ const TIMES_INTERVAL: Duration = Duration::from_secs(30);
 /// Ends threads that wait.
 #[derive(Debug)]
 pub(crate) struct Stop {
-    stopped: Mutex<bool>,
+    told: Mutex<Told>,
     changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Told {
+    stopped: bool,
+    /// The journal was aborted, and nobody has seen to it.
+    aborted: bool,
+}
+
+/// Why a thread of the mount is to do something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Due {
+    End,
+    Aborted,
+    Time,
 }
 
 impl Default for Stop {
     fn default() -> Self {
-        Self { stopped: Mutex::new(Rank::LEAF, false), changed: Condvar::new() }
+        Self { told: Mutex::new(Rank::LEAF, Told::default()), changed: Condvar::new() }
     }
 }
 
 impl Stop {
     pub(crate) fn set(&self) {
-        *self.stopped.lock() = true;
+        self.told.lock().stopped = true;
         self.changed.notify_all();
     }
 
     /// Waits for `time`; true if the threads shall end.
     pub(crate) fn wait(&self, time: Duration) -> bool {
-        let mut stopped = self.stopped.lock();
+        self.wait_until(time, |_| false);
+        self.told.lock().stopped
+    }
+
+    /// Waits for `time`, or until there is something else to do.
+    fn wait_due(&self, time: Duration) -> Due {
+        self.wait_until(time, |told| told.aborted);
+        let mut told = self.told.lock();
+        match (told.stopped, std::mem::take(&mut told.aborted)) {
+            (true, _) => Due::End,
+            (false, true) => Due::Aborted,
+            (false, false) => Due::Time,
+        }
+    }
+
+    fn wait_until(&self, time: Duration, more: impl Fn(&Told) -> bool) {
+        let mut told = self.told.lock();
         let until = Instant::now() + time;
-        while !*stopped {
+        while !told.stopped && !more(&told) {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 break;
             }
-            self.changed.wait_for(&mut stopped, left);
+            self.changed.wait_for(&mut told, left);
         }
-        *stopped
+    }
+}
+
+impl CommitObserver for Stop {
+    fn committed(&self, _tid: Tid) {}
+
+    fn aborted(&self, _errno: i32) {
+        self.told.lock().aborted = true;
+        self.changed.notify_all();
     }
 }
 
@@ -98,8 +139,17 @@ fn evictor(fs: &Weak<Filesystem>, cache: &InodeCache) {
 }
 
 fn periodic(fs: &Weak<Filesystem>, stop: &Stop) {
-    while !stop.wait(TIMES_INTERVAL) {
+    loop {
+        let due = stop.wait_due(TIMES_INTERVAL);
+        if due == Due::End {
+            return;
+        }
         let Some(fs) = fs.upgrade() else { return };
+        if due == Due::Aborted
+            && let Err(e) = fs.end_stores()
+        {
+            tracing::error!("mappings can still be stored to, though nothing is written any more: {e}");
+        }
         fs.periodic_work();
     }
 }

@@ -15,6 +15,7 @@ use crate::filesystem::{Filesystem, Mode};
 use crate::freeze::Level;
 use crate::icache::InodeRef;
 use crate::inode::Inode;
+use crate::mapping::of_caller;
 
 impl Filesystem {
     /// The inode that `name` in `dir` leads to; `.` and `..` too.
@@ -22,7 +23,7 @@ impl Filesystem {
     /// # Errors
     /// `NotFound`, `NotDirectory`, `AccessDenied`, `NameTooLong`; damage.
     pub fn lookup(&self, dir: &InodeRef, name: &[u8], cred: &Credentials) -> Result<InodeRef> {
-        self.noted(self.lookup_inner(dir, name, cred))
+        self.noted(self.lookup_inner(dir, &of_caller(name), cred))
     }
 
     fn lookup_inner(&self, dir: &InodeRef, name: &[u8], cred: &Credentials) -> Result<InodeRef> {
@@ -50,6 +51,8 @@ impl Filesystem {
     ///
     /// A directory that is removed while it is listed ends; names that come or go meanwhile are listed or not, all others
     /// exactly once.
+    ///
+    /// `sink` is called with locks held: it must not use the filesystem, nor memory of a mapping of any file of this library.
     ///
     /// # Errors
     /// `NotDirectory`, `AccessDenied`; damage.
@@ -181,6 +184,7 @@ impl Filesystem {
     /// # Errors
     /// `Invalid`, `NotPermitted`; the journal's and the device's errors.
     pub fn set_label(&self, label: &[u8], cred: &Credentials) -> Result<()> {
+        let label = &*of_caller(label);
         let _write = self.begin_write()?;
         if !cred.has(crate::cred::Caps::SYS_ADMIN) {
             return Err(Error::NotPermitted);

@@ -21,6 +21,7 @@ use crate::filesystem::Filesystem;
 use crate::icache::InodeRef;
 use crate::inode::Inode;
 use crate::late_features::LateFeature;
+use crate::mapping::of_caller;
 use crate::mutant::without;
 use crate::quota::Ids;
 use crate::xattr::NewAttrs;
@@ -108,7 +109,7 @@ impl Filesystem {
                 return Err(Error::Invalid("device number"));
             }
             let i_block = device.then(|| new.rdev.encode());
-            self.make(dir, name, kind, new.mode & 0o7777, i_block, &[], cred)
+            self.make(dir, &of_caller(name), kind, new.mode & 0o7777, i_block, &[], cred)
         }))
     }
 
@@ -118,7 +119,7 @@ impl Filesystem {
     /// As [`Self::mknod`]; `TooManyLinks`.
     pub fn mkdir(&self, dir: &InodeRef, name: &[u8], mode: u16, cred: &Credentials) -> Result<InodeRef> {
         // Of the upper bits only the sticky bit is the caller's to choose.
-        self.noted(self.make(dir, name, FileType::Directory, mode & 0o1777, None, &[], cred))
+        self.noted(self.make(dir, &of_caller(name), FileType::Directory, mode & 0o1777, None, &[], cred))
     }
 
     /// Makes a symbolic link to `target`.
@@ -132,13 +133,17 @@ impl Filesystem {
         target: &[u8],
         cred: &Credentials,
     ) -> Result<InodeRef> {
-        if target.is_empty() || target.contains(&0) {
-            return Err(if target.is_empty() { Error::NotFound } else { Error::Invalid("link target") });
+        if target.is_empty() {
+            return Err(Error::NotFound);
         }
         if target.len() >= self.geo.block_size().min(4096) as usize {
             return Err(Error::NameTooLong);
         }
-        self.noted(self.make(dir, name, FileType::Symlink, 0o777, None, target, cred))
+        let (name, target) = (of_caller(name), of_caller(target));
+        if target.contains(&0) {
+            return Err(Error::Invalid("link target"));
+        }
+        self.noted(self.make(dir, &name, FileType::Symlink, 0o777, None, &target, cred))
     }
 
     #[allow(clippy::too_many_arguments, reason = "all that a new inode is made from")]
@@ -551,7 +556,7 @@ impl Filesystem {
     /// # Errors
     /// `Exists`, `NotPermitted` (directories), `TooManyLinks`, `CrossDevice`, ...; damage.
     pub fn link(&self, inode: &InodeRef, dir: &InodeRef, name: &[u8], cred: &Credentials) -> Result<()> {
-        self.noted(self.link_inner(inode, dir, name, cred))
+        self.noted(self.link_inner(inode, dir, &of_caller(name), cred))
     }
 
     fn link_inner(&self, inode: &InodeRef, dir: &InodeRef, name: &[u8], cred: &Credentials) -> Result<()> {

@@ -635,7 +635,7 @@ impl Host for FileData {
 
     fn may_store(&self) -> bool {
         let Ok((fs, inode)) = self.both() else { return false };
-        !fs.is_read_only() && !inode.flags().contains(InodeFlags::IMMUTABLE)
+        !fs.is_read_only() && !fs.journal.is_aborted() && !inode.flags().contains(InodeFlags::IMMUTABLE)
     }
 
     fn hold(&self, pblk: Pblk, len: u32) -> Box<dyn Send + Sync> {

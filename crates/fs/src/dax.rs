@@ -192,4 +192,11 @@ impl Filesystem {
     pub(crate) fn hide_devices(&self) -> Result<()> {
         Ok(self.pages.hide_dax()?)
     }
+
+    /// After it was said that nothing is written any more: the next store to a mapping is a fault, which is refused. With nothing held.
+    pub(crate) fn end_stores(&self) -> Result<()> {
+        let ended = self.pages.end_stores();
+        self.hide_devices()?;
+        Ok(ended?)
+    }
 }

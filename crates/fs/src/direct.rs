@@ -112,6 +112,8 @@ impl Filesystem {
         flags: WriteFlags,
         cred: &Credentials,
     ) -> Result<bool> {
+        let own = of_caller(bytes);
+        let bytes = &*own;
         let range = offset..offset.checked_add(bytes.len() as u64).ok_or(Error::FileTooBig)?;
         let dirty = inode.data.get().is_some_and(|data| data.pages.is_dirty_in(&range));
         if flags.append || dirty || !self.noted(self.overwrite_direct(inode, offset, bytes, flags, cred))? {

@@ -77,7 +77,8 @@ pub enum Advice {
     Sequential,
     /// Soon needed (MADV_WILLNEED): brought into the cache.
     WillNeed,
-    /// Not needed for a while (MADV_DONTNEED): the next access is a fault. Nothing of a shared mapping is lost.
+    /// Not needed for a while (MADV_DONTNEED): the next access is a fault. Nothing of a shared mapping is lost; a private one's own copies
+    /// are, and it shows the file again.
     DontNeed,
 }
 
@@ -185,12 +186,17 @@ impl Handler {
 
 impl FaultHandler for Handler {
     fn try_fault(&self, mapping: MapId, page: u32, access: Access) -> Option<Fault> {
+        if self.fs.check_alive().is_err() {
+            return None;
+        }
         self.data.pages.try_fault(&*self.data, &self.view(mapping), page, access)
     }
 
     fn fault(&self, mapping: MapId, page: u32, access: Access) -> Fault {
         if self.fs.check_alive().is_err() {
-            return Fault::Sigbus;
+            // Nobody asks a parked one again: the process ends.
+            let ending = self.fs.mount.ending.load(Ordering::Acquire);
+            return if ending { Fault::Parked } else { Fault::Sigbus };
         }
         let fault = self.data.pages.fault(&*self.data, &self.view(mapping), page, access);
         if fault == Fault::Mapped && access == Access::Read {
@@ -483,13 +489,20 @@ impl Mapping {
     /// # Errors
     /// `Invalid` for a range that is not inside; the system's.
     pub fn advise(&self, range: Range<usize>, advice: Advice) -> Result<()> {
-        let pages = self.pages_of(range)?;
+        let pages = self.pages_of(range.clone())?;
         match advice {
             Advice::Normal => self.handler.advice.store(0, Ordering::Relaxed),
             Advice::Random => self.handler.advice.store(1, Ordering::Relaxed),
             Advice::Sequential => self.handler.advice.store(2, Ordering::Relaxed),
             Advice::WillNeed => self.populate(pages),
-            Advice::DontNeed => self.map.pages().zap(pages).map_err(map_error)?,
+            Advice::DontNeed if self.map.pages().is_shared() => {
+                self.map.pages().zap(pages).map_err(map_error)?;
+            }
+            Advice::DontNeed => {
+                let start = self.as_ptr().addr();
+                let range = start + range.start..start + range.end;
+                self.map.pages().drop_copies(range).map_err(map_error)?;
+            }
         }
         Ok(())
     }
@@ -655,17 +668,17 @@ pub fn overlaps_mapping(addr: *const u8, len: usize) -> bool {
     extant_sys::user_memory::overlaps(addr.addr(), len)
 }
 
-/// Calls `read` with a buffer for the caller's, which is that one unless it lies in a mapping: no memory of a mapping is touched while a
+/// Calls `read`, which says how many bytes it has read, with a buffer for the caller's, which is that one unless it lies in a mapping: no memory of a mapping is touched while a
 /// lock is held (a fault there may need the lock).
-pub(crate) fn into_caller<T>(buf: &mut [u8], read: impl FnOnce(&mut [u8]) -> Result<T>) -> Result<T> {
+pub(crate) fn into_caller(buf: &mut [u8], read: impl FnOnce(&mut [u8]) -> Result<usize>) -> Result<usize> {
     if !overlaps_mapping(buf.as_ptr(), buf.len()) {
         return read(buf);
     }
-    // What is not read stays what it is.
-    let mut own = buf.to_vec();
-    let result = read(&mut own)?;
-    buf.copy_from_slice(&own);
-    Ok(result)
+    let mut own = vec![0; buf.len()];
+    let n = read(&mut own)?;
+    // What is not read stays what it is, also what others store there meanwhile (test `mapped_buffers::a_short_read_…`).
+    buf[..n].copy_from_slice(&own[..n]);
+    Ok(n)
 }
 
 /// Bytes of the caller that are no memory of a mapping: its own, or a copy, whose faults are met here.

@@ -242,8 +242,8 @@ impl Shared {
         }
         // Not an abort, which would be recorded: the journal is somebody else's now.
         journal.stop();
-        if let Some(Err(e)) = fs.map(|fs| fs.hide_devices()) {
-            tracing::error!("multiple-mount protection: mappings that show the device stay: {e}");
+        if let Some(Err(e)) = fs.map(|fs| fs.end_stores()) {
+            tracing::error!("multiple-mount protection: mappings can still be stored to: {e}");
         }
     }
 }

@@ -19,7 +19,7 @@ use extant_vm::{CacheConfig, PageCache};
 use crate::bootstrap;
 use crate::error::{CorruptKind, Error, Place, Result};
 use crate::filesystem::{Filesystem, Mode, rename_lock};
-use crate::freeze::Gate;
+use crate::freeze::{Gate, Level};
 use crate::icache::InodeCache;
 use crate::options::{DataMode, MountOptions, Presets, Resolved};
 use crate::orphan::Orphans;
@@ -112,6 +112,8 @@ pub(crate) struct MountState {
     pub(crate) whole: Mutex<()>,
     /// It is frozen; changes under `whole`.
     pub(crate) frozen: AtomicBool,
+    /// The process ends with the mount.
+    pub(crate) ending: AtomicBool,
     /// The superblock said that the orphan file has entries when it was mounted.
     pub(crate) had_orphans: bool,
     /// Held over a flush of times that changed in memory only.
@@ -252,8 +254,22 @@ impl Filesystem {
         Ok(())
     }
 
+    /// [`Self::unmount`] by a process that is about to end: whoever else accesses a mapping for which a page would have to come, or
+    /// changes anything, waits for that end, where it would be SIGBUS or an error.
+    ///
+    /// # Errors
+    /// As [`Self::unmount`].
+    pub fn unmount_at_end(&self) -> Result<()> {
+        self.mount.ending.store(true, Ordering::Release);
+        let done = self.unmount();
+        if matches!(done, Err(Error::Busy)) {
+            self.mount.ending.store(false, Ordering::Release);
+        }
+        done
+    }
+
     /// Writes everything, marks the filesystem clean, and ends the mount. Inodes still referred to answer `Shutdown` from
-    /// then on.
+    /// then on, and an access of a mapping for which a page would have to come is SIGBUS.
     ///
     /// # Errors
     /// What could not be written; the mount has ended all the same.
@@ -268,6 +284,13 @@ impl Filesystem {
         }
         // Before anything is evicted, which would wait for it.
         self.thaw_to_unmount();
+        // Whoever comes now waits for the end: what would be stored after the last writeback would be lost.
+        self.gate.close(Level::Write);
+        self.gate.close(Level::Fault);
+        if self.pages.stats().pins > 0 {
+            self.open_gates();
+            return Err(Error::Busy);
+        }
         // Not left to the evictor: it can do nothing any more for a filesystem that is being dropped.
         while mode == Mode::ReadWrite && self.evict_next() {}
         let flushed = if mode == Mode::ReadWrite {
@@ -277,9 +300,12 @@ impl Filesystem {
         } else {
             Ok(())
         };
-        for (ino, bytes) in self.drop_unwritten() {
+        let lost = self.drop_unwritten();
+        for (ino, bytes) in &lost {
             tracing::error!("{bytes} bytes of inode {ino} could not be written and are lost");
         }
+        let all = if lost.is_empty() { Ok(()) } else { Err(Error::Io(std::io::Error::from_raw_os_error(5))) };
+        let flushed = flushed.and(all);
         self.stop_threads();
         let flushed = if mode == Mode::ReadWrite && !self.journal.is_aborted() {
             self.evict_all_dead();
@@ -313,6 +339,10 @@ impl Filesystem {
         self.set_mode(Mode::Closed);
         // A mapping that is there still stores to the device no more: its next access is a fault, which is refused.
         let hidden = self.hide_devices();
+        // Who waited is refused.
+        if !self.mount.ending.load(Ordering::Acquire) {
+            self.open_gates();
+        }
         // From here on it may be somebody else's.
         let released = self.release_mmp();
         result.and(hidden).and(released)
@@ -595,6 +625,10 @@ pub(crate) fn build(
     let observer: std::sync::Weak<dyn CommitObserver> =
         Arc::downgrade(&(Arc::clone(&alloc) as Arc<dyn CommitObserver>));
     journal.add_observer(observer);
+    let stop: Arc<crate::background::Stop> = Arc::default();
+    let observer: std::sync::Weak<dyn CommitObserver> =
+        Arc::downgrade(&(Arc::clone(&stop) as Arc<dyn CommitObserver>));
+    journal.add_observer(observer);
     let sb_buf: Buf = cache.read(extant_format::Pblk(if geo.block_size() == 1024 { 1 } else { 0 }))?;
     let flags = sb.flags();
     let hash_version = HashVersion::from_raw(sb.def_hash_version()).unwrap_or(HashVersion::HalfMd4);
@@ -603,7 +637,7 @@ pub(crate) fn build(
         kbytes_before: sb.kbytes_written(),
         counting,
         threads: Mutex::new(Rank::LEAF, Vec::new()),
-        stop: Arc::default(),
+        stop,
         mounted_at: setup.mounted_at.clone(),
         begun: AtomicBool::new(false),
         started: AtomicBool::new(false),
@@ -611,6 +645,7 @@ pub(crate) fn build(
         mmp: Mutex::new(Rank::LEAF, None),
         whole: Mutex::new(Rank::MOUNT, ()),
         frozen: AtomicBool::new(false),
+        ending: AtomicBool::new(false),
         had_orphans: sb.features().ro_compat.contains(RoCompat::ORPHAN_PRESENT),
         flushing_times: Mutex::new(Rank::FLUSH_TIMES, ()),
         found_early: Mutex::new(Rank::LEAF, std::mem::take(&mut *sink.early.lock())),

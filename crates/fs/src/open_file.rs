@@ -11,6 +11,7 @@ use crate::fallocate::{FallocateMode, SeekKind};
 use crate::fiemap::{FiemapExtent, FiemapHow};
 use crate::filesystem::Filesystem;
 use crate::icache::InodeRef;
+use crate::mapping::of_caller;
 use crate::move_ext::MoveRange;
 
 /// How a file is open.
@@ -174,6 +175,8 @@ impl OpenFile {
     /// As [`Self::write_at`].
     pub fn write_past_cache(&self, offset: u64, bytes: &[u8], kill_suidgid: bool) -> Result<(usize, u64)> {
         self.may_write()?;
+        let own = of_caller(bytes);
+        let bytes = &*own;
         if self.fs.overwrite_clean(&self.inode, offset, bytes, self.write_flags(kill_suidgid), &self.cred)? {
             return Ok((bytes.len(), offset));
         }
@@ -192,10 +195,9 @@ impl OpenFile {
     /// The device's; `Shutdown`.
     pub fn fsync(&self, data_only: bool) -> Result<()> {
         let done = self.fs.fsync(&self.inode, data_only);
-        let earlier = self.fs.write_error(&self.inode, &self.errors);
-        done?;
-        match earlier {
-            None => Ok(()),
+        // Said once, so it comes first: what this one met it meets again. Damage that a fault has met makes the mount read-only, say.
+        match self.fs.write_error(&self.inode, &self.errors) {
+            None => done,
             Some(code) => Err(Error::Io(std::io::Error::from_raw_os_error(code))),
         }
     }

@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::filesystem::Filesystem;
 use crate::icache::InodeRef;
 use crate::inode::Inode;
+use crate::mapping::of_caller;
 
 impl Filesystem {
     /// Removes the name `name`, which is no directory's, from `dir`. Returns the inode that it led to; if that was its last
@@ -20,7 +21,7 @@ impl Filesystem {
     /// # Errors
     /// `NotFound`, `IsDirectory`, `NotPermitted`, `AccessDenied`; damage.
     pub fn unlink(&self, dir: &InodeRef, name: &[u8], cred: &Credentials) -> Result<InodeRef> {
-        self.noted(self.remove(dir, name, false, cred))
+        self.noted(self.remove(dir, &of_caller(name), false, cred))
     }
 
     /// Removes the empty directory `name` from `dir`, and returns it.
@@ -28,7 +29,7 @@ impl Filesystem {
     /// # Errors
     /// `NotFound`, `NotDirectory`, `NotEmpty`, `NotPermitted`, `AccessDenied`; damage.
     pub fn rmdir(&self, dir: &InodeRef, name: &[u8], cred: &Credentials) -> Result<InodeRef> {
-        self.noted(self.remove(dir, name, true, cred))
+        self.noted(self.remove(dir, &of_caller(name), true, cred))
     }
 
     fn remove(&self, dir: &InodeRef, name: &[u8], want_dir: bool, cred: &Credentials) -> Result<InodeRef> {

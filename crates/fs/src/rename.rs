@@ -19,6 +19,7 @@ use crate::dir::{Found, Plan, check_name};
 use crate::error::{CorruptKind, Error, Place, Result};
 use crate::filesystem::Filesystem;
 use crate::icache::InodeRef;
+use crate::mapping::of_caller;
 use crate::quota::Ids;
 
 /// renameat2's flags.
@@ -103,7 +104,8 @@ impl Filesystem {
         flags: RenameFlags,
         cred: &Credentials,
     ) -> Result<Option<InodeRef>> {
-        let ends = Ends { from, from_name, to, to_name };
+        let (from_name, to_name) = (of_caller(from_name), of_caller(to_name));
+        let ends = Ends { from, from_name: &from_name, to, to_name: &to_name };
         self.noted(self.rename_inner(ends, flags, cred))
     }
 

@@ -344,7 +344,7 @@ impl Filesystem {
         }
         if self.mode() != Mode::ReadWrite {
             self.set_mode(Mode::Shutdown);
-            return self.hide_devices();
+            return self.end_stores();
         }
         let _whole = (how == ShutdownMode::Sync).then(|| self.mount.whole.lock());
         let done = match how {
@@ -355,7 +355,7 @@ impl Filesystem {
             ShutdownMode::NoFlush => Ok(()),
         };
         self.set_mode(Mode::Shutdown);
-        let done = done.and(self.hide_devices());
+        let done = done.and(self.end_stores());
         self.journal.stop();
         if how == ShutdownMode::Sync {
             // Whoever waited at the gates is told.

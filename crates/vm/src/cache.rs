@@ -405,7 +405,7 @@ impl PageCache {
         Ok(())
     }
 
-    fn mapped_owners(&self) -> Vec<Held> {
+    pub(crate) fn mapped_owners(&self) -> Vec<Held> {
         self.mapped.lock().iter().filter_map(Weak::upgrade).collect()
     }
 

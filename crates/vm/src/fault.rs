@@ -13,14 +13,14 @@ use std::ops::Range;
 use extant_format::Lblk;
 use extant_sync::{Arc, Held, Rank, assert_nothing_held};
 
-use crate::Host;
 use crate::host::Backing;
 use crate::index::PageIndex;
 use crate::mmu::{Access, Fault, MapId, Mmu};
 use crate::mutant::without;
 use crate::page::{Blocks, Kind, LockedPages, Page};
-use crate::space::{AddressSpace, SharedGuard, runs_of};
+use crate::space::{AddressSpace, ExclusiveGuard, SharedGuard, runs_of};
 use crate::write::Span;
+use crate::{Host, PageCache};
 
 /// Pages that one fault maps at most.
 const MOST: u32 = 512;
@@ -171,11 +171,12 @@ impl AddressSpace {
         stores: bool,
         insist: bool,
     ) -> Result<Go, H::Error> {
+        let before = self.is_dax();
+        let guard = self.shared_for_fault();
+        // Under the guard: what was let through before stores were forbidden is found by `end_stores`.
         if access == Access::Write && !host.may_store() {
             return Ok(Go::Done(Fault::Sigbus));
         }
-        let before = self.is_dax();
-        let guard = self.shared_for_fault();
         // `i_size` shrinks under exclusive `invalidate_lock` only.
         if self.cache.geometry().page_start(page) >= host.size() {
             return Ok(Go::Done(Fault::Sigbus));
@@ -213,6 +214,10 @@ impl AddressSpace {
         if self.is_dax() || geo.page_start(page) >= host.size() {
             return None;
         }
+        // A dirty page stays dirty when nothing may be written any more (test `mapped_errors::no_store_after_an_abort`).
+        if access == Access::Write && !host.may_store() {
+            return None;
+        }
         let mut locked = LockedPages::none(page, &self.cache.waits, 1);
         // From here on a wait for any lock but a leaf is an error, in debug builds.
         let _tries = Held::adopt(Rank::CACHE, None);
@@ -243,6 +248,18 @@ impl AddressSpace {
         mmu.install(view.id, page..page + count, access == Access::Write).ok()?;
         self.went_up_to(access, page + count);
         Some(Fault::Mapped)
+    }
+
+    /// Makes the next store to any page a fault, for who has forbidden stores ([`Host::may_store`]): pages stay dirty, and loads see them.
+    /// Nothing of a file in DAX mode, for which there is [`Self::hide_dax`].
+    ///
+    /// # Errors
+    /// The system's; then some pages may still be stored to.
+    pub fn end_stores(&self, _guard: &ExclusiveGuard<'_>) -> std::io::Result<()> {
+        match self.mmu() {
+            Some(mmu) if !self.is_dax() => mmu.protect(0..u32::MAX),
+            _ => Ok(()),
+        }
     }
 
     /// The last page that a fault at `page` is to map, as far as file and mapping go.
@@ -450,6 +467,21 @@ impl AddressSpace {
         }
         mmu.install(view.id, 0..1, access == Access::Write)?;
         Ok(Some(Fault::Mapped))
+    }
+}
+
+impl PageCache {
+    /// What [`AddressSpace::end_stores`] does, for all inodes that have had mappings. Takes their `invalidate_lock`s exclusively (30), one
+    /// at a time.
+    ///
+    /// # Errors
+    /// The first of the system's; all were tried.
+    pub fn end_stores(&self) -> std::io::Result<()> {
+        let each = |owner: crate::host::Held| {
+            let pages = owner.pages();
+            pages.end_stores(&pages.exclusive())
+        };
+        self.mapped_owners().into_iter().map(each).fold(Ok(()), std::io::Result::and)
     }
 }
 

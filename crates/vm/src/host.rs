@@ -150,8 +150,8 @@ pub trait Host: Send + Sync + 'static {
         Ok(())
     }
 
-    /// Whether the file may change: the filesystem is writable, and the file neither immutable nor gone. Asked inside of
-    /// [`Self::in_fault`].
+    /// Whether the file may change: the filesystem is writable, and the file neither immutable nor gone. Asked under shared
+    /// `invalidate_lock`. Takes no lock, and does not wait.
     fn may_store(&self) -> bool {
         true
     }

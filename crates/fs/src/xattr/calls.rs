@@ -14,6 +14,7 @@ use crate::filesystem::Filesystem;
 use crate::icache::InodeRef;
 use crate::inode::Inode;
 use crate::late_features::LateFeature;
+use crate::mapping::of_caller;
 
 /// How setting treats an attribute that exists or does not.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -71,7 +72,7 @@ impl Filesystem {
     /// # Errors
     /// `NoAttribute`; `NotPermitted` or `AccessDenied` as xattr(7) says; damage.
     pub fn get_xattr(&self, inode: &InodeRef, name: &[u8], cred: &Credentials) -> Result<Vec<u8>> {
-        self.noted(self.get_xattr_inner(inode, name, cred))
+        self.noted(self.get_xattr_inner(inode, &of_caller(name), cred))
     }
 
     fn get_xattr_inner(&self, inode: &InodeRef, name: &[u8], cred: &Credentials) -> Result<Vec<u8>> {
@@ -130,7 +131,10 @@ impl Filesystem {
         how: XattrSet,
         cred: &Credentials,
     ) -> Result<()> {
-        self.noted(self.with_space(|| self.change_xattr(inode, name, Some(value), how, cred)))
+        // Of one that is too long no more than says so.
+        let most = value.len().min(MAX_VALUE_LEN as usize + 1);
+        let (name, value) = (of_caller(name), of_caller(&value[..most]));
+        self.noted(self.with_space(|| self.change_xattr(inode, &name, Some(&value), how, cred)))
     }
 
     /// Removes the attribute `name` (its full name).
@@ -138,7 +142,8 @@ impl Filesystem {
     /// # Errors
     /// `NoAttribute`; permissions; damage.
     pub fn remove_xattr(&self, inode: &InodeRef, name: &[u8], cred: &Credentials) -> Result<()> {
-        self.noted(self.with_space(|| self.change_xattr(inode, name, None, XattrSet::Replace, cred)))
+        let name = of_caller(name);
+        self.noted(self.with_space(|| self.change_xattr(inode, &name, None, XattrSet::Replace, cred)))
     }
 
     fn change_xattr(

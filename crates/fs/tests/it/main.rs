@@ -32,6 +32,8 @@ mod journalled;
 #[cfg(not(feature = "shuttle"))]
 mod map_stress;
 #[cfg(not(feature = "shuttle"))]
+mod mapped_errors;
+#[cfg(not(feature = "shuttle"))]
 mod mapped_memory;
 #[cfg(not(feature = "shuttle"))]
 mod mapping;

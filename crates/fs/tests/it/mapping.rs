@@ -32,6 +32,8 @@ const KINDS: &[(&str, &str)] = &[
     ("-t ext4 -b 4096", "dax=always"),
     ("-t ext4 -b 4096 -O bigalloc -C 16384", "dax=always"),
     ("-t ext3 -b 4096", "dax=always"),
+    ("-t ext4 -b 1024", "data=journal"),
+    ("-t ext4 -b 4096 -O inline_data -I 1024", "data=journal"),
     // With flips of the flag.
     ("-t ext4 -b 4096", "dax=inode"),
 ];
