@@ -173,10 +173,11 @@ impl Description {
         })
     }
 
-    /// Reads at the position and moves it.
-    pub(crate) fn read(&self, buf: &mut [u8]) -> Result<usize, Errno> {
+    /// Calls `read`, which reads at the position that it is given and says how many bytes the program got, and moves the position past
+    /// these.
+    pub(crate) fn reading(&self, read: impl FnOnce(u64) -> Result<usize, Errno>) -> Result<usize, Errno> {
         let mut position = self.position();
-        let n = self.read_at(*position, buf)?;
+        let n = read(*position)?;
         *position += n as u64;
         Ok(n)
     }

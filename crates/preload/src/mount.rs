@@ -105,12 +105,14 @@ fn mount(config: &Config) -> Result<Mounted, Errno> {
     Ok(Mounted { fs, device })
 }
 
-/// Unmounts; what could not be written is said on standard error.
-fn unmount() {
+/// Unmounts; what could not be written is said on standard error. `at_end`: other threads that store to a mapping wait for the end of the
+/// process, which they would bring about by a signal.
+fn unmount(at_end: bool) {
     let _change = CHANGE.lock().unwrap_or_else(PoisonError::into_inner);
     let mounted = MOUNTED.write().unwrap_or_else(PoisonError::into_inner).take();
     let Some(mounted) = mounted else { return };
-    if let Err(error) = mounted.fs.unmount() {
+    let done = if at_end { mounted.fs.unmount_at_end() } else { mounted.fs.unmount() };
+    if let Err(error) = done {
         complain(&format!("unmount: {error}"));
     }
     // Copies of its descriptor may live on in children.
@@ -121,9 +123,13 @@ fn unmount() {
 
 /// Lets go of the image if nothing is open: so that a child can have it, and the parent again after it.
 pub(crate) fn rest() {
+    // Asked first: the child of a threaded program may find any lock held for ever.
+    if is_forked() {
+        return;
+    }
     let idle = table::count() == 0 && !crate::calls::has_mappings() && !THREADED.load(Ordering::Relaxed);
-    if idle && !is_forked() {
-        unmount();
+    if idle {
+        unmount(false);
     }
 }
 
@@ -143,7 +149,7 @@ pub(crate) fn end() {
         return;
     }
     END.store(1, Ordering::Release);
-    unmount();
+    unmount(true);
 }
 
 /// Another program is about to take the place of this one: the image is made clean. [`exec_failed`] takes that back.

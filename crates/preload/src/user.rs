@@ -253,9 +253,14 @@ impl Buffers<'_> {
                 for buffer in self.iter() {
                     let (now, later) = left.split_at(left.len().min(buffer.len));
                     if buffer.is_mapped() {
-                        let copied = buffer.copy_into_mapping(now)?;
+                        let before = filled - left.len();
+                        // What went into the buffers before it is the program's.
+                        let copied = match buffer.copy_into_mapping(now) {
+                            Err(_) if before > 0 => 0,
+                            copied => copied?,
+                        };
                         if copied < now.len() {
-                            return Ok(filled - left.len() + copied);
+                            return Ok(before + copied);
                         }
                     } else {
                         buffer.copy_from(0, now);

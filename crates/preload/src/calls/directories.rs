@@ -132,20 +132,25 @@ impl Stream {
         if self.at >= self.batch.len() {
             let what = table::get(self.fd)?;
             self.batch.resize(BATCH, 0);
-            let n = list(&what, &mut self.batch);
-            self.batch.truncate(*n.as_ref().unwrap_or(&0));
             self.at = 0;
-            if n? == 0 {
+            let listed = {
+                let mut position = what.position();
+                let listed = list(&what, *position, &mut self.batch);
+                if let Ok(Listed { next, .. }) = listed {
+                    *position = next;
+                }
+                listed
+            };
+            self.batch.truncate(listed.as_ref().map_or(0, |listed| listed.len));
+            if listed?.len == 0 {
                 return Ok(None);
             }
         }
-        let record = &self.batch[self.at..];
-        let len = usize::from(u16::from_ne_bytes([record[RECLEN], record[RECLEN + 1]]));
+        let record_bytes = &self.batch[self.at..];
+        let (len, next) = record(record_bytes);
         self.at += len;
-        let mut next = [0; 8];
-        next.copy_from_slice(&record[8..16]);
-        self.position = u64::from_ne_bytes(next);
-        Ok(Some(&record[..len]))
+        self.position = next;
+        Ok(Some(&record_bytes[..len]))
     }
 }
 
@@ -184,18 +189,53 @@ pub(super) fn entries(fd: c_int, buf: *mut c_void, len: size_t) -> Answer<ssize_
     let what = table::get(fd)?;
     // SAFETY: the program says that `buf` has room for `len` bytes.
     let buf = unsafe { Buffer::new(buf, len) }?;
-    Ok(Some(buf.fill(|bytes| list(&what, bytes))? as ssize_t))
+    let mut position = what.position();
+    // Where each record ends, and where the listing goes on after it.
+    let mut records = Vec::new();
+    let given = buf.fill(|bytes| {
+        let listed = list(&what, *position, bytes)?;
+        let mut at = 0;
+        while at < listed.len {
+            let (len, next) = record(&bytes[at..]);
+            at += len;
+            records.push((at, next));
+        }
+        Ok(listed.len)
+    })?;
+    // Whole records: of one that was cut short by a page that could not be had the program knows nothing.
+    match records.iter().rev().find(|(end, _)| *end <= given) {
+        Some(&(end, next)) => {
+            *position = next;
+            Ok(Some(end as ssize_t))
+        }
+        None if records.is_empty() => Ok(Some(0)),
+        None => Err(Errno(libc::EFAULT)),
+    }
 }
 
-/// Fills `out` with entries from the directory's position on, as getdents64 gives them; 0 at the end.
-fn list(what: &Description, out: &mut [u8]) -> Result<usize, Errno> {
+/// The length of the record at the start of some bytes, and where the listing goes on after it.
+fn record(bytes: &[u8]) -> (usize, u64) {
+    let mut next = [0; 8];
+    next.copy_from_slice(&bytes[8..16]);
+    (usize::from(u16::from_ne_bytes([bytes[RECLEN], bytes[RECLEN + 1]])), u64::from_ne_bytes(next))
+}
+
+/// What [`list`] has found.
+struct Listed {
+    /// Bytes of whole records.
+    len: usize,
+    /// Where the listing goes on.
+    next: u64,
+}
+
+/// Fills `out` with entries from a position on, as getdents64 gives them; nothing at the end.
+fn list(what: &Description, from: u64, out: &mut [u8]) -> Result<Listed, Errno> {
     what.check_open()?;
     if !what.inode().is_dir() {
         return Err(Errno(libc::ENOTDIR));
     }
-    let mut position = what.position();
-    let (mut at, mut next, mut cut) = (0, *position, false);
-    what.fs().read_dir(what.inode(), *position, what.credentials(), &mut |entry| {
+    let (mut at, mut next, mut cut) = (0, from, false);
+    what.fs().read_dir(what.inode(), from, what.credentials(), &mut |entry| {
         let len = (NAME + entry.name.len() + 1).next_multiple_of(8);
         let Some(record) = out.get_mut(at..at + len) else {
             cut = true;
@@ -214,8 +254,7 @@ fn list(what: &Description, out: &mut [u8]) -> Result<usize, Errno> {
     if cut && at == 0 {
         return Err(Errno(libc::EINVAL));
     }
-    *position = next;
-    Ok(at)
+    Ok(Listed { len: at, next })
 }
 
 type Filter = unsafe extern "C" fn(*const dirent) -> c_int;

@@ -3,7 +3,7 @@
 //! [`extant::Mapping`] does the work; here are the addresses of each, so that a range of the program's is split into what is ours and
 //! what is the kernel's.
 
-use std::ffi::{c_int, c_void};
+use std::ffi::{c_int, c_long, c_void};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{PoisonError, RwLock};
@@ -38,10 +38,15 @@ interpose! {
     fn madvise(address: *mut c_void, len: size_t, advice: c_int) -> c_int,
         if is_mapped(address, len) => advise(address, len, advice);
     fn posix_madvise(address: *mut c_void, len: size_t, advice: c_int) -> c_int,
-        if is_mapped(address, len) => match advise(address, len, advice) {
-            Err(Errno(number)) => Ok(Some(number)),
-            done => done,
+        // The C library does nothing for POSIX_MADV_DONTNEED: the content of a private mapping must stay.
+        if advice != libc::POSIX_MADV_DONTNEED && is_mapped(address, len) => {
+            match advise(address, len, advice) {
+                Err(Errno(number)) => Ok(Some(number)),
+                done => done,
+            }
         };
+    fn pkey_mprotect(address: *mut c_void, len: size_t, protection: c_int, key: c_int) -> c_int,
+        if is_mapped(address, len) => protect_by(address, len, protection, key);
 }
 
 /// A mapping, and the addresses that are left of it, in order.
@@ -71,7 +76,12 @@ pub(crate) fn has_mappings() -> bool {
 
 /// A child of fork has no mapping, and may find locks held for ever.
 fn is_mapped(address: *mut c_void, len: usize) -> bool {
-    !mount::is_forked() && !crate::abi::is_inside() && overlaps_mapping(address.cast(), len)
+    !crate::abi::is_inside() && lies_in_mapping(address, len)
+}
+
+/// The same for who is inside of a call.
+fn lies_in_mapping(address: *mut c_void, len: usize) -> bool {
+    !mount::is_forked() && overlaps_mapping(address.cast(), len)
 }
 
 fn is_about_us(address: *mut c_void, len: usize, flags: c_int, fd: c_int) -> bool {
@@ -306,6 +316,46 @@ fn protect(address: *mut c_void, len: usize, bits: c_int) -> Answer<c_int> {
         |mapping, part| Ok(mapping.protect(part, wanted)?),
         |address, len| real::call!(mprotect(address: *mut c_void, len: size_t, bits: c_int) -> c_int),
     )
+}
+
+/// Keys of protection are the kernel's: no mapping of ours has one.
+fn protect_by(address: *mut c_void, len: usize, bits: c_int, key: c_int) -> Answer<c_int> {
+    if key != -1 {
+        return Err(Errno(libc::EINVAL));
+    }
+    protect(address, len, bits)
+}
+
+/// What a program asks by the number of a system call, if it is about a mapping of ours.
+pub(super) fn by_number(number: c_long, [a, b, c, d, e, f]: [c_long; 6]) -> Answer<c_long> {
+    let (address, len) = (std::ptr::with_exposed_provenance_mut::<c_void>(a as usize), b as usize);
+    let (third, fourth) = (c as c_int, d as c_int);
+    let place =
+        |done: Answer<Address>| done.map(|place| place.map(|Address(at)| at.expose_provenance() as c_long));
+    let plain = |done: Answer<c_int>| done.map(|value| value.map(Into::into));
+    if number == libc::SYS_mmap {
+        // A descriptor of ours is none to who does not ask the library for a mapping.
+        let over = fourth & libc::MAP_FIXED != 0 && lies_in_mapping(address, len);
+        return if over { place(map(address, len, third, fourth, e as c_int, f)) } else { Ok(None) };
+    }
+    if number == libc::SYS_mremap {
+        let (new, flags) = (c as usize, fourth);
+        let target = std::ptr::with_exposed_provenance_mut::<c_void>(e as usize);
+        let ours = lies_in_mapping(address, len.max(1))
+            || flags & libc::MREMAP_FIXED != 0 && lies_in_mapping(target, new);
+        return if ours { place(remap(address, len, new, flags, target)) } else { Ok(None) };
+    }
+    if !lies_in_mapping(address, len) {
+        return Ok(None);
+    }
+    plain(match number {
+        libc::SYS_munmap => unmap(address, len),
+        libc::SYS_mprotect => protect(address, len, third),
+        libc::SYS_pkey_mprotect => protect_by(address, len, third, fourth),
+        libc::SYS_msync => sync(address, len, third),
+        libc::SYS_madvise => advise(address, len, third),
+        _ => Ok(None),
+    })
 }
 
 fn sync(address: *mut c_void, len: usize, flags: c_int) -> Answer<c_int> {

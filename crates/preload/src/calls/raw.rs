@@ -3,7 +3,7 @@
 
 use std::ffi::{c_int, c_long, c_uint, c_void};
 
-use super::{aio, attributes, directories, names, open, read_write};
+use super::{aio, attributes, directories, mapping, names, open, read_write};
 use crate::abi::{Answer, Errno, serve};
 use crate::table::{self, is_ours};
 use crate::walk::Route;
@@ -12,7 +12,7 @@ use crate::{config, real};
 type Arguments = [c_long; 6];
 
 /// What [`dispatch`] knows.
-const SERVED: [c_long; 9] = [
+const SERVED: [c_long; 16] = [
     libc::SYS_close,
     libc::SYS_close_range,
     libc::SYS_getdents64,
@@ -22,6 +22,13 @@ const SERVED: [c_long; 9] = [
     libc::SYS_io_destroy,
     libc::SYS_io_submit,
     libc::SYS_io_getevents,
+    libc::SYS_mmap,
+    libc::SYS_munmap,
+    libc::SYS_mremap,
+    libc::SYS_mprotect,
+    libc::SYS_pkey_mprotect,
+    libc::SYS_msync,
+    libc::SYS_madvise,
 ];
 
 /// Arguments come as the C library's own function takes them: it, too, has no way to know how many there are.
@@ -99,6 +106,13 @@ fn dispatch(number: c_long, args: Arguments) -> Answer<c_long> {
             };
             long(aio::with_errno(aio::events_of(pointer(a), b, c, pointer(d), &kernel)))
         }
+        libc::SYS_mmap
+        | libc::SYS_munmap
+        | libc::SYS_mremap
+        | libc::SYS_mprotect
+        | libc::SYS_pkey_mprotect
+        | libc::SYS_msync
+        | libc::SYS_madvise => mapping::by_number(number, args),
         _ => Ok(None),
     }
 }

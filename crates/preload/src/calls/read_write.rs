@@ -54,7 +54,7 @@ interpose! {
 pub(super) fn read_one(fd: c_int, buf: Buffer, at: Option<off_t>) -> Answer<ssize_t> {
     let description = table::get(fd)?;
     let n = match at {
-        None => buf.fill(|bytes| description.read(bytes))?,
+        None => description.reading(|at| buf.fill(|bytes| description.read_at(at, bytes)))?,
         Some(at) => {
             let at = offset(at)?;
             buf.fill(|bytes| description.read_at(at, bytes))?
@@ -70,7 +70,7 @@ pub(super) fn read_many(fd: c_int, bufs: Buffers<'_>, at: Option<off_t>, flags: 
     }
     let description = table::get(fd)?;
     let n = match at {
-        None => bufs.fill(|bytes| description.read(bytes))?,
+        None => description.reading(|at| bufs.fill(|bytes| description.read_at(at, bytes)))?,
         Some(at) => {
             let at = offset(at)?;
             bufs.fill(|bytes| description.read_at(at, bytes))?
@@ -321,7 +321,7 @@ impl End {
             let description = table::get(self.fd)?;
             return match self.at {
                 Some(at) => description.read_at(at + done, buf),
-                None => description.read(buf),
+                None => description.reading(|at| description.read_at(at, buf)),
             };
         }
         let (fd, into, len) = (self.fd, buf.as_mut_ptr().cast::<c_void>(), buf.len());

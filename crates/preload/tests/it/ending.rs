@@ -65,6 +65,34 @@ os.write(fd, b'x' * 100000)
     image.assert_clean();
 }
 
+/// A thread that stores to a mapping while the process ends neither ends it otherwise, nor stores what is lost unseen: it waits.
+#[test]
+fn a_thread_that_stores_does_not_decide_how_it_ends() {
+    need!(env::tools(&["mke2fs", "e2fsck"]));
+    need!(std::fs::File::open("/dev/userfaultfd").map(drop).map_err(|e| format!("/dev/userfaultfd: {e}")));
+    let Some(python) = interpreter() else { return };
+    let image = Image::new("-t ext4 -b 4096");
+    let text = "
+import ctypes, mmap, os, threading
+SIZE = 32 << 20
+fd = os.open(os.environ['T'] + '/f', os.O_CREAT | os.O_RDWR)
+os.posix_fallocate(fd, 0, SIZE)
+view = memoryview(mmap.mmap(fd, SIZE))
+start = ctypes.addressof(ctypes.c_char.from_buffer(view))
+def fill():
+    while True:
+        ctypes.memset(start, 7, SIZE)
+threading.Thread(target=fill, daemon=True).start()
+while view[100 * 4096] == 0:
+    pass
+os._exit(42)
+";
+    let text = run(&image, &python, text);
+    assert!(text.contains("exit status: 42"), "{text}");
+    assert!(!text.contains("extant_preload:"), "{text}");
+    image.assert_clean();
+}
+
 /// The library's own descriptors are out of the program's way, and not the program's to close.
 #[test]
 fn closing_and_replacing_everything_spares_the_library() {

@@ -1,5 +1,6 @@
 //! Unmodified programs over the preloaded library, beside the same programs on the kernel's ext4.
 
+mod buffers;
 mod ending;
 mod programs;
 mod semantics;

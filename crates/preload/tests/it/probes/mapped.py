@@ -82,3 +82,58 @@ show('small into it', os.preadv, fd, [view], 3)
 show('small content', get, 'small')
 # Linux 6.18 loses what a system call stored through a mapping of content in an inode: no later than here.
 put('small', b'')
+# A page past the end of its file: what could not be given was not read, and the position says so.
+put('tiny', b'tiny')
+tiny = os.open('tiny', os.O_RDWR)
+at = c('mmap', None, 8192, 3, 1, tiny, 0)
+put('source', CONTENT)
+fd = os.open('source', os.O_RDONLY)
+show('read past the end', c, 'read', fd, at + 4096, 100)
+show('position', os.lseek, fd, 0, os.SEEK_CUR)
+show('half of it', c, 'read', fd, at + 4096 - 50, 100)
+show('position', os.lseek, fd, 0, os.SEEK_CUR)
+show('in parts', os.readv, fd, [bytearray(10), (ctypes.c_char * 100).from_address(at + 4096)])
+show('position', os.lseek, fd, 0, os.SEEK_CUR)
+folder = os.open('.', os.O_RDONLY)
+show('listing past the end', c, 'getdents64', folder, at + 4096, 4096)
+room = ctypes.create_string_buffer(1 << 16)
+all = c('getdents64', os.open('.', os.O_RDONLY), room, 1 << 16)
+show('a part of a listing', lambda: 0 < c('getdents64', folder, at + 4096 - 100, 4096) <= 100)
+show('nothing is left out', lambda: all - c('getdents64', folder, room, 1 << 16) <= 100)
+# Advice: the kernel drops a private mapping's copies; the C library's own function of that name does nothing.
+fd, view = mapped('source', share=mmap.MAP_PRIVATE)
+view[5:8] = b'own'
+show('posix_madvise', c, 'posix_madvise', address(view, 0), 4096, 4)
+show('its own', lambda: bytes(view[5:8]))
+show('madvise', c, 'madvise', address(view, 0), 4096, 4)
+show('the file again', lambda: bytes(view[4:9]))
+# The same by number, and with a key.
+if os.uname().machine == 'x86_64':
+    fd = os.open('source', os.O_RDWR)
+    at = c('mmap', None, 16384, 1, 1, fd, 0)
+    word = lambda n: ctypes.c_char.from_address(at + n)
+    def store(n, byte):
+        word(n).value = byte
+        return word(n).value
+    show('mprotect', c, 'syscall', 10, at, 8192, 3)
+    show('store', store, 4097, b'n')
+    show('pkey_mprotect', c, 'pkey_mprotect', at + 8192, 4096, 3, -1)
+    show('store', store, 8192, b'k')
+    show('by number', c, 'syscall', 329, at + 12288, 4096, 3, -1)
+    show('store', store, 12288, b'm')
+    show('msync', c, 'syscall', 26, at, 16384, 4)
+    show('madvise', c, 'syscall', 28, at, 16384, 4)
+    moved = c('syscall', 25, at, 16384, 32768, 1)
+    at = moved
+    show('moved', lambda: (word(4097).value, word(8192).value, word(12288).value, word(20000).value == CONTENT[20000:20001]))
+    show('munmap of a part', c, 'syscall', 11, at + 8192, 4096)
+    show('the rest', store, 12289, b'r')
+    show('msync', c, 'msync', at, 8192, 4)
+    show('gone', c, 'msync', at, 32768, 4)
+    show('content', lambda: get('source')[4096:12300])
+# Half of a mapping is protected and let go again: it is one, and can be moved.
+fd = os.open('source', os.O_RDWR)
+at = c('mmap', None, 16384, 3, 1, fd, 0)
+show('a half', c, 'mprotect', at + 8192, 8192, 1)
+show('and back', c, 'mprotect', at + 8192, 8192, 3)
+show('moved whole', lambda: c('mremap', at, 16384, 65536, 1) > 0)
