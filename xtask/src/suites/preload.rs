@@ -80,14 +80,16 @@ pub(super) fn fsx(built: &Built<'_>, long: bool) -> Result<String, String> {
     let file = format!("{ROOT}/file");
     let library = built_library("extant-preload", "libextant_preload.so")?;
     let (once, five) = if long { ("1000000", "100000") } else { ("20000", "2000") };
-    let forms: [&[&str]; 5] = [
-        &["-A"],
-        &["-e", "1"],
-        // Direct I/O excludes mapped I/O and buffered of fsx's own (its manual).
-        &["-Z", "-R", "-W", "-r", "512", "-w", "512"],
-        &["-A", "-Z", "-R", "-W", "-r", "512", "-w", "512"],
-        &["-X", "-f"],
-    ];
+    // Direct I/O excludes mapped I/O and buffered of fsx's own (its manual).
+    const DIRECT: &[&str] = &["-Z", "-R", "-W", "-r", "512", "-w", "512"];
+    // Each of -A, -e 1 and -Z, and all of them together that go.
+    let mut forms: Vec<Vec<&str>> = Vec::new();
+    for n in 1..8 {
+        let parts: [&[&str]; 3] = [&["-A"], &["-e", "1"], DIRECT];
+        let taken = parts.into_iter().enumerate().filter(|(bit, _)| n & (1 << bit) != 0);
+        forms.push(taken.flat_map(|(_, part)| part).copied().collect());
+    }
+    forms.push(vec!["-X", "-f"]);
     let mut runs = 0;
     for kind in KINDS {
         let image = Preloaded::new(&library, &built.rig.dir, kind)?;
@@ -95,7 +97,7 @@ pub(super) fn fsx(built: &Built<'_>, long: bool) -> Result<String, String> {
         let off = switches(kind);
         let first = [&["-q", "-N", once, "-S", "1"], off, &[&file]].concat();
         image.run(&program, &first).map_err(describe)?;
-        for form in forms {
+        for form in &forms {
             for seed in ["1", "2", "3", "4", "5"] {
                 let mut args = vec!["-q", "-N", five, "-S", seed];
                 args.extend(form);
