@@ -96,6 +96,11 @@ impl Pool {
         self.long.fetch_sub(1, Ordering::SeqCst);
     }
 
+    /// Whether some reader is not in a long operation.
+    pub(crate) fn anybody_left(&self) -> bool {
+        !self.all_in_long()
+    }
+
     /// The reader that [`Self::begin_long`] asked for could not be started, or has ended before the session: another one may be started
     /// in its place.
     pub(crate) fn ended(&self, number: usize) {

@@ -14,7 +14,7 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use crate::dispatch::Body;
 use crate::reply::{Channel, Empty, Outlet, Reply};
-use crate::server::Server;
+use crate::server::{Server, Stand};
 use crate::session::{Shared, Slot};
 use crate::wire::{InHeader, OutHeader, opcode};
 
@@ -102,7 +102,10 @@ fn serve_all<S: Server + ?Sized>(shared: &Shared<'_, S>, seat: &mut FuseSeat, sl
                 shared.destroy();
                 Reply::<Empty>::new(&outlet, header.unique, 0).done();
             }
-            _ => shared.serve(&outlet, header, Body { fixed: delivered.own, rest: Some(rest) }, slot),
+            _ => {
+                let body = Body { fixed: delivered.own, rest: Some(rest) };
+                shared.serve(&outlet, header, body, slot, &SeatStand);
+            }
         }
         let given = outlet.0.into_inner().given;
         let (error, len) = given.unwrap_or((-Errno::IO.raw_os_error(), 0));
@@ -118,6 +121,17 @@ fn serve_all<S: Server + ?Sized>(shared: &Shared<'_, S>, seat: &mut FuseSeat, sl
         seat.answer(bytes, len);
     }
     Ok(())
+}
+
+/// While one waits at a seat, the others of its queue take requests, as in a long operation; FORGET comes by `/dev/fuse`.
+struct SeatStand;
+
+impl Stand for SeatStand {
+    fn leave(&self) -> bool {
+        true
+    }
+
+    fn come_back(&self) {}
 }
 
 /// An answer on its way: straight into the seat's memory, or kept until the request in there is no longer needed.

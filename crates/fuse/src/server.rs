@@ -11,16 +11,51 @@ use crate::wire::{
     WriteOut,
 };
 
+/// The place of the thread that serves a request.
+pub(crate) trait Stand {
+    /// The thread is going to wait. Whether others take requests meanwhile.
+    fn leave(&self) -> bool;
+
+    /// It goes on.
+    fn come_back(&self);
+}
+
 /// Who asks about which node.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct Request<'a> {
     header: &'a InHeader,
     interrupted: &'a AtomicBool,
+    stand: &'a dyn Stand,
+}
+
+impl std::fmt::Debug for Request<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Request").field("header", self.header).finish_non_exhaustive()
+    }
 }
 
 impl<'a> Request<'a> {
-    pub(crate) fn new(header: &'a InHeader, interrupted: &'a AtomicBool) -> Self {
-        Self { header, interrupted }
+    pub(crate) fn new(header: &'a InHeader, interrupted: &'a AtomicBool, stand: &'a dyn Stand) -> Self {
+        Self { header, interrupted, stand }
+    }
+
+    /// Runs `f`, which waits for something that is no answer of the device: for another request, for example. Somebody else takes
+    /// requests meanwhile; where nobody is left for that, `f` does not run.
+    pub fn wait<R>(&self, f: impl FnOnce() -> R) -> Option<R> {
+        /// Also when `f` panics, which the reader outlives.
+        struct Away<'a>(&'a dyn Stand);
+
+        impl Drop for Away<'_> {
+            fn drop(&mut self) {
+                self.0.come_back();
+            }
+        }
+
+        let others = self.stand.leave();
+        let away = Away(self.stand);
+        let done = others.then(f);
+        drop(away);
+        done
     }
 
     /// The node the request is about.

@@ -16,7 +16,7 @@ use crate::notify::Notifier;
 use crate::pool::{MOST_SPARES, Pool, Relief};
 use crate::reply::{Channel, Empty, Outlet, Reply};
 use crate::ring::{self, Seats};
-use crate::server::{InitConfig, Offer, Request, Server};
+use crate::server::{InitConfig, Offer, Request, Server, Stand};
 use crate::wire::{InHeader, InitFlags, InitIn, InitOut, InterruptIn, MAJOR, MINOR, opcode};
 
 /// How requests are read.
@@ -243,10 +243,11 @@ impl<S: Server + ?Sized> Shared<'_, S> {
             }
             _ => {
                 let long = may_block(header);
-                if long && let Relief::Start(number) = self.pool.begin_long() {
-                    self.start_spare(scope, number);
+                if long {
+                    self.leave(scope);
                 }
-                self.serve(channel, header, Body { fixed: body, rest: None }, slot);
+                let stand = ReaderStand { shared: self, scope, long };
+                self.serve(channel, header, Body { fixed: body, rest: None }, slot, &stand);
                 if long {
                     self.pool.end_long();
                 }
@@ -255,10 +256,24 @@ impl<S: Server + ?Sized> Shared<'_, S> {
         Ok(true)
     }
 
-    pub(crate) fn serve(&self, outlet: &dyn Outlet, header: &InHeader, body: Body<'_>, slot: &Slot) {
+    /// A reader begins a long operation: another one takes its place.
+    fn leave<'scope, 'env>(&'scope self, scope: &'scope thread::Scope<'scope, 'env>) {
+        if let Relief::Start(number) = self.pool.begin_long() {
+            self.start_spare(scope, number);
+        }
+    }
+
+    pub(crate) fn serve(
+        &self,
+        outlet: &dyn Outlet,
+        header: &InHeader,
+        body: Body<'_>,
+        slot: &Slot,
+        stand: &dyn Stand,
+    ) {
         slot.interrupted.store(false, Ordering::Relaxed);
         slot.unique.store(header.unique, Ordering::Release);
-        let request = Request::new(header, &slot.interrupted);
+        let request = Request::new(header, &slot.interrupted, stand);
         let served = catch_unwind(AssertUnwindSafe(|| serve(self.server, outlet, &request, header, body)));
         slot.unique.store(0, Ordering::Release);
         match served {
@@ -307,6 +322,28 @@ impl<S: Server + ?Sized> Shared<'_, S> {
             && catch_unwind(AssertUnwindSafe(|| self.server.destroy())).is_err()
         {
             tracing::error!("the server panicked at the end");
+        }
+    }
+}
+
+/// Where a reader stands, with a request that is `long` anyway or may turn out so.
+struct ReaderStand<'scope, 'env, S: ?Sized> {
+    shared: &'scope Shared<'scope, S>,
+    scope: &'scope thread::Scope<'scope, 'env>,
+    long: bool,
+}
+
+impl<S: Server + ?Sized> Stand for ReaderStand<'_, '_, S> {
+    fn leave(&self) -> bool {
+        if !self.long {
+            self.shared.leave(self.scope);
+        }
+        self.shared.pool.anybody_left()
+    }
+
+    fn come_back(&self) {
+        if !self.long {
+            self.shared.pool.end_long();
         }
     }
 }

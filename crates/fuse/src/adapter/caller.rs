@@ -6,9 +6,10 @@
 //! checks what.
 
 use std::os::unix::fs::FileExt;
+use std::time::Instant;
 use std::{fs, io};
 
-use extant::{Caps, Credentials, Error};
+use extant::{Caps, Credentials, Error, InodeRef};
 
 use super::Adapter;
 use crate::server::Request;
@@ -87,8 +88,18 @@ impl Adapter {
         cred: Credentials,
         f: impl FnOnce(&Credentials) -> extant::Result<T>,
     ) -> extant::Result<T> {
-        self.wait_for_space();
+        self.wait_for_space(req);
         f(&with_resources(req, cred))
+    }
+
+    /// What was removed just before this request came may still be on its way out.
+    fn wait_for_space(&self, req: &Request<'_>) {
+        let busy = |inode: &InodeRef| self.files.any_of(inode);
+        let came = Instant::now();
+        // Most often there is nothing to wait for. Where nobody would read the FORGETs, waiting for them is of no use.
+        if self.nodes.time_left(came, came, &busy).is_some() {
+            req.wait(|| self.nodes.wait_forgotten(came, &busy));
+        }
     }
 }
 

@@ -67,6 +67,11 @@ impl SharedByInode {
         }
     }
 
+    /// Whether a file of the inode is open.
+    pub(super) fn is_open(&self, ino: u32) -> bool {
+        self.0[ino as usize % SHARDS].lock().contains_key(&ino)
+    }
+
     /// An open file of the inode has gone, its state is given back.
     pub(super) fn close(&self, ino: u32, state: Arc<Shared>) {
         let mut shard = self.0[ino as usize % SHARDS].lock();

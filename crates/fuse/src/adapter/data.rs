@@ -125,11 +125,6 @@ impl Adapter {
         Ok(WriteOut { size: u32::try_from(size).unwrap_or(u32::MAX), padding: 0 })
     }
 
-    /// What was removed before this request came may still be on its way out.
-    pub(super) fn wait_for_space(&self) {
-        self.nodes.wait_forgotten(|inode| self.files.any_of(inode));
-    }
-
     /// How much was written; if there was no space for everybody, as who the caller is: some may have the last blocks.
     fn or_with_resources(
         &self,

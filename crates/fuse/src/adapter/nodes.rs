@@ -20,10 +20,17 @@ struct Shard {
     /// Lookups by inode number.
     counts: FxHashMap<u32, u32>,
     /// Inodes without a name.
-    held: FxHashMap<u32, InodeRef>,
+    held: FxHashMap<u32, Held>,
 }
 
-/// How long a caller that found no space waits for the kernel to forget what was removed before it came.
+struct Held {
+    inode: InodeRef,
+    /// When its last name went, or last an open file of it.
+    since: Instant,
+}
+
+/// How long the kernel is given to forget an inode that nothing seems to need any more. One that is still known then is somebody's
+/// working directory or the like, and nobody waits for it.
 const FORGET_WAIT: Duration = Duration::from_millis(200);
 
 pub(super) struct Nodes {
@@ -31,6 +38,8 @@ pub(super) struct Nodes {
     /// Counts FORGETs that let go of an inode without a name.
     released: Mutex<u64>,
     release: Condvar,
+    /// [`FORGET_WAIT`], but for tests.
+    patience: Duration,
 }
 
 impl std::fmt::Debug for Nodes {
@@ -46,6 +55,7 @@ impl Nodes {
             shards: std::iter::repeat_with(shard).take(SHARDS).collect(),
             released: Mutex::new(Rank::CACHE, 0),
             release: Condvar::new(),
+            patience: FORGET_WAIT,
         }
     }
 
@@ -61,7 +71,7 @@ impl Nodes {
         *count = count.saturating_add(1);
         // Its last name may have gone since it was looked up; whoever removed that name saw no count then.
         if inode.is_dead() {
-            shard.held.insert(ino.0, inode.clone());
+            shard.held.entry(ino.0).or_insert_with(|| Held { inode: inode.clone(), since: Instant::now() });
         }
     }
 
@@ -72,11 +82,19 @@ impl Nodes {
         }
         let ino = inode.ino();
         let mut shard = self.shard(ino).lock();
+        let held = Held { inode, since: Instant::now() };
         let extra =
-            if shard.counts.contains_key(&ino.0) { shard.held.insert(ino.0, inode) } else { Some(inode) };
+            if shard.counts.contains_key(&ino.0) { shard.held.insert(ino.0, held) } else { Some(held) };
         // The last reference queues an eviction, which must not happen under this lock.
         drop(shard);
         drop(extra);
+    }
+
+    /// An open file of an inode without a name was closed.
+    pub(super) fn closed(&self, ino: Ino) {
+        if let Some(held) = self.shard(ino).lock().held.get_mut(&ino.0) {
+            held.since = Instant::now();
+        }
     }
 
     /// The kernel gives `n` references back.
@@ -110,30 +128,41 @@ impl Nodes {
         }
     }
 
-    /// Waits until the kernel has forgotten the inodes without a name that `busy` does not keep. It has queued those FORGETs
-    /// when unlink(2) returned, but they may be read after requests that came later, and until then the space is not
-    /// free. A working directory or an O_PATH descriptor can hold one for ever: so it ends after a while. Returns whether
-    /// any was forgotten.
-    pub(super) fn wait_forgotten(&self, busy: impl Fn(&InodeRef) -> bool) -> bool {
-        let end = Instant::now() + FORGET_WAIT;
-        let before = *self.released.lock();
-        while self.any_idle(&busy) {
+    /// Waits until the kernel has forgotten the inodes that lost their name, or were closed, before the caller `came`, and that `busy`
+    /// does not keep. It has queued those FORGETs when unlink(2) returned, but they may be read after requests that came later,
+    /// and until then the space is not free.
+    pub(super) fn wait_forgotten(&self, came: Instant, busy: &impl Fn(&InodeRef) -> bool) {
+        loop {
+            let before = *self.released.lock();
+            let Some(left) = self.time_left(came, Instant::now(), busy) else { return };
             let mut released = self.released.lock();
-            let left = end.saturating_duration_since(Instant::now());
-            if left.is_zero()
-                || self.release.wait_for(&mut released, left.min(FORGET_WAIT / 10)) && left.is_zero()
-            {
-                break;
+            if *released == before {
+                self.release.wait_for(&mut released, left);
             }
         }
-        *self.released.lock() != before
     }
 
-    fn any_idle(&self, busy: &impl Fn(&InodeRef) -> bool) -> bool {
-        self.shards.iter().any(|shard| {
-            let held: Vec<InodeRef> = shard.lock().held.values().cloned().collect();
-            held.iter().any(|inode| !busy(inode))
-        })
+    /// How long to wait at most, at `now`. An inode that a working directory or an O_PATH descriptor keeps looks like one whose
+    /// FORGET is on its way: so only the age of its loss counts.
+    pub(super) fn time_left(
+        &self,
+        came: Instant,
+        now: Instant,
+        busy: &impl Fn(&InodeRef) -> bool,
+    ) -> Option<Duration> {
+        let left = |held: &Held| {
+            let age = now.saturating_duration_since(held.since);
+            let left = self.patience.saturating_sub(age);
+            (held.since <= came && !left.is_zero()).then(|| (left, held.inode.clone()))
+        };
+        self.shards
+            .iter()
+            .filter_map(|shard| {
+                // Outside the lock: `busy` takes others, and the last reference queues an eviction.
+                let young: Vec<_> = shard.lock().held.values().filter_map(left).collect();
+                young.into_iter().filter(|(_, inode)| !busy(inode)).map(|(left, _)| left).max()
+            })
+            .max()
     }
 
     /// Lets go of everything, at the end of the mount.
@@ -144,3 +173,6 @@ impl Nodes {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

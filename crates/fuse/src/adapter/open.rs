@@ -129,20 +129,18 @@ impl OpenFiles {
         self.shards[shard].lock().files.get(slot)?.clone()
     }
 
-    /// Closes a handle.
-    pub(super) fn remove(&self, fh: u64) {
-        let Some((shard, slot)) = Self::place(fh) else { return };
+    /// Takes a handle back. The file is closed when it is dropped, which may start a flush or queue an eviction.
+    pub(super) fn remove(&self, fh: u64) -> Option<Arc<Open>> {
+        let (shard, slot) = Self::place(fh)?;
         let mut slots = self.shards[shard].lock();
-        let Some(old) = slots.files.get_mut(slot).and_then(Option::take) else { return };
+        let old = slots.files.get_mut(slot).and_then(Option::take)?;
         slots.free.push(slot);
-        drop(slots);
-        // Outside the lock: closing may start a flush or queue an eviction.
-        drop(old);
+        Some(old)
     }
 
     /// Whether any file of this inode is open.
     pub(super) fn any_of(&self, inode: &InodeRef) -> bool {
-        self.shards.iter().any(|shard| shard.lock().files.iter().flatten().any(|f| f.inode() == inode))
+        self.shared.is_open(inode.ino().0)
     }
 
     /// An open file of this inode that may be written to.
@@ -218,6 +216,14 @@ impl Adapter {
         let inode = inode.map_err(|e| errno(&e))?;
         let open = self.opened(req, &inode, OFlags::from_bits_retain(args.flags))?;
         Ok(CreateOut { entry: self.entry(&inode), open })
+    }
+
+    pub(super) fn close(&self, fh: u64) {
+        let Some(open) = self.files.remove(fh) else { return };
+        let inode = open.inode();
+        if inode.is_dead() {
+            self.nodes.closed(inode.ino());
+        }
     }
 
     pub(super) fn do_tmpfile(&self, req: &Request<'_>, args: &CreateIn) -> Result<CreateOut, Errno> {

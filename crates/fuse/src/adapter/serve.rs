@@ -196,7 +196,7 @@ impl Server for Adapter {
     }
 
     fn release(&self, _: &Request<'_>, args: &ReleaseIn, reply: Reply<'_, Empty>) {
-        self.files.remove(args.fh);
+        self.close(args.fh);
         reply.done();
     }
 

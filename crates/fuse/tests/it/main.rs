@@ -9,3 +9,4 @@ mod null;
 mod odd;
 mod rights;
 mod served;
+mod waits;
