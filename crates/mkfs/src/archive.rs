@@ -3,6 +3,7 @@
 //! | part | does |
 //! |---|---|
 //! | `members` | member after member: headers, checked, as what they say |
+//! | `packing` | gzip, zstd, xz |
 //! | [`pax`] | records of PAX headers, both ways: keys, lengths, times |
 //! | `acl_text` | access control lists as text, both ways |
 //! | `sparse` | where the data of members with holes is |
@@ -14,10 +15,13 @@
 
 mod acl_text;
 mod members;
+mod packing;
 pub mod pax;
 mod sparse;
 
 pub use acl_text::acl_to_text;
 pub use members::{Input, Member, MemberKind, Members};
+pub(crate) use packing::Packing;
+pub use packing::Unpacked;
 pub use sparse::Data;
 pub(crate) use sparse::add_data;

@@ -1,20 +1,20 @@
 //! A tar archive (plain, gzip, zstd or xz) as source.
 
 use std::fs::File;
-use std::io::{self, BufReader, Read};
+use std::io::{self, Read};
 use std::ops::Range;
 use std::path::Path;
 
 use extant_format::inode::FileType;
 use extant_mkfs::MkfsError;
-use extant_mkfs::archive::{Data, Member, MemberKind, Members};
+use extant_mkfs::archive::{Data, Member, MemberKind, Members, Unpacked};
 
 use super::{Added, Content, Meta, Sink, Source, What, is_safe_name};
 use crate::fail::{Failure, Outcome, show_path};
 
 /// An archive to read, compressed or not: its first bytes say.
 pub(crate) struct ArchiveSource {
-    members: Members<Box<dyn Read>>,
+    members: Members<Unpacked<'static>>,
     /// For messages.
     name: String,
 }
@@ -28,22 +28,9 @@ impl ArchiveSource {
             let file = File::open(path).map_err(|err| Failure::host(path, &err))?;
             (Box::new(file), path.display().to_string())
         };
-        let reader = decompressed(raw).map_err(|err| Failure::new(format!("{name}: {err}")))?;
+        let reader = Unpacked::new(raw).map_err(|err| Failure::new(format!("{name}: {err}")))?;
         Ok(Self { members: Members::new(reader, Path::new(&name), true), name })
     }
-}
-
-fn decompressed(mut raw: Box<dyn Read>) -> io::Result<Box<dyn Read>> {
-    let mut magic = Vec::new();
-    raw.by_ref().take(6).read_to_end(&mut magic)?;
-    let whole = io::Cursor::new(magic.clone()).chain(raw);
-    let whole = BufReader::with_capacity(256 << 10, whole);
-    Ok(match &magic[..] {
-        [0x1f, 0x8b, ..] => Box::new(flate2::bufread::MultiGzDecoder::new(whole)),
-        [0x28, 0xb5, 0x2f, 0xfd, ..] => Box::new(zstd::Decoder::with_buffer(whole)?),
-        [0xfd, b'7', b'z', b'X', b'Z', 0] => Box::new(liblzma::bufread::XzDecoder::new_multi_decoder(whole)),
-        _ => Box::new(whole),
-    })
 }
 
 impl Source for ArchiveSource {
@@ -115,7 +102,7 @@ fn relative(path: &[u8], archive: &str) -> Outcome<Vec<u8>> {
 
 /// A file's content in an archive: its data ranges come once, in order.
 struct Stream<'a> {
-    members: &'a mut Members<Box<dyn Read>>,
+    members: &'a mut Members<Unpacked<'static>>,
     size: u64,
     ranges: Vec<Data>,
     /// Bytes of data that were read.

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use extant_format::acl::{Acl, AclEntry, Tag};
 use extant_testkit::kernel::KernelMount;
+use extant_testkit::rng::pattern;
 use extant_testkit::tree::Tree;
 use extant_testkit::{env, need, oracle, scratch};
 use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, Timespec, Timestamps, Uid, XattrFlags};
@@ -203,6 +204,45 @@ fn a_list_for_somebody_unknown_is_an_error_that_names_the_member() {
         );
     }
     ok(&[&"mkfs", &"-q", &"-F", &"-E", &"no_copy_xattrs", &"-d", &tar, &image]);
+}
+
+#[test]
+fn what_packs_an_archive_is_right_to_its_end() {
+    let dir = scratch();
+    let (image, packed) = (dir.join("image"), dir.join("a.tar.gz"));
+    let mut out = tar::Builder::new(flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast()));
+    let mut header = tar::Header::new_ustar();
+    let noise = pattern(1, 0, 1 << 20);
+    header.set_size(noise.len() as u64);
+    (header.set_mode(0o644), header.set_uid(0), header.set_gid(0), header.set_mtime(0));
+    out.append_data(&mut header, "noise", &noise[..]).unwrap();
+    let whole = out.into_inner().unwrap().finish().unwrap();
+    let mut flipped = whole.clone();
+    // Noise is not compressed: this is content, and only the sum at the end says that it is wrong.
+    for at in 500_000..500_003 {
+        flipped[at] ^= 0x55;
+    }
+    let cut = &whole[..whole.len() - 8];
+    ok(&[&"mkfs", &"-q", &image, &"16m"]);
+    for (bytes, said) in [(&whole[..], None), (&flipped, Some("checksum")), (cut, Some("end is missing"))] {
+        fs::write(&packed, bytes).unwrap();
+        for args in [
+            &[&"import" as &dyn AsRef<_>, &image, &packed][..],
+            &[&"mkfs", &"-q", &"-F", &"-d", &packed, &image],
+        ] {
+            let ran = extant(args);
+            match said {
+                None => assert_eq!(ran.status, 0, "{}", ran.err),
+                Some(said) => {
+                    assert!(
+                        ran.status != 0 && ran.err.contains(said) && ran.err.contains("a.tar.gz"),
+                        "{}",
+                        ran.err
+                    );
+                }
+            }
+        }
+    }
 }
 
 #[test]

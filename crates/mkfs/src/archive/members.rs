@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
-use std::io::{self, BufReader, Read};
+use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
@@ -30,11 +30,13 @@ pub trait Input: Read + Sized {
         let passed = io::copy(&mut self.by_ref().take(len), &mut io::sink())?;
         if passed == len { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
     }
+
+    /// Reads what stands behind the last member, where that says whether all before it was right: sums of what packs an archive.
+    ///
+    /// # Errors
+    /// As of reading; it was not.
+    fn finish(&mut self) -> io::Result<()>;
 }
-
-impl<R: Read> Input for BufReader<R> {}
-
-impl Input for Box<dyn Read + '_> {}
 
 /// What a member is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -156,17 +158,25 @@ impl<R: Input> Members<R> {
         }
     }
 
-    /// The next member. What is left of the content of the one before is passed over.
+    /// The next member. What is left of the content of the one before is passed over. That there is none is said when what packs
+    /// the archive is found to be right to its end.
     ///
     /// # Errors
-    /// [`MkfsError::Source`]: the archive cannot be read, or is none. [`MkfsError::Member`]: a member whose headers cannot be,
+    /// [`MkfsError::Source`]: the archive cannot be read, or is none, or not all of it was right. [`MkfsError::Member`]: a member whose headers cannot be,
     /// or that is not known.
     pub fn next_member(&mut self) -> Result<Option<Member>> {
         let mut before = Before::default();
         loop {
             self.end_content()?;
             let Some(header) = self.header()? else {
-                return if before.len == 0 { Ok(None) } else { Err(self.broken("it ends behind a header")) };
+                if before.len > 0 {
+                    return Err(self.broken("it ends behind a header"));
+                }
+                self.input.finish().map_err(|err| match err.kind() {
+                    io::ErrorKind::UnexpectedEof => self.broken("its end is missing"),
+                    _ => source_error(&self.archive, err),
+                })?;
+                return Ok(None);
             };
             match header.entry_type() {
                 EntryType::XHeader => {

@@ -4,13 +4,13 @@
 //! kept in a temporary file until the layout is known.
 
 use std::fs::File;
-use std::io::{self, BufReader, Read, Seek as _, SeekFrom};
+use std::io::{self, BufReader, Read, Seek as _};
 use std::path::{Component, Path, PathBuf};
 
 use extant_format::{FileType, Timestamp};
 
 use super::tree::{Content, Kind, Meta, Node, NodeId, Place, Tree};
-use crate::archive::{Input, Member, MemberKind, Members};
+use crate::archive::{Input, Member, MemberKind, Members, Packing, Unpacked};
 use crate::error::{MkfsError, Result, source_error};
 use crate::options::Options;
 use crate::progress::Progress;
@@ -21,19 +21,22 @@ use crate::progress::Progress;
 /// [`MkfsError::Source`], [`MkfsError::Member`].
 pub(super) fn read_path(path: &Path, options: &Options, progress: &dyn Progress) -> Result<Tree> {
     let mut file = File::open(path).map_err(|e| source_error(path, e))?;
-    let mut magic = [0; 6];
-    let got = read_up_to(&mut file, &mut magic).map_err(|e| source_error(path, e))?;
-    let packed = Packing::of(&magic[..got]);
-    let seekable = file.seek(SeekFrom::Start(0)).is_ok();
-    if seekable && packed == Packing::None {
+    if file.stream_position().is_err() {
+        return read_stream(path, Box::new(file), options, progress);
+    }
+    let mut magic = Vec::new();
+    file.by_ref()
+        .take(Packing::MAGIC as u64)
+        .read_to_end(&mut magic)
+        .and_then(|_| file.rewind())
+        .map_err(|e| source_error(path, e))?;
+    if Packing::of(&magic) == Packing::None {
         let copy = file.try_clone().map_err(|e| source_error(path, e))?;
         // Contents are not read now: between headers the file is skipped.
         let input = Skipper(BufReader::with_capacity(1 << 14, file));
         return Reader::new(path, progress, Some(copy)).read(Members::new(input, path, attributes(options)));
     }
-    let stream: Box<dyn Read> =
-        if seekable { Box::new(file) } else { Box::new(io::Cursor::new(magic[..got].to_vec()).chain(file)) };
-    read_stream(path, packed, stream, options, progress)
+    read_stream(path, Box::new(file), options, progress)
 }
 
 /// Reads an archive from standard input.
@@ -41,58 +44,16 @@ pub(super) fn read_path(path: &Path, options: &Options, progress: &dyn Progress)
 /// # Errors
 /// As [`read_path`].
 pub(super) fn read_stdin(options: &Options, progress: &dyn Progress) -> Result<Tree> {
-    let path = Path::new("standard input");
-    let mut stdin = io::stdin().lock();
-    let mut magic = [0; 6];
-    let got = read_up_to(&mut stdin, &mut magic).map_err(|e| source_error(path, e))?;
-    let stream = io::Cursor::new(magic[..got].to_vec()).chain(stdin);
-    read_stream(path, Packing::of(&magic[..got]), Box::new(stream), options, progress)
-}
-
-fn read_up_to(from: &mut impl Read, into: &mut [u8]) -> io::Result<usize> {
-    let mut got = 0;
-    while got < into.len() {
-        match from.read(&mut into[got..])? {
-            0 => break,
-            n => got += n,
-        }
-    }
-    Ok(got)
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Packing {
-    None,
-    Gzip,
-    Zstd,
-    Xz,
-}
-
-impl Packing {
-    fn of(magic: &[u8]) -> Self {
-        match magic {
-            [0x1f, 0x8b, ..] => Self::Gzip,
-            [0x28, 0xb5, 0x2f, 0xfd, ..] => Self::Zstd,
-            [0xfd, b'7', b'z', b'X', b'Z', 0] => Self::Xz,
-            _ => Self::None,
-        }
-    }
+    read_stream(Path::new("standard input"), Box::new(io::stdin().lock()), options, progress)
 }
 
 fn read_stream<'a>(
     path: &'a Path,
-    packing: Packing,
     stream: Box<dyn Read + 'a>,
     options: &'a Options,
     progress: &'a dyn Progress,
 ) -> Result<Tree> {
-    let stream: Box<dyn Read + 'a> = match packing {
-        Packing::None => stream,
-        Packing::Gzip => Box::new(flate2::read::MultiGzDecoder::new(BufReader::new(stream))),
-        Packing::Zstd => Box::new(zstd::Decoder::new(stream).map_err(|e| source_error(path, e))?),
-        Packing::Xz => Box::new(liblzma::read::XzDecoder::new_multi_decoder(stream)),
-    };
-    let input = BufReader::with_capacity(1 << 18, stream);
+    let input = Unpacked::new(stream).map_err(|e| source_error(path, e))?;
     Reader::new(path, progress, None).read(Members::new(input, path, attributes(options)))
 }
 
@@ -109,6 +70,10 @@ impl Input for Skipper {
     fn pass(&mut self, len: u64) -> io::Result<()> {
         // Whether the file is that long was looked at before (`check_end`).
         self.0.seek_relative(i64::try_from(len).map_err(|_| io::ErrorKind::UnexpectedEof)?)
+    }
+
+    fn finish(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 

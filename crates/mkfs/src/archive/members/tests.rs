@@ -3,6 +3,7 @@ use std::path::Path;
 
 use tar::{EntryType, Header};
 
+use super::super::Unpacked;
 use super::*;
 
 /// A header with its checksum.
@@ -36,9 +37,8 @@ fn file(records: &[(&[u8], &[u8])], path: &[u8], content: &[u8]) -> Vec<u8> {
     [pax_item(EntryType::XHeader, records), member].concat()
 }
 
-fn members(bytes: &[u8]) -> Members<Box<dyn Read + '_>> {
-    let input: Box<dyn Read + '_> = Box::new(bytes);
-    Members::new(input, Path::new("archive"), true)
+fn members(bytes: &[u8]) -> Members<Unpacked<'_>> {
+    Members::new(Unpacked::new(Box::new(bytes)).unwrap(), Path::new("archive"), true)
 }
 
 /// Members and their contents.
@@ -114,8 +114,8 @@ fn lists_are_attributes_and_the_mode() {
     let unknown = file(&[(pax::ACL_ACCESS, b"u::rw,g::r,o::r,m::r,user:no-such-user:r")], b"member", b"");
     let err = error(&unknown);
     assert!(err.contains("member") && err.contains("'no-such-user'") && err.contains("/etc/passwd"), "{err}");
-    let input: Box<dyn Read + '_> = Box::new(&unknown[..]);
-    let mut without = Members::new(input, Path::new("archive"), false);
+    let mut without =
+        Members::new(Unpacked::new(Box::new(&unknown[..])).unwrap(), Path::new("archive"), false);
     assert!(without.next_member().unwrap().unwrap().xattrs.is_empty());
 }
 
