@@ -83,12 +83,13 @@ impl<W: Write> ArchiveSink<W> {
 
     fn file(&mut self, mut header: Header, path: &[u8], meta: &Meta, content: &mut dyn Content) -> Outcome {
         let size = content.size();
-        let (mut ranges, mut sum, mut at) = (Vec::new(), 0, 0);
+        let (mut all, mut at) = (DataRanges::new(MAX_RANGES), 0);
         while let Some(range) = content.data(at)? {
             at = range.end;
-            sum += range.end - range.start;
-            ranges.push(range);
+            all.add(range);
         }
+        let ranges = all.ranges;
+        let sum = ranges.iter().map(|range| range.end - range.start).sum::<u64>();
         let (map, made_up) = (sparse_map(&ranges, size), sparse_name(path));
         let item = if sum == size {
             Item { path, link: b"", stored: size, sparse: None }
@@ -98,7 +99,7 @@ impl<W: Write> ArchiveSink<W> {
         };
         header.set_size(item.stored);
         self.name(&mut header, &item, meta).map_err(|err| self.failed(&err))?;
-        let data = Ranges { content, ranges: ranges.into_iter(), now: 0..0 };
+        let data = Ranges { content, ranges: ranges.into_iter(), now: 0..0, data: Some(0..0) };
         let appended = match item.sparse {
             Some(_) => self.out.append(&header, (&map[..]).chain(data)),
             None => self.out.append(&header, data),
@@ -188,6 +189,41 @@ impl<W: Write> Sink for ArchiveSink<W> {
     }
 }
 
+/// Most ranges in the map of a file: all of them are in memory, and a small image can have files of 2^29.
+const MAX_RANGES: usize = 1 << 20;
+
+/// Where a file has data. If there are too many ranges, small holes count as data, which is zeros.
+struct DataRanges {
+    ranges: Vec<Range<u64>>,
+    most: usize,
+    /// Holes below so many bytes are left out.
+    least_hole: u64,
+}
+
+impl DataRanges {
+    fn new(most: usize) -> Self {
+        Self { ranges: Vec::new(), most, least_hole: 1 }
+    }
+
+    /// Takes the next range.
+    fn add(&mut self, range: Range<u64>) {
+        self.join(range);
+        while self.ranges.len() > self.most {
+            self.least_hole = self.least_hole.saturating_mul(2);
+            for range in std::mem::take(&mut self.ranges) {
+                self.join(range);
+            }
+        }
+    }
+
+    fn join(&mut self, range: Range<u64>) {
+        match self.ranges.last_mut() {
+            Some(last) if range.start - last.end < self.least_hole => last.end = range.end,
+            _ => self.ranges.push(range),
+        }
+    }
+}
+
 /// The map of a file with holes, as GNU's sparse format 1.0 wants it before the data: the number of ranges, their offsets
 /// and lengths, one a line, filled up to 512 bytes. An empty range ends what ends in a hole.
 fn sparse_map(ranges: &[Range<u64>], size: u64) -> Vec<u8> {
@@ -213,6 +249,8 @@ struct Ranges<'a> {
     ranges: std::vec::IntoIter<Range<u64>>,
     /// What is left of the present one.
     now: Range<u64>,
+    /// The content's own range there or behind: small holes may be in between. None behind the last.
+    data: Option<Range<u64>>,
 }
 
 impl Read for Ranges<'_> {
@@ -223,9 +261,21 @@ impl Read for Ranges<'_> {
                 None => return Ok(0),
             }
         }
-        let len = buf.len().min(usize::try_from(self.now.end - self.now.start).unwrap_or(buf.len()));
-        let read = self.content.read(self.now.start, &mut buf[..len]);
-        read.map_err(|failure| io::Error::other(failure.to_string()))?;
+        let failed = |failure: Failure| io::Error::other(failure.to_string());
+        let at = self.now.start;
+        if self.data.as_ref().is_some_and(|data| data.end <= at) {
+            self.data = self.content.data(at).map_err(failed)?;
+        }
+        let data = self.data.clone().unwrap_or(u64::MAX..u64::MAX);
+        let is_data = data.contains(&at);
+        let end = if is_data { data.end } else { data.start };
+        let left = end.min(self.now.end) - at;
+        let len = buf.len().min(usize::try_from(left).unwrap_or(buf.len()));
+        if is_data {
+            self.content.read(at, &mut buf[..len]).map_err(failed)?;
+        } else {
+            buf[..len].fill(0);
+        }
         self.now.start += len as u64;
         Ok(len)
     }
@@ -233,7 +283,85 @@ impl Read for Ranges<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::{sparse_map, sparse_name};
+    use std::io::Read as _;
+    use std::path::Path;
+
+    use extant_format::Timestamp;
+    use extant_mkfs::archive::{Members, Unpacked};
+
+    use super::{
+        Added, ArchiveSink, Content, DataRanges, MAX_RANGES, Meta, Outcome, Range, Sink as _, What,
+        sparse_map, sparse_name,
+    };
+
+    /// So many ranges of one byte, with as many holes behind them.
+    struct Comb(u64);
+
+    impl Content for Comb {
+        fn size(&self) -> u64 {
+            2 * self.0
+        }
+
+        fn data(&mut self, from: u64) -> Outcome<Option<Range<u64>>> {
+            let start = from.next_multiple_of(2);
+            Ok((start < self.size()).then_some(start..start + 1))
+        }
+
+        fn read(&mut self, offset: u64, buf: &mut [u8]) -> Outcome {
+            assert!(offset.is_multiple_of(2) && buf.len() == 1, "{offset} is read where no data is");
+            buf[0] = 1 + (offset % 101) as u8;
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn small_holes_are_left_out_first() {
+        let ranges = [0..10, 11..20, 23..30, 1030..1031, 1033..1040, 9000..9001];
+        let found = |most| {
+            let mut all = DataRanges::new(most);
+            ranges.iter().for_each(|range| all.add(range.clone()));
+            all.ranges
+        };
+        assert_eq!(found(6), ranges);
+        assert_eq!(found(5), [0..20, 23..30, 1030..1031, 1033..1040, 9000..9001]);
+        assert_eq!(found(4), [0..30, 1030..1040, 9000..9001]);
+        assert_eq!(found(2), [0..1040, 9000..9001]);
+        assert_eq!(found(1), [0..9001]);
+    }
+
+    #[test]
+    fn more_ranges_than_a_map_may_have_are_data_with_zeros_between() {
+        let meta = Meta {
+            mode: 0o644,
+            uid: 0,
+            gid: 0,
+            atime: Timestamp::default(),
+            mtime: Timestamp::default(),
+            xattrs: Vec::new(),
+        };
+        let most = MAX_RANGES as u64;
+        for (count, ranges) in [(3, 3), (most, most), (most + 1, 1)] {
+            let mut bytes = Vec::new();
+            let mut sink = ArchiveSink::new(&mut bytes, "archive");
+            let added = sink.add(b"comb", &meta, What::File(&mut Comb(count)));
+            assert!(matches!(added, Ok(Added::Taken)));
+            drop(sink);
+            let input = Unpacked::new(Box::new(&bytes[..])).unwrap();
+            let mut members = Members::new(input, Path::new("archive"), true);
+            let member = members.next_member().unwrap().unwrap();
+            let data = member.data.unwrap();
+            assert_eq!((&member.path[..], member.size, data.len() as u64), (&b"comb"[..], 2 * count, ranges));
+            let mut content = vec![0; member.stored as usize];
+            members.read_exact(&mut content).unwrap();
+            for range in data {
+                let stored = &content[range.before as usize..][..range.len as usize];
+                for (at, byte) in (range.offset..).zip(stored) {
+                    let expected = if at % 2 == 0 { 1 + (at % 101) as u8 } else { 0 };
+                    assert!(*byte == expected, "{count} ranges: {byte} at {at}");
+                }
+            }
+        }
+    }
 
     #[test]
     fn maps_of_holes() {

@@ -246,6 +246,38 @@ fn what_packs_an_archive_is_right_to_its_end() {
 }
 
 #[test]
+fn pairs_without_bytes_in_a_map_of_holes_take_no_memory() {
+    const PAIRS: usize = 1 << 24;
+    // Kilobytes of memory: kept as two numbers each, the pairs would take 256 MiB.
+    const LIMIT: &str = "200000";
+    let dir = scratch();
+    let (image, packed) = (dir.join("image"), dir.join("a.tar.gz"));
+    let mut map = format!("{PAIRS}\n").into_bytes();
+    map.extend(b"0\n0\n".repeat(PAIRS));
+    map.resize(map.len().next_multiple_of(512), 0);
+    let file = fs::File::create(&packed).unwrap();
+    let mut out = tar::Builder::new(flate2::write::GzEncoder::new(file, flate2::Compression::fast()));
+    let sparse = |key: &'static str, value: &'static [u8]| (key, value);
+    let records = [
+        sparse("GNU.sparse.major", b"1"),
+        sparse("GNU.sparse.minor", b"0"),
+        sparse("GNU.sparse.name", b"file"),
+        sparse("GNU.sparse.realsize", b"0"),
+    ];
+    out.append_pax_extensions(records).unwrap();
+    let mut header = tar::Header::new_ustar();
+    header.set_size(map.len() as u64);
+    (header.set_mode(0o644), header.set_uid(0), header.set_gid(0), header.set_mtime(0));
+    out.append_data(&mut header, "file", &map[..]).unwrap();
+    out.into_inner().unwrap().finish().unwrap();
+    ok(&[&"mkfs", &"-q", &image, &"16m"]);
+    let mut command = oracle::command("sh");
+    command.args(["-c", "ulimit -d $0 && exec \"$@\"", LIMIT, env!("CARGO_BIN_EXE_extant"), "import"]);
+    oracle::run_ok(command.arg(&image).arg(&packed));
+    assert!(ok(&[&"cat", &image, &"/file"]).out.is_empty());
+}
+
+#[test]
 fn the_later_of_two_members_counts() {
     need!(env::kernel_mounts(), env::tools(&["tar"]));
     let dir = scratch();

@@ -12,7 +12,7 @@ use tar::{EntryType, GnuExtSparseHeader, GnuSparseHeader, Header};
 
 use super::acl_text::{self, Names};
 use super::pax;
-use super::sparse::{self, Data, PaxSparse};
+use super::sparse::{Data, Map, PaxSparse};
 use crate::error::{MkfsError, Result, source_error};
 
 /// Unit of an archive.
@@ -313,7 +313,7 @@ impl<R: Input> Members<R> {
             self.left = said.size.map_or_else(|| header.entry_size().map_err(fail), Ok)?;
         }
         if kind == MemberKind::Regular {
-            self.content(&mut member, header, said.sparse.as_ref(), &at)?;
+            self.content(&mut member, header, said.sparse, &at)?;
         }
         Ok(member)
     }
@@ -323,18 +323,18 @@ impl<R: Input> Members<R> {
         &mut self,
         member: &mut Member,
         header: &Header,
-        sparse: Option<&PaxSparse>,
+        sparse: Option<PaxSparse>,
         at: &Path,
     ) -> Result<()> {
         let stored = self.left;
         if let Some(sparse) = sparse {
-            let (map, _) = sparse.map(self, at)?;
             member.size = sparse.size(at)?;
-            member.data = Some(sparse::ranges(member.size, &map, self.left, at)?);
+            let map = sparse.map(self, at)?;
+            member.data = Some(map.data(member.size, self.left, at)?);
         } else if header.entry_type() == EntryType::GNUSparse {
             let (size, map) = self.old_map(header, at)?;
             member.size = size;
-            member.data = Some(sparse::ranges(size, &map, stored, at)?);
+            member.data = Some(map.data(size, stored, at)?);
         } else {
             member.size = stored;
         }
@@ -343,16 +343,15 @@ impl<R: Input> Members<R> {
     }
 
     /// Size and map of a member in GNU's own format: in the header and in blocks behind it.
-    fn old_map(&mut self, header: &Header, at: &Path) -> Result<(u64, Vec<u64>)> {
+    fn old_map(&mut self, header: &Header, at: &Path) -> Result<(u64, Map)> {
         let fail = |e: io::Error| refused(at, e.to_string());
         let Some(gnu) = header.as_gnu() else {
             return Err(refused(at, "a sparse member of another format than GNU's"));
         };
-        let mut map = Vec::new();
+        let mut map = Map::default();
         let mut add = |entries: &[GnuSparseHeader]| -> Result<()> {
             for entry in entries.iter().filter(|entry| !entry.is_empty()) {
-                map.push(entry.offset().map_err(fail)?);
-                map.push(entry.length().map_err(fail)?);
+                map.add(entry.offset().map_err(fail)?, entry.length().map_err(fail)?, at)?;
             }
             Ok(())
         };

@@ -17,6 +17,9 @@ use crate::error::{MkfsError, Result, source_error};
 /// Unit of the map before the data.
 const BLOCK: usize = 512;
 
+/// Most ranges of data that a member may have: each stays in memory, and takes only a few bytes of a packed archive.
+const MAX_RANGES: usize = 1 << 22;
+
 /// A range of a file with holes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Data {
@@ -39,6 +42,55 @@ pub(crate) fn add_data(ranges: &mut Vec<Data>, offset: u64, len: u64) {
     }
 }
 
+/// Where data is, as far as it was read.
+#[derive(Debug, Default)]
+pub(super) struct Map {
+    ranges: Vec<Data>,
+    /// Of the last pair.
+    end: u64,
+    /// Bytes of data.
+    sum: u64,
+}
+
+impl Map {
+    /// Takes a pair of the map of the member `path`. One without bytes says no more than where the file ends, and is not kept.
+    ///
+    /// # Errors
+    /// [`MkfsError::Member`]: before the end of the one before, or too many.
+    pub(super) fn add(&mut self, offset: u64, len: u64, path: &Path) -> Result<()> {
+        let Some(end) = offset.checked_add(len).filter(|_| offset >= self.end) else {
+            return refuse(path, format!("its sparse map has {len} bytes at {offset}, which cannot be"));
+        };
+        self.end = end;
+        if len == 0 {
+            return Ok(());
+        }
+        // No more than `end`, since ranges do not overlap.
+        self.sum += len;
+        add_data(&mut self.ranges, offset, len);
+        if self.ranges.len() > MAX_RANGES {
+            return refuse(path, format!("its sparse map has more than {MAX_RANGES} ranges"));
+        }
+        Ok(())
+    }
+
+    /// The data of a file of `size` bytes, checked against the bytes that the archive holds.
+    ///
+    /// # Errors
+    /// [`MkfsError::Member`]: a map that cannot be.
+    pub(super) fn data(mut self, size: u64, stored: u64, path: &Path) -> Result<Vec<Data>> {
+        let (end, sum) = (self.end, self.sum);
+        if end > size {
+            return refuse(path, format!("its sparse map ends at {end}, behind its {size} bytes"));
+        }
+        if sum != stored {
+            return refuse(path, format!("its sparse map has {sum} bytes of data, the archive {stored}"));
+        }
+        self.ranges.shrink_to_fit();
+        Ok(self.ranges)
+    }
+}
+
 /// What the headers of a sparse member say.
 #[derive(Debug, Default)]
 pub(super) struct PaxSparse {
@@ -46,8 +98,10 @@ pub(super) struct PaxSparse {
     size: Option<u64>,
     /// Format 1.0.
     map_in_data: bool,
-    /// Offsets and lengths in turn, of the other formats.
-    map: Vec<u64>,
+    /// Of the other formats.
+    map: Map,
+    /// An offset whose length is to come.
+    offset: Option<u64>,
 }
 
 impl PaxSparse {
@@ -66,19 +120,30 @@ impl PaxSparse {
             },
             b"offset" | b"numbytes" => {
                 // They come in pairs, offset first.
-                if (name == b"offset") != self.map.len().is_multiple_of(2) {
+                if (name == b"offset") != self.offset.is_none() {
                     return refuse(path, "its sparse map has headers out of order");
                 }
-                self.map.push(number(value, path)?);
+                self.number(number(value, path)?, path)?;
             }
             b"map" => {
                 for part in value.split(|&b| b == b',').filter(|part| !part.is_empty()) {
-                    self.map.push(number(part, path)?);
+                    self.number(number(part, path)?, path)?;
                 }
             }
             _ => {}
         }
         Ok(())
+    }
+
+    /// Offsets and lengths in turn.
+    fn number(&mut self, number: u64, path: &Path) -> Result<()> {
+        match self.offset.take() {
+            Some(offset) => self.map.add(offset, number, path),
+            None => {
+                self.offset = Some(number);
+                Ok(())
+            }
+        }
     }
 
     /// The member's own name; that of its header is made up.
@@ -94,49 +159,26 @@ impl PaxSparse {
         self.size.map_or_else(|| refuse(path, "a sparse member without a size"), Ok)
     }
 
-    /// The map, and how many bytes it takes before the data, which are read.
+    /// The map; what of it is before the data is read.
     ///
     /// # Errors
     /// [`MkfsError::Member`], [`MkfsError::Source`].
-    pub(super) fn map(&self, data: &mut impl Read, path: &Path) -> Result<(Vec<u64>, u64)> {
+    pub(super) fn map(self, data: &mut impl Read, path: &Path) -> Result<Map> {
         if !self.map_in_data {
-            return Ok((self.map.clone(), 0));
+            return match self.offset {
+                None => Ok(self.map),
+                Some(_) => refuse(path, "its sparse map ends within a pair"),
+            };
         }
-        let mut lines = Lines { data, path, block: [0; BLOCK], at: BLOCK, read: 0 };
+        let mut lines = Lines { data, path, block: [0; BLOCK], at: BLOCK };
         let count = lines.number()?;
-        let mut map = Vec::new();
+        let mut map = Map::default();
         for _ in 0..count {
             // Each line is read from the archive: what it does not hold ends this.
-            map.push(lines.number()?);
-            map.push(lines.number()?);
+            map.add(lines.number()?, lines.number()?, path)?;
         }
-        Ok((map, lines.read))
+        Ok(map)
     }
-}
-
-/// The data of a file of `size` bytes, checked against the bytes that the archive holds.
-///
-/// # Errors
-/// [`MkfsError::Member`]: a map that cannot be.
-pub(super) fn ranges(size: u64, map: &[u64], stored: u64, path: &Path) -> Result<Vec<Data>> {
-    if !map.len().is_multiple_of(2) {
-        return refuse(path, "its sparse map ends within a pair");
-    }
-    let (mut ranges, mut end, mut sum) = (Vec::new(), 0, 0_u64);
-    for pair in map.chunks_exact(2) {
-        let (offset, len) = (pair[0], pair[1]);
-        let Some(next) = offset.checked_add(len).filter(|&next| offset >= end && next <= size) else {
-            return refuse(path, format!("its sparse map has {len} bytes at {offset}, which cannot be"));
-        };
-        (end, sum) = (next, sum + len);
-        if len > 0 {
-            add_data(&mut ranges, offset, len);
-        }
-    }
-    if sum != stored {
-        return refuse(path, format!("its sparse map has {sum} bytes of data, the archive {stored}"));
-    }
-    Ok(ranges)
 }
 
 /// Decimal numbers, one a line, from blocks before the data.
@@ -145,7 +187,6 @@ struct Lines<'a, R> {
     path: &'a Path,
     block: [u8; BLOCK],
     at: usize,
-    read: u64,
 }
 
 impl<R: Read> Lines<'_, R> {
@@ -154,7 +195,7 @@ impl<R: Read> Lines<'_, R> {
         loop {
             if self.at == BLOCK {
                 self.data.read_exact(&mut self.block).map_err(|e| source_error(self.path, e))?;
-                (self.at, self.read) = (0, self.read + BLOCK as u64);
+                self.at = 0;
             }
             let byte = self.block[self.at];
             self.at += 1;
@@ -195,8 +236,9 @@ mod tests {
 
     fn found(headers: &[(&str, &str)], data: &[u8], stored: u64) -> Result<Vec<(u64, u64, u64)>> {
         let (sparse, path) = (sparse(headers)?, Path::new("member"));
-        let (map, len) = sparse.map(&mut &data[..], path)?;
-        let found = ranges(sparse.size(path)?, &map, stored - len, path)?;
+        let (size, mut left) = (sparse.size(path)?, data);
+        let map = sparse.map(&mut left, path)?;
+        let found = map.data(size, stored - (data.len() - left.len()) as u64, path)?;
         Ok(found.iter().map(|d| (d.offset, d.len, d.before)).collect())
     }
 
@@ -235,10 +277,26 @@ mod tests {
         ] {
             assert!(found(headers, b"", stored).is_err(), "{headers:?}");
         }
+        assert!(found(&[("size", "200"), ("map", "100,5,0,5")], b"", 10).is_err());
         let endless = [b'7'; 512];
         assert!(found(&[("major", "1"), ("realsize", "9")], &endless, 512).is_err());
         let mut short = b"4000000000\n1\n2\n".to_vec();
         short.resize(512, b'\n');
         assert!(found(&[("major", "1"), ("realsize", "9")], &short, 512).is_err());
+    }
+
+    #[test]
+    fn only_so_many_ranges_and_none_without_bytes_are_kept() {
+        let path = Path::new("member");
+        let mut map = Map::default();
+        for n in 0..MAX_RANGES as u64 {
+            map.add(2 * n, 1, path).unwrap();
+            map.add(2 * n + 1, 0, path).unwrap();
+        }
+        let end = 2 * MAX_RANGES as u64;
+        // Joined to the last one.
+        map.add(end - 1, 1, path).unwrap();
+        assert_eq!(map.ranges.len(), MAX_RANGES);
+        assert!(map.add(end + 1, 1, path).unwrap_err().to_string().contains("more than 4194304 ranges"));
     }
 }
