@@ -72,6 +72,18 @@ impl<'a> VolumeSink<'a> {
         }
     }
 
+    /// Gives what is at `first` a further name. What it is comes before room is made: the name may be its only one.
+    fn link(&mut self, first: &[u8], dir: &InodeRef, name: &[u8], shown: &[u8]) -> Outcome {
+        let (fs, cred) = (&self.volume.fs, &self.volume.cred);
+        let (first_dir, first_name) = self.place(first)?;
+        let inode = fs.lookup(&first_dir, first_name, cred).at(shown)?;
+        if self.volume.child(dir, name).at(shown)?.is_some_and(|there| there == inode) {
+            return Ok(());
+        }
+        self.make_room(dir, name, shown)?;
+        fs.link(&inode, dir, name, cred).at(shown).map(drop)
+    }
+
     fn fill(&self, inode: &InodeRef, content: &mut dyn Content, shown: &[u8]) -> Outcome {
         let Volume { fs, cred, .. } = self.volume;
         let size = content.size();
@@ -139,11 +151,14 @@ impl Sink for VolumeSink<'_> {
             return self.dress(&dir, meta, &shown).map(|()| Added::Taken);
         }
         let (dir, name) = self.place(path)?;
+        if let What::Link(first) = what {
+            return self.link(&first, &dir, name, &shown).map(|()| Added::Taken);
+        }
         self.make_room(&dir, name, &shown)?;
         let (fs, cred) = (&self.volume.fs, &self.volume.cred);
         let node = |kind: FileType, rdev| NewInode { mode: kind.mode_bits() | meta.mode as u16, rdev };
         let inode = match what {
-            What::Dir => return Ok(Added::Taken),
+            What::Dir | What::Link(_) => return Ok(Added::Taken),
             What::File(content) => {
                 let new = node(FileType::Regular, DeviceNumber::default());
                 let inode = fs.mknod(&dir, name, &new, cred).at(&shown)?;
@@ -154,11 +169,6 @@ impl Sink for VolumeSink<'_> {
             What::Special(kind, major, minor) => {
                 let new = node(kind, DeviceNumber { major, minor });
                 fs.mknod(&dir, name, &new, cred).at(&shown)?
-            }
-            What::Link(first) => {
-                let (first_dir, first_name) = self.place(&first)?;
-                let inode = self.volume.fs.lookup(&first_dir, first_name, cred).at(&shown)?;
-                return self.volume.fs.link(&inode, &dir, name, cred).at(&shown).map(|_| Added::Taken);
             }
         };
         self.dress(&inode, meta, &shown).map(|()| Added::Taken)

@@ -278,6 +278,39 @@ fn pairs_without_bytes_in_a_map_of_holes_take_no_memory() {
 }
 
 #[test]
+fn a_further_name_may_be_the_name_that_is_there() {
+    let dir = scratch();
+    let (image, tar) = (dir.join("image"), dir.join("a.tar"));
+    let mut out = tar::Builder::new(fs::File::create(&tar).unwrap());
+    let mut append = |kind, name: &str, link: &str, content: &str| {
+        let mut header = tar::Header::new_ustar();
+        header.set_entry_type(kind);
+        header.set_size(content.len() as u64);
+        (header.set_mode(0o644), header.set_uid(0), header.set_gid(0), header.set_mtime(0));
+        match link {
+            "" => out.append_data(&mut header, name, content.as_bytes()).unwrap(),
+            link => out.append_link(&mut header, name, link).unwrap(),
+        }
+    };
+    append(tar::EntryType::Regular, "a", "", "content");
+    append(tar::EntryType::Link, "b", "a", "");
+    append(tar::EntryType::Link, "a", "a", "");
+    append(tar::EntryType::Link, "a", "b", "");
+    append(tar::EntryType::Link, "b", "a", "");
+    out.into_inner().unwrap();
+    ok(&[&"mkfs", &"-q", &image, &"16m"]);
+    // The second time everything is there already.
+    for _ in 0..2 {
+        ok(&[&"import", &image, &tar]);
+        for name in ["/a", "/b"] {
+            assert_eq!(ok(&[&"cat", &image, &name]).out, b"content");
+            assert_eq!(ok(&[&"stat", &"--json", &image, &name]).json()[0]["links"], 2);
+        }
+    }
+    oracle::assert_clean(&image);
+}
+
+#[test]
 fn the_later_of_two_members_counts() {
     need!(env::kernel_mounts(), env::tools(&["tar"]));
     let dir = scratch();
