@@ -272,6 +272,38 @@ fn remounts() {
     }
 }
 
+/// What no word of a remount names stays as it is, and all of it where the server refuses.
+#[test]
+fn a_remount_keeps_the_flags_that_it_does_not_name() {
+    need!(may_mount());
+    let (_dir, image) = image("-t ext4");
+    let mount = Mounted::new(&image, "nosuid,nodev,noexec,sync");
+    let shown = || {
+        let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let line = table.lines().find(|line| line.split(' ').nth(4) == mount.path().to_str()).unwrap();
+        let of_super =
+            line.rsplit(' ').next().unwrap().split(',').filter(|w| ["ro", "rw", "sync"].contains(w));
+        format!("{} {}", line.split(' ').nth(5).unwrap(), of_super.collect::<Vec<_>>().join(","))
+    };
+    let remount =
+        |words: &str| run(extant().args(["mount", "-o", words]).args([&*image, mount.path()])).status.code();
+    let first = "rw,nosuid,nodev,noexec,relatime rw,sync";
+    assert_eq!(shown(), first);
+    assert_eq!(remount("remount,ro,exec,data=journal"), Some(FAILURE), "the way of data stays");
+    assert_eq!(shown(), first);
+    assert_eq!(remount("remount,ro"), Some(0));
+    let read_only = "ro,nosuid,nodev,noexec,relatime ro,sync";
+    assert_eq!(shown(), read_only);
+    assert_eq!(remount("remount,ro,exec,data=journal"), Some(FAILURE));
+    assert_eq!(shown(), read_only);
+    assert_eq!(remount("remount,commit=7"), Some(0));
+    assert_eq!(shown(), read_only);
+    assert_eq!(remount("remount,rw,dev,async"), Some(0));
+    assert_eq!(shown(), "rw,nosuid,noexec,relatime rw");
+    mount.unmount();
+    assert_clean(&image);
+}
+
 /// A clean image file that was mounted read-only turns writable, on its loop device and without one, and back; not while others read it,
 /// nor where it cannot be written.
 #[test]

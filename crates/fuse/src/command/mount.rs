@@ -16,6 +16,7 @@ use rustix::io::Errno;
 use rustix::mount::MountFlags;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
+use super::options::flags_of;
 use super::previous::{self, Holder};
 use super::{Attach, CommandError, Options, daemon, log};
 use crate::adapter::{Adapter, AdapterOptions, control_remount};
@@ -50,7 +51,7 @@ pub fn mount(args: &MountArgs) -> Result<(), CommandError> {
     let options = Options::parse(&list)?;
     let dir = absolute(&args.dir)?;
     if options.remount {
-        return remount_at(&dir, &options);
+        return remount_at(&dir, &list);
     }
     let image = absolute(&args.image)?;
     if !dir.is_dir() {
@@ -93,29 +94,33 @@ fn absolute(path: &Path) -> Result<PathBuf, CommandError> {
 }
 
 /// `-o remount`: the kernel's flags and the server's options. Towards read-only the kernel goes first, since it refuses
-/// while files are open for writing; back, the server does.
-fn remount_at(dir: &Path, options: &Options) -> Result<(), CommandError> {
+/// while files are open for writing; back, the server does. What no word names stays as it is.
+fn remount_at(dir: &Path, list: &str) -> Result<(), CommandError> {
     let at = |e: &dyn std::fmt::Display| CommandError::failure(format!("{}: remount: {e}", dir.display()));
     let entry = find_mount(dir).map_err(|e| at(&e))?;
     let Some(entry) = entry.filter(MountEntry::is_ours) else {
         return Err(CommandError::failure(format!("{}: not mounted by extant", dir.display())));
     };
-    let flags = options.remount_flags(&entry.options);
+    let now = flags_of(&entry);
+    let options = Options::parse_onto(list, now)?;
     let root = File::open(dir).map_err(|e| at(&e))?;
     let tell = || match control_remount(&root, &options.ext4) {
         Ok(Ok(())) => Ok(()),
         Ok(Err((_, words))) => Err(at(&words)),
         Err(e) => Err(at(&e)),
     };
-    if flags.contains(MountFlags::RDONLY) {
-        remount(dir, flags).map_err(|e| at(&e))?;
-        tell().inspect_err(|_| {
+    if options.flags.contains(MountFlags::RDONLY) {
+        remount(dir, options.flags).map_err(|e| at(&e))?;
+        tell().map_err(|mut refused| {
             // As it was: the kernel must not keep what the server refused.
-            let _ = remount(dir, flags - MountFlags::RDONLY);
+            if let Err(error) = remount(dir, now) {
+                refused.reason.push_str(&format!("; the kernel's flags stay changed: {error}"));
+            }
+            refused
         })
     } else {
         tell()?;
-        remount(dir, flags).map_err(|e| at(&e))
+        remount(dir, options.flags).map_err(|e| at(&e))
     }
 }
 

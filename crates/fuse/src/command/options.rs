@@ -6,6 +6,7 @@ use extant::AtimePolicy;
 use rustix::mount::MountFlags;
 
 use super::CommandError;
+use crate::mount::MountEntry;
 use crate::session::Transport;
 
 /// On what an image file is mounted.
@@ -107,6 +108,36 @@ const SELINUX: &str = "`context=`, `fscontext=`, `defcontext=`, `rootcontext=`, 
 const ATIME_FLAGS: MountFlags =
     MountFlags::NOATIME.union(MountFlags::RELATIME).union(MountFlags::STRICTATIME);
 
+/// The words that /proc/self/mountinfo has for these, but that it has none for the last.
+const ATIME_WORDS: [(&str, MountFlags); 3] = [
+    ("noatime", MountFlags::NOATIME),
+    ("relatime", MountFlags::RELATIME),
+    ("strictatime", MountFlags::STRICTATIME),
+];
+
+/// Those for others, of the mount and of its filesystem.
+const FLAG_WORDS: [(&str, MountFlags); 8] = [
+    ("nosuid", MountFlags::NOSUID),
+    ("nodev", MountFlags::NODEV),
+    ("noexec", MountFlags::NOEXEC),
+    ("nosymfollow", MountFlags::NOSYMFOLLOW),
+    ("nodiratime", MountFlags::NODIRATIME),
+    ("sync", MountFlags::SYNCHRONOUS),
+    ("dirsync", MountFlags::DIRSYNC),
+    ("lazytime", MountFlags::LAZYTIME),
+];
+
+/// With which flags something is mounted.
+pub(super) fn flags_of(entry: &MountEntry) -> MountFlags {
+    let is = |word: &str| entry.options.split(',').chain(entry.super_options.split(',')).any(|w| w == word);
+    let mut flags: MountFlags =
+        FLAG_WORDS.iter().filter(|(word, _)| is(word)).map(|(_, flag)| *flag).collect();
+    // The filesystem's: a mount of it can be read-only by itself.
+    flags.set(MountFlags::RDONLY, entry.is_read_only());
+    let atime = ATIME_WORDS.iter().find(|(word, _)| is(word));
+    flags | atime.map_or(MountFlags::STRICTATIME, |(_, flag)| *flag)
+}
+
 /// The kernel's word for what the server does.
 fn atime_flag(policy: AtimePolicy) -> MountFlags {
     match policy {
@@ -119,32 +150,27 @@ fn atime_flag(policy: AtimePolicy) -> MountFlags {
 impl Options {
     /// Sorts comma-separated options; later words win. Unknown words are taken for ext4's, whose parser refuses them.
     pub fn parse(list: &str) -> Result<Self, CommandError> {
-        let mut options = Self::default();
+        Self::parse_onto(list, MountFlags::empty())
+    }
+
+    /// The same for a remount of what is mounted with the flags `now`: those that no word changes stay.
+    pub(super) fn parse_onto(list: &str, now: MountFlags) -> Result<Self, CommandError> {
+        let mut options = Self { flags: now, ..Self::default() };
         for word in list.split(',').filter(|w| !w.is_empty()) {
             options.word(word)?;
         }
         // Refuses what nobody knows before anything is touched.
-        let ext4 =
-            extant::MountOptions::parse(&options.ext4).map_err(|e| CommandError::usage(e.to_string()))?;
+        let parse =
+            |list: &str| extant::MountOptions::parse(list).map_err(|e| CommandError::usage(e.to_string()));
+        let mut atime = parse(&options.ext4)?.atime;
         if options.names_atime() {
-            options.flags |= atime_flag(ext4.atime);
+            // What the words leave as it is, the server leaves, and the kernel must say the same.
+            if let Some((word, _)) = ATIME_WORDS.iter().find(|(_, flag)| now.contains(*flag)) {
+                atime = parse(&format!("{word},{}", options.ext4))?.atime;
+            }
+            options.flags = (options.flags - ATIME_FLAGS) | atime_flag(atime);
         }
         Ok(options)
-    }
-
-    /// The flags for a remount of what is mounted with the options `now` (of /proc/self/mountinfo): about access times the server
-    /// keeps what no word changes, and the kernel must say the same.
-    pub(super) fn remount_flags(&self, now: &str) -> MountFlags {
-        let is = |word: &str| now.split(',').any(|w| w == word);
-        let now = match (is("noatime"), is("relatime")) {
-            (true, _) => "noatime",
-            (false, true) => "relatime",
-            (false, false) => "strictatime",
-        };
-        match extant::MountOptions::parse(&format!("{now},{}", self.ext4)) {
-            Ok(ext4) if self.names_atime() => (self.flags - ATIME_FLAGS) | atime_flag(ext4.atime),
-            _ => self.flags,
-        }
     }
 
     fn names_atime(&self) -> bool {

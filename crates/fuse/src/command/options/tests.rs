@@ -76,11 +76,43 @@ fn the_last_word_about_access_times_counts_on_both_sides() {
         assert_eq!((o.flags, extant::MountOptions::parse(&o.ext4).unwrap().atime), (flags, policy), "{list}");
     }
     assert_eq!(Options::parse("nodiratime,diratime").unwrap().flags, MountFlags::empty());
-    let remount = |now, list| Options::parse(list).unwrap().remount_flags(now);
-    assert_eq!(remount("rw,noatime", "remount,atime"), MountFlags::RELATIME);
-    assert_eq!(remount("rw,noatime", "remount,nostrictatime"), MountFlags::NOATIME);
-    assert_eq!(remount("rw", "remount,norelatime"), MountFlags::STRICTATIME);
-    assert_eq!(remount("rw,noatime", "remount,ro"), MountFlags::RDONLY, "the kernel keeps it by itself");
+    assert_eq!(remounted("rw,noatime", "rw", "remount,atime"), MountFlags::RELATIME);
+    assert_eq!(remounted("rw,noatime", "rw", "remount,nostrictatime"), MountFlags::NOATIME);
+    assert_eq!(remounted("rw", "rw", "remount,norelatime"), MountFlags::STRICTATIME);
+}
+
+/// The flags that a remount asks for, of what mountinfo shows with these options of the mount and of the filesystem.
+fn remounted(options: &str, super_options: &str, list: &str) -> MountFlags {
+    let entry = crate::mount::MountEntry {
+        root: "/".into(),
+        target: "/mnt".into(),
+        kind: "fuse.extant".into(),
+        source: "image".into(),
+        options: options.into(),
+        super_options: super_options.into(),
+    };
+    Options::parse_onto(list, super::flags_of(&entry)).unwrap().flags
+}
+
+#[test]
+fn a_remount_changes_what_its_words_name() {
+    let now = ("rw,nosuid,nodev,noexec,nosymfollow,noatime,nodiratime", "rw,sync,dirsync,user_id=0");
+    let all = MountFlags::NOSUID
+        | MountFlags::NODEV
+        | MountFlags::NOEXEC
+        | MountFlags::NOSYMFOLLOW
+        | MountFlags::NOATIME
+        | MountFlags::NODIRATIME
+        | MountFlags::SYNCHRONOUS
+        | MountFlags::DIRSYNC;
+    assert_eq!(remounted(now.0, now.1, "remount,commit=7"), all);
+    assert_eq!(remounted(now.0, now.1, "remount,ro"), all | MountFlags::RDONLY);
+    let fewer = all - MountFlags::NOEXEC - MountFlags::SYNCHRONOUS - MountFlags::NOATIME;
+    assert_eq!(remounted(now.0, now.1, "remount,exec,async,relatime"), fewer | MountFlags::RELATIME);
+    assert_eq!(remounted("ro,relatime", "ro", "remount"), MountFlags::RDONLY | MountFlags::RELATIME);
+    assert_eq!(remounted("ro", "ro", "remount,rw,nodev"), MountFlags::NODEV | MountFlags::STRICTATIME);
+    // A mount that is read-only by itself says nothing about the filesystem.
+    assert_eq!(remounted("ro,noatime", "rw", "remount"), MountFlags::NOATIME);
 }
 
 #[test]
