@@ -55,8 +55,8 @@ pub(crate) struct ImportArgs {
 pub(crate) struct ExportArgs {
     #[command(flatten)]
     image: ReadArgs,
-    /// A folder (made if it is missing), or a file that ends in .tar, .tar.gz or .tar.zst; - is an archive on standard
-    /// output
+    /// A folder (made if it is missing), or a file that ends in .tar, .tar.gz, .tar.zst or .tar.xz; - is an archive on
+    /// standard output
     target: PathBuf,
     /// The directory in the image
     #[arg(long, default_value = "/")]
@@ -177,7 +177,7 @@ pub(crate) fn export(args: &ExportArgs) -> Outcome {
     if name == b"-" {
         let out = BufWriter::with_capacity(256 << 10, std::io::stdout().lock());
         pour(&mut source, &mut copy::to_archive::ArchiveSink::new(out, "standard output"), args.owner)?;
-    } else if let Some(packed) = Packed::of(name) {
+    } else if let Some(packed) = Packed::of(name)? {
         write_archive(&args.target, packed, &mut source, args.owner)?;
     } else {
         if !args.target.is_dir() {
@@ -193,18 +193,26 @@ enum Packed {
     Not,
     Gzip,
     Zstd,
+    Xz,
 }
 
 impl Packed {
-    /// By the file's name; none if it is no archive's.
-    fn of(name: &[u8]) -> Option<Self> {
+    /// By the file's name; none if it is no archive's. One that is packed in another way is not taken for a folder.
+    fn of(name: &[u8]) -> Outcome<Option<Self>> {
+        let name = name.rsplit(|b| *b == b'/').next().unwrap_or(name);
         let ends = |end: &[u8]| name.ends_with(end);
-        match () {
-            () if ends(b".tar") => Some(Self::Not),
-            () if ends(b".tar.gz") || ends(b".tgz") => Some(Self::Gzip),
-            () if ends(b".tar.zst") => Some(Self::Zstd),
-            () => None,
-        }
+        Ok(Some(match () {
+            () if ends(b".tar") => Self::Not,
+            () if ends(b".tar.gz") || ends(b".tgz") => Self::Gzip,
+            () if ends(b".tar.zst") || ends(b".tzst") => Self::Zstd,
+            () if ends(b".tar.xz") || ends(b".txz") => Self::Xz,
+            () if name.windows(5).any(|part| part == b".tar.") => {
+                let what =
+                    format!("{}: an archive packed in a way that is not known", crate::show::name(name));
+                return Err(Failure::new(what).hint("known are .tar.gz, .tar.zst and .tar.xz"));
+            }
+            () => return Ok(None),
+        }))
     }
 }
 
@@ -228,6 +236,11 @@ fn write_archive(
             let mut zstd = zstd::Encoder::new(&mut out, 3).on(path)?;
             pour(source, &mut copy::to_archive::ArchiveSink::new(&mut zstd, &name), owner)?;
             zstd.finish().on(path)?;
+        }
+        Packed::Xz => {
+            let mut xz = liblzma::write::XzEncoder::new(&mut out, 6);
+            pour(source, &mut copy::to_archive::ArchiveSink::new(&mut xz, &name), owner)?;
+            xz.finish().on(path)?;
         }
     }
     out.flush().on(path)

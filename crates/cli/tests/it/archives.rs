@@ -125,7 +125,7 @@ fn an_exported_archive_is_the_same_tree_for_gnu_tar_and_for_import() {
     let dir = scratch();
     let (image, other) = (dir.join("image"), dir.join("other"));
     let tree = filled(&image);
-    for name in ["out.tar", "out.tar.zst"] {
+    for name in ["out.tar", "out.tar.zst", "out.tar.xz", "out.tgz"] {
         ok(&[&"export", &image, &dir.join(name)]);
         in_images(dir.path(), &dir.join(name), &tree, name);
     }
@@ -137,6 +137,16 @@ fn an_exported_archive_is_the_same_tree_for_gnu_tar_and_for_import() {
     gnu_tar(&tar, mount.path(), &["-xp"]);
     mount.unmount();
     seen(&other).assert_equal(&tree, "GNU tar");
+}
+
+#[test]
+fn an_archive_packed_in_another_way_is_no_folder() {
+    let dir = scratch();
+    let image = dir.join("image");
+    ok(&[&"mkfs", &"-q", &image, &"16m"]);
+    let ran = extant(&[&"export", &image, &dir.join("out.tar.bz2")]);
+    assert!(ran.status != 0 && ran.err.contains("out.tar.bz2") && ran.err.contains(".tar.xz"), "{}", ran.err);
+    assert!(!dir.join("out.tar.bz2").exists());
 }
 
 #[test]

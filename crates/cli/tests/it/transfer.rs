@@ -115,7 +115,7 @@ fn a_full_disk_of_the_host_is_an_error_however_the_archive_is_packed() {
     let dir = scratch();
     let image = dir.join("image");
     oracle::mke2fs(&image, 8 << 20, "-t ext4");
-    for name in ["full.tar", "full.tar.gz", "full.tar.zst"] {
+    for name in ["full.tar", "full.tar.gz", "full.tar.zst", "full.tar.xz"] {
         symlink("/dev/full", dir.join(name)).unwrap();
         let done = extant(&[&"export", &image, &dir.join(name)]);
         assert!(done.status != 0 && done.err.contains("No space"), "{name}: {}", done.err);
