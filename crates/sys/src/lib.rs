@@ -41,6 +41,12 @@ pub fn thread_number() -> u32 {
     rustix::thread::gettid().as_raw_nonzero().get().cast_unsigned()
 }
 
+/// Ends the process at once (`_exit`): no handler of atexit(3) runs and nothing is flushed.
+pub fn exit_at_once(status: i32) -> ! {
+    // SAFETY: it takes any status, and nothing runs after it.
+    unsafe { libc::_exit(status) }
+}
+
 /// Bytes of a page of the system.
 #[must_use]
 pub fn page_size() -> usize {

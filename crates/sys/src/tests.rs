@@ -5,6 +5,24 @@ use std::io::{Seek, SeekFrom, Write};
 use crate::{MemSlice, PagePool, preadv, pwritev, writev};
 
 #[test]
+fn an_end_at_once_runs_no_handler() {
+    extern "C" fn handler() {
+        std::fs::write(std::env::var_os("EXTANT_AT_EXIT").unwrap(), b"it ran").unwrap();
+    }
+    if std::env::var_os("EXTANT_AT_EXIT").is_some() {
+        // SAFETY: the handler is a function of this program, which is not unloaded.
+        assert_eq!(unsafe { libc::atexit(handler) }, 0);
+        crate::exit_at_once(70);
+    }
+    let trace = std::env::temp_dir().join(format!("extant-sys-at-exit-{}", std::process::id()));
+    let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", "tests::an_end_at_once_runs_no_handler"]).env("EXTANT_AT_EXIT", &trace);
+    assert_eq!(command.output().unwrap().status.code(), Some(70));
+    let ran = std::fs::remove_file(&trace).is_ok();
+    assert!(!ran);
+}
+
+#[test]
 fn copies_go_in_and_out() {
     let mut memory = vec![0_u8; 100];
     let mem = MemSlice::from_mut(&mut memory);

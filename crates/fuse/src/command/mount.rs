@@ -241,7 +241,8 @@ pub(super) fn open(
     }
     fs.on_panic(|| {
         tracing::error!("errors=panic: damage was found, and the server ends at once");
-        std::process::exit(EXIT_PANIC);
+        // Handlers of libraries are no part of that, and it is called with locks held that they might want.
+        extant_sys::exit_at_once(EXIT_PANIC);
     });
     Ok(Opened { fs, files, offset })
 }
