@@ -326,7 +326,7 @@ mod tests {
         assert_eq!(found(5), [0..20, 23..30, 1030..1031, 1033..1040, 9000..9001]);
         assert_eq!(found(4), [0..30, 1030..1040, 9000..9001]);
         assert_eq!(found(2), [0..1040, 9000..9001]);
-        assert_eq!(found(1), [0..9001]);
+        assert!(matches!(&found(1)[..], [all] if *all == (0..9001)));
     }
 
     #[test]

@@ -113,6 +113,17 @@ fn in_images(dir: &Path, tar: &Path, expected: &Tree, what: &str) {
     fs::remove_file(&image).unwrap();
 }
 
+/// The header of a member of `size` bytes.
+fn header(size: usize) -> tar::Header {
+    let mut header = tar::Header::new_ustar();
+    header.set_size(size as u64);
+    header.set_mode(0o644);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(0);
+    header
+}
+
 fn gnu_tar(tar: &Path, at: &Path, args: &[&str]) {
     let mut command = oracle::command("tar");
     command.arg("-C").arg(at).arg("-f").arg(tar).args(args);
@@ -194,12 +205,7 @@ fn a_list_for_somebody_unknown_is_an_error_that_names_the_member() {
     let list = b"user::rw-\nuser:no-such-user-here:r--\ngroup::r--\nmask::r--\nother::r--\n";
     let mut out = tar::Builder::new(fs::File::create(&tar).unwrap());
     out.append_pax_extensions([("SCHILY.acl.access", &list[..])]).unwrap();
-    let mut header = tar::Header::new_ustar();
-    header.set_size(0);
-    header.set_mode(0o644);
-    header.set_uid(0);
-    header.set_gid(0);
-    header.set_mtime(0);
+    let mut header = header(0);
     out.append_data(&mut header, "etc/member", std::io::empty()).unwrap();
     out.into_inner().unwrap();
     ok(&[&"mkfs", &"-q", &image, &"16m"]);
@@ -221,17 +227,13 @@ fn what_packs_an_archive_is_right_to_its_end() {
     let dir = scratch();
     let (image, packed) = (dir.join("image"), dir.join("a.tar.gz"));
     let mut out = tar::Builder::new(flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast()));
-    let mut header = tar::Header::new_ustar();
     let noise = pattern(1, 0, 1 << 20);
-    header.set_size(noise.len() as u64);
-    (header.set_mode(0o644), header.set_uid(0), header.set_gid(0), header.set_mtime(0));
+    let mut header = header(noise.len());
     out.append_data(&mut header, "noise", &noise[..]).unwrap();
     let whole = out.into_inner().unwrap().finish().unwrap();
     let mut flipped = whole.clone();
     // Noise is not compressed: this is content, and only the sum at the end says that it is wrong.
-    for at in 500_000..500_003 {
-        flipped[at] ^= 0x55;
-    }
+    flipped[500_000..500_003].iter_mut().for_each(|byte| *byte ^= 0x55);
     let cut = &whole[..whole.len() - 8];
     ok(&[&"mkfs", &"-q", &image, &"16m"]);
     for (bytes, said) in [(&whole[..], None), (&flipped, Some("checksum")), (cut, Some("end is missing"))] {
@@ -275,9 +277,7 @@ fn pairs_without_bytes_in_a_map_of_holes_take_no_memory() {
         sparse("GNU.sparse.realsize", b"0"),
     ];
     out.append_pax_extensions(records).unwrap();
-    let mut header = tar::Header::new_ustar();
-    header.set_size(map.len() as u64);
-    (header.set_mode(0o644), header.set_uid(0), header.set_gid(0), header.set_mtime(0));
+    let mut header = header(map.len());
     out.append_data(&mut header, "file", &map[..]).unwrap();
     out.into_inner().unwrap().finish().unwrap();
     ok(&[&"mkfs", &"-q", &image, &"16m"]);
@@ -293,10 +293,8 @@ fn a_further_name_may_be_the_name_that_is_there() {
     let (image, tar) = (dir.join("image"), dir.join("a.tar"));
     let mut out = tar::Builder::new(fs::File::create(&tar).unwrap());
     let mut append = |kind, name: &str, link: &str, content: &str| {
-        let mut header = tar::Header::new_ustar();
+        let mut header = header(content.len());
         header.set_entry_type(kind);
-        header.set_size(content.len() as u64);
-        (header.set_mode(0o644), header.set_uid(0), header.set_gid(0), header.set_mtime(0));
         match link {
             "" => out.append_data(&mut header, name, content.as_bytes()).unwrap(),
             link => out.append_link(&mut header, name, link).unwrap(),
