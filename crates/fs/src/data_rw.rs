@@ -392,6 +392,10 @@ impl Filesystem {
         let table = self.cache.read(inode.table.0)?;
         let (data, old) = (inode.data(self), inode.size());
         let guard = data.pages.exclusive();
+        if size > data.disk_size() {
+            // The disk is told of more than it knew.
+            self.settle_disk_end(data)?;
+        }
         self.place_neighbours(inode, &(size..u64::MAX))?;
         data.pages.truncate(&guard, &**data, size)?;
         let zeroed = self.write_tail(data, size);
@@ -458,13 +462,19 @@ impl Filesystem {
         Ok(())
     }
 
-    /// Raises i_disksize to `size` in a handle, after the block with its old end is on the device with a zeroed tail.
-    pub(crate) fn raise_disk_size(&self, inode: &Inode, size: u64) -> Result<()> {
-        let data = inode.data(self);
+    /// Before i_disksize is raised: writes the block with its old end, whose tail is what the file has there, or zero. What is there on
+    /// the device may be neither, and would be the file's after a crash.
+    fn settle_disk_end(&self, data: &Arc<FileData>) -> Result<()> {
         let old = data.disk_size();
         if !old.is_multiple_of(self.geo.block_size().into()) {
             data.pages.sync(&**data, old - 1..old + 1)?;
         }
+        Ok(())
+    }
+
+    /// Raises i_disksize to `size` in a handle, after the block with its old end is on the device with a zeroed tail.
+    pub(crate) fn raise_disk_size(&self, inode: &Inode, size: u64) -> Result<()> {
+        self.settle_disk_end(inode.data(self))?;
         let mut handle = self.start_data(inode, 1)?;
         {
             let mut state = inode.state();

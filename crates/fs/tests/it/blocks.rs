@@ -10,6 +10,7 @@ use extant::{
     Credentials, FallocateMode, FiemapHow, Filesystem, InodeRef, NewInode, OpenFile, OpenMode, OpenOptions,
     SetAttr, Setup, WriteFlags, XattrSet,
 };
+use extant_device::BlockDevice as _;
 use extant_testkit::env::{kernel_mounts, scratch, seed, tools};
 use extant_testkit::kernel::KernelMount;
 use extant_testkit::oracle::{assert_clean, mke2fs};
@@ -230,7 +231,61 @@ fn the_rest_of_a_cut_block_is_zero_after_a_crash() {
     }
 }
 
-/// The same where the device does not take that block: whoever mounts it next finds the file among the orphans, and zeroes it. Once
+/// A file that is cut between the end that the disk knows and its end: the disk is told of more bytes then, and must have them. What is
+/// behind its old end there was never the file's (a store through a mapping that shows the device leaves it).
+#[test]
+fn a_cut_that_lengthens_the_file_on_disk_brings_no_bytes_from_behind_the_old_end() {
+    need!(tools(&["mke2fs", "e2fsck"]));
+    for mkfs in ["-t ext4 -b 4096", "-t ext3 -b 4096", "-t ext4 -b 4096 -O ^has_journal"] {
+        for (end, cut) in [(25_000, 15_000), (25_000, 6500), (7000, 6500)] {
+            let dir = scratch();
+            let image = dir.join("image");
+            mke2fs(&image, 16 << 20, mkfs);
+            let device = SimDevice::from_file(&image);
+            device.set_recording(false);
+            let setup = || Setup::with_options("commit=300").unwrap();
+            let fs = Filesystem::open(Arc::clone(&device) as _, setup()).unwrap();
+            let file = create(&fs, "f");
+            file.write_at(0, &[1; 5000]).unwrap();
+            file.fsync(false).unwrap();
+            let last = fs.fiemap(file.inode(), 4096, 1, FiemapHow::empty(), 1).unwrap()[0];
+            let tail = last.physical + 6000 - last.logical;
+            drop(file);
+            fs.unmount().unwrap();
+            drop(fs);
+            device.write_at(tail, &[0x77; 100]).unwrap();
+
+            let fs = Filesystem::open(Arc::clone(&device) as _, setup()).unwrap();
+            let mode = OpenMode { read: true, write: true, ..OpenMode::default() };
+            let file = OpenFile::new(&fs, &lookup(&fs, "f"), mode, &root()).unwrap();
+            file.write_at(5000, &vec![2; end - 5000]).unwrap();
+            file.set_len(cut).unwrap();
+            // A commit, and no content.
+            drop(create(&fs, "g"));
+            fs.fsync(&fs.root().unwrap(), false).unwrap();
+            let crashed = SimDevice::from_content(device.content());
+            let after = Filesystem::open(Arc::clone(&crashed) as _, setup()).unwrap();
+            let inode = lookup(&after, "f");
+            let mut bytes = vec![0; inode.size() as usize];
+            after.read_at(&inode, 0, &mut bytes).unwrap();
+            // Without a journal nobody has written the inode.
+            assert!(bytes.len() as u64 == cut || mkfs.contains("^has_journal"), "{mkfs}, {end}, {cut}");
+            let strange = bytes.iter().position(|b| *b == 0x77);
+            assert_eq!(
+                strange,
+                None,
+                "{mkfs}, {end}, {cut}: a byte that the file never had, in {}",
+                bytes.len()
+            );
+            assert_eq!(bytes[..5000], [1; 5000], "{mkfs}, {end}, {cut}");
+            drop((file, inode));
+            after.unmount().unwrap();
+            fs.unmount().unwrap();
+        }
+    }
+}
+
+/// The rest of a cut block where the device does not take it: whoever mounts it next finds the file among the orphans, and zeroes it. Once
 /// the device takes it again the file is off them.
 #[test]
 fn the_rest_of_a_cut_block_that_cannot_be_written_is_zeroed_later() {
