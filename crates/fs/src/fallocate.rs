@@ -1,10 +1,12 @@
 //! Preallocation, holes, zeroed ranges; finding data and holes. Ranges that go out of a file or come in are in `shift`.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
-use extant_alloc::{ClaimRequest, Privilege};
+use extant_alloc::{ClaimRequest, Privilege, Reservation, ToFree};
 use extant_format::inode::InodeFlags;
-use extant_format::{Lblk, Pblk};
+use extant_format::{GroupNr, Lblk, Pblk};
+use extant_journal::Buf;
 use extant_map::{Extent, MapKind, Placement, Run, Written};
 use extant_vm::{ExclusiveGuard, Host};
 
@@ -15,6 +17,8 @@ use crate::freeze::Level;
 use crate::icache::InodeRef;
 use crate::inode::Inode;
 
+/// So many groups' bitmaps are in memory before a range goes.
+const GROUPS_HELD: usize = 256;
 /// Most blocks of one unwritten extent.
 const MOST_UNWRITTEN: u32 = 32_767;
 
@@ -104,8 +108,8 @@ impl Filesystem {
     }
 
     /// The one entry of all modes. The inode lock is held exclusively, so direct I/O is over; content has left the inode;
-    /// `invalidate_lock` is held exclusively, so no fault, fill or read-ahead is under way until the operation is over. (Windows of
-    /// the device that show the range are to be taken away there too, once there are any.)
+    /// `invalidate_lock` is held exclusively, so no fault, fill or read-ahead is under way until the operation is over, and what mappings
+    /// show of the range, pages or windows of the device, is taken away under it and does not come back.
     fn fallocate_once(
         &self,
         inode: &InodeRef,
@@ -294,18 +298,63 @@ impl Filesystem {
         block(range.start.div_ceil(size))..block(range.end / size)
     }
 
+    /// What splitting an extent at both ends of a range may take. Pointers to blocks are not split, and without extents there is no pool.
+    pub(crate) fn split_space(&self, inode: &Inode) -> Result<Reservation> {
+        if inode.map_kind() == MapKind::Indirect {
+            return Ok(self.alloc.no_reservation(Privilege::Pool));
+        }
+        let worst = self.map.tree_blocks_worst(inode.map_kind(), self.depth(inode)?, 2);
+        Ok(self.alloc.reserve(0, worst, Privilege::Pool)?)
+    }
+
+    /// Reads what taking a range out of the map, or changing it there, reads: once the cache has lost the range, what was dirty
+    /// there is gone, and an error would bring back what was on the device before.
+    fn hold_for_range(&self, inode: &Inode, range: &Range<u64>) -> Result<Vec<Buf>> {
+        self.quota_prepare(Self::quota_ids(inode))?;
+        let blocks = self.whole_blocks(range);
+        let mut held =
+            self.map.hold(&inode.map_ref(&inode.map.read()), Lblk(blocks.start)..Lblk(blocks.end))?;
+        held.push(self.cache.read(inode.table.0)?);
+        Ok(held)
+    }
+
+    /// In how many groups the blocks of a range are, and what freeing them reads, of the first ones.
+    pub(crate) fn hold_groups(&self, inode: &Inode, blocks: &Range<u32>) -> Result<(u32, Vec<ToFree>)> {
+        let (mut groups, mut held) = (BTreeSet::new(), Vec::new());
+        let mut at = blocks.start;
+        while at < blocks.end {
+            let run = self.map_lookup(inode, Lblk(at), blocks.end - at)?;
+            if let Run::Mapped { pblk, len, .. } = run {
+                let last = Pblk(pblk.0 + u64::from(len) - 1);
+                let (Some((first, _)), Some((last, _))) =
+                    (self.geo.bit_of_block(pblk), self.geo.bit_of_block(last))
+                else {
+                    // Damage, which taking the range out finds.
+                    break;
+                };
+                for group in first.0..=last.0 {
+                    if groups.insert(group) && held.len() < GROUPS_HELD {
+                        held.push(self.alloc.prepare_free(self.geo.group_first_block(GroupNr(group)), 1)?);
+                    }
+                }
+            }
+            at = at.saturating_add(run.len());
+        }
+        Ok((u32::try_from(groups.len()).unwrap_or(u32::MAX), held))
+    }
+
     fn punch_hole(&self, inode: &InodeRef, guard: &ExclusiveGuard<'_>, range: Range<u64>) -> Result<()> {
         let Some(range) = self.inside(inode, range) else { return Ok(()) };
         // What can fail comes before anything is dropped.
-        let (kind, depth) = (inode.map_kind(), self.depth(inode)?);
-        let mut spare = self.alloc.reserve(0, self.map.tree_blocks_worst(kind, depth, 2), Privilege::Pool)?;
+        let mut spare = self.split_space(inode)?;
         self.place_neighbours(inode, &range)?;
+        let blocks = self.whole_blocks(&range);
+        let _held = (self.hold_for_range(inode, &range)?, self.hold_groups(inode, &blocks)?);
         let mut clear = range.clone();
         if extant_vm::bug!(PunchEnd) {
             clear.end -= (clear.end % u64::from(self.geo.block_size())).min(clear.end - clear.start);
         }
         self.clear_cache(inode, guard, clear)?;
-        let blocks = self.whole_blocks(&range);
         if blocks.start >= blocks.end {
             return Ok(());
         }
@@ -329,6 +378,7 @@ impl Filesystem {
         cred: &Credentials,
     ) -> Result<()> {
         self.preallocate(inode, guard, range.clone(), cred)?;
+        let _held = self.hold_for_range(inode, &range)?;
         let mut clear = range.clone();
         if extant_vm::bug!(ZeroStart) {
             clear.start = clear.start.next_multiple_of(self.geo.block_size().into()).min(clear.end);
@@ -378,7 +428,7 @@ impl Filesystem {
     /// Makes blocks of one extent written or unwritten.
     fn set_written(&self, inode: &Inode, at: u32, len: u32, to: Written) -> Result<()> {
         let (kind, depth) = (inode.map_kind(), self.depth(inode)?);
-        let mut spare = self.alloc.reserve(0, self.map.tree_blocks_worst(kind, depth, 2), Privilege::Pool)?;
+        let mut spare = self.split_space(inode)?;
         let mut handle = self.start_data(inode, self.map.convert_credits(kind, depth, 1) + 1)?;
         let done = (|| {
             let mut i_block = inode.map.write();

@@ -262,16 +262,17 @@ impl AddressSpace {
         Ok(())
     }
 
-    /// Makes the bytes `from..to` of one block zero on the device, if it has content.
+    /// Makes the bytes `from..to` of one block zero on the device, if it has content. Under exclusive `invalidate_lock`.
     pub(crate) fn zero_in_dax_block<H: Host>(&self, host: &H, from: u64, to: u64) -> Result<(), H::Error> {
         let geo = self.cache.geometry();
         let block = u64::from(geo.block_size());
         let Ok(lblk) = u32::try_from(from / block) else { return Ok(()) };
         if let Backing::Data(pblk) = host.map(Lblk(lblk), 1)?.backing {
+            // Before the bytes change: that may fail. Under exclusive `invalidate_lock` no copy comes anew.
+            self.drop_copies(from..to)?;
             let zeroed = self.zero_device(geo.pblk_bytes(pblk)? + from % block, to - from);
             self.changed_device();
             zeroed?;
-            self.drop_copies(from..to)?;
         }
         Ok(())
     }

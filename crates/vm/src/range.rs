@@ -27,7 +27,7 @@ impl AddressSpace {
     /// The caller holds the inode lock exclusively; takes the gate, page locks, [`Host::unreserve`].
     ///
     /// # Errors
-    /// From reading a partial block; then nothing is changed.
+    /// From reading a partial block, the map's, the system's; then nothing is changed.
     pub fn truncate<H: Host>(
         &self,
         guard: &ExclusiveGuard<'_>,
@@ -41,12 +41,13 @@ impl AddressSpace {
             self.grown(old, size);
             return Ok(Dropped::default());
         }
-        self.zero_tail(host, size)?;
-        let gate = self.gate();
         let block = u64::from(self.cache.geometry().block_size());
         let gone = size.next_multiple_of(block)..u64::MAX;
+        // What can fail comes before a byte changes.
         self.hide(&gone)?;
         self.hold_shown(guard, host, &gone)?;
+        self.zero_tail(host, size)?;
+        let gate = self.gate();
         host.set_size(size);
         let dropped = self.zero_blocks(host, &gate, gone);
         // It stays too long if this fails: an access past the end is then a fault, which finds that.
@@ -90,7 +91,8 @@ impl AddressSpace {
     /// The caller holds the inode lock exclusively; takes the gate, page locks, [`Host::unreserve`].
     ///
     /// # Errors
-    /// From reading a partial block; then nothing is dropped.
+    /// From reading a partial block, the map's, the system's; then nothing is changed. From zeroing on the device; then nothing is
+    /// dropped.
     pub fn punch<H: Host>(
         &self,
         guard: &ExclusiveGuard<'_>,
@@ -107,15 +109,18 @@ impl AddressSpace {
             self.zero_in_block(host, range.start, range.end)?;
             return Ok(Dropped::default());
         }
-        if range.start < first_whole {
-            self.zero_in_block(host, range.start, first_whole)?;
-        }
-        if end_whole < range.end {
-            self.zero_in_block(host, end_whole, range.end)?;
-        }
-        let gate = self.gate();
+        // What can fail comes before a byte changes.
         self.hide(&(first_whole..end_whole))?;
         self.hold_shown(guard, host, &(first_whole..end_whole))?;
+        let edges = [range.start..first_whole, end_whole..range.end];
+        let edges = || edges.iter().filter(|edge| !edge.is_empty());
+        for edge in edges() {
+            self.read_block_part(host, edge)?;
+        }
+        for edge in edges() {
+            self.zero_in_block(host, edge.start, edge.end)?;
+        }
+        let gate = self.gate();
         let dropped = self.zero_blocks(host, &gate, first_whole..end_whole);
         self.give_back(&(first_whole..end_whole));
         Ok(dropped)

@@ -267,25 +267,9 @@ impl AddressSpace {
         if self.is_dax() {
             return self.zero_in_dax_block(host, from, to);
         }
-        let geo = self.cache.geometry();
-        let Some(index) = geo.page_of(from) else { return Ok(()) };
-        let (inside, len) = (geo.in_page(from), (to - from) as usize);
-        let set = geo.touched(inside, inside + len);
-        let present = self.index.read().find(index).is_some();
-        // Past the end only what is written can have anything but zeros, and an unwritten block that was made dirty would become a
-        // written one past the end (fs test `zeroing_past_the_end_leaves_unwritten_blocks_unwritten`).
-        let past_end = from - from % u64::from(geo.block_size()) >= host.size();
-        if !present || past_end {
-            let mapped = host.map(Lblk(geo.first_block(index) + set.trailing_zeros()), 1)?;
-            if !matches!(mapped.backing, Backing::Data(_)) {
-                return Ok(());
-            }
-        }
-        let locked = self.lock_or_create(index, index);
+        let Some((locked, set)) = self.lock_block_part(host, &(from..to))? else { return Ok(()) };
+        let (inside, len) = (self.cache.geometry().in_page(from), (to - from) as usize);
         let page = &locked.pages[0];
-        if !page.is_uptodate(set) {
-            self.fill_locked(host, &locked.pages, |_| set)?;
-        }
         let mut bytes = vec![0; len];
         page.mem().copy_to(inside, &mut bytes);
         if bytes.iter().all(|b| *b == 0) && !self.disk_may_differ(host, page, set, to) {
@@ -300,6 +284,38 @@ impl AddressSpace {
         page.update(|s| s.with(Kind::Dirty, set));
         self.mark_dirty(&locked.pages);
         Ok(())
+    }
+
+    /// Brings a part of one block, if it has content, into the cache: what [`Self::zero_in_block`] can fail of.
+    pub(crate) fn read_block_part<H: Host>(&self, host: &H, part: &Range<u64>) -> Result<(), H::Error> {
+        if self.is_dax() { Ok(()) } else { self.lock_block_part(host, part).map(drop) }
+    }
+
+    /// The same; its page, locked, and which of its blocks that is.
+    fn lock_block_part<H: Host>(
+        &self,
+        host: &H,
+        part: &Range<u64>,
+    ) -> Result<Option<(LockedPages<'_>, Blocks)>, H::Error> {
+        let (geo, from) = (self.cache.geometry(), part.start);
+        let Some(index) = geo.page_of(from) else { return Ok(None) };
+        let (inside, len) = (geo.in_page(from), (part.end - from) as usize);
+        let set = geo.touched(inside, inside + len);
+        let present = self.index.read().find(index).is_some();
+        // Past the end only what is written can have anything but zeros, and an unwritten block that was made dirty would become a
+        // written one past the end (fs test `zeroing_past_the_end_leaves_unwritten_blocks_unwritten`).
+        let past_end = from - from % u64::from(geo.block_size()) >= host.size();
+        if !present || past_end {
+            let mapped = host.map(Lblk(geo.first_block(index) + set.trailing_zeros()), 1)?;
+            if !matches!(mapped.backing, Backing::Data(_)) {
+                return Ok(None);
+            }
+        }
+        let locked = self.lock_or_create(index, index);
+        if !locked.pages[0].is_uptodate(set) {
+            self.fill_locked(host, &locked.pages, |_| set)?;
+        }
+        Ok(Some((locked, set)))
     }
 
     /// Whether the device may have something else than zeros where the cache has them: only past `i_size`, where a fill

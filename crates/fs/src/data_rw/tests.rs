@@ -4,11 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use extant_device::OpenOptions;
+use extant_testkit::SimDevice;
 use extant_testkit::oracle::{assert_clean, mke2fs};
+use extant_testkit::sim::{Failpoint, Kind};
 use extant_testkit::{env, need, scratch};
 
 use super::{PIECE, WriteFlags};
-use crate::{Credentials, Filesystem, NewInode, Setup};
+use crate::{Credentials, FallocateMode, Filesystem, NewInode, Setup};
 
 /// One write that is many times the cache: what it overdraws stays bounded.
 #[test]
@@ -72,4 +74,43 @@ fn fsync_of_an_inode_that_was_read_again() {
     fs.unmount().unwrap();
     drop(fs);
     assert_clean(&image);
+}
+
+/// What a punch reads before its handle is read before it drops anything: what is dirty in the range would be gone, and what it had
+/// been written over back.
+#[test]
+fn a_punch_that_cannot_read_the_inode_table_keeps_what_is_dirty() {
+    need!(env::tools(&["mke2fs", "e2fsck"]));
+    for mode in [FallocateMode::PunchHole, FallocateMode::ZeroRange] {
+        let (dir, admin) = (scratch(), Credentials::root());
+        let image = dir.join("image");
+        mke2fs(&image, 16 << 20, "-t ext4");
+        let device = SimDevice::from_file(&image);
+        device.set_recording(false);
+        let open = || Filesystem::open(Arc::clone(&device) as _, Setup::default()).unwrap();
+        let fs = open();
+        let file = fs.mknod(&fs.root().unwrap(), b"f", &NewInode::file(0o644), &admin).unwrap();
+        fs.write_at(&file, 0, &[3; 20_000], WriteFlags::default(), &admin).unwrap();
+        drop(file);
+        fs.unmount().unwrap();
+        let fs = open();
+        let file = fs.lookup(&fs.root().unwrap(), b"f", &admin).unwrap();
+        fs.write_at(&file, 0, &[5; 20_000], WriteFlags::default(), &admin).unwrap();
+        fs.cache.invalidate(file.table.0, 1);
+        device.fail(Failpoint::all_from(Kind::Read, 0));
+        let done = fs.fallocate(&file, mode, 4096, 8192, true, &admin);
+        device.heal();
+        assert_eq!(done.expect_err("the device fails").errno(), 5);
+        let mut got = [0; 20_000];
+        fs.read_at(&file, 0, &mut got).unwrap();
+        assert!(got == [5; 20_000], "{mode:?}: what was written before is gone");
+        fs.fallocate(&file, mode, 4096, 8192, true, &admin).unwrap();
+        fs.read_at(&file, 0, &mut got).unwrap();
+        assert!(got[..4096] == [5; 4096] && got[4096..12_288] == [0; 8192]);
+        drop(file);
+        fs.unmount().unwrap();
+        drop(fs);
+        device.content().to_file(&image).unwrap();
+        assert_clean(&image);
+    }
 }

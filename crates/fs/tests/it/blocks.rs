@@ -195,6 +195,42 @@ fn a_cluster_that_was_there_needs_no_other() {
     assert_clean(&image);
 }
 
+/// A punch splits nothing where there are no extents, so it needs no space: on a full disk it makes some.
+#[test]
+fn a_punch_without_extents_needs_no_space() {
+    need!(tools(&["mke2fs", "e2fsck"]));
+    for mkfs in [
+        "-t ext3 -b 1024 -m 0 -O ^has_journal",
+        "-t ext2 -b 1024 -m 0",
+        "-t ext4 -b 1024 -m 0 -O ^extent,^64bit",
+    ] {
+        let dir = scratch();
+        let image = dir.join("image");
+        mke2fs(&image, 8 << 20, mkfs);
+        let fs = open_rw(&image);
+        let file = create(&fs, "f");
+        file.write_at(0, &[7; 300_000]).unwrap();
+        let filler = create(&fs, "filler");
+        let mut end = 0;
+        for piece in [100_000, 1024] {
+            while filler.write_at(end, &vec![1; piece]).is_ok_and(|(n, _)| n == piece) {
+                end += piece as u64;
+            }
+        }
+        fs.sync().unwrap();
+        let before = file.inode().attr().blocks;
+        assert!(fs.statfs().blocks_free <= 3, "{mkfs}: {:?}", fs.statfs());
+        file.fallocate(FallocateMode::PunchHole, 4096, 100_000, true)
+            .unwrap_or_else(|e| panic!("{mkfs}: {e}"));
+        fs.sync().unwrap();
+        assert_eq!(before - file.inode().attr().blocks, 97 * 2, "{mkfs}");
+        drop((file, filler));
+        fs.unmount().unwrap();
+        drop(fs);
+        assert_clean(&image);
+    }
+}
+
 /// The kernel zeroes what lies between the end of a file and the end of its block when the file is cut, and relies on that when it
 /// grows: after a crash it must find zeros there.
 #[test]

@@ -247,6 +247,39 @@ fn a_punch_that_meets_a_failing_device_keeps_the_size_and_the_data() {
     }
 }
 
+/// A punch that cannot read one of its edges, the map, or a bitmap: no byte has changed.
+#[test]
+fn a_punch_that_cannot_read_what_it_needs_changes_nothing() {
+    need!(tools(&["mke2fs", "e2fsck"]));
+    for mode in [FallocateMode::PunchHole, FallocateMode::ZeroRange] {
+        let (device, fs) = mounted("-t ext4 -b 4096", "");
+        let cred = Credentials::root();
+        drop(file(&fs, b"file", &[3; 20_000]));
+        fs.unmount().unwrap();
+        drop(fs);
+        let mut refused = 0;
+        for skip in 0.. {
+            let fs = remounted(&device, "");
+            let inode = fs.lookup(&fs.root().unwrap(), b"file", &cred).unwrap();
+            device.fail(Failpoint::all_from(Kind::Read, skip));
+            let done = fs.fallocate(&inode, mode, 100, 12_288, true, &cred);
+            device.heal();
+            let mut got = vec![0; 20_000];
+            fs.read_at(&inode, 0, &mut got).unwrap();
+            let changed = got.iter().filter(|b| **b == 0).count();
+            refused += usize::from(done.is_err());
+            assert_eq!(changed, if done.is_ok() { 12_288 } else { 0 }, "{mode:?}, {skip}: {done:?}");
+            drop(inode);
+            fs.unmount().unwrap();
+            if done.is_ok() {
+                break;
+            }
+        }
+        assert!(refused >= 2, "{mode:?}: refused {refused} times");
+        assert_device_clean(&device);
+    }
+}
+
 /// Freeing meets a bitmap that cannot be read: what went before is kept, the rest is left to the next mount, and nothing leaks.
 #[test]
 fn a_file_whose_bitmaps_cannot_be_read_is_freed_by_the_next_mount() {

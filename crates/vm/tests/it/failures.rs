@@ -1,9 +1,9 @@
 //! Errors: who is told, what stays dirty, and that nothing grows.
 
 use extant_sync::atomic::Ordering;
-use extant_vm::{CacheConfig, Host, ReadAhead};
+use extant_vm::{CacheConfig, Host, MapAdvice, MapView, ReadAhead};
 
-use crate::sim::SimFs;
+use crate::sim::{SimFile, SimFs};
 
 fn break_all(fs: &SimFs) {
     fs.device.break_writes(&[std::ops::Range { start: 0, end: u64::MAX }]);
@@ -140,6 +140,48 @@ fn a_page_that_a_mapping_may_write_goes_out_from_a_copy() {
     assert!(!file.pages.mark_write_mapped(4096));
     fs.cache.sync_all().expect("sync");
     assert!(file.after_crash() == [1; 4096]);
+}
+
+/// A range operation that is refused, whichever call the unit refuses, has changed no byte.
+#[test]
+fn a_cut_or_punch_that_the_unit_refuses_changes_nothing() {
+    type Change = fn(&SimFile) -> std::io::Result<()>;
+    let changes: [(&str, Change); 3] = [
+        ("truncate", |file| file.truncate(5000)),
+        ("punch", |file| file.punch(100..13_000)),
+        ("punch to the end", |file| file.punch(100..16_384)),
+    ];
+    for (name, change) in changes {
+        for dax in [true, false] {
+            let mut refused = 0;
+            for call in 0.. {
+                let fs = SimFs::mappable(16, CacheConfig::default());
+                let file = fs.file(12);
+                file.pages.begin_dax(dax);
+                file.pages.write(&*file, 0, &[7; 16_384]);
+                fs.cache.sync_all().expect("sync");
+                let mmu = file.attach();
+                let map = MapView { id: mmu.map(), pages: 0..u32::MAX, advice: MapAdvice::Normal };
+                for page in 0..4 {
+                    mmu.load(&*file, &map, page * 4096, &mut [0]).expect("inside");
+                }
+                mmu.fail_after(call);
+                let done = change(&file);
+                mmu.fail_after(u32::MAX);
+                if done.is_ok() {
+                    break;
+                }
+                refused += 1;
+                let mut got = [0; 16_384];
+                let n = file.pages.read(&*file, 0, &mut got, &mut ReadAhead::default()).expect("read");
+                assert!(
+                    (n, got) == (16_384, [7; 16_384]),
+                    "{name}, DAX {dax}, call {call}: bytes have changed"
+                );
+            }
+            assert!(refused > 0, "{name}, DAX {dax}: the unit was not asked");
+        }
+    }
 }
 
 #[test]

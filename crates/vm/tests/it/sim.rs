@@ -8,9 +8,7 @@ use extant_device::{BlockDevice, DirectAccess, MemSlice, MemoryDevice};
 use extant_format::{Lblk, Pblk};
 use extant_sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use extant_sync::{Arc, Mutex, Rank};
-#[cfg(feature = "shuttle")]
-use extant_vm::SimMmu;
-use extant_vm::{AddressSpace, Backing, CacheConfig, Host, Mapped, PageCache, Placement};
+use extant_vm::{AddressSpace, Backing, CacheConfig, Host, Mapped, PageCache, Placement, SimMmu};
 
 /// What the device holds where nobody ever wrote: old bytes of other files, which must never be seen.
 pub(crate) const STALE: u8 = 0xEE;
@@ -35,7 +33,6 @@ impl FaultyDevice {
     }
 
     /// One that can be mapped.
-    #[cfg(feature = "shuttle")]
     pub(crate) fn mappable(size: usize) -> Arc<Self> {
         let inner = extant_device::FileDevice::in_memory(size as u64).expect("a memory file");
         inner.write_at(0, &vec![STALE; size]).expect("inside");
@@ -157,7 +154,6 @@ impl SimFs {
     }
 
     /// On a device that can be mapped.
-    #[cfg(feature = "shuttle")]
     pub(crate) fn mappable(blocks: u64, config: CacheConfig) -> Self {
         Self::on(FaultyDevice::mappable(blocks as usize * 4096), 4096, blocks, config)
     }
@@ -459,8 +455,6 @@ impl Host for SimFile {
     }
 }
 
-/// For the explored scenarios.
-#[cfg(feature = "shuttle")]
 impl SimFile {
     /// Lets programs map it.
     pub(crate) fn attach(&self) -> Arc<SimMmu> {
@@ -470,7 +464,11 @@ impl SimFile {
         assert!(self.pages.attach(mmu.clone()));
         mmu
     }
+}
 
+/// For the explored scenarios.
+#[cfg(feature = "shuttle")]
+impl SimFile {
     /// Makes it a file of this content in its inode.
     pub(crate) fn make_inline(&self, content: &[u8]) {
         *self.inline.lock() = Some(content.to_vec());
@@ -518,6 +516,9 @@ impl SimFile {
             self.disk_size.store(size, Ordering::Release);
             self.set_size(size);
             return Ok(());
+        }
+        if size > self.disk_size() {
+            self.settle_old_end()?;
         }
         self.pages.truncate(&guard, self, size)?;
         self.unmap(size.div_ceil(self.block_size)..u64::MAX);
