@@ -9,7 +9,8 @@
 //! `i_disksize`: after a crash the operation is there or not. A tree with more nodes behind the range than one transaction takes is
 //! moved in parts, each in a handle of its own. Between them the map is whole and the checker content, but the file is half moved:
 //! the hole is where the last part ended, from the front backwards (collapse: with the old size until the last part, so that nothing is
-//! past it) or from the end forwards (insert: with the new size from the first part on, for the same reason). No record of
+//! past it) or from the end forwards (insert: with the new size from the first part on, for the same reason). A range in more
+//! groups than one transaction takes bitmaps goes in parts too, and is a hole before anything moves. No record of
 //! orphans is needed: there is nothing that the next mount would have to finish for the filesystem to be whole.
 //!
 //! # Pins
@@ -18,7 +19,7 @@
 
 use std::ops::Range;
 
-use extant_alloc::{Privilege, Reservation};
+use extant_alloc::{Reservation, ToFree};
 use extant_format::Lblk;
 use extant_journal::Handle;
 use extant_map::{LBLK_END, MapKind, MovedNodes, Shift};
@@ -28,9 +29,6 @@ use crate::error::{Error, Result};
 use crate::filesystem::Filesystem;
 use crate::icache::InodeRef;
 use crate::inode::Inode;
-
-/// Credits beyond the least, for taking out a range in the handle that moves what is behind it.
-const REMOVAL_ROOM: u32 = 128;
 
 impl Filesystem {
     /// Takes a range of whole clusters out of the file.
@@ -50,8 +48,9 @@ impl Filesystem {
         data.pages.hold_shown(guard, &**data, &range)?;
         let blocks = self.whole_blocks(&range);
         let least = self.removal_credits(inode);
+        let (room, _groups) = self.removal_room(inode, &blocks)?;
         let (nodes, _held) = self.move_nodes(inode, blocks.end)?;
-        let credits = self.move_credits(nodes, least, REMOVAL_ROOM);
+        let credits = self.move_credits(nodes, least, room);
         // What taking the range out leaves for the move, so that one handle does both where it can.
         let own = self.inode_credits();
         let keep = if nodes + own + least <= credits { nodes + own } else { own };
@@ -133,9 +132,8 @@ impl Filesystem {
         if data.pages.has_pins(guard, start) {
             return Err(Error::Busy);
         }
-        let (kind, depth) = (inode.map_kind(), self.depth(inode)?);
-        debug_assert_eq!(kind, MapKind::Extents, "refused before");
-        let spare = self.alloc.reserve(0, self.map.tree_blocks_worst(kind, depth, 2), Privilege::Pool)?;
+        debug_assert_eq!(inode.map_kind(), MapKind::Extents, "refused before");
+        let spare = self.split_space(inode)?;
         data.pages.sync(&**data, start..u64::MAX)?;
         if data.disk_size() < inode.size() {
             self.raise_disk_size(inode, inode.size())?;
@@ -163,6 +161,18 @@ impl Filesystem {
         let i_block = inode.map.read();
         let nodes = self.map.moved_nodes(&inode.map_ref(&i_block), Lblk(from)..Lblk(LBLK_END))?;
         Ok((nodes.count().saturating_add(added), nodes))
+    }
+
+    /// Credits beyond the least for taking out a range in one handle: the bitmaps and descriptors of its groups, and the nodes that go,
+    /// each with its own; and what freeing reads.
+    fn removal_room(&self, inode: &Inode, blocks: &Range<u32>) -> Result<(u32, Vec<ToFree>)> {
+        let (groups, held) = self.hold_groups(inode, blocks)?;
+        let i_block = inode.map.read();
+        let nodes =
+            self.map.moved_nodes(&inode.map_ref(&i_block), Lblk(blocks.start)..Lblk(blocks.end))?.count();
+        let revoked = if self.journals_data(inode) { blocks.end - blocks.start } else { 0 };
+        let room = self.alloc.alloc_credits(groups.saturating_add(nodes)).saturating_add(nodes);
+        Ok((room.saturating_add(self.journal.revoke_credits(revoked.saturating_add(nodes))), held))
     }
 
     /// Makes a block that moves up the first of its extent.

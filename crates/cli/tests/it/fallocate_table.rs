@@ -590,7 +590,8 @@ A cell is size and blocks (of 512 bytes, after an fsync) or the error that all s
 
 What collapse and insert do in a crash, and with pinned pages, is in `crates/fs/src/shift.rs`: one handle, so it is done or not; a tree with
 more nodes behind the range than a transaction takes (about 1,200,000 extents with a journal of 64 MiB) is moved in parts, and a
-crash in between leaves a file that is half moved, in a filesystem that is whole. A page pinned at or behind the range makes them EBUSY.
+crash in between leaves a file that is half moved, in a filesystem that is whole. So is a collapse whose range has blocks in more
+groups than a transaction takes bitmaps; a crash before it moves leaves a hole there. A page pinned at or behind the range makes them EBUSY.
 
 Where the kernel fails and ours does too, but cleaner: inserting so much that blocks allocated past the end would pass the last block
 there can be is EINVAL to both; the kernel has made the file longer by then.

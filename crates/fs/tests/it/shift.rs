@@ -161,6 +161,57 @@ fn a_tree_too_large_for_a_transaction_moves_in_parts() {
     assert_device_clean(&device);
 }
 
+/// A range in many groups goes in one handle where the journal has the room, and what is behind it moves in the same: there is no
+/// crash after which the range is a hole.
+#[test]
+fn a_range_in_many_groups_goes_at_once() {
+    need!(tools(&["mke2fs", "e2fsck"]));
+    let seed = seed();
+    let dir = scratch();
+    let image = dir.join("image");
+    mke2fs(&image, 56 << 20, "-t ext4 -b 1024 -g 256 -N 1024 -J size=1");
+    let device = SimDevice::from_file(&image);
+    device.set_recording(false);
+    let fs = Filesystem::open(Arc::clone(&device) as _, Setup::with_options("commit=300").unwrap()).unwrap();
+    let inode = new_file(&fs, "file");
+    let file = open(&fs, &inode, false);
+    let (size, len) = (35 << 20, 34 << 20);
+    file.fallocate(FallocateMode::Allocate, 0, size, false).unwrap();
+    fs.sync().unwrap();
+    let before = inode.attr().blocks;
+    device.set_recording(true);
+    file.fallocate(FallocateMode::CollapseRange, BLOCK, len, false).unwrap();
+    fs.fsync(&inode, false).unwrap();
+    device.mark(1);
+    let after = inode.attr().blocks;
+    assert!(after < before / 25 && inode.size() == size - len);
+    let (mut states, mut gone) = (0, 0);
+    device.crash_plan(seed).for_each_sketch(|sketch| {
+        states += 1;
+        if states % 8 != 0 && !sketch.marks.contains(&1) {
+            return;
+        }
+        let device = SimDevice::from_content(sketch.content());
+        let fs = Filesystem::open(Arc::clone(&device) as _, Setup::default()).expect("recovery");
+        let (size_now, blocks) = (find(&fs).size(), find(&fs).attr().blocks);
+        fs.unmount().expect("unmount");
+        let done = (size_now, blocks) == (size - len, after);
+        assert!(
+            done || (size_now, blocks) == (size, before),
+            "half: {blocks} of {before} blocks, {size_now} bytes"
+        );
+        gone += u32::from(done);
+        if states % 128 == 0 {
+            assert_device_clean(&device);
+        }
+    });
+    println!("{states} states, in {gone} the range was gone");
+    assert!(gone > 0 && gone < states / 8);
+    drop((file, inode));
+    fs.unmount().unwrap();
+    assert_device_clean(&device);
+}
+
 /// On a full disk an insert that has to split finds its block in what is held back, or changes nothing.
 #[test]
 fn a_full_disk() {
