@@ -157,6 +157,8 @@ const WAITING: &[i64] = &[
     libc::SYS_wait4,
     libc::SYS_waitid,
     libc::SYS_pselect6,
+    // One of those with a limit that a signal or a freezer has interrupted: only calls that wait are taken up again by this.
+    libc::SYS_restart_syscall,
     libc::SYS_rt_sigtimedwait,
     libc::SYS_rt_sigsuspend,
     libc::SYS_fsync,

@@ -106,3 +106,9 @@ fn what_is_under_way_is_seen() {
         assert_eq!(under_way(), UnderWay::Perhaps, "its requests may run still");
     }
 }
+
+/// A wait with a limit that a signal, or a freezer, interrupts goes on in another call.
+#[test]
+fn an_interrupted_wait_is_one() {
+    assert_eq!(of(&format!("{} 0x1 0x2\n", libc::SYS_restart_syscall)), UnderWay::Nothing);
+}
