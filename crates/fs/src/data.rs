@@ -14,6 +14,7 @@
 //! takes the block map (80). [`Promise`] is behind a leaf lock.
 
 use std::ops::Range;
+use std::time::Instant;
 
 use extant_alloc::{Claim, ClaimRequest, Privilege, Reservation, ToFree};
 use extant_device::MemSlice;
@@ -657,6 +658,10 @@ impl Host for FileData {
 
     fn make_space(&self) -> Result<()> {
         self.fs.upgrade().ok_or(Error::Shutdown)?.make_space()
+    }
+
+    fn await_space(&self, began: Instant) -> bool {
+        self.fs.upgrade().is_some_and(|fs| fs.await_space(began).unwrap_or(false))
     }
 
     fn noted(&self, error: &Error) {

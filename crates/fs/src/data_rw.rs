@@ -231,7 +231,7 @@ impl Filesystem {
         Ok((done, start))
     }
 
-    /// Writes under one holding of the inode lock; when there is no space at all, once more after [`Self::make_space`].
+    /// Writes under one holding of the inode lock; when there is no space at all, as [`Self::with_space`].
     pub(crate) fn write_with_space(
         &self,
         inode: &InodeRef,
@@ -241,13 +241,7 @@ impl Filesystem {
         cred: &Credentials,
     ) -> Result<(usize, u64)> {
         self.pages.throttle()?;
-        match self.write_locked(inode, at, bytes, flags, cred) {
-            Err(Error::NoSpace) => {
-                self.make_space()?;
-                self.write_locked(inode, at, bytes, flags, cred)
-            }
-            result => result,
-        }
+        self.with_space(|| self.write_locked(inode, at, bytes, flags, cred))
     }
 
     fn write_locked(

@@ -141,14 +141,7 @@ impl Filesystem {
         if !flags.append && self.overwrite_direct(inode, at, bytes, flags, cred)? {
             return Ok((bytes.len(), at));
         }
-        let placed = match self.place_direct(inode, at, bytes, flags, cred) {
-            Err(Error::NoSpace) => {
-                self.make_space()?;
-                self.place_direct(inode, at, bytes, flags, cred)?
-            }
-            other => other?,
-        };
-        match placed {
+        match self.with_space(|| self.place_direct(inode, at, bytes, flags, cred))? {
             Some(done) => Ok(done),
             None => self.write_through_cache(inode, at, bytes, flags, cred),
         }

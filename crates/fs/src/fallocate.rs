@@ -95,15 +95,7 @@ impl Filesystem {
         }
         let end = offset.saturating_add(len);
         self.pages.throttle()?;
-        let run = || self.noted(self.fallocate_once(inode, mode, offset..end, keep_size, cred));
-        let done = match run() {
-            Err(Error::NoSpace) => {
-                self.make_space()?;
-                run()
-            }
-            result => result,
-        };
-        done?;
+        self.with_space(|| self.noted(self.fallocate_once(inode, mode, offset..end, keep_size, cred)))?;
         if self.is_sync(inode) { self.fsync(inode, false) } else { Ok(()) }
     }
 

@@ -1,6 +1,7 @@
 //! The mounted filesystem: what all parts share.
 
 use std::sync::{Arc, Weak};
+use std::time::Instant;
 
 use extant_alloc::{Allocator, Privilege, Reservation};
 use extant_device::BlockDevice;
@@ -240,15 +241,19 @@ impl Filesystem {
         Ok(())
     }
 
-    /// Runs a change; if space runs out, once more after what was freed lately has been committed.
+    /// Runs a change; if space runs out, once more after what was freed lately has been committed, and whenever blocks that were held
+    /// can be used.
     pub(crate) fn with_space<T>(&self, change: impl Fn() -> Result<T>) -> Result<T> {
-        match change() {
-            Err(Error::NoSpace) => {
-                self.make_space()?;
-                change()
+        let mut result = change();
+        if matches!(result, Err(Error::NoSpace)) {
+            let began = Instant::now();
+            self.make_space()?;
+            result = change();
+            while matches!(result, Err(Error::NoSpace)) && self.await_space(began)? {
+                result = change();
             }
-            result => result,
         }
+        result
     }
 
     /// Before ENOSPC is believed: gives back what dirty data was promised for the worst case and does not need once it has its
@@ -262,6 +267,17 @@ impl Filesystem {
         self.journal.commit_all()?;
         self.pages.end_grace();
         Ok(())
+    }
+
+    /// After [`Self::make_space`], for who has found no space since `began`: waits until some of the blocks that mappings showed can be
+    /// used. False if none are held, or he has waited for as long as they are held at most. Nothing is held.
+    pub(crate) fn await_space(&self, began: Instant) -> Result<bool> {
+        let some = self.pages.await_grace(began);
+        if some {
+            // What was freed and let go of meanwhile is used again once that is durable.
+            self.journal.commit_all()?;
+        }
+        Ok(some)
     }
 
     /// The rights to space of a caller.

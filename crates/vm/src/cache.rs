@@ -108,6 +108,7 @@ pub struct PageCache {
     mapped: Mutex<Vec<Weak<dyn Owner>>>,
     /// Blocks that are not to be used again yet, the oldest first.
     pub(crate) grace: Mutex<VecDeque<Grace>>,
+    pub(crate) grace_ended: Condvar,
     threads: Mutex<Vec<thread::JoinHandle<()>>>,
 }
 
@@ -244,6 +245,7 @@ impl PageCache {
             ring: Mutex::new(Rank::LEAF, VecDeque::new()),
             mapped: Mutex::new(Rank::LEAF, Vec::new()),
             grace: Mutex::new(Rank::LEAF, VecDeque::new()),
+            grace_ended: Condvar::new(),
             threads: Mutex::new(Rank::LEAF, Vec::new()),
         })
     }

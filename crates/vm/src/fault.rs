@@ -9,6 +9,7 @@
 //! Nothing here waits for memory or for the dirty limit with a lock held, takes the inode lock, or touches a program's memory.
 
 use std::ops::Range;
+use std::time::Instant;
 
 use extant_format::Lblk;
 use extant_sync::{Arc, Held, Rank, assert_nothing_held};
@@ -109,7 +110,11 @@ impl AddressSpace {
         }
         let mut result = self.fault_once(host, view, page, access);
         if result.as_ref().is_err_and(H::is_no_space) && host.make_space().is_ok() {
+            let began = Instant::now();
             result = self.fault_once(host, view, page, access);
+            while result.as_ref().is_err_and(H::is_no_space) && host.await_space(began) {
+                result = self.fault_once(host, view, page, access);
+            }
         }
         if access == Access::Write && matches!(result, Ok(Fault::Mapped)) {
             host.stored();

@@ -3,8 +3,8 @@
 //!
 //! They are held like those of pins ([`Host::hold`]), from before they leave the map, until no transfer can be under way that began before
 //! ([`Mmu::is_quiet`]); the windows are gone by then, so none begins after. That is asked for by the threads of the cache every
-//! few seconds, and by who finds no space. In a program of which that can never be said they are used again after [`MOST`],
-//! or [`MOST_RUNNING`].
+//! few seconds, and by who finds no space, who waits for them. In a program of which that can never be said they are used again
+//! after [`MOST`], or [`MOST_RUNNING`].
 //!
 //! [`Host::hold`]: crate::Host::hold
 
@@ -24,8 +24,11 @@ use crate::{Mmu, PageCache};
 
 /// After this blocks are used again, whatever is under way.
 const MOST: Duration = Duration::from_secs(30);
-/// The same if the only doubt are threads that run: who waits for a device is seen to wait, and a call does not run for as long.
+/// The same if from a first look to a last one, so far apart, the only doubt were threads that run: who waits for a device is seen to wait,
+/// and a call does not run for as long. One look would not do: a call runs, too, while it tells the device of its next part.
 const MOST_RUNNING: Duration = Duration::from_secs(1);
+/// Between two looks of who waits, at first and at most.
+const LOOKS: [Duration; 2] = [Duration::from_millis(1), Duration::from_millis(100)];
 
 /// How long ago a transfer must have been begun that is over for certain.
 pub(crate) fn least_age(under_way: UnderWay) -> Duration {
@@ -41,8 +44,41 @@ pub(crate) struct Grace {
     /// Who knows what is under way.
     mmu: Arc<dyn Mmu>,
     bytes: u64,
-    since: Instant,
+    doubt: Doubt,
     _holds: Vec<Box<dyn Send + Sync>>,
+}
+
+/// What is known of the transfers that may be on their way to held blocks.
+#[derive(Debug, Clone, Copy)]
+struct Doubt {
+    /// None began later.
+    since: Instant,
+    /// The first look since the last one that saw more than threads that run.
+    running_since: Option<Instant>,
+}
+
+impl Doubt {
+    fn new(since: Instant) -> Self {
+        Self { since, running_since: None }
+    }
+
+    /// What a look at `now` says; whether no transfer is under way any more, or it has been waited for long enough.
+    fn ends(&mut self, seen: UnderWay, now: Instant) -> bool {
+        if now < self.since {
+            return false;
+        }
+        match seen {
+            UnderWay::Nothing => return true,
+            UnderWay::ThreadsRun => {
+                let first = *self.running_since.get_or_insert(now);
+                if now - first >= MOST_RUNNING {
+                    return true;
+                }
+            }
+            UnderWay::Perhaps => self.running_since = None,
+        }
+        now - self.since >= MOST
+    }
 }
 
 impl AddressSpace {
@@ -105,29 +141,59 @@ impl AddressSpace {
 
 impl PageCache {
     fn add_grace(&self, mmu: Arc<dyn Mmu>, holds: Vec<Box<dyn Send + Sync>>, bytes: u64) {
-        self.grace.lock().push_back(Grace { mmu, bytes, since: Instant::now(), _holds: holds });
+        let doubt = Doubt::new(Instant::now());
+        self.grace.lock().push_back(Grace { mmu, bytes, doubt, _holds: holds });
     }
 
     /// Lets go of blocks to which no transfer can be under way any more. Takes 90; nothing is held.
     pub fn end_grace(&self) {
-        let Some((mmu, last)) = self.grace.lock().back().map(|last| (Arc::clone(&last.mmu), last.since))
-        else {
-            return;
-        };
+        let Some(mmu) = self.grace.lock().back().map(|last| Arc::clone(&last.mmu)) else { return };
         // Of what is held from now on nothing is said by the answer.
-        let most = least_age(mmu.under_way());
-        let ends = |one: &Grace| one.since <= last && one.since.elapsed() >= most;
+        let now = Instant::now();
+        let seen = mmu.under_way();
         let mut grace = self.grace.lock();
-        let (ended, held): (VecDeque<_>, _) = std::mem::take(&mut *grace).into_iter().partition(ends);
-        *grace = held;
+        let all = std::mem::take(&mut *grace);
+        let mut ended = Vec::new();
+        for mut one in all {
+            if one.doubt.ends(seen, now) {
+                ended.push(one);
+            } else {
+                grace.push_back(one);
+            }
+        }
         drop(grace);
+        if !ended.is_empty() {
+            self.grace_ended.notify_all();
+        }
         // Out of the lock.
         drop(ended);
+    }
+
+    /// For who finds no space since `began`: waits until some of the blocks that are held are let go of. False if none are held, and
+    /// when he has waited for so long that all that were held then have been. Takes 90; nothing is held.
+    pub fn await_grace(&self, began: Instant) -> bool {
+        let oldest = |grace: &VecDeque<Grace>| grace.front().map(|one| one.doubt.since);
+        let Some(first) = oldest(&self.grace.lock()) else { return false };
+        let [mut pause, longest] = LOOKS;
+        loop {
+            self.end_grace();
+            let mut grace = self.grace.lock();
+            if oldest(&grace).is_none_or(|since| since > first) {
+                return true;
+            }
+            if began.elapsed() > MOST {
+                return false;
+            }
+            self.grace_ended.wait_for(&mut grace, pause);
+            drop(grace);
+            pause = longest.min(pause * 2);
+        }
     }
 
     /// Lets go of all of them, whatever is under way. Takes 90.
     pub fn forget_grace(&self) {
         let all = std::mem::take(&mut *self.grace.lock());
+        self.grace_ended.notify_all();
         drop(all);
     }
 
@@ -137,3 +203,6 @@ impl PageCache {
         self.grace.lock().iter().map(|one| one.bytes).sum()
     }
 }
+
+#[cfg(test)]
+mod tests;

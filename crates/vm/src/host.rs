@@ -1,10 +1,11 @@
 //! What the page cache needs of a file.
 
-use extant_sync::Arc;
 use std::io;
+use std::time::Instant;
 
 use extant_device::MemSlice;
 use extant_format::{Lblk, Pblk};
+use extant_sync::Arc;
 
 use crate::AddressSpace;
 
@@ -170,6 +171,13 @@ pub trait Host: Send + Sync + 'static {
     /// The journal's.
     fn make_space(&self) -> Result<(), Self::Error> {
         Ok(())
+    }
+
+    /// After [`Self::make_space`], for who has found no space since `began`: waits until some of the blocks that are held
+    /// ([`Self::hold`]) can be used. False if none are held, or he has waited for long enough. With nothing held from 28 on.
+    fn await_space(&self, began: Instant) -> bool {
+        let _ = began;
+        false
     }
 
     /// Tells the filesystem of an error that a fault met, which no caller will be told of.

@@ -56,6 +56,8 @@ mod settings;
 #[cfg(not(feature = "shuttle"))]
 mod shift;
 #[cfg(not(feature = "shuttle"))]
+mod shown;
+#[cfg(not(feature = "shuttle"))]
 mod small_journal;
 #[cfg(not(feature = "shuttle"))]
 mod speed;

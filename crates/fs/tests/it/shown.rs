@@ -1,0 +1,127 @@
+//! Blocks that mappings showed and that their file has lost, on a disk without much space: who needs them gets them.
+
+use extant::{Credentials, FallocateMode, InodeFlags, InodeRef, MoveRange, SyncMode};
+use extant_sync::atomic::{AtomicBool, Ordering};
+use extant_sync::thread;
+use extant_testkit::env::{scratch, tools};
+use extant_testkit::oracle::{assert_clean, mke2fs};
+
+use crate::dax::{alone, nobody_uses_libaio};
+use crate::mapping::{new_file, open, shared, userfaultfd};
+use crate::support::open_with;
+
+const PAGE: usize = 4096;
+const LEN: usize = 256 * PAGE;
+
+/// A range that is shown, written and punched, again and again, takes more blocks than there are, beside a thread that always runs: so it
+/// is seen that no transfer is under way only after a while, and that is waited for.
+#[test]
+fn a_full_disk_waits_for_blocks_that_are_held() {
+    need!(userfaultfd(), tools(&["mke2fs"]));
+    if !alone("shown::a_full_disk_waits_for_blocks_that_are_held") || !nobody_uses_libaio() {
+        return;
+    }
+    let dir = scratch();
+    let image = dir.join("image");
+    mke2fs(&image, 16 << 20, "-t ext4 -b 4096 -J size=4");
+    let fs = open_with(&image, "dax=always");
+    let file = open(&fs, &new_file(&fs, "f"), false);
+    let direct = open(&fs, file.inode(), true);
+    file.set_len(LEN as u64).unwrap();
+    let map = file.map(0, LEN, &shared()).unwrap();
+    let disk = fs.statfs().blocks as usize * PAGE;
+    let stop = AtomicBool::new(false);
+    let ended = thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                std::hint::spin_loop();
+            }
+        });
+        let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            for round in 0..2 * disk / LEN {
+                let byte = [round as u8 | 1; LEN];
+                match round % 4 {
+                    // Whoever finds no space: a write may be cut short there, and goes on.
+                    0 | 1 => {
+                        let file = if round % 4 == 0 { &file } else { &direct };
+                        let mut done = 0;
+                        while done < LEN {
+                            done += file.write_at(done as u64, &byte[done..]).expect("a write").0;
+                        }
+                    }
+                    2 => map.write_at(0, &byte).expect("stores"),
+                    _ => {
+                        file.fallocate(FallocateMode::ZeroRange, 0, LEN as u64, false).expect("a zero range");
+                        map.write_at(0, &byte).expect("stores");
+                    }
+                }
+                let mut got = vec![0; LEN];
+                map.read_at(0, &mut got).expect("loads");
+                assert!(got == byte, "round {round}");
+                file.fallocate(FallocateMode::PunchHole, 0, LEN as u64, true).expect("a punch");
+            }
+        }));
+        stop.store(true, Ordering::Relaxed);
+        ended
+    });
+    if let Err(panic) = ended {
+        std::panic::resume_unwind(panic);
+    }
+    map.sync(0..LEN, SyncMode::Sync).unwrap();
+    drop((map, file, direct));
+    fs.unmount().unwrap();
+    drop(fs);
+    assert_clean(&image);
+}
+
+/// The blocks of a file that mappings have shown go to no other file while somebody is in a system call that may have told a device to write
+/// there, though the file is not in DAX mode any more.
+#[test]
+fn shown_blocks_are_not_moved_to_another_file() {
+    need!(userfaultfd(), tools(&["mke2fs"]));
+    if !alone("shown::shown_blocks_are_not_moved_to_another_file") || !nobody_uses_libaio() {
+        return;
+    }
+    let dir = scratch();
+    let image = dir.join("image");
+    mke2fs(&image, 16 << 20, "-t ext4 -b 4096 -J size=4");
+    let fs = open_with(&image, "");
+    let flip = |inode: &InodeRef| {
+        fs.set_flags(inode, inode.attr().flags ^ InodeFlags::DAX, &Credentials::root()).expect("a flip");
+    };
+    for shown_is_donor in [false, true] {
+        let new = |name: &str| {
+            let file = open(&fs, &new_file(&fs, &format!("{name}{shown_is_donor}")), false);
+            file.write_at(0, &[1; 4 * PAGE]).unwrap();
+            file
+        };
+        let (shown, other) = (new("shown"), new("other"));
+        flip(shown.inode());
+        let map = shown.map(0, 4 * PAGE, &shared()).unwrap();
+        map.write_at(PAGE, &[2]).unwrap();
+        flip(shown.inode());
+        let (orig, donor) = if shown_is_donor { (&other, &shown) } else { (&shown, &other) };
+        let move_all = || orig.move_extents(donor, MoveRange { orig_start: 0, donor_start: 0, len: 4 });
+        let (mut from, mut to) = std::io::pipe().unwrap();
+        let reading = thread::spawn(move || std::io::Read::read(&mut from, &mut [0]).unwrap());
+        assert_eq!(move_all().expect_err("a reader").errno(), 16);
+        std::io::Write::write_all(&mut to, &[1]).unwrap();
+        reading.join().unwrap();
+        // Threads of the filesystem that have just done something run for a moment.
+        let moved = loop {
+            match move_all() {
+                Err(error) if error.errno() == 16 => thread::yield_now(),
+                moved => break moved,
+            }
+        };
+        assert_eq!(moved.expect("nobody is under way"), 4);
+        let mut got = vec![0; 4 * PAGE];
+        orig.read_at(0, &mut got).unwrap();
+        let want = if shown_is_donor { 1 } else { 2 };
+        assert!(got[PAGE] == want && got[PAGE + 1] == 1);
+        drop(map);
+    }
+    fs.unmount().unwrap();
+    drop(fs);
+    assert_clean(&image);
+}

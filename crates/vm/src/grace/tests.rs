@@ -1,0 +1,49 @@
+//! For how long blocks are held.
+
+use std::time::{Duration, Instant};
+
+use extant_sys::transfers::UnderWay::{Nothing, Perhaps, ThreadsRun};
+
+use super::Doubt;
+
+/// What each look says, `ms` after the blocks were taken from the file.
+fn looks(looks: &[(u64, extant_sys::transfers::UnderWay)]) -> Vec<bool> {
+    let since = Instant::now();
+    let mut doubt = Doubt::new(since);
+    looks.iter().map(|(ms, seen)| doubt.ends(*seen, since + Duration::from_millis(*ms))).collect()
+}
+
+#[test]
+fn one_look_at_running_threads_says_nothing() {
+    assert_eq!(
+        looks(&[
+            (0, Perhaps),
+            (5_000, ThreadsRun),
+            (10_000, Perhaps),
+            (15_000, ThreadsRun),
+            (15_900, ThreadsRun)
+        ]),
+        [false; 5]
+    );
+    assert_eq!(looks(&[(29_500, ThreadsRun)]), [false]);
+}
+
+#[test]
+fn two_looks_at_running_threads_a_second_apart_do() {
+    assert_eq!(looks(&[(0, Perhaps), (5_000, ThreadsRun), (6_000, ThreadsRun)]), [false, false, true]);
+    assert_eq!(looks(&[(0, ThreadsRun), (1_000, ThreadsRun)]), [false, true]);
+}
+
+#[test]
+fn nothing_under_way_ends_it_at_once_and_half_a_minute_whatever_is() {
+    assert_eq!(looks(&[(0, Perhaps), (1, Nothing)]), [false, true]);
+    assert_eq!(looks(&[(29_999, Perhaps), (30_000, Perhaps)]), [false, true]);
+}
+
+/// A look from before says nothing of blocks that were taken from the file after it.
+#[test]
+fn a_look_from_before_does_not_count() {
+    let now = Instant::now();
+    let mut doubt = Doubt::new(now + Duration::from_millis(1));
+    assert!(!doubt.ends(Nothing, now));
+}
