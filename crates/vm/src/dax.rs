@@ -133,7 +133,7 @@ impl AddressSpace {
                     let done = self.cache.device().write_at(geo.pblk_bytes(pblk)? + inside, &rest[..n]);
                     self.changed_device();
                     done?;
-                    if self.mmu().is_some() {
+                    if self.mmu().is_some() && !without!(self.cache, CopiesDropped) {
                         // A fault that read the old bytes before may be about to show them: it holds the gate.
                         let _gate = self.gate();
                         self.drop_copies(at..at + n as u64)?;
@@ -193,13 +193,13 @@ impl AddressSpace {
         end: impl Fn(u32) -> u64,
     ) -> Result<u32, H::Error> {
         let geo = self.cache.geometry();
-        let _gate = self.gate();
+        let _gate = (!without!(self.cache, PlacedOnce)).then(|| self.gate());
         let mapped = host.map(Lblk(lblk), most)?;
         let mut len = mapped.len.clamp(1, most);
         let delayed = match mapped.backing {
-            Backing::Data(_) => return Ok(0),
+            Backing::Data(_) if !without!(self.cache, PlacedLooked) => return Ok(0),
             Backing::Unwritten(_) => false,
-            Backing::Hole => true,
+            Backing::Hole | Backing::Data(_) => true,
         };
         while delayed && let Err(error) = host.reserve(Lblk(lblk), len) {
             // As far as space goes.

@@ -96,7 +96,7 @@ impl AddressSpace {
     /// The file leaves DAX mode, until its flag is changed or it is read again, if nobody uses it just now. `at_once`: also while
     /// somebody may have told a device to write to a mapping.
     fn leave_dax<H: Host>(&self, host: &H, mmu: &dyn Mmu, at_once: bool) -> Result<Left, H::Error> {
-        let left = host.try_alone(|| {
+        let work = || {
             let guard = self.exclusive();
             if !self.is_dax() {
                 return Ok(Left::Yes);
@@ -116,7 +116,8 @@ impl AddressSpace {
             }
             tracing::info!(inode = host.number(), "too fragmented for DAX: through the page cache");
             Ok(Left::Yes)
-        });
+        };
+        let left = if without!(self.cache, LeftAlone) { Some(work()) } else { host.try_alone(work) };
         left.unwrap_or(Ok(Left::InUse))
     }
 
@@ -128,7 +129,7 @@ impl AddressSpace {
         view: &MapView,
         page: u32,
     ) -> Result<bool, H::Error> {
-        let _gate = self.gate();
+        let _gate = (!without!(self.cache, CopiesGated)).then(|| self.gate());
         if matches!(host.map(Lblk(page), 1)?.backing, Backing::Data(_)) {
             return Ok(false);
         }
@@ -149,7 +150,7 @@ impl AddressSpace {
         page: u32,
     ) -> Result<Fault, H::Error> {
         let geo = self.cache.geometry();
-        let _gate = self.gate();
+        let _gate = (!without!(self.cache, CopiesGated)).then(|| self.gate());
         self.add_copy(page);
         let start = geo.page_start(page);
         let mut bytes = vec![0; geo.page_size()];

@@ -80,12 +80,22 @@ pub enum Mutant {
     SwitchLooksLast,
     /// A page of zeros is taken from all mappings before its hole gets a block.
     DaxHolesHidden,
+    /// One at a time gives blocks a place.
+    PlacedOnce,
+    /// Who is about to give a block a place looks again whether it has one.
+    PlacedLooked,
+    /// What is overwritten is taken from mappings that show a copy.
+    CopiesDropped,
+    /// A copy, or zeros, are shown before what they are of can change.
+    CopiesGated,
     /// A new block is filled before it is published.
     DaxFilled,
     /// A file in DAX mode that grows inside a page hides it and zeroes what was stored past its end.
     DaxEndHidden,
     /// A file that has too many windows leaves DAX mode when no transfer to them can be under way.
     LeftQuiet,
+    /// It leaves when nobody uses it with its inode lock.
+    LeftAlone,
     /// Blocks that mappings showed are not used again while a transfer to them may be under way.
     ShownHeld,
     /// What was stored without a fault is a change of the file's bytes on the device at the same time as it is found.

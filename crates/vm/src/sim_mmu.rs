@@ -4,7 +4,7 @@
 //! is not allowed is a fault, and the accessing thread itself brings it to the engine: so every interleaving of faults with everything
 //! else can be explored.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
 use std::ops::Range;
@@ -30,6 +30,8 @@ pub struct SimMmu {
 struct Tables {
     /// For each mapping the pages that it sees.
     maps: BTreeMap<MapId, BTreeMap<u32, Shown>>,
+    /// Those that show no device.
+    private: BTreeSet<MapId>,
     size: u64,
     /// Calls from now on until one fails, once.
     fails_after: Option<u32>,
@@ -165,6 +167,13 @@ impl SimMmu {
         let mut tables = self.tables.lock();
         let id = MapId(tables.maps.last_key_value().map_or(0, |(last, _)| last.0 + 1));
         tables.maps.insert(id, BTreeMap::new());
+        id
+    }
+
+    /// The same for one that is private: it shows copies of what the device has. For loads.
+    pub fn map_private(&self) -> MapId {
+        let id = self.map();
+        self.tables.lock().private.insert(id);
         id
     }
 
@@ -384,6 +393,9 @@ impl Mmu for SimMmu {
         insist: bool,
     ) -> io::Result<Showing> {
         let mut tables = self.begin()?;
+        if tables.private.contains(&mapping) {
+            return Ok(Showing::Never);
+        }
         let most = tables.most_windows.map(|(wanted, insisted)| if insist { insisted } else { wanted });
         let table = tables.maps.get(&mapping);
         let shown = |page: &u32| table.and_then(|t| t.get(page)).is_some_and(|s| s.is_of_device());

@@ -295,7 +295,11 @@ fn store_to_a_hole() {
         // The last page is a hole still: nobody asked for it.
         assert_eq!(rig.file.places().len(), 2);
     }
-    explore("dax: store to a hole", scenario, &[Mutant::DaxHolesHidden, Mutant::DaxFilled]);
+    explore(
+        "dax: store to a hole",
+        scenario,
+        &[Mutant::DaxHolesHidden, Mutant::DaxFilled, Mutant::PlacedOnce, Mutant::PlacedLooked],
+    );
 }
 
 /// A file grows inside its last page, under stores past its end.
@@ -719,6 +723,74 @@ fn a_fragmented_file_leaves_under_punch_and_flips() {
         scenario,
         &[Mutant::FaultShared, Mutant::PartHidden],
     );
+}
+
+/// Not while somebody writes, who has looked at the mode before he had what he needs.
+#[test]
+fn a_fragmented_file_waits_for_writers() {
+    fn scenario(mutant: Mutant) {
+        let (rig, mmu, one) = Rig::with(&[1; 3 * PAGE], true, mutant);
+        let two = view(&mmu);
+        assert_eq!(load(&rig, &mmu, &one, P), Some(1));
+        mmu.limit_windows(3, 100);
+        together(vec![
+            task!([rig] {
+                rig.write(P + 50, &[3; 3]);
+                assert_eq!(rig.byte(P + 51), 3, "a lost write");
+            }),
+            task!([rig, mmu, two] {
+                assert!(store(&rig, &mmu, &two, 7, 9));
+                assert!([1, 3].contains(&rig.byte(P + 51)));
+            }),
+        ]);
+        let got = rig.settled();
+        assert_eq!((got[7], got[PAGE + 51], got[PAGE + 53]), (9, 3, 1));
+    }
+    explore("dax: a fragmented file waits for writers", scenario, &[Mutant::LeftAlone]);
+}
+
+/// Private mappings show copies: what was written before an access is in what it sees.
+#[test]
+fn copies_against_writes() {
+    fn scenario(mutant: Mutant) {
+        let (rig, mmu, _shared) = Rig::with(&[1; 2 * PAGE], true, mutant);
+        let own = MapView { id: mmu.map_private(), ..view(&mmu) };
+        let written = Arc::new(AtomicBool::new(false));
+        together(vec![
+            task!([rig, mmu, own, written] {
+                rig.write(P + 5, &[7]);
+                written.store(true, Ordering::SeqCst);
+                assert_eq!(load(&rig, &mmu, &own, P + 5), Some(7), "a copy from before");
+            }),
+            task!([rig, mmu, own, written] {
+                let done = written.load(Ordering::SeqCst);
+                let seen = load(&rig, &mmu, &own, P + 5).expect("inside");
+                assert!(seen == 7 || (seen == 1 && !done), "{seen}, written: {done}");
+            }),
+        ]);
+        assert_eq!(load(&rig, &mmu, &own, P + 5), Some(7), "a copy from before");
+        assert_eq!(rig.settled()[PAGE + 5], 7);
+    }
+    explore("dax: copies against writes", scenario, &[Mutant::CopiesDropped, Mutant::CopiesGated]);
+}
+
+/// A hole is shown as zeros, beside a write that gives it a block.
+#[test]
+fn zeros_against_writes() {
+    fn scenario(mutant: Mutant) {
+        let (rig, mmu, map) = Rig::with(&[1; PAGE], true, mutant);
+        rig.truncate(3 * P);
+        together(vec![
+            task!([rig] { rig.write(P + 5, &[7]); }),
+            task!([rig, mmu, map] {
+                let seen = load(&rig, &mmu, &map, P + 5).expect("inside");
+                assert!([0, 7].contains(&seen), "{seen}");
+            }),
+        ]);
+        assert_eq!(load(&rig, &mmu, &map, P + 5), Some(7), "zeros from before");
+        assert_eq!(rig.settled()[PAGE + 5], 7);
+    }
+    explore("dax: zeros against writes", scenario, &[Mutant::DaxHolesHidden, Mutant::CopiesGated]);
 }
 
 /// What a device was told to write to a window is not lost when the file leaves DAX mode by itself.
