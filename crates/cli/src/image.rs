@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use extant::{MountOptions, Setup};
+use extant::{DaxMode, MountOptions, Setup};
 use extant_device::{BlockDevice, FileDevice, OpenOptions, Window, partition_window};
 
 use crate::fail::{Failure, Outcome};
@@ -75,8 +75,9 @@ impl ImageArgs {
         Ok(Setup { options: self.options(), journal_device, ..Setup::default() })
     }
 
+    /// No command maps files, and `defrag` moves none that are in DAX mode.
     fn options(&self) -> MountOptions {
-        MountOptions { sb: self.superblock, ..MountOptions::default() }
+        MountOptions { sb: self.superblock, dax: Some(DaxMode::Never), ..MountOptions::default() }
     }
 
     /// The external journal, if one is named.

@@ -40,6 +40,10 @@ impl Defraggable for InImage<'_> {
         self.fs.geometry().block_size().into()
     }
 
+    fn size(&self) -> io::Result<u64> {
+        Ok(self.inode.size())
+    }
+
     fn extents(&self) -> io::Result<Vec<FiemapExtent>> {
         Ok(self.fs.fiemap(self.inode, 0, u64::MAX, FiemapHow::SYNC, usize::MAX)?)
     }
@@ -88,6 +92,10 @@ impl Defraggable for OnMount {
 
     fn block(&self) -> u64 {
         self.block
+    }
+
+    fn size(&self) -> io::Result<u64> {
+        Ok(self.file.metadata()?.len())
     }
 
     fn extents(&self) -> io::Result<Vec<FiemapExtent>> {

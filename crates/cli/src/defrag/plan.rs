@@ -20,6 +20,8 @@ pub(super) trait Defraggable {
 
     /// Bytes of a block.
     fn block(&self) -> u64;
+    /// Where the content ends. What is preallocated behind that stays where it is: it is nobody's to move (`EXT4_IOC_MOVE_EXT`).
+    fn size(&self) -> io::Result<u64>;
     /// Where the content is, all of it written.
     fn extents(&self) -> io::Result<Vec<FiemapExtent>>;
     /// A donor of the file's size with blocks for these bytes.
@@ -44,6 +46,7 @@ pub(super) struct Change {
 pub(super) fn defragment(file: &impl Defraggable, dry_run: bool) -> io::Result<Change> {
     let extents = file.extents()?;
     let before = extents.len();
+    let extents = up_to(extents, file.size()?.next_multiple_of(file.block()));
     let candidates: Vec<Range<u64>> = stretches(&extents)
         .into_iter()
         .filter(|stretch| count(&extents, stretch) > fewest(&extents, stretch, file.block()))
@@ -57,6 +60,15 @@ pub(super) fn defragment(file: &impl Defraggable, dry_run: bool) -> io::Result<C
     }
     let moved = improve(file, &extents, &candidates)?;
     Ok(Change { before, after: file.extents()?.len(), moved })
+}
+
+/// What lies before `end`.
+fn up_to(mut extents: Vec<FiemapExtent>, end: u64) -> Vec<FiemapExtent> {
+    extents.retain(|extent| extent.logical < end);
+    if let Some(last) = extents.last_mut() {
+        last.length = last.length.min(end - last.logical);
+    }
+    extents
 }
 
 /// The parts of a file between its holes.

@@ -6,7 +6,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use extant::{
-    Credentials, FallocateMode, FiemapHow, Filesystem, MoveRange, NewInode, SetAttr, Setup, WriteFlags,
+    Credentials, FallocateMode, FiemapHow, Filesystem, InodeFlags, MoveRange, NewInode, SetAttr, Setup,
+    WriteFlags,
 };
 use extant_testkit::rng::pattern;
 use extant_testkit::{env, oracle};
@@ -137,6 +138,36 @@ fn an_image() {
     assert!(after <= 2, "{after} extents");
     let again = ok(&[&"defrag", &"-v", &image, &"/d"]).text();
     assert!(again.contains("0 of them are in fewer extents"), "{again}");
+    oracle::assert_clean(&image);
+    assert_content(&image, SMALL);
+}
+
+/// A file with the flag `x`, of which more is preallocated than it has content: what is past its end stays as it is.
+#[test]
+fn an_image_of_files_for_dax_with_blocks_past_the_end() {
+    need!(env::tools(&["mke2fs", "e2fsck"]));
+    let dir = env::scratch();
+    let image = dir.join("image");
+    in_pieces(&image, SMALL);
+    let device = extant_device::OpenOptions::new().write(true).open(&image).expect("image");
+    let fs = Filesystem::open(Arc::new(device), Setup::default()).expect("mount");
+    let cred = Credentials::root();
+    let file = ["d", "f"]
+        .iter()
+        .fold(fs.root().unwrap(), |at, name| fs.lookup(&at, name.as_bytes(), &cred).unwrap());
+    fs.set_flags(&file, file.attr().flags | InodeFlags::DAX, &cred).expect("the flag");
+    // At the end itself, and far behind it, from the last one to the first.
+    for n in (0..10).rev().flat_map(|n| [SMALL.blocks + n, 2 * SMALL.blocks + n]) {
+        fs.fallocate(&file, FallocateMode::Allocate, n * BLOCK, BLOCK, true, &cred).unwrap();
+    }
+    drop(file);
+    fs.unmount().unwrap();
+    drop(fs);
+    let before = extents(&[&image, &"/d/f"]);
+    let said = ok(&[&"defrag", &"--json", &image]).json();
+    assert_eq!((&said["improved"], &said["failed"]), (&1.into(), &0.into()), "{said}");
+    let after = extents(&[&image, &"/d/f"]);
+    assert!(after <= 22 && after < before, "{before} extents, {after} afterwards");
     oracle::assert_clean(&image);
     assert_content(&image, SMALL);
 }

@@ -12,6 +12,7 @@ fn extent(logical: u64, physical: u64, length: u64, unwritten: bool) -> FiemapEx
 /// A file that is made up.
 struct Made {
     extents: Vec<FiemapExtent>,
+    size: u64,
     /// Blocks that are free, and the longest run of them.
     free: u64,
     longest: u64,
@@ -21,7 +22,8 @@ struct Made {
 
 impl Made {
     fn new(extents: Vec<FiemapExtent>, free: u64, longest: u64) -> Self {
-        Self { extents, free, longest, donors: Cell::new(0), moved: RefCell::new(Vec::new()) }
+        let size = extents.last().map_or(0, |last| last.logical + last.length);
+        Self { extents, size, free, longest, donors: Cell::new(0), moved: RefCell::new(Vec::new()) }
     }
 }
 
@@ -30,6 +32,9 @@ impl Defraggable for Made {
 
     fn block(&self) -> u64 {
         BLOCK
+    }
+    fn size(&self) -> io::Result<u64> {
+        Ok(self.size)
     }
     fn extents(&self) -> io::Result<Vec<FiemapExtent>> {
         Ok(self.extents.clone())
@@ -93,6 +98,23 @@ fn stretches_that_get_better_are_moved() {
     let file = Made::new(extents, 1000, 1000);
     assert_eq!(defragment(&file, true).unwrap(), Change { before: 6, after: 3, moved: 0 });
     assert_eq!(file.donors.get(), 0);
+}
+
+/// What is preallocated past the end cannot be moved, nor a piece that begins there.
+#[test]
+fn past_the_end_nothing_is_moved() {
+    let content = |n| extent(n, 10 * n, 1, false);
+    let mut extents: Vec<_> = (0..3).map(content).collect();
+    extents.extend((3..30_000).map(|n| extent(n, 500_000 - 10 * n, 1, true)));
+    extents.extend((40_000..40_010).map(|n| extent(n, 500_000 - 10 * n, 1, true)));
+    // The end is inside of the third block.
+    let file = Made { size: 2 * BLOCK + 1, ..Made::new(extents, 100_000, 100_000) };
+    assert_eq!(defragment(&file, true).unwrap(), Change { before: 30_010, after: 30_008, moved: 0 });
+    assert_eq!(defragment(&file, false).unwrap().moved, 3 * BLOCK);
+    assert_eq!(*file.moved.borrow(), std::slice::from_ref(&(0..3)));
+    let only_past =
+        Made { size: 0, ..Made::new((0..9).map(|n| extent(n, 90 - 10 * n, 1, true)).collect(), 99, 99) };
+    assert_eq!(defragment(&only_past, false).unwrap(), Change { before: 9, after: 9, moved: 0 });
 }
 
 #[test]
