@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use extant::{Advice, Credentials, Error, FallocateMode, Filesystem, Mapping};
+use extant::{Advice, Credentials, Error, FallocateMode, Filesystem, InodeFlags, Mapping, OpenFile};
 use extant_sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use extant_sync::thread;
 use extant_testkit::env::{scratch, seed};
@@ -427,35 +427,46 @@ fn cell(rng: &mut Rng) -> usize {
 fn counters_that_move() {
     need!(userfaultfd());
     for block in [1024, 4096] {
-        moving(block);
+        moving(block, false);
     }
 }
 
-fn moving(block: usize) {
+/// The same while the file's mode flips, so that half of all that happens on the device itself.
+#[test]
+fn counters_that_move_and_flip() {
+    need!(userfaultfd());
+    moving(PAGE, true);
+}
+
+fn moving(block: usize, flips: bool) {
     let seed = seed();
     println!("seed={seed}, blocks of {block}");
     let dir = scratch();
     let image = dir.join("image");
-    mke2fs(&image, 16 << 20, &format!("-t ext4 -b {block}"));
+    // What mappings showed of the device is not used again at once.
+    let size = if flips { 32 << 20 } else { 16 << 20 };
+    mke2fs(&image, size, &format!("-t ext4 -b {block}"));
     let fs = crate::support::open_with(&image, "cache_size=1m");
     let inode = new_file(&fs, "counters");
     let (file, direct) = (open(&fs, &inode, false), open(&fs, &inode, true));
     let other = open(&fs, &new_file(&fs, "other"), false);
     file.set_len((BEHIND + 2 * FRONT) as u64).unwrap();
-    let map = file.map(0, FRONT + WINDOW, &shared()).unwrap();
+    let maps = [0; 2].map(|at| file.map(at, FRONT + WINDOW, &shared()).unwrap());
     let added = AtomicU64::new(0);
+    let flipped = AtomicU64::new(0);
     let moves = AtomicU64::new(0);
     let end = end();
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
-        let (map, stop, added, moves, fs) = (&map, &stop, &added, &moves, &fs);
-        let (file, direct, other) = (&file, &direct, &other);
+        let (maps, stop, added, moves, fs) = (&maps, &stop, &added, &moves, &fs);
+        let (file, direct, other, inode, flipped) = (&file, &direct, &other, &inode, &flipped);
         let workers: Vec<_> = (0..2)
             .map(|thread| {
                 scope.spawn(move || {
                     let mut rng = rng(seed, thread);
                     while go_on(end) {
                         for _ in 0..100 {
+                            let map = &maps[rng.below(2) as usize];
                             map.atomic_u64(cell(&mut rng)).fetch_add(1, Ordering::Relaxed);
                             added.fetch_add(1, Ordering::Relaxed);
                         }
@@ -463,6 +474,16 @@ fn moving(block: usize) {
                 })
             })
             .collect();
+        if flips {
+            scope.spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    let flags = inode.attr().flags ^ InodeFlags::DAX;
+                    fs.set_flags(inode, flags, &Credentials::root()).unwrap();
+                    assert_eq!(fs.effective_dax(inode), flags.contains(InodeFlags::DAX));
+                    flipped.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
         scope.spawn(move || {
             let mut rng = rng(seed, 10);
             while !stop.load(Ordering::Relaxed) {
@@ -478,10 +499,18 @@ fn moving(block: usize) {
             while !stop.load(Ordering::Relaxed) {
                 let at = BEHIND as u64 + rng.below(FRONT as u64);
                 let len = rng.below(FRONT as u64) + 1;
-                match rng.below(3) {
+                let write_all = |file: &OpenFile, mut at: u64, mut len: u64| {
+                    // Where there is only a part of the space that is needed, it is cut short.
+                    while len > 0 {
+                        let n = file.write_at(at, &vec![0; len as usize]).unwrap().0 as u64;
+                        (at, len) = (at + n, len - n);
+                    }
+                };
+                match rng.below(4) {
                     0 => file.fallocate(FallocateMode::PunchHole, at, len, true).unwrap(),
                     1 => file.fallocate(FallocateMode::ZeroRange, at, len, true).unwrap(),
-                    _ => assert_eq!(file.write_at(at, &vec![0; len as usize]).unwrap().0, len as usize),
+                    2 => write_all(file, at, len),
+                    _ => write_all(direct, at.next_multiple_of(4096), len.next_multiple_of(4096)),
                 }
             }
         });
@@ -489,8 +518,15 @@ fn moving(block: usize) {
             let mut rng = rng(seed, 12);
             let mut got = vec![0; 16384];
             while !stop.load(Ordering::Relaxed) {
-                let from = if rng.below(2) == 0 { direct } else { file };
-                let n = from.read_at(rng.below(((BEHIND + FRONT) / 4096) as u64) * 4096, &mut got).unwrap();
+                let at = rng.below(((BEHIND + FRONT) / 4096) as u64) * 4096;
+                let n = match rng.below(3) {
+                    0 => direct.read_at(at, &mut got).unwrap(),
+                    1 => file.read_at(at, &mut got).unwrap(),
+                    _ => {
+                        maps[1].read_at(at as usize % (FRONT + WINDOW - got.len()), &mut got).unwrap();
+                        got.len()
+                    }
+                };
                 assert!(words(&got[..n]).all(|cell| cell < 1 << 48), "another file's byte");
             }
         });
@@ -511,8 +547,8 @@ fn moving(block: usize) {
         stop.store(true, Ordering::Relaxed);
     });
     let added = added.into_inner();
-    println!("{added} additions, {} moves", moves.into_inner());
-    drop(map);
+    println!("{added} additions, {} moves, {} flips", moves.into_inner(), flipped.into_inner());
+    drop(maps);
     let mut bytes = vec![0; file.inode().size() as usize];
     assert_eq!(file.read_at(0, &mut bytes).unwrap(), bytes.len());
     assert_eq!(words(&bytes).fold(0, u64::wrapping_add), added, "in the file");
