@@ -598,7 +598,7 @@ impl Host for FileData {
             for (pblk, parts) in content {
                 log_content(&mut handle, size, *pblk, parts)?;
             }
-            let paid = if counted > 0 { fresh } else { self.reserved_for(&claims, fs.geo.cluster_ratio()) };
+            let paid = if counted > 0 { fresh } else { self.reserved_for(claims, fs.geo.cluster_ratio()) };
             fs.quota_unreserve(&inode, paid.into());
             {
                 let mut state = inode.state();
