@@ -125,6 +125,7 @@ impl Filesystem {
 
 /// Frees dead inodes that nobody refers to. Once the filesystem is being dropped it leaves them to who drops it.
 fn evictor(fs: &Weak<Filesystem>, cache: &InodeCache) {
+    let _harmless = extant_sys::transfers::harmless();
     loop {
         cache.wait_dead();
         // Not with the queue's lock held: this may become the last reference.
@@ -139,6 +140,7 @@ fn evictor(fs: &Weak<Filesystem>, cache: &InodeCache) {
 }
 
 fn periodic(fs: &Weak<Filesystem>, stop: &Stop) {
+    let _harmless = extant_sys::transfers::harmless();
     loop {
         let due = stop.wait_due(TIMES_INTERVAL);
         if due == Due::End {

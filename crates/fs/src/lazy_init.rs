@@ -177,6 +177,7 @@ impl Filesystem {
 }
 
 fn run(fs: &Weak<Filesystem>, stop: &Stop, delay: Duration) {
+    let _harmless = extant_sys::transfers::harmless();
     let (mut from, mut pause) = (GroupNr(0), delay);
     while !stop.wait(pause) {
         let Some(fs) = fs.upgrade() else { return };

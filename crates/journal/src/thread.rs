@@ -97,6 +97,7 @@ impl Signal {
 }
 
 fn run(journal: &Weak<Journal>, signal: &Signal) {
+    let _harmless = extant_sys::transfers::harmless();
     let Some(mut next) = journal.upgrade().map(|j| j.commit_interval()) else { return };
     while signal.wait(next) {
         let Some(journal) = journal.upgrade() else { return };

@@ -97,9 +97,12 @@ fn rings_are_over(there: bool, seen: &mut Option<Instant>, now: Instant) -> bool
 
 fn has_ring_descriptor() -> io::Result<bool> {
     for entry in fs::read_dir("/proc/self/fd")? {
-        // One that was closed meanwhile may have been a ring.
-        if fs::read_link(entry?.path())?.as_os_str() == RING {
-            return Ok(true);
+        match fs::read_link(entry?.path()) {
+            Ok(what) if what.as_os_str() == RING => return Ok(true),
+            Ok(_) => {}
+            // It was closed meanwhile. A ring that is closed a moment earlier is not seen either.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
         }
     }
     Ok(false)

@@ -15,6 +15,7 @@ use crate::grace::Grace;
 use crate::host::{Held, Owner};
 use crate::mutant::without;
 use crate::page::Page;
+use crate::pause::{Pause, SLACK_PART};
 use crate::pin::Holders;
 use crate::together::TOGETHER;
 use crate::wait::WaitTable;
@@ -47,7 +48,8 @@ const OLD: u64 = 6;
 /// Limits of a [`PageCache`].
 #[derive(Debug, Clone, Copy)]
 pub struct CacheConfig {
-    /// Bytes of pages at most, between operations. One operation may overdraw by what it handles at a time.
+    /// Bytes of pages at most, between operations. One operation may overdraw by what it handles at a time; pages of mapped files to
+    /// which a device may be writing, by as much again.
     pub budget: usize,
     /// Reads of at least so many bytes that find nothing cached go straight to the caller's buffer, until as many bytes as the
     /// file has were read so: what is read once leaves the cache alone. `usize::MAX` caches everything.
@@ -99,6 +101,7 @@ pub struct PageCache {
     pub(crate) pinned_pages: AtomicUsize,
     pub(crate) holders: Holders,
     pub(crate) looked_at: AtomicU64,
+    pub(crate) pause: Pause,
     work: Mutex<Work>,
     wake: Condvar,
     /// Threads are there to do background work.
@@ -239,6 +242,7 @@ impl PageCache {
             pinned_pages: AtomicUsize::new(0),
             holders: Holders::default(),
             looked_at: AtomicU64::new(0),
+            pause: Pause::default(),
             work: Mutex::new(Rank::LEAF, Work::default()),
             wake: Condvar::new(),
             has_threads: AtomicBool::new(false),
@@ -453,7 +457,7 @@ impl PageCache {
                 written?;
             }
         }
-        if self.pages.load(Ordering::Relaxed) > self.limit() {
+        if self.over() > 0 {
             assert_nothing_held(Rank::INODE, "waiting for memory");
             self.make_room()?;
         } else if self.pages.load(Ordering::Relaxed) > self.easy_limit()
@@ -473,30 +477,64 @@ impl PageCache {
 
     /// Whether there is more in the cache, or more dirty, than [`Self::throttle`] would leave.
     pub(crate) fn is_overdrawn(&self) -> bool {
-        self.dirty_to_write() > self.dirty_limit() || self.pages.load(Ordering::Relaxed) > self.limit()
+        let over = self.over();
+        self.dirty_to_write() > self.dirty_limit() || over > 0 && !self.pause.holds(over, self.limit())
     }
 
     /// Frees clean pages, if there are more than allowed: only tries locks.
     pub(crate) fn reclaim_surplus(&self) {
-        let over = self.pages.load(Ordering::Relaxed).saturating_sub(self.limit());
-        if over > 0 {
-            self.reclaim(over + RECLAIM_BATCH.min(self.limit() / 8));
+        let over = self.over();
+        if over == 0 || self.pause.holds(over, self.limit()) {
+            return;
+        }
+        let kept = self.pause.kept();
+        if self.reclaim(over + RECLAIM_BATCH.min(self.limit() / 8)) < over && self.pause.kept() != kept {
+            self.pause.begin(self.over());
         }
     }
 
-    /// Frees clean pages until the limit is kept; writes some when too few are clean.
+    /// Pages over the limit.
+    fn over(&self) -> usize {
+        self.pages.load(Ordering::Relaxed).saturating_sub(self.limit())
+    }
+
+    /// How many pages leave whatever may be under way to them: none, until there are twice as many as allowed.
+    pub(crate) fn leave_in_doubt(&self) -> usize {
+        let over = self.over();
+        if over > self.limit() { over - self.limit() + self.limit() / SLACK_PART } else { 0 }
+    }
+
+    /// Frees clean pages until the limit is kept; writes some when too few are clean. What waits for transfers may stay.
     fn make_room(&self) -> io::Result<()> {
+        let (mut wrote, mut failed) = (false, false);
         loop {
-            let over = self.pages.load(Ordering::Relaxed).saturating_sub(self.limit());
-            if over == 0 || self.reclaim(over + RECLAIM_BATCH.min(self.limit() / 8)) >= over {
+            let over = self.over();
+            if over == 0 || self.pause.holds(over, self.limit()) {
                 return Ok(());
             }
+            let kept_before = self.pause.kept();
+            if self.reclaim(over + RECLAIM_BATCH.min(self.limit() / 8)) >= over {
+                return Ok(());
+            }
+            let kept = self.pause.kept() != kept_before;
             let dirty = self.dirty_to_write();
-            if dirty == 0 {
+            // Writing again gives no more than it gave.
+            let in_vain = failed || wrote && kept;
+            if dirty == 0 || in_vain {
+                if kept {
+                    self.pause.begin(self.over());
+                }
                 // Everything else is locked by somebody who is at work, or used all the time: they will throttle too.
                 return Ok(());
             }
-            self.write_down_to(dirty.saturating_sub(over + RECLAIM_BATCH))?;
+            let written = self.write_down_to(dirty.saturating_sub(over + RECLAIM_BATCH));
+            // As above: one file that cannot be written is no reason to refuse the others.
+            if self.dirty_to_write() > self.limit() / 2 {
+                written?;
+            } else {
+                failed = written.is_err();
+            }
+            wrote = true;
         }
     }
 
@@ -661,6 +699,7 @@ impl PageCache {
     }
 
     fn background(&self) {
+        let _harmless = extant_sys::transfers::harmless();
         loop {
             let oldest = {
                 let mut work = self.work.lock();

@@ -36,6 +36,7 @@ mod mapped;
 mod mmu;
 mod mutant;
 mod page;
+mod pause;
 mod pin;
 #[cfg(any(test, not(feature = "shuttle")))]
 #[cfg_attr(feature = "shuttle", expect(dead_code, reason = "the explored scenario uses a part of it"))]

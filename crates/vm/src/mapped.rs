@@ -120,20 +120,29 @@ impl AddressSpace {
         if without!(self.cache, OldEndZeroed) {
             return Ok(());
         }
+        let may_change = self.may_change_unseen(page);
         page.mem().zero(from, geo.page_size() - from);
-        self.note_zeros(page, crate::page::blocks(geo.blocks_up(from)..geo.blocks_per_page()));
+        if may_change {
+            self.note_zeros(page, crate::page::blocks(geo.blocks_up(from)..geo.blocks_per_page()));
+        }
         Ok(())
     }
 
-    /// Blocks of a locked page have become zeros that are clean, and no mapping has the right to store to them: what a device that had
-    /// taken the page as a target before, or has it pinned, puts there from now on is found (tests `faults::pin_while_the_file_grows`,
-    /// `faults::pin_against_punch_of_blocks`).
-    pub(crate) fn note_zeros(&self, page: &Page, set: Blocks) {
+    /// Whether a device may have a locked page as a target. To be asked before what is known of its blocks is forgotten.
+    pub(crate) fn may_change_unseen(&self, page: &Page) -> bool {
         let state = page.state();
-        let may_change = state.was_write_mapped()
-            && (state.has(Kind::Dirty) != 0 || page.sums.noted() != 0 || page.is_pinned());
-        if may_change && !without!(self.cache, GainedSummed) {
-            self.note_sums(page, page.mem(), set & state.has(Kind::Uptodate));
+        state.was_write_mapped()
+            && (state.has(Kind::Dirty) != 0 || page.sums.noted() != 0 || page.is_pinned())
+    }
+
+    /// Blocks of a locked page that [may change](Self::may_change_unseen) have become zeros that are clean, and no mapping has the right
+    /// to store to them: what a device that had taken the page as a target before, or has it pinned, puts there from now on is found,
+    /// also what it has put there since they were zeroed (tests `transfers::growth_against_a_device`,
+    /// `transfers::punch_of_blocks_against_a_device`, `transfers::a_device_beside_zeroing`).
+    pub(crate) fn note_zeros(&self, page: &Page, set: Blocks) {
+        if !without!(self.cache, GainedSummed) {
+            let size = self.cache.geometry().block_size() as usize;
+            page.sums.note_zeros(set & page.state().has(Kind::Uptodate), size);
         }
     }
 
@@ -204,13 +213,19 @@ impl AddressSpace {
 
     /// Pages of the file that reclaim has locked, all clean, leave; how many. Not those that somebody refers to, that are not what was
     /// written of them, or to which a transfer may be under way: it would end in memory that is nobody's (test
-    /// `faults::reclaim_against_a_transfer`).
+    /// `transfers::reclaim_against_a_transfer`), unless there are twice as many as allowed.
     pub(crate) fn let_go(&self, mut pages: Vec<Arc<Page>>) -> usize {
         // Asked once, with the pages locked: none of them can become a target from here on.
         let mut least_age = None;
+        let mut in_doubt = self.cache.leave_in_doubt();
         pages.retain(|page| {
-            let stays = !without!(self.cache, ReclaimQuiet) && self.is_target(page, &mut least_age);
-            let changed = self.changed_unseen(page);
+            let target = !without!(self.cache, ReclaimQuiet) && self.may_be_target(page, &mut least_age);
+            let stays = target && in_doubt == 0;
+            if stays {
+                self.cache.pause.keep();
+            }
+            let changed = if stays { 0 } else { self.changed_unseen(page) };
+            in_doubt -= usize::from(target && !stays && changed == 0);
             if changed != 0 && changed & !page.state().has_space() == 0 {
                 self.dirty_again(page, changed);
             }
@@ -236,15 +251,19 @@ impl AddressSpace {
         self.leave(&pages)
     }
 
-    /// Whether a locked, clean page has something, or may get something, that no fault told of. `least_age` is asked for once. Under the
-    /// gate, or with the pages locked before that: no mapping has the right to store to a clean one then.
+    /// Whether a locked, clean page has something, or may get something, that no fault told of; as [`Self::may_be_target`].
     pub(crate) fn is_target(&self, page: &Page, least_age: &mut Option<Duration>) -> bool {
-        let Some(mmu) = self.mmu().filter(|_| page.sums.noted() != 0) else { return false };
         if without!(self.cache, TargetStays) {
             return false;
         }
-        let least_age = *least_age.get_or_insert_with(|| grace::least_age(mmu.under_way()));
-        page.sums.age() < least_age || self.changed_unseen(page) != 0
+        self.may_be_target(page, least_age) || self.changed_unseen(page) != 0
+    }
+
+    /// Whether a locked, clean page may get something that no fault tells of. `least_age` is asked for once. Under the gate, or with the
+    /// pages locked before that: no mapping has the right to store to a clean one then.
+    fn may_be_target(&self, page: &Page, least_age: &mut Option<Duration>) -> bool {
+        let Some(mmu) = self.mmu().filter(|_| page.sums.noted() != 0) else { return false };
+        page.sums.age() < *least_age.get_or_insert_with(|| grace::least_age(mmu.under_way()))
     }
 
     /// Gives back the memory of locked pages that no reader finds any more, and takes them out of the index; how many.

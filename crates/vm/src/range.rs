@@ -263,6 +263,7 @@ impl AddressSpace {
             if !page.is_of_file() {
                 return self.forget_blocks(page, set);
             }
+            let may_change = self.may_change_unseen(page);
             for run in runs_of(set) {
                 let at = geo.block_bytes(run.start) as usize;
                 page.mem().zero(at, geo.block_bytes(run.end) as usize - at);
@@ -270,7 +271,9 @@ impl AddressSpace {
             let there = page.state().has(Kind::Uptodate) & set;
             page.update(|s| forget(s, set).with(Kind::Uptodate, there));
             page.sums.forget(set);
-            self.note_zeros(page, set);
+            if may_change {
+                self.note_zeros(page, set);
+            }
         })
     }
 

@@ -37,6 +37,22 @@ impl Sums {
         for block in (0..4).filter(|block| set & 1 << block != 0) {
             self.of[block as usize].store(of_block(mem, block, block_size), Ordering::Relaxed);
         }
+        self.noted_now(set);
+    }
+
+    /// Notes those that the blocks `set` have while they are zeros: not those of memory to which a device may be writing.
+    pub(crate) fn note_zeros(&self, set: Blocks, block_size: usize) {
+        if set == 0 {
+            return;
+        }
+        let sum = of_zeros(block_size);
+        for block in (0..4).filter(|block| set & 1 << block != 0) {
+            self.of[block as usize].store(sum, Ordering::Relaxed);
+        }
+        self.noted_now(set);
+    }
+
+    fn noted_now(&self, set: Blocks) {
         let noted = self.word.load(Ordering::Relaxed) & SET | u64::from(set);
         self.word.store(now() << TIME_SHIFT | noted, Ordering::Release);
     }
@@ -68,6 +84,12 @@ pub(crate) fn of_block(mem: MemSlice<'_>, block: u32, block_size: usize) -> u32 
         sum = crc32c(sum, piece);
     }
     sum
+}
+
+/// The checksum of a block of zeros.
+fn of_zeros(block_size: usize) -> u32 {
+    let zeros = [0; 1024];
+    (0..block_size / zeros.len()).fold(!0, |sum, _| crc32c(sum, &zeros))
 }
 
 /// Milliseconds since this was asked first.

@@ -4,9 +4,10 @@ use std::io::{Read, Write};
 
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use super::{AFTER_RING, UnderWay, all_over, of, rings_are_over, under_way};
+use super::{AFTER_RING, UnderWay, all_over, has_ring_descriptor, of, rings_are_over, under_way};
 
 #[test]
 fn lines_of_threads() {
@@ -28,6 +29,26 @@ fn a_ring_is_over_half_a_minute_after_it_was_seen() {
     assert!(!rings_are_over(true, &mut seen, start + AFTER_RING));
     assert!(!rings_are_over(false, &mut seen, start + AFTER_RING));
     assert!(rings_are_over(false, &mut seen, start + 2 * AFTER_RING));
+}
+
+/// A descriptor that goes between the listing and the look at it leaves no doubt.
+#[test]
+fn descriptors_that_come_and_go_are_no_rings() {
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                let some: Vec<_> =
+                    (0..50).map(|_| std::fs::File::open("/dev/null").expect("a file")).collect();
+                drop(some);
+            }
+        });
+        let looks: Vec<_> = (0..500).map(|_| has_ring_descriptor()).collect();
+        stop.store(true, Ordering::Relaxed);
+        for look in looks {
+            look.expect("a look");
+        }
+    });
 }
 
 /// Registers a ring for the calling thread, which can then use it without a descriptor.

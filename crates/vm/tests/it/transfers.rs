@@ -193,6 +193,57 @@ fn punch_of_blocks_against_a_device() {
     explore("punch of blocks against a transfer", |m| scenario_with(false, m), &[Mutant::GainedSummed]);
 }
 
+/// All blocks of the last page that the file has are punched out, so that nothing of it is dirty or has a checksum any more; the page
+/// stays, since it has more blocks. What the device puts there then is the file's.
+#[test]
+fn punch_up_to_the_end_against_a_device() {
+    fn scenario(mutant: Mutant) {
+        let size = 3 * BLOCK;
+        let (rig, mmu, map) = Rig::with(&[1; 3 * BLOCK], mutant);
+        assert!(store(&rig, &mmu, &map, 0, 2));
+        mmu.begin_transfer();
+        let target = mmu.target(0);
+        together(vec![
+            task!([rig, mmu] {
+                rig.punch(0, size as u64);
+                target.copy_from(1500, &[9]);
+                mmu.end_transfer();
+            }),
+            task!([rig] { rig.fs.cache.reclaim(4); }),
+        ]);
+        rig.sync();
+        let got = rig.settled();
+        assert_eq!((got.len(), got[0], got[1024], got[1500]), (size, 0, 0, 9));
+    }
+    explore("punch up to the end against a transfer", scenario, &[Mutant::GainedSummed]);
+}
+
+/// A device writes while blocks of its page become zeros: before that, and it is zeros, or after it, and it is the file's.
+#[test]
+fn a_device_beside_zeroing() {
+    fn scenario_with(grows: bool, mutant: Mutant) {
+        let (rig, mmu, map) = Rig::with(&[1; PAGE][..if grows { 700 } else { PAGE }], mutant);
+        assert!(store(&rig, &mmu, &map, 0, 2));
+        mmu.begin_transfer();
+        let target = mmu.target(0);
+        together(vec![
+            task!([rig] {
+                if grows { rig.truncate(PAGE as u64) } else { rig.punch(BLOCK as u64, 3 * BLOCK as u64) }
+            }),
+            task!([mmu] {
+                target.copy_from(1500, &[9]);
+                mmu.end_transfer();
+            }),
+        ]);
+        let seen = load(&rig, &mmu, &map, 1500).expect("inside");
+        assert!([0, 9].contains(&seen), "{seen}");
+        rig.sync();
+        assert_eq!(rig.settled()[1500], seen, "what a load has seen is not on the disk");
+    }
+    explore("growth beside a device that writes", |m| scenario_with(true, m), &[]);
+    explore("punch of blocks beside a device that writes", |m| scenario_with(false, m), &[]);
+}
+
 /// Where there is no space for a block that a device has filled, fsync says so, each time, and has it as soon as there is.
 #[test]
 fn what_a_device_puts_into_a_hole_on_a_full_disk() {
