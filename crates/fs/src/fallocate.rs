@@ -8,7 +8,7 @@ use extant_format::inode::InodeFlags;
 use extant_format::{GroupNr, Lblk, Pblk};
 use extant_journal::Buf;
 use extant_map::{Extent, MapKind, Placement, Run, Written};
-use extant_vm::{ExclusiveGuard, Host};
+use extant_vm::{ExclusiveGuard, Gate, Host};
 
 use crate::cred::Credentials;
 use crate::error::{Error, Result};
@@ -191,15 +191,14 @@ impl Filesystem {
     fn preallocate(
         &self,
         inode: &InodeRef,
-        _guard: &ExclusiveGuard<'_>,
+        guard: &ExclusiveGuard<'_>,
         range: Range<u64>,
         cred: &Credentials,
     ) -> Result<()> {
         let data = inode.data(self);
-        // Delayed blocks of the range are reserved holes; afterwards they have their places.
-        data.pages.sync(&**data, range.clone())?;
+        // Delayed blocks of the range are reserved holes; afterwards they have their places, and none becomes delayed under the gate.
         // With bigalloc, blocks beside the range may be on their way into the same clusters.
-        let _gate = data.pages.gate();
+        let _gate = data.pages.place_delayed(guard, &**data, range.clone())?;
         let size = u64::from(self.geo.block_size());
         let mut at = (range.start / size) as u32;
         let end = u32::try_from(range.end.div_ceil(size)).map_err(|_| Error::FileTooBig)?;
@@ -272,15 +271,20 @@ impl Filesystem {
     }
 
     /// Takes the range out of the cache, its edges zeroed, after what the disk knows as the end of the file was brought behind it:
-    /// dropped blocks are never published, and their end with them.
-    fn clear_cache(&self, inode: &Inode, guard: &ExclusiveGuard<'_>, range: Range<u64>) -> Result<()> {
+    /// dropped blocks are never published, and their end with them. Until the gate that this returns is dropped nothing is written or
+    /// finds a place: the caller changes the map under it.
+    fn clear_cache<'a>(
+        &self,
+        inode: &'a Inode,
+        guard: &ExclusiveGuard<'_>,
+        range: Range<u64>,
+    ) -> Result<Gate<'a>> {
         let data = inode.data(self);
         let end = range.end.min(inode.size());
         if end > data.disk_size() {
             self.raise_disk_size(inode, end)?;
         }
-        data.pages.punch(guard, &**data, range)?;
-        Ok(())
+        data.pages.punch(guard, &**data, range)
     }
 
     /// The whole blocks of a range.
@@ -346,7 +350,7 @@ impl Filesystem {
         if extant_vm::bug!(PunchEnd) {
             clear.end -= (clear.end % u64::from(self.geo.block_size())).min(clear.end - clear.start);
         }
-        self.clear_cache(inode, guard, clear)?;
+        let _gate = self.clear_cache(inode, guard, clear)?;
         if blocks.start >= blocks.end {
             return Ok(());
         }
@@ -375,7 +379,7 @@ impl Filesystem {
         if extant_vm::bug!(ZeroStart) {
             clear.start = clear.start.next_multiple_of(self.geo.block_size().into()).min(clear.end);
         }
-        self.clear_cache(inode, guard, clear)?;
+        let _gate = self.clear_cache(inode, guard, clear)?;
         let blocks = self.whole_blocks(&range);
         let mut at = blocks.start;
         while at < blocks.end {
@@ -393,6 +397,8 @@ impl Filesystem {
 
     /// Makes the unwritten whole blocks of a range written ones that hold zeros.
     fn write_zeroes(&self, inode: &InodeRef, range: &Range<u64>) -> Result<()> {
+        // What a device has put into a block since it was zeros is written before, and the block is a written one, or after this.
+        let _gate = inode.data(self).pages.gate();
         let blocks = self.whole_blocks(range);
         let mut at = blocks.start;
         while at < blocks.end {

@@ -38,6 +38,10 @@ pub enum Mutant {
     GainedSummed,
     /// What changed without a fault is looked for after the mappings have lost what moves to another place in the file.
     MoveLooks,
+    /// The gate is held from when blocks of a page leave the cache until they have left the map, or are unwritten there (by the caller).
+    PunchGated,
+    /// Before holes get blocks it is looked under the gate whether they are delayed.
+    DelayedLooked,
     /// What a mapping, or a device, can store to is written from a copy.
     Snapshot,
     /// What was filled counts only if its blocks have not moved meanwhile.

@@ -86,7 +86,10 @@ impl AddressSpace {
     }
 
     /// Makes the bytes `range` read as zeros as far as the cache is concerned: blocks at the edges that are covered in part are
-    /// zeroed (and dirty), whole ones leave the cache. The caller then takes the whole blocks out of the map, or converts them.
+    /// zeroed (and dirty), whole ones leave the cache. The caller then takes the whole blocks out of the map, or converts them, and
+    /// keeps the gate that this returns until that is done: a device may put something into them as soon as they are zeros, and whoever
+    /// finds that (fsync) would give it the place that the map still has, which is about to go (test
+    /// `transfers::a_device_while_the_map_changes`).
     ///
     /// The caller holds the inode lock exclusively; takes the gate, page locks, [`Host::unreserve`].
     ///
@@ -98,16 +101,16 @@ impl AddressSpace {
         guard: &ExclusiveGuard<'_>,
         host: &H,
         range: Range<u64>,
-    ) -> Result<Dropped, H::Error> {
+    ) -> Result<Gate<'_>, H::Error> {
         let block = u64::from(self.cache.geometry().block_size());
         let Some(first_whole) = range.start.checked_next_multiple_of(block) else {
-            return Ok(Dropped::default());
+            return Ok(self.gate());
         };
         let end_whole = range.end - range.end % block;
         if first_whole > end_whole {
             // Inside of one block.
             self.zero_in_block(host, range.start, range.end)?;
-            return Ok(Dropped::default());
+            return Ok(self.gate());
         }
         // What can fail comes before a byte changes.
         self.hide(&(first_whole..end_whole))?;
@@ -121,9 +124,50 @@ impl AddressSpace {
             self.zero_in_block(host, edge.start, edge.end)?;
         }
         let gate = self.gate();
-        let dropped = self.zero_blocks(host, &gate, first_whole..end_whole);
+        self.zero_blocks(host, &gate, first_whole..end_whole);
         self.give_back(&(first_whole..end_whole));
-        Ok(dropped)
+        Ok(gate.unless(without!(self.cache, PunchGated)))
+    }
+
+    /// The gate, with no block of `range` (bytes) delayed: what was is written. For who gives places to holes of the range, and keeps the
+    /// gate until they have them: who looks for what a device has put there (fsync) makes such a hole delayed, and it would have two.
+    ///
+    /// The caller holds the inode lock exclusively; takes the gate, page locks, and what writing takes.
+    ///
+    /// # Errors
+    /// From writing.
+    pub fn place_delayed<H: Host>(
+        &self,
+        _guard: &ExclusiveGuard<'_>,
+        host: &H,
+        range: Range<u64>,
+    ) -> Result<Gate<'_>, H::Error> {
+        loop {
+            self.sync(host, range.clone())?;
+            let gate = self.gate();
+            // Each time round is one more hole that has got its place.
+            if !self.has_delayed(&range) || without!(self.cache, DelayedLooked) {
+                return Ok(gate);
+            }
+        }
+    }
+
+    /// Whether a block of `range` (bytes) is delayed. Under the gate none is on its way to a place.
+    fn has_delayed(&self, range: &Range<u64>) -> bool {
+        let geo = self.cache.geometry();
+        let Some(pages) = self.pages_of(range).filter(|_| self.is_dirty()) else { return false };
+        let mut found = false;
+        self.index.read().each_from(pages.start, |page| {
+            if page.index >= pages.end {
+                return false;
+            }
+            let start = geo.page_start(page.index);
+            let inside = |byte: u64| byte.saturating_sub(start).min(geo.page_size() as u64) as usize;
+            let (first, end) = (inside(range.start), inside(range.end));
+            found = first < end && page.state().has(Kind::Delayed) & geo.touched(first, end) != 0;
+            !found
+        });
+        found
     }
 
     /// Whether a page is pinned that has bytes from `start` on. Who holds `invalidate_lock` exclusively knows that none will be.

@@ -63,7 +63,15 @@ pub struct ExclusiveGuard<'a>(#[expect(dead_code, reason = "held, not used")] Wr
 pub struct SharedGuard<'a>(#[expect(dead_code, reason = "held, not used")] Option<ReadGuard<'a, ()>>);
 
 /// The writeback gate: no page of the inode is in writeback, but those that the holder writes.
-pub struct Gate<'a>(#[expect(dead_code, reason = "held, not used")] MutexGuard<'a, ()>);
+#[must_use = "dropped at once, it keeps nobody out"]
+pub struct Gate<'a>(Option<MutexGuard<'a, ()>>);
+
+impl Gate<'_> {
+    /// Nobody is kept out any more where a mutant says so.
+    pub(crate) fn unless(self, open: bool) -> Self {
+        Self(self.0.filter(|_| !open))
+    }
+}
 
 impl AddressSpace {
     /// An inode without pages. `owner` is the inode (`Arc::new_cyclic`).
@@ -165,18 +173,18 @@ impl AddressSpace {
     /// Takes the writeback gate (40).
     #[track_caller]
     pub fn gate(&self) -> Gate<'_> {
-        Gate(self.gate.lock())
+        Gate(Some(self.gate.lock()))
     }
 
     /// The same if it is to be had at once.
     pub(crate) fn try_gate(&self) -> Option<Gate<'_>> {
-        self.gate.try_lock().map(Gate)
+        self.gate.try_lock().map(|gate| Gate(Some(gate)))
     }
 
     /// Takes the writeback gates of several inodes, by ascending number.
     #[track_caller]
     pub fn gate_ordered(&self, number: u64) -> Gate<'_> {
-        Gate(self.gate.lock_ordered(number))
+        Gate(Some(self.gate.lock_ordered(number)))
     }
 
     /// Pages in memory.

@@ -142,7 +142,7 @@ fn fill_against_punch(right_lock: bool) {
         }),
         Box::new(move || {
             let guard = if right_lock { b.pages.exclusive() } else { other.pages.exclusive() };
-            b.pages.punch(&guard, &*b, 0..4 * BLOCK as u64).expect("punch");
+            let _gate = b.pages.punch(&guard, &*b, 0..4 * BLOCK as u64).expect("punch");
             b.unmap(0..4);
         }),
     ]);

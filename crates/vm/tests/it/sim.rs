@@ -540,7 +540,7 @@ impl SimFile {
             self.settle_old_end()?;
             self.disk_size.fetch_max(end, Ordering::AcqRel);
         }
-        self.pages.punch(&guard, self, range.start..covered)?;
+        let _gate = self.pages.punch(&guard, self, range.start..covered)?;
         let first = range.start.div_ceil(self.block_size);
         self.unmap(first..first.max(covered / self.block_size));
         Ok(())
@@ -600,17 +600,15 @@ impl SimFile {
 
     /// Gives blocks to the holes of `range`, unwritten.
     pub(crate) fn allocate(&self, range: Range<u64>) -> io::Result<()> {
-        let _guard = self.pages.exclusive();
-        self.pages.sync(self, range.clone())?;
-        let mut map = self.map.lock();
-        let mut space = self.space.lock();
+        let guard = self.pages.exclusive();
+        let _gate = self.pages.place_delayed(&guard, self, range.clone())?;
         let blocks = range.start / self.block_size..range.end.div_ceil(self.block_size);
         for at in blocks {
             let at = at as u32;
-            if !map.blocks.contains_key(&at)
-                && !map.reserved.contains(&at)
-                && space.free.len() as u64 > space.reserved
-            {
+            let mut map = self.map.lock();
+            let mut space = self.space.lock();
+            if !map.blocks.contains_key(&at) && space.free.len() as u64 > space.reserved {
+                assert!(!map.reserved.contains(&at), "block {at} gets a place while it is delayed");
                 let pblk = space.free.pop_first().expect("some are free");
                 map.blocks.insert(at, (pblk, true));
                 self.seq.fetch_add(1, Ordering::AcqRel);
@@ -675,7 +673,7 @@ impl SimFile {
     #[cfg(feature = "shuttle")]
     pub(crate) fn unwrite(&self, range: Range<u64>) -> io::Result<()> {
         let guard = self.pages.exclusive();
-        self.pages.punch(&guard, self, range.clone())?;
+        let _gate = self.pages.punch(&guard, self, range.clone())?;
         let mut map = self.map.lock();
         for at in range.start.div_ceil(self.block_size)..range.end / self.block_size {
             if let Some((pblk, unwritten)) = map.blocks.get_mut(&(at as u32)) {

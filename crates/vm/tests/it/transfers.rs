@@ -3,11 +3,15 @@
 //! Whoever has a page as a target has the memory that it was then ([`extant_vm::Target`]): what it writes after that was given back is
 //! nobody's.
 
+use std::io;
+use std::ops::Range;
+
 use extant_sync::Arc;
 use extant_sync::atomic::Ordering;
 use extant_vm::{Landing, Mutant, SimMmu};
 
 use crate::faults::{BLOCK, PAGE, Rig, explore, load, store, task, together};
+use crate::sim::SimFile;
 
 /// A transfer into a page that nobody pinned, begun while it could be stored to, ends at any time beside an fsync and reclaim: it ends
 /// in the page.
@@ -242,6 +246,59 @@ fn a_device_beside_zeroing() {
     }
     explore("growth beside a device that writes", |m| scenario_with(true, m), &[]);
     explore("punch of blocks beside a device that writes", |m| scenario_with(false, m), &[]);
+}
+
+/// A device puts something into a block that has just become zeros, or into a hole, while the block leaves the map, becomes unwritten
+/// there, or the hole gets a block: an fsync that finds it meets the map as it was or as it will be, and what is there stays there.
+#[test]
+fn a_device_while_the_map_changes() {
+    type Change = fn(&SimFile, Range<u64>) -> io::Result<()>;
+    fn scenario_with(pinned: bool, hole: bool, change: Change, mutant: Mutant) {
+        const AT: u64 = 1500;
+        let (rig, mmu, map) = Rig::with(if hole { &[1; 700] } else { &[1; PAGE] }, mutant);
+        let file = &rig.file;
+        let pin = pinned.then(|| file.pages.pin(&**file, &map, 0..1).expect("a pin"));
+        if !pinned {
+            assert!(store(&rig, &mmu, &map, 0, 1));
+            mmu.begin_transfer();
+        }
+        let target = mmu.target(0);
+        if hole {
+            rig.truncate(PAGE as u64);
+        }
+        together(vec![
+            task!([rig] {
+                let _inode = rig.file.inode.lock();
+                change(&rig.file, BLOCK as u64..2 * BLOCK as u64).expect("a change");
+            }),
+            task!([mmu] {
+                target.copy_from(AT as usize, &[9]);
+                if !pinned {
+                    mmu.end_transfer();
+                }
+                drop(pin);
+            }),
+            task!([rig] { rig.sync(); }),
+        ]);
+        let seen = load(&rig, &mmu, &map, AT).expect("inside");
+        assert!(seen == 9 || (seen == 0 && !hole), "{seen}");
+        rig.sync();
+        let got = rig.settled();
+        let last = if hole { 0 } else { 1 };
+        assert_eq!((got[699], got[1024], got[AT as usize], got[2048]), (1, 0, seen, last));
+        assert!(rig.file.free_blocks_untouched(), "a write to a block that is nobody's");
+    }
+    const WAYS: [(&str, bool, Change, Mutant); 3] = [
+        ("punched", false, SimFile::punch, Mutant::PunchGated),
+        ("zeroed", false, SimFile::unwrite, Mutant::PunchGated),
+        ("allocated", true, SimFile::allocate, Mutant::DelayedLooked),
+    ];
+    for (what, hole, change, guard) in WAYS {
+        for (pinned, whose) in [(true, "pin"), (false, "transfer")] {
+            let name = format!("a {whose} while a block is {what}");
+            explore(&name, move |m| scenario_with(pinned, hole, change, m), &[guard]);
+        }
+    }
 }
 
 /// Where there is no space for a block that a device has filled, fsync says so, each time, and has it as soon as there is.
