@@ -80,7 +80,7 @@ impl Failure {
             extant::Error::Corrupt(_) | extant::Error::Checksum(_) => {
                 failure.hint("the image is damaged: `extant fsck IMAGE` shows all of it")
             }
-            extant::Error::NoSpace => {
+            extant::Error::NoSpace | extant::Error::NoInodes => {
                 failure.hint("the image is full: `extant info IMAGE` shows blocks and inodes")
             }
             _ => failure,

@@ -34,15 +34,25 @@ impl Filesystem {
             if at.ino == Ino::ROOT || at.is_dead() {
                 return Ok(found);
             }
-            let parent = {
-                let _lock = at.lock.read_ordered(key::PARENT);
-                self.parent_ino(&at)?
-            };
-            let parent = self.iget_named(&at, parent)?;
-            if !parent.is_dir() {
-                return Err(Error::corrupt(Place::Inode(at.ino), CorruptKind::Parent(parent.ino)));
+            match self.parent_of(&at) {
+                Ok(parent) => at = parent,
+                // Who removed it while its lock was waited for may have removed its parent since. One that lives has a parent that does.
+                Err(_) if at.is_dead() => return Ok(found),
+                Err(error) => return Err(error),
             }
-            at = parent;
+        }
+    }
+
+    fn parent_of(&self, dir: &InodeRef) -> Result<InodeRef> {
+        let parent = {
+            let _lock = dir.lock.read_ordered(key::PARENT);
+            self.parent_ino(dir)?
+        };
+        let parent = self.iget_named(dir, parent)?;
+        if parent.is_dir() {
+            Ok(parent)
+        } else {
+            Err(Error::corrupt(Place::Inode(dir.ino), CorruptKind::Parent(parent.ino)))
         }
     }
 

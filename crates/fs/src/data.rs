@@ -660,8 +660,8 @@ impl Host for FileData {
         self.fs.upgrade().ok_or(Error::Shutdown)?.make_space()
     }
 
-    fn await_space(&self, began: Instant) -> bool {
-        self.fs.upgrade().is_some_and(|fs| fs.await_space(began).unwrap_or(false))
+    fn await_space(&self, began: Instant, seen: &mut u64) -> bool {
+        self.fs.upgrade().is_some_and(|fs| fs.await_space(began, seen).unwrap_or(false))
     }
 
     fn noted(&self, error: &Error) {

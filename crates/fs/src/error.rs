@@ -32,8 +32,10 @@ pub enum Error {
     Invalid(&'static str),
     /// EFBIG: past the largest size of this map kind and block size.
     FileTooBig,
-    /// ENOSPC: no free block or inode, or a directory that cannot grow.
+    /// ENOSPC: no free block, or a directory that cannot grow.
     NoSpace,
+    /// ENOSPC: no free inode.
+    NoInodes,
     /// ENOSPC: an attribute that fits neither into the inode nor into its block, however much is free.
     NoRoom,
     /// EROFS: the mount is read-only.
@@ -246,7 +248,7 @@ impl Error {
             Self::IsDirectory => errno::EISDIR,
             Self::Invalid(_) | Self::Incompatible(_) => errno::EINVAL,
             Self::FileTooBig => errno::EFBIG,
-            Self::NoSpace | Self::NoRoom => errno::ENOSPC,
+            Self::NoSpace | Self::NoInodes | Self::NoRoom => errno::ENOSPC,
             Self::ReadOnly => errno::EROFS,
             Self::TooManyLinks => errno::EMLINK,
             Self::NameTooLong => errno::ENAMETOOLONG,
@@ -302,6 +304,7 @@ impl fmt::Display for Error {
             Self::Invalid(what) => return write!(f, "invalid argument: {what}"),
             Self::FileTooBig => "file too large",
             Self::NoSpace => "no space left on the filesystem",
+            Self::NoInodes => "no inode left on the filesystem",
             Self::NoRoom => "no room for the attribute in the inode and its block",
             Self::ReadOnly => "read-only filesystem",
             Self::TooManyLinks => "too many links",
@@ -413,7 +416,8 @@ impl From<extant_alloc::AllocError> for Error {
     fn from(e: extant_alloc::AllocError) -> Self {
         use extant_alloc::AllocError as A;
         match e {
-            A::NoSpace { .. } | A::NoInodes => Self::NoSpace,
+            A::NoSpace { .. } => Self::NoSpace,
+            A::NoInodes => Self::NoInodes,
             A::Format(e) => e.into(),
             A::NotData { pblk, .. } => {
                 Self::corrupt(Place::Block(pblk), CorruptKind::Allocation(e.to_string().into()))

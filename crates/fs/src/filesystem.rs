@@ -245,11 +245,11 @@ impl Filesystem {
     /// can be used.
     pub(crate) fn with_space<T>(&self, change: impl Fn() -> Result<T>) -> Result<T> {
         let mut result = change();
-        if matches!(result, Err(Error::NoSpace)) {
-            let began = Instant::now();
+        if matches!(result, Err(Error::NoSpace | Error::NoInodes)) {
+            let (began, mut seen) = (Instant::now(), self.pages.graces_ended());
             self.make_space()?;
             result = change();
-            while matches!(result, Err(Error::NoSpace)) && self.await_space(began)? {
+            while matches!(result, Err(Error::NoSpace)) && self.await_space(began, &mut seen)? {
                 result = change();
             }
         }
@@ -270,14 +270,14 @@ impl Filesystem {
     }
 
     /// After [`Self::make_space`], for who has found no space since `began`: waits until some of the blocks that mappings showed can be
-    /// used. False if none are held, or he has waited for as long as they are held at most. Nothing is held.
-    pub(crate) fn await_space(&self, began: Instant) -> Result<bool> {
-        let some = self.pages.await_grace(began);
-        if some {
-            // What was freed and let go of meanwhile is used again once that is durable.
-            self.journal.commit_all()?;
-        }
-        Ok(some)
+    /// used. `seen` is how often that was before ([`PageCache::graces_ended`]), and goes on. False if none are held, or he has waited for
+    /// as long as they are held at most. Nothing is held.
+    pub(crate) fn await_space(&self, began: Instant, seen: &mut u64) -> Result<bool> {
+        let Some(now) = self.pages.await_grace(began, *seen) else { return Ok(false) };
+        *seen = now;
+        // What was freed and let go of meanwhile is used again once that is durable.
+        self.journal.commit_all()?;
+        Ok(true)
     }
 
     /// The rights to space of a caller.

@@ -254,8 +254,8 @@ impl Filesystem {
         Ok(())
     }
 
-    /// [`Self::unmount`] by a process that is about to end: whoever else accesses a mapping for which a page would have to come, or
-    /// changes anything, waits for that end, where it would be SIGBUS or an error.
+    /// [`Self::unmount`] by a process that is about to end: whoever else accesses a mapping for which a page would have to come waits for
+    /// that end, where it would be SIGBUS.
     ///
     /// # Errors
     /// As [`Self::unmount`].
@@ -339,10 +339,8 @@ impl Filesystem {
         self.set_mode(Mode::Closed);
         // A mapping that is there still stores to the device no more: its next access is a fault, which is refused.
         let hidden = self.hide_devices();
-        // Who waited is refused.
-        if !self.mount.ending.load(Ordering::Acquire) {
-            self.open_gates();
-        }
+        // Who waited is refused; faults of a process that ends wait on (`Mount::ending`).
+        self.open_gates();
         // From here on it may be somebody else's.
         let released = self.release_mmp();
         result.and(hidden).and(released)

@@ -11,7 +11,7 @@ use extant_sync::{Arc, Condvar, Mutex, Rank, Weak, assert_nothing_held, thread};
 use extant_sys::PagePool;
 use rustc_hash::{FxHashMap, FxHashSet};
 
-use crate::grace::Grace;
+use crate::grace::Graces;
 use crate::host::{Held, Owner};
 use crate::mutant::without;
 use crate::page::Page;
@@ -110,7 +110,7 @@ pub struct PageCache {
     /// Inodes that have had mappings.
     mapped: Mutex<Vec<Weak<dyn Owner>>>,
     /// Blocks that are not to be used again yet, the oldest first.
-    pub(crate) grace: Mutex<VecDeque<Grace>>,
+    pub(crate) grace: Mutex<Graces>,
     pub(crate) grace_ended: Condvar,
     threads: Mutex<Vec<thread::JoinHandle<()>>>,
 }
@@ -248,7 +248,7 @@ impl PageCache {
             has_threads: AtomicBool::new(false),
             ring: Mutex::new(Rank::LEAF, VecDeque::new()),
             mapped: Mutex::new(Rank::LEAF, Vec::new()),
-            grace: Mutex::new(Rank::LEAF, VecDeque::new()),
+            grace: Mutex::new(Rank::LEAF, Graces::default()),
             grace_ended: Condvar::new(),
             threads: Mutex::new(Rank::LEAF, Vec::new()),
         })

@@ -109,11 +109,12 @@ impl AddressSpace {
             return Fault::Sigbus;
         }
         let mut result = self.fault_once(host, view, page, access);
-        if result.as_ref().is_err_and(H::is_no_space) && host.make_space().is_ok() {
-            let began = Instant::now();
-            result = self.fault_once(host, view, page, access);
-            while result.as_ref().is_err_and(H::is_no_space) && host.await_space(began) {
+        if result.as_ref().is_err_and(H::is_no_space) {
+            let (began, mut seen) = (Instant::now(), self.cache.graces_ended());
+            let mut again = host.make_space().is_ok();
+            while again {
                 result = self.fault_once(host, view, page, access);
+                again = result.as_ref().is_err_and(H::is_no_space) && host.await_space(began, &mut seen);
             }
         }
         if access == Access::Write && matches!(result, Ok(Fault::Mapped)) {

@@ -48,6 +48,17 @@ pub(crate) struct Grace {
     _holds: Vec<Box<dyn Send + Sync>>,
 }
 
+/// All blocks that are not to be used again yet.
+#[derive(Default)]
+pub(crate) struct Graces {
+    /// The oldest first.
+    held: VecDeque<Grace>,
+    /// Taken from there, and not let go of yet.
+    ending: usize,
+    /// How often some were let go of.
+    ended: u64,
+}
+
 /// What is known of the transfers that may be on their way to held blocks.
 #[derive(Debug, Clone, Copy)]
 struct Doubt {
@@ -142,47 +153,64 @@ impl AddressSpace {
 impl PageCache {
     fn add_grace(&self, mmu: Arc<dyn Mmu>, holds: Vec<Box<dyn Send + Sync>>, bytes: u64) {
         let doubt = Doubt::new(Instant::now());
-        self.grace.lock().push_back(Grace { mmu, bytes, doubt, _holds: holds });
+        self.grace.lock().held.push_back(Grace { mmu, bytes, doubt, _holds: holds });
     }
 
     /// Lets go of blocks to which no transfer can be under way any more. Takes 90; nothing is held.
     pub fn end_grace(&self) {
-        let Some(mmu) = self.grace.lock().back().map(|last| Arc::clone(&last.mmu)) else { return };
+        let Some(mmu) = self.grace.lock().held.back().map(|last| Arc::clone(&last.mmu)) else { return };
         // Of what is held from now on nothing is said by the answer.
         let now = Instant::now();
         let seen = mmu.under_way();
-        let mut grace = self.grace.lock();
-        let all = std::mem::take(&mut *grace);
-        let mut ended = Vec::new();
-        for mut one in all {
-            if one.doubt.ends(seen, now) {
-                ended.push(one);
-            } else {
-                grace.push_back(one);
-            }
-        }
-        drop(grace);
-        if !ended.is_empty() {
-            self.grace_ended.notify_all();
-        }
-        // Out of the lock.
-        drop(ended);
+        self.let_go_of(|one| one.doubt.ends(seen, now));
     }
 
-    /// For who finds no space since `began`: waits until some of the blocks that are held are let go of. False if none are held, and
-    /// when he has waited for so long that all that were held then have been. Takes 90; nothing is held.
-    pub fn await_grace(&self, began: Instant) -> bool {
-        let oldest = |grace: &VecDeque<Grace>| grace.front().map(|one| one.doubt.since);
-        let Some(first) = oldest(&self.grace.lock()) else { return false };
+    fn let_go_of(&self, mut ends: impl FnMut(&mut Grace) -> bool) {
+        let mut grace = self.grace.lock();
+        let mut ended = Vec::new();
+        for mut one in std::mem::take(&mut grace.held) {
+            if ends(&mut one) {
+                ended.push(one);
+            } else {
+                grace.held.push_back(one);
+            }
+        }
+        if ended.is_empty() {
+            return;
+        }
+        grace.ending += 1;
+        drop(grace);
+        // Out of the lock, and before anyone is told.
+        drop(ended);
+        let mut grace = self.grace.lock();
+        grace.ending -= 1;
+        grace.ended += 1;
+        drop(grace);
+        self.grace_ended.notify_all();
+    }
+
+    /// How often blocks were let go of: who finds no space asks before he makes some, for [`Self::await_grace`].
+    #[must_use]
+    pub fn graces_ended(&self) -> u64 {
+        self.grace.lock().ended
+    }
+
+    /// For who has found no space since `began`: waits until blocks have been let go of more often than `seen`
+    /// ([`Self::graces_ended`]); how often then, which is for the next time. None if none are held, and when he has waited for as long
+    /// as any is. Takes 90; nothing is held.
+    pub fn await_grace(&self, began: Instant, seen: u64) -> Option<u64> {
         let [mut pause, longest] = LOOKS;
         loop {
+            if began.elapsed() > MOST {
+                return None;
+            }
             self.end_grace();
             let mut grace = self.grace.lock();
-            if oldest(&grace).is_none_or(|since| since > first) {
-                return true;
+            if grace.ended != seen {
+                return Some(grace.ended);
             }
-            if began.elapsed() > MOST {
-                return false;
+            if grace.held.is_empty() && grace.ending == 0 {
+                return None;
             }
             self.grace_ended.wait_for(&mut grace, pause);
             drop(grace);
@@ -192,15 +220,13 @@ impl PageCache {
 
     /// Lets go of all of them, whatever is under way. Takes 90.
     pub fn forget_grace(&self) {
-        let all = std::mem::take(&mut *self.grace.lock());
-        self.grace_ended.notify_all();
-        drop(all);
+        self.let_go_of(|_| true);
     }
 
     /// Bytes of blocks that are held.
     #[must_use]
     pub fn grace_bytes(&self) -> u64 {
-        self.grace.lock().iter().map(|one| one.bytes).sum()
+        self.grace.lock().held.iter().map(|one| one.bytes).sum()
     }
 }
 

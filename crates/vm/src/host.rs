@@ -174,9 +174,10 @@ pub trait Host: Send + Sync + 'static {
     }
 
     /// After [`Self::make_space`], for who has found no space since `began`: waits until some of the blocks that are held
-    /// ([`Self::hold`]) can be used. False if none are held, or he has waited for long enough. With nothing held from 28 on.
-    fn await_space(&self, began: Instant) -> bool {
-        let _ = began;
+    /// ([`Self::hold`]) can be used. `seen` is [`PageCache::graces_ended`](crate::PageCache::graces_ended) from before, and goes on. False
+    /// if none are held, or he has waited for long enough. With nothing held from 28 on.
+    fn await_space(&self, began: Instant, seen: &mut u64) -> bool {
+        let _ = (began, seen);
         false
     }
 

@@ -182,9 +182,12 @@ fn the_kernels_lazytime_does_the_same() {
         // The kernel takes along the times of inodes that share a table block with one that is written.
         let fill =
             |from: u32| (from..from + 40).for_each(|n| drop(std::fs::File::create(at(&n.to_string()))));
-        fill(0);
-        std::fs::write(at("f"), [1; 8192]).unwrap();
-        fill(40);
+        {
+            let _open = oracle::files_on_a_mount();
+            fill(0);
+            std::fs::write(at("f"), [1; 8192]).unwrap();
+            fill(40);
+        }
         {
             let file = std::fs::File::open(at("f")).unwrap();
             file.set_times(std::fs::FileTimes::new().set_modified(old).set_accessed(old)).unwrap();

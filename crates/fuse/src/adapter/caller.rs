@@ -62,7 +62,7 @@ pub(super) fn is_admin(req: &Request<'_>) -> bool {
 
 /// Whether it may matter who asks.
 pub(super) fn lacks_space(error: &Error) -> bool {
-    matches!(error, Error::NoSpace | Error::QuotaExceeded)
+    matches!(error, Error::NoSpace | Error::NoInodes | Error::QuotaExceeded)
 }
 
 impl Adapter {
