@@ -62,5 +62,5 @@ fn now() -> Duration {
     START.get_or_init(Instant::now).elapsed()
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(feature = "shuttle")))]
 mod tests;
