@@ -37,7 +37,7 @@ impl Filesystem {
             match self.parent_of(&at) {
                 Ok(parent) => at = parent,
                 // Who removed it while its lock was waited for may have removed its parent since. One that lives has a parent that does.
-                Err(_) if at.is_dead() => return Ok(found),
+                Err(_) if at.is_dead() && !without!(self, GoneAbove) => return Ok(found),
                 Err(error) => return Err(error),
             }
         }

@@ -230,12 +230,12 @@ impl Filesystem {
         let owed = std::mem::take(&mut *self.owed_tails.lock());
         let mut done = Ok(());
         for ino in owed {
-            // One that is gone, or going, was or is an orphan for that.
+            // One that is gone, or going, was or is an orphan for that; so is a nameless one that has got its number since.
             let Ok(inode) = self.iget(ino) else { continue };
             let lock = inode.lock.try_write().filter(|_| done.is_ok() && !inode.has_dirty_data());
             if lock.is_none() {
                 self.owed_tails.lock().push(ino);
-            } else if !inode.is_dead() {
+            } else if !inode.is_dead() && inode.state().raw.links_count > 0 {
                 done = self.start_data(&inode, ORPHAN + self.inode_credits()).and_then(|mut handle| {
                     let settled = self.truncated(&mut handle, &inode);
                     self.finish(handle, settled, &inode)

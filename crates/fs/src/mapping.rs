@@ -668,15 +668,15 @@ pub fn overlaps_mapping(addr: *const u8, len: usize) -> bool {
     extant_sys::user_memory::overlaps(addr.addr(), len)
 }
 
-/// Calls `read`, which says how many bytes it has read, with a buffer for the caller's, which is that one unless it lies in a mapping: no memory of a mapping is touched while a
-/// lock is held (a fault there may need the lock).
+/// Calls `read`, which says how many bytes it has read, with a buffer for the caller's. That is the caller's own unless it lies in a mapping:
+/// no memory of a mapping is touched while a lock is held (a fault there may need the lock).
 pub(crate) fn into_caller(buf: &mut [u8], read: impl FnOnce(&mut [u8]) -> Result<usize>) -> Result<usize> {
     if !overlaps_mapping(buf.as_ptr(), buf.len()) {
         return read(buf);
     }
     let mut own = vec![0; buf.len()];
     let n = read(&mut own)?;
-    // What is not read stays what it is, also what others store there meanwhile (test `mapped_buffers::a_short_read_…`).
+    // What is not read stays what it is, also what others store there meanwhile (test `a_short_read_leaves_the_rest_of_its_buffer_alone` of `extant-preload`).
     buf[..n].copy_from_slice(&own[..n]);
     Ok(n)
 }

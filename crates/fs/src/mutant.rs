@@ -30,6 +30,8 @@ pub enum Mutant {
     RootAbove,
     /// Who looks at a directory that leaves its inode is told its parent.
     LeavingSeen,
+    /// What is above a directory that was removed meanwhile may be gone too.
+    GoneAbove,
 }
 
 /// Whether the guard named is taken away in this run.

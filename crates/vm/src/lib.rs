@@ -23,6 +23,7 @@
 //! **Memory and the dirty limit are waited for with nothing held**: [`PageCache::throttle`], before and after operations.
 
 mod cache;
+mod clock;
 mod copies;
 mod dax;
 mod dax_fault;

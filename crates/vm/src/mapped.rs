@@ -302,7 +302,8 @@ impl AddressSpace {
     }
 
     /// Takes everything out of the memory of the file and lets go of that, until `Mmu::memory` is to be had again; `false`: a pin
-    /// keeps it, or what a device put into a hole where there is no space for it. What is dirty moves to memory of the cache, and of a small file what is clean too; of a large one that is read again.
+    /// keeps it, or what a device put into a hole where there is no space for it. What is dirty moves to memory of the cache, and of a small
+    /// file what is clean too; of a large one that is read again.
     /// For a file that no mapping shows: one that does sees nothing any more, and its faults begin anew. The caller holds the inode lock
     /// exclusively, and nothing from 30 on.
     pub fn leave_memory<H: Host>(&self, host: &H) -> bool {

@@ -4,10 +4,11 @@
 //! that. A look at all of them costs each operation as much as the first: after one that was in vain there is none for [`PAUSE`], unless
 //! a good many pages came meanwhile.
 
-use std::sync::OnceLock;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use extant_sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use crate::clock::now;
 
 /// So long a look that was in vain counts.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -54,12 +55,6 @@ impl Pause {
         let in_time = (now.as_millis() as u64) < self.ends.load(Ordering::Relaxed);
         in_time && over <= limit && over <= self.over.load(Ordering::Relaxed) + limit / SLACK_PART
     }
-}
-
-/// Since this was asked first.
-fn now() -> Duration {
-    static START: OnceLock<Instant> = OnceLock::new();
-    START.get_or_init(Instant::now).elapsed()
 }
 
 #[cfg(all(test, not(feature = "shuttle")))]

@@ -1,13 +1,13 @@
 //! Checksums of what writeback wrote last of a page that a mapping could write, block by block: what a device changes of it afterwards
 //! leaves no other trace.
 
-use std::sync::OnceLock;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use extant_format::csum::crc32c;
 use extant_sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use extant_sys::MemSlice;
 
+use crate::clock;
 use crate::page::Blocks;
 
 /// The low bits of the word: the blocks that have one. Above them the time.
@@ -92,8 +92,7 @@ fn of_zeros(block_size: usize) -> u32 {
     (0..block_size / zeros.len()).fold(!0, |sum, _| crc32c(sum, &zeros))
 }
 
-/// Milliseconds since this was asked first.
+/// Milliseconds.
 fn now() -> u64 {
-    static START: OnceLock<Instant> = OnceLock::new();
-    START.get_or_init(Instant::now).elapsed().as_millis() as u64
+    clock::now().as_millis() as u64
 }

@@ -670,6 +670,51 @@ fn circle() -> Vec<u8> {
     std::fs::read(path).unwrap()
 }
 
+/// A tree is removed from below while somebody else, who has found the lock of a directory in it taken by a third, looks what is above:
+/// what is gone by then is no damage.
+fn removed_from_below(image: &[u8], mutant: Mutant) {
+    let device = Arc::new(MemoryDevice::from_bytes(image));
+    let fs = open(&device, mutant);
+    let cred = Credentials::root();
+    let root = fs.root().unwrap();
+    let above = fs.mkdir(&root, b"p", 0o755, &cred).unwrap();
+    let dir = fs.mkdir(&above, b"q", 0o755, &cred).unwrap();
+    let below = fs.mkdir(&dir, b"r", 0o755, &cred).unwrap();
+    let (a, b, c) = ((Arc::clone(&fs), dir.clone()), Arc::clone(&fs), Arc::clone(&fs));
+    together(vec![
+        Box::new(move || {
+            let (fs, cred) = (c, Credentials::root());
+            let found = fs.lookup(&below, b"none", &cred);
+            assert!(matches!(found, Err(Error::NotFound)), "{:?}", found.err());
+        }),
+        Box::new(move || {
+            let ((fs, dir), cred) = (a, Credentials::root());
+            let done = fs.rmdir(&dir, b"r", &cred);
+            assert!(matches!(done, Ok(_) | Err(Error::NotFound)), "{:?}", done.err());
+        }),
+        Box::new(move || {
+            let (fs, cred) = (b, Credentials::root());
+            let done = fs.rmdir(&dir, b"r", &cred);
+            assert!(matches!(done, Ok(_) | Err(Error::NotFound)), "{:?}", done.err());
+            drop((done, dir));
+            drop(fs.rmdir(&above, b"q", &cred).unwrap());
+            drop(above);
+            drop(fs.rmdir(&root, b"p", &cred).unwrap());
+        }),
+    ]);
+    close(fs, &device, "directories that are removed from below");
+}
+
+#[test]
+fn removing_directories_from_below() {
+    explore(removed_from_below, PLAIN, Mutant::None, 300);
+}
+
+#[test]
+fn mutant_what_is_above_what_is_gone_is_damage() {
+    explore(removed_from_below, PLAIN, Mutant::GoneAbove, 300);
+}
+
 /// Each of three threads holds one directory of the circle and wants the next: nobody waits for ever, and what is refused is so for
 /// the damage.
 fn in_a_circle(image: &[u8], mutant: Mutant) {

@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 use extant_sys::transfers::UnderWay::{Nothing, Perhaps, ThreadsRun};
 
 use super::Doubt;
+#[cfg(not(feature = "shuttle"))]
+use crate::PageCache;
 
 /// What each look says, `ms` after the blocks were taken from the file.
 fn looks(looks: &[(u64, extant_sys::transfers::UnderWay)]) -> Vec<bool> {
@@ -46,4 +48,26 @@ fn a_look_from_before_does_not_count() {
     let now = Instant::now();
     let mut doubt = Doubt::new(now + Duration::from_millis(1));
     assert!(!doubt.ends(Nothing, now));
+}
+
+/// Blocks can be used before anyone hears of it, and who has looked for space before that hears of it, though none are held any more.
+#[cfg(not(feature = "shuttle"))]
+#[test]
+fn who_looked_before_hears_of_what_ended_since() {
+    struct Hold(extant_sync::Arc<PageCache>, u64);
+    impl Drop for Hold {
+        fn drop(&mut self) {
+            assert_eq!(self.0.graces_ended(), self.1, "told too early");
+        }
+    }
+    let device = extant_sync::Arc::new(extant_device::MemoryDevice::new(1 << 20));
+    let cache = PageCache::new(device, 4096, crate::CacheConfig::default());
+    let mmu = crate::SimMmu::new(4096, 1 << 16).unwrap();
+    let (began, seen) = (Instant::now(), cache.graces_ended());
+    assert_eq!(cache.await_grace(began, seen), None, "none are held");
+    cache.add_grace(mmu, vec![Box::new(Hold(extant_sync::Arc::clone(&cache), seen))], 4096);
+    assert_eq!(cache.grace_bytes(), 4096);
+    cache.forget_grace();
+    assert_eq!(cache.await_grace(began, seen), Some(seen + 1));
+    assert_eq!(cache.await_grace(began, seen + 1), None);
 }
