@@ -194,8 +194,6 @@ impl Filesystem {
 
     /// Begins a change by a caller: waits for a thaw (rank 10), and refuses on a read-only mount.
     pub(crate) fn begin_write(&self) -> Result<Pass<'_>> {
-        // Before waiting, too: after an unmount at the end of the process nobody opens the gate.
-        self.check_alive()?;
         let pass = self.gate.enter(Level::Write);
         self.check_alive()?;
         if self.mode() == Mode::ReadOnly {
