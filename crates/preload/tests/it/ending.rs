@@ -71,13 +71,14 @@ fn a_thread_that_stores_does_not_decide_how_it_ends() {
     need!(env::tools(&["mke2fs", "e2fsck"]));
     need!(std::fs::File::open("/dev/userfaultfd").map(drop).map_err(|e| format!("/dev/userfaultfd: {e}")));
     let Some(python) = interpreter() else { return };
-    let image = Image::new("-t ext4 -b 4096");
     let text = "
 import ctypes, mmap, os, threading
 SIZE = 32 << 20
-fd = os.open(os.environ['T'] + '/f', os.O_CREAT | os.O_RDWR)
-os.posix_fallocate(fd, 0, SIZE)
+name = os.environ['T'] + '/f'
+fd = os.open(name, os.O_CREAT | os.O_RDWR)
+os.ftruncate(fd, SIZE)
 view = memoryview(mmap.mmap(fd, SIZE))
+if os.environ['GONE'] == '1': os.unlink(name)
 start = ctypes.addressof(ctypes.c_char.from_buffer(view))
 def fill():
     while True:
@@ -87,10 +88,16 @@ while view[100 * 4096] == 0:
     pass
 os._exit(42)
 ";
-    let text = run(&image, &python, text);
-    assert!(text.contains("exit status: 42"), "{text}");
-    assert!(!text.contains("extant_preload:"), "{text}");
-    image.assert_clean();
+    // Pages of the cache, and blocks that a store places itself; a file that is freed at the end, and one that stays.
+    for (options, gone) in [("", "0"), ("", "1"), ("dax=always", "0"), ("dax=always", "1")] {
+        let image = Image::new("-t ext4 -b 4096");
+        let mut command = image.command(&python);
+        command.env("EXTANT_OPTIONS", options).env("GONE", gone);
+        let said = said(&oracle::output(command.args(["-c", text])).expect("python"));
+        assert!(said.contains("exit status: 42"), "{options}, {gone}: {said}");
+        assert!(!said.contains("extant_preload:"), "{options}, {gone}: {said}");
+        image.assert_clean();
+    }
 }
 
 /// The library's own descriptors are out of the program's way, and not the program's to close.
