@@ -37,7 +37,7 @@ pub(crate) fn command(args: &[String]) -> Verdict {
     });
     if !quick {
         steps.run("races", || {
-            let (held, counted) = races::run(1)?;
+            let (held, counted) = races::run()?;
             count.passed += counted.passed;
             count.failed += counted.failed;
             Ok(held)

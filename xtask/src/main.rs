@@ -32,7 +32,11 @@ const COMMANDS: &[(&str, &str)] = &[
                    every legal crash state of short scripts, recovered and checked; part I of N; all N parts, if they have not
                    passed at this commit before",
     ),
-    ("races", "  races [--long]   scenarios of the rooms under a scheduler that explores interleavings"),
+    (
+        "races",
+        "  races [--long | --estimate] [--room PACKAGE]
+                   scenarios of the rooms under a scheduler that explores interleavings",
+    ),
     ("fuzz", "  fuzz [--long]    damaged images: errors only"),
     (
         "suites",

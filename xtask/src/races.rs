@@ -4,9 +4,7 @@
 use crate::proc::{self, Verdict};
 use crate::tests;
 
-/// How often the long form repeats everything; each run draws new schedules.
-const LONG: u32 = 20;
-/// Schedules of each scenario that counts them, in the long form's first round.
+/// Schedules of each scenario in the long form.
 const LONG_SCHEDULES: &str = "100000";
 
 /// The long form's build. What a release gains by being linked as one is not worth its time here.
@@ -15,56 +13,65 @@ const RELEASE: &[&str] =
 /// Of these each scenario runs so many for an estimate.
 const SOME_SCHEDULES: &str = "1000";
 
-/// `cargo xtask races [--long | --estimate]`. Prints a table: each scenario that counts its schedules, and each mutant with the number of
-/// schedules after which it was noticed. `--estimate` runs some of each, in the build of the long form's first round, and says how long that
-/// would take.
+/// `cargo xtask races [--long | --estimate] [--room PACKAGE]`. Prints a table: each scenario with its schedules, and each mutant with the number of
+/// schedules after which it was noticed. `--estimate` runs some of each, in the long form's build, and says how long that would take. `--room`
+/// takes one of the rooms alone.
 pub(crate) fn command(args: &[String]) -> Verdict {
-    let long = match args {
-        [] => false,
-        [only] if only == "--long" => true,
-        [only] if only == "--estimate" => return estimate(),
-        other => return Err(format!("{other:?}: only --long and --estimate are known")),
-    };
-    let times = if long { LONG } else { 1 };
+    let (mut long, mut estimated) = (false, false);
+    let mut rooms = rooms()?;
+    let mut args = args.iter();
+    while let Some(arg) = args.next() {
+        match arg.as_str() {
+            "--long" => long = true,
+            "--estimate" => estimated = true,
+            "--room" => {
+                let name = args.next().ok_or("--room wants a package")?;
+                if !rooms.contains(name) {
+                    return Err(format!("{name}: not one of {}", rooms.join(", ")));
+                }
+                rooms = vec![name.clone()];
+            }
+            other => return Err(format!("{other:?}: only --long, --estimate and --room are known")),
+        }
+    }
+    if estimated {
+        return estimate(&rooms);
+    }
     let (mut held, mut count) = (true, tests::Count::default());
     if long {
         // Many schedules want a release build.
-        (held, count) = round(RELEASE, Some(LONG_SCHEDULES), &mut Vec::new())?;
+        (held, count) = round(&rooms, RELEASE, Some(LONG_SCHEDULES), &mut Vec::new())?;
     }
-    let (ok, more) = run(times)?;
+    // A debug build looks at the order of locks.
+    let (ok, more) = round(&rooms, &[], None, &mut Vec::new())?;
     held &= ok;
     count.passed += more.passed;
     count.failed += more.failed;
-    println!(
-        "races: {count}, {times} rounds{}",
-        if long { " and one of 100,000 schedules a scenario" } else { "" }
-    );
+    let forms = if long {
+        format!(", {LONG_SCHEDULES} schedules of each scenario and the short form")
+    } else {
+        String::new()
+    };
+    println!("races: {count}{forms}, of {}", rooms.join(", "));
     Ok(held && count.passed > 0)
 }
 
-/// Runs all of it so many times.
-pub(crate) fn run(times: u32) -> Result<(bool, tests::Count), String> {
-    let mut total = tests::Count::default();
-    let mut held = true;
-    for _ in 0..times {
-        let (ok, count) = round(&[], None, &mut Vec::new())?;
-        held &= ok;
-        total.passed += count.passed;
-        total.failed += count.failed;
-    }
+/// Runs the short form.
+pub(crate) fn run() -> Result<(bool, tests::Count), String> {
+    let (held, total) = round(&rooms()?, &[], None, &mut Vec::new())?;
     Ok((held && total.passed > 0, total))
 }
 
 /// How long each scenario's schedules would take, from a thousandth or so of them.
-fn estimate() -> Verdict {
+fn estimate(rooms: &[String]) -> Verdict {
     let mut rates = Vec::new();
-    let (held, count) = round(RELEASE, Some(SOME_SCHEDULES), &mut rates)?;
+    let (held, count) = round(rooms, RELEASE, Some(SOME_SCHEDULES), &mut rates)?;
     let wanted: f64 = LONG_SCHEDULES.parse().map_err(|_| "a number")?;
     let seconds: f64 = rates.iter().map(|rate| wanted / rate).sum();
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     println!(
         "races: {count}; {LONG_SCHEDULES} schedules of each of {} scenarios: {:.1} h of one processor, {:.1} h on {threads}; then \
-         {LONG} rounds of the short form",
+         the short form",
         rates.len(),
         seconds / 3600.0,
         seconds / 3600.0 / threads as f64
@@ -79,15 +86,16 @@ fn rate(line: &str) -> Option<f64> {
     Some(schedules.parse::<f64>().ok()? / seconds.max(0.01))
 }
 
-/// Runs every room once, and prints its scenarios' lines; adds their rates.
+/// Runs each of `rooms` once, and prints its scenarios' lines; adds their rates.
 fn round(
+    rooms: &[String],
     more: &[&str],
     schedules: Option<&str>,
     rates: &mut Vec<f64>,
 ) -> Result<(bool, tests::Count), String> {
     let mut total = tests::Count::default();
     let mut held = true;
-    for room in &rooms()? {
+    for room in rooms {
         // A folder of its own, so that the ordinary builds stay.
         let mut options = vec!["-p", room, "--features", "shuttle", "--target-dir", "target/races"];
         options.extend(more);

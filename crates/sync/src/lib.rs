@@ -56,36 +56,7 @@ pub mod thread {
 
 /// The runner of the exploring runtime; the tests of other crates start their scenarios with it.
 #[cfg(feature = "shuttle")]
-pub mod model {
-    use shuttle::scheduler::{PctScheduler, RandomScheduler};
-    use shuttle::{Config, FailurePersistence, Runner};
-
-    pub use shuttle::{check_dfs, check_pct, check_random, check_random_with_seed, replay};
-
-    fn deep(stack: usize) -> Config {
-        let mut config = Config::new();
-        config.stack_size = stack;
-        // The seed says all; a schedule of a whole filesystem is long.
-        config.failure_persistence = FailurePersistence::None;
-        config
-    }
-
-    /// Random schedules from `seed`, for scenarios whose calls need a larger stack than the runtime gives them.
-    pub fn check_random_deep<F: Fn() + Send + Sync + 'static>(f: F, seed: u64, times: usize, stack: usize) {
-        Runner::new(RandomScheduler::new_from_seed(seed, times), deep(stack)).run(f);
-    }
-
-    /// The same with few preemptions, `depth` of them at most.
-    pub fn check_pct_deep<F: Fn() + Send + Sync + 'static>(
-        f: F,
-        seed: u64,
-        times: usize,
-        depth: usize,
-        stack: usize,
-    ) {
-        Runner::new(PctScheduler::new_from_seed(seed, depth, times), deep(stack)).run(f);
-    }
-}
+pub mod model;
 
 /// A place where the exploring runtime may let another thread go on, before something that it does not see, like a copy of memory
 /// that others reach. Nothing otherwise.

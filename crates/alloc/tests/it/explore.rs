@@ -94,6 +94,9 @@ fn together(tasks: Vec<Box<dyn FnOnce() + Send>>) {
     }
 }
 
+/// The name of this scenario, in the lab's table.
+const REUSE: &str = "a freed block beside a claim of it";
+
 /// A frees a block that holds a file's data; B wants a block just there. When B has it, a crash must not bring the old
 /// file back over B's data.
 fn reuse(early: bool) {
@@ -127,16 +130,14 @@ fn reuse(early: bool) {
 fn a_freed_block_is_reused_after_its_commit_only() {
     need!(env::tools(&["mke2fs"]));
     image();
-    model::check_random(|| reuse(false), 300);
-    model::check_pct(|| reuse(false), 300, 3);
+    model::Lab::new(REUSE, 600).holds(|| reuse(false));
 }
 
 #[test]
 fn mutant_reuse_before_the_commit_is_caught() {
     need!(env::tools(&["mke2fs"]));
     image();
-    let caught = std::panic::catch_unwind(|| model::check_random(|| reuse(true), 2000));
-    assert!(caught.is_err(), "the early reuse was not noticed");
+    model::Lab::new(REUSE, 600).notices("waiting for the commit", 2000, || reuse(true));
 }
 
 /// Claims, windows, publications and frees of three threads: no cluster twice, none lost.
@@ -168,8 +169,7 @@ fn claims_windows_and_frees() {
         let all = rig.alloc.reserve(usable, 0, Privilege::Pool).expect("nothing is lost");
         drop(all);
     };
-    model::check_random(scenario, 200);
-    model::check_pct(scenario, 200, 3);
+    model::Lab::new("claims, windows and frees", 400).holds(scenario);
 }
 
 /// The disk is nearly full and all that is left sits in another file's window: both get what they were promised.
@@ -208,8 +208,7 @@ fn the_last_blocks_in_somebodys_window() {
             }),
         ]);
     };
-    model::check_random(scenario, 1500);
-    model::check_pct(scenario, 500, 3);
+    model::Lab::new("the last blocks in somebody's window", 2000).holds(scenario);
 }
 
 /// A trim has the last free clusters on the device when somebody claims what he was promised: he waits for them.
@@ -235,8 +234,7 @@ fn claims_beside_a_trim() {
             }),
         ]);
     };
-    model::check_random(scenario, 500);
-    model::check_pct(scenario, 500, 3);
+    model::Lab::new("claims beside a trim", 1000).holds(scenario);
 }
 
 /// Free maps are closed as soon as another one is wanted, while others claim from them, publish, take ahead and free: each
@@ -277,6 +275,5 @@ fn free_maps_are_closed_beside_claims_and_frees() {
             held.push(rig.alloc.claim(&request, &mut all).expect("nothing is hidden"));
         }
     };
-    model::check_random(scenario, 300);
-    model::check_pct(scenario, 300, 3);
+    model::Lab::new("free maps closed beside claims and frees", 600).holds(scenario);
 }

@@ -119,7 +119,7 @@ pub(crate) fn open<D: BlockDevice + 'static>(device: &Arc<D>, mutant: Mutant) ->
 
 /// A device for the checker, whose threads are none of the runtime's.
 #[derive(Debug)]
-struct Plain(Vec<u8>);
+pub(crate) struct Plain(pub(crate) Vec<u8>);
 
 impl BlockDevice for Plain {
     fn size(&self) -> u64 {
@@ -314,14 +314,13 @@ fn random_pairs(args: &'static str, times: usize) {
     let image = image(args);
     let number = Arc::new(AtomicU64::new(0));
     let scenario = move || random_pair(args, &image, seed, number.fetch_add(1, Ordering::Relaxed));
-    model::check_random_deep(scenario.clone(), seed, times, STACK);
-    model::check_pct_deep(scenario, seed, times, 3, STACK);
+    model::Lab::new(&format!("pairs of scripts, {args}"), times).deep(seed, STACK).holds(scenario);
 }
 
 #[test]
 fn pairs_of_scripts() {
     need!(tools(&["mke2fs"]));
-    random_pairs("-t ext4 -b 1024 -I 256 -N 64 -J size=1 -O ^resize_inode,orphan_file", 150);
+    random_pairs("-t ext4 -b 1024 -I 256 -N 64 -J size=1 -O ^resize_inode,orphan_file", 300);
 }
 
 #[test]
@@ -336,7 +335,7 @@ fn pairs_of_scripts_inline_without_orphan_file() {
 #[test]
 fn pairs_of_scripts_without_journal() {
     need!(tools(&["mke2fs"]));
-    random_pairs("-t ext2 -b 1024 -I 128 -N 64 -O ^resize_inode", 100);
+    random_pairs("-t ext2 -b 1024 -I 128 -N 64 -O ^resize_inode", 200);
 }
 
 /// Runs a scenario; as a mutant, until it is caught.
@@ -349,16 +348,14 @@ fn explore_on(image: Vec<u8>, scenario: fn(&[u8], Mutant), mutant: Mutant, times
     let seed = seed();
     println!("seed={seed}");
     let run = move || scenario(&image, mutant);
-    if mutant == Mutant::None {
-        model::check_random_deep(run.clone(), seed, times, STACK);
-        model::check_pct_deep(run, seed, times, 3, STACK);
-        return;
+    // The scenario's name is the test's.
+    let test = std::thread::current().name().unwrap_or_default().to_owned();
+    let name = test.rsplit("::").next().unwrap_or_default().replace('_', " ");
+    let lab = model::Lab::new(&name, 2 * times).deep(seed, STACK);
+    match mutant {
+        Mutant::None => lab.holds(run),
+        mutant => lab.notices(&format!("{mutant:?}"), 40 * times, run),
     }
-    let caught = std::panic::catch_unwind(|| {
-        model::check_pct_deep(run.clone(), seed, 20 * times, 3, STACK);
-        model::check_random_deep(run, seed, 20 * times, STACK);
-    });
-    assert!(caught.is_err(), "nothing noticed that {mutant:?} was missing");
 }
 
 pub(crate) fn find(fs: &Filesystem, path: &str) -> InodeRef {

@@ -24,25 +24,25 @@ use crate::explore::{STACK, close, find, image, open, together};
 type OnModel = fn(&mut Vec<u8>, usize);
 
 /// An operation: on the file, and on the model. Offsets and lengths are for blocks of 1 KiB, and are multiplied by the unit.
-struct Op {
-    name: &'static str,
+pub(crate) struct Op {
+    pub(crate) name: &'static str,
     /// Errors that a full disk explains are its own business; others panic.
-    run: fn(&File) -> Result<(), Errno>,
+    pub(crate) run: fn(&File) -> Result<(), Errno>,
     model: OnModel,
 }
 
 /// A mapped file.
-struct File {
+pub(crate) struct File {
     fs: Arc<Filesystem>,
     inode: InodeRef,
-    buffered: OpenFile,
+    pub(crate) buffered: OpenFile,
     direct: OpenFile,
     mmu: Arc<SimMmu>,
     view: MapView,
     /// KiB of a block: so much larger is the file and what is done to it.
     unit: u64,
     /// Bytes that a read may see anywhere.
-    allowed: Vec<u8>,
+    pub(crate) allowed: Vec<u8>,
     /// Where a write ended for which there was not enough space.
     cut_short: Mutex<Option<usize>>,
 }
@@ -113,7 +113,7 @@ impl File {
     }
 
     /// No pair makes the file as large.
-    fn largest(&self) -> usize {
+    pub(crate) fn largest(&self) -> usize {
         16_384 * self.unit as usize
     }
 
@@ -126,7 +126,7 @@ impl File {
 }
 
 /// Byte 1 is what the file begins with; each operation has its own.
-const OPS: &[Op] = &[
+pub(crate) const OPS: &[Op] = &[
     Op { name: "write inside", run: |f| f.write(20, 30, 2), model: |m, _| put(m, 20, 30, 2) },
     Op {
         name: "write across",
@@ -233,7 +233,7 @@ const COLLAPSED: usize = 2048;
 const INSERTED: usize = 1024;
 
 /// The change of the mode that a file is in, while it is used (S4); nothing but the flag where the device is no memory.
-const FLIP: Op = Op {
+pub(crate) const FLIP: Op = Op {
     name: "flip",
     run: |f| {
         let flags = f.inode.attr().flags ^ InodeFlags::DAX;
@@ -244,7 +244,7 @@ const FLIP: Op = Op {
 
 /// What the file is before: 60 bytes in the inode or in a block, five blocks on disk, or five that are dirty and have no place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Before {
+pub(crate) enum Before {
     Small,
     Written,
     Delayed,
@@ -252,7 +252,7 @@ enum Before {
     Dax,
 }
 
-fn mapped(fs: &Arc<Filesystem>, before: Before) -> File {
+pub(crate) fn mapped(fs: &Arc<Filesystem>, before: Before) -> File {
     let cred = Credentials::root();
     let inode = fs.mknod(&fs.root().unwrap(), b"m", &NewInode::file(0o644), &cred).unwrap();
     let mode = OpenMode { read: true, write: true, ..OpenMode::default() };
@@ -285,10 +285,30 @@ fn mapped(fs: &Arc<Filesystem>, before: Before) -> File {
     }
 }
 
+/// Blocks that a nearly full image has for the file, for what maps it, and for what the allocator keeps back.
+const ROOM: u64 = 256;
+
+/// The same image with a file that takes all but [`ROOM`] blocks: what is left of them goes in each schedule, and that is short.
+fn nearly_full(image: Vec<u8>) -> Vec<u8> {
+    let bytes = Arc::new(Mutex::new(image));
+    let shared = Arc::clone(&bytes);
+    let make = move || {
+        let device = Arc::new(MemoryDevice::from_bytes(&shared.lock().unwrap().clone()));
+        let fs = open(&device, Mutant::None);
+        fill(&fs, b"most", ROOM);
+        fs.unmount().unwrap();
+        drop(fs);
+        *shared.lock().unwrap() = device.to_bytes();
+    };
+    model::check_random_deep(make, 1, 1, STACK);
+    let bytes = bytes.lock().unwrap();
+    bytes.clone()
+}
+
 /// Takes all space, but for `left` blocks.
-fn fill(fs: &Arc<Filesystem>, left: u64) {
+fn fill(fs: &Arc<Filesystem>, name: &[u8], left: u64) {
     let cred = Credentials::root();
-    let inode = fs.mknod(&fs.root().unwrap(), b"full", &NewInode::file(0o644), &cred).unwrap();
+    let inode = fs.mknod(&fs.root().unwrap(), name, &NewInode::file(0o644), &cred).unwrap();
     let mode = OpenMode { write: true, ..OpenMode::default() };
     let file = OpenFile::new(fs, &inode, mode, &cred).unwrap();
     let block = u64::from(fs.geometry().block_size());
@@ -398,11 +418,19 @@ fn pair(image: &[u8], mutant: Mutant, before: Before, ops: [&'static Op; 2], tro
     pair_on(&Failing::on(MemoryDevice::from_bytes(image)), mutant, before, ops, trouble);
 }
 
+/// A device that can be mapped, with what an image has: of blocks of zeros (most of a journal) it has none.
+pub(crate) fn in_memory(image: &[u8]) -> FileDevice {
+    let device = FileDevice::in_memory(image.len() as u64).expect("a memory file");
+    for (n, block) in image.chunks(4096).enumerate().filter(|(_, block)| *block != &[0; 4096][..block.len()])
+    {
+        device.write_at(n as u64 * 4096, block).expect("inside");
+    }
+    device
+}
+
 /// The same on a device that can be mapped.
 fn pair_on_memory(image: &[u8], before: Before, ops: [&'static Op; 2], trouble: Trouble) {
-    let device = FileDevice::in_memory(image.len() as u64).expect("a memory file");
-    device.write_at(0, image).expect("inside");
-    pair_on(&Failing::on(device), Mutant::None, before, ops, trouble);
+    pair_on(&Failing::on(in_memory(image)), Mutant::None, before, ops, trouble);
 }
 
 fn pair_on(device: &Arc<Failing>, mutant: Mutant, before: Before, ops: [&'static Op; 2], trouble: Trouble) {
@@ -411,7 +439,7 @@ fn pair_on(device: &Arc<Failing>, mutant: Mutant, before: Before, ops: [&'static
     let file = Arc::new(mapped(&fs, before));
     match trouble {
         Trouble::None => {}
-        Trouble::Space(left) => fill(&fs, left),
+        Trouble::Space(left) => fill(&fs, b"full", left),
         Trouble::Device(kind, after) => *device.fails.lock().unwrap() = Some((kind, after)),
     }
     let mut start = vec![1; file.inode.size() as usize];
@@ -495,12 +523,12 @@ fn pair_on(device: &Arc<Failing>, mutant: Mutant, before: Before, ops: [&'static
     fs.unmount().unwrap();
 }
 
-const INLINE: &str = "-t ext4 -b 1024 -I 256 -N 64 -J size=1 -O ^resize_inode,inline_data,^orphan_file";
+pub(crate) const INLINE: &str =
+    "-t ext4 -b 1024 -I 256 -N 64 -J size=1 -O ^resize_inode,inline_data,^orphan_file";
 
 /// Schedules of one kind for each pair of operations; `EXTANT_RACES` are those of all pairs together.
 fn schedules() -> usize {
-    let all: usize = std::env::var("EXTANT_RACES").ok().and_then(|n| n.parse().ok()).unwrap_or(300);
-    all.div_ceil(OPS.len() * (OPS.len() + 1))
+    model::schedules(300).div_ceil(OPS.len() * (OPS.len() + 1))
 }
 
 /// Says that all schedules of all pairs held. Where the device was to fail, it did in some; where it has blocks to move and
@@ -522,7 +550,10 @@ fn held(what: &str, trouble: Trouble, all: usize, start: Instant) {
 }
 
 fn pairs(before: Before, trouble: Trouble) {
-    let image: Arc<[u8]> = image(INLINE).into();
+    let image: Arc<[u8]> = match trouble {
+        Trouble::Space(_) => nearly_full(image(INLINE)).into(),
+        _ => image(INLINE).into(),
+    };
     let (times, start) = (schedules(), Instant::now());
     let seed = extant_testkit::env::seed();
     for (n, a) in OPS.iter().enumerate() {
@@ -567,7 +598,7 @@ fn pairs_on_written_blocks_with_a_full_disk() {
     pairs(Before::Written, Trouble::Space(1));
 }
 
-const MEMORY: &str = "-t ext4 -b 4096 -I 256 -N 64 -J size=4 -O ^resize_inode,^orphan_file";
+pub(crate) const MEMORY: &str = "-t ext4 -b 4096 -I 256 -N 64 -J size=4 -O ^resize_inode,^orphan_file";
 
 /// Every pair of operations on a file in DAX mode, and every operation beside a flip of the mode, both ways (S3, S4).
 fn pairs_on_memory(trouble: Trouble) {
@@ -615,27 +646,34 @@ fn pairs_on_a_device_that_fails_to_write() {
     }
 }
 
+/// One scenario with all guards, or without one of them.
+fn explore(name: &str, mutant: Mutant, scenario: impl Fn() + Clone + Send + Sync + 'static) {
+    let lab = model::Lab::new(name, 100).deep(extant_testkit::env::seed(), STACK);
+    match mutant {
+        Mutant::None => lab.holds(scenario),
+        mutant => lab.notices(&format!("{mutant:?}"), 4000, scenario),
+    }
+}
+
 /// A store moves content out of the inode while a writer changes it there (S0): with the lock of page 0, and without.
-fn inline_write_against_store(mutant: Mutant, times: usize) {
+fn inline_write_against_store(mutant: Mutant) {
     let image: Arc<[u8]> = image(INLINE).into();
     let op = |name: &str| OPS.iter().find(|op| op.name == name).expect("an operation");
     let ops = [op("write inside"), op("store")];
     let scenario = move || pair(&image, mutant, Before::Small, ops, Trouble::None);
-    model::check_random_deep(scenario.clone(), 1, times, STACK);
-    model::check_pct_deep(scenario, 1, times, 3, STACK);
+    explore("writers in the inode beside a store", mutant, scenario);
 }
 
 #[test]
 fn writers_in_the_inode_beside_a_store() {
     need!(tools(&["mke2fs"]));
-    inline_write_against_store(Mutant::None, 100 * schedules());
+    inline_write_against_store(Mutant::None);
 }
 
 #[test]
 fn mutant_writers_without_the_lock_of_page_0() {
     need!(tools(&["mke2fs"]));
-    let caught = std::panic::catch_unwind(|| inline_write_against_store(Mutant::InlineWrite, 2_000));
-    assert!(caught.is_err(), "the missing lock was not noticed");
+    inline_write_against_store(Mutant::InlineWrite);
 }
 
 /// A device writes into a pinned page, and fsync says that this is durable, while the content moves to other blocks: it is there after a
@@ -667,31 +705,27 @@ fn moved_while_pinned(image: &[u8], mutant: Mutant) {
     close(fs, &device, "a move under a pin");
 }
 
-fn explore_moves(mutant: Mutant, times: usize) {
+fn explore_moves(mutant: Mutant) {
     let image: Arc<[u8]> = image(INLINE).into();
-    let scenario = move || moved_while_pinned(&image, mutant);
-    model::check_pct_deep(scenario.clone(), 1, times, 3, STACK);
-    model::check_random_deep(scenario, 1, times, STACK);
+    explore("moving a pinned page", mutant, move || moved_while_pinned(&image, mutant));
 }
 
 #[test]
 fn moving_a_pinned_page() {
     need!(tools(&["mke2fs"]));
-    explore_moves(Mutant::None, 50 * schedules());
+    explore_moves(Mutant::None);
 }
 
 #[test]
 fn mutant_moving_beside_writeback() {
     need!(tools(&["mke2fs"]));
-    let caught = std::panic::catch_unwind(|| explore_moves(Mutant::MoveGate, 1_000));
-    assert!(caught.is_err(), "the missing gate was not noticed");
+    explore_moves(Mutant::MoveGate);
 }
 
 /// Who holds a pin writes, stores, loads, reads and asks for another mode, while somebody else waits to change the mode: nobody waits for
 /// himself.
 fn flipped_while_pinned(image: &[u8], mutant: Mutant, before: Before) {
-    let device = Arc::new(FileDevice::in_memory(image.len() as u64).expect("a memory file"));
-    device.write_at(0, image).expect("inside");
+    let device = Arc::new(in_memory(image));
     let fs = open(&device, mutant);
     let file = Arc::new(mapped(&fs, before));
     let was = fs.effective_dax(&file.inode);
@@ -727,24 +761,22 @@ fn flipped_while_pinned(image: &[u8], mutant: Mutant, before: Before) {
     close(fs, &*device, "a flip while pinned");
 }
 
-fn explore_flips(mutant: Mutant, before: Before, times: usize) {
+fn explore_flips(mutant: Mutant, before: Before) {
     let image: Arc<[u8]> = image(MEMORY).into();
-    let scenario = move || flipped_while_pinned(&image, mutant, before);
-    model::check_pct_deep(scenario.clone(), 1, times, 3, STACK);
-    model::check_random_deep(scenario, 1, times, STACK);
+    let name = format!("flipping the mode of a pinned file, {before:?}");
+    explore(&name, mutant, move || flipped_while_pinned(&image, mutant, before));
 }
 
 #[test]
 fn flipping_the_mode_of_a_pinned_file() {
     need!(tools(&["mke2fs"]));
     for before in [Before::Dax, Before::Written] {
-        explore_flips(Mutant::None, before, 50 * schedules());
+        explore_flips(Mutant::None, before);
     }
 }
 
 #[test]
 fn mutant_waiting_for_pins_under_locks() {
     need!(tools(&["mke2fs"]));
-    let caught = std::panic::catch_unwind(|| explore_flips(Mutant::FlipWaitsUnlocked, Before::Dax, 1_000));
-    assert!(caught.is_err(), "waiting under locks was not noticed");
+    explore_flips(Mutant::FlipWaitsUnlocked, Before::Dax);
 }

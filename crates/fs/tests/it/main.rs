@@ -20,6 +20,8 @@ mod direct;
 #[cfg(feature = "shuttle")]
 mod explore;
 #[cfg(feature = "shuttle")]
+mod explore_fail;
+#[cfg(feature = "shuttle")]
 mod explore_map;
 #[cfg(not(feature = "shuttle"))]
 mod fast_commit;

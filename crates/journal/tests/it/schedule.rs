@@ -1,6 +1,5 @@
 //! Explored schedules. Each scenario must hold with all guards, and fail with the guard named taken away.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -12,14 +11,10 @@ use extant_testkit::SimDevice;
 
 use crate::common::{BLOCKS, Setup, on_device};
 
-fn explore(scenario: fn(Mutant), mutant: Mutant) {
-    model::check_random(move || scenario(Mutant::None), 300);
-    model::check_pct(move || scenario(Mutant::None), 200, 3);
-    let found = catch_unwind(AssertUnwindSafe(|| {
-        model::check_random(move || scenario(mutant), 2000);
-        model::check_pct(move || scenario(mutant), 2000, 3);
-    }));
-    assert!(found.is_err(), "{mutant:?} was not noticed");
+fn explore(name: &str, scenario: fn(Mutant), mutant: Mutant) {
+    let lab = model::Lab::new(name, 500);
+    lab.holds(move || scenario(Mutant::None));
+    lab.notices(&format!("{mutant:?}"), 4000, move || scenario(mutant));
 }
 
 type OwnerLock = extant_sync::Mutex<()>;
@@ -84,12 +79,12 @@ fn changes_race_with_commits(mutant: Mutant) {
 
 #[test]
 fn a_commit_is_whole_while_others_change_its_blocks() {
-    explore(changes_race_with_commits, Mutant::NoCopyForCommit);
+    explore("changes race with commits", changes_race_with_commits, Mutant::NoCopyForCommit);
 }
 
 #[test]
 fn a_commit_waits_for_handles() {
-    explore(changes_race_with_commits, Mutant::WakeWithoutLock);
+    explore("changes race with commits", changes_race_with_commits, Mutant::WakeWithoutLock);
 }
 
 fn aborts_race_with_waiters(mutant: Mutant) {
@@ -117,7 +112,7 @@ fn aborts_race_with_waiters(mutant: Mutant) {
 
 #[test]
 fn an_abort_wakes_every_waiter() {
-    explore(aborts_race_with_waiters, Mutant::SilentAbort);
+    explore("aborts race with waiters", aborts_race_with_waiters, Mutant::SilentAbort);
 }
 
 struct Told(AtomicU32);
@@ -155,7 +150,7 @@ fn waiters_race_with_observers(mutant: Mutant) {
 
 #[test]
 fn observers_hear_of_a_commit_before_waiters() {
-    explore(waiters_race_with_observers, Mutant::DurableBeforeTold);
+    explore("waiters race with observers", waiters_race_with_observers, Mutant::DurableBeforeTold);
 }
 
 fn frees_race_with_checkpoints(mutant: Mutant) {
@@ -181,5 +176,5 @@ fn frees_race_with_checkpoints(mutant: Mutant) {
 
 #[test]
 fn a_freed_block_is_not_written_after_its_commit() {
-    explore(frees_race_with_checkpoints, Mutant::ReuseUnderCheckpoint);
+    explore("frees race with checkpoints", frees_race_with_checkpoints, Mutant::ReuseUnderCheckpoint);
 }

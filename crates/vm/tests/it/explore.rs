@@ -25,15 +25,15 @@ fn together(tasks: Vec<Box<dyn FnOnce() + Send>>) {
     }
 }
 
-fn explore(scenario: fn(), times: usize) {
-    model::check_random(scenario, times);
-    model::check_pct(scenario, times, 3);
+fn explore(name: &str, scenario: fn(), few: usize) {
+    model::Lab::new(name, few).holds(scenario);
 }
 
 /// Two writers of one page: each block is one's or the other's, and both ends reserve exactly once.
 #[test]
 fn two_writers() {
     explore(
+        "two writers",
         || {
             let fs = fs();
             let file = fs.file(12);
@@ -67,6 +67,7 @@ fn two_writers() {
 #[test]
 fn write_truncate_and_writeback() {
     explore(
+        "write truncate and writeback",
         || {
             let fs = fs();
             let file = fs.file(12);
@@ -104,6 +105,7 @@ fn write_truncate_and_writeback() {
 #[test]
 fn write_during_writeback() {
     explore(
+        "write during writeback",
         || {
             let fs = fs();
             let file = fs.file(12);
@@ -127,6 +129,8 @@ fn write_during_writeback() {
 }
 
 /// Reads of a file with data on the device, while a hole is punched with `guard_of` as the file whose lock the puncher takes.
+const FILL: &str = "fill against punch";
+
 fn fill_against_punch(right_lock: bool) {
     let fs = fs();
     let file = fs.file(12);
@@ -153,20 +157,20 @@ fn fill_against_punch(right_lock: bool) {
 
 #[test]
 fn read_fill_against_punch() {
-    explore(|| fill_against_punch(true), 400);
+    explore(FILL, || fill_against_punch(true), 800);
 }
 
 /// The same without the lock: the explorer has to find the stale page.
 #[test]
 fn mutant_punch_without_invalidate_lock_is_caught() {
-    let caught = std::panic::catch_unwind(|| model::check_random(|| fill_against_punch(false), 3000));
-    assert!(caught.is_err(), "the missing lock was not noticed");
+    model::Lab::new(FILL, 800).notices("invalidate_lock", 6000, || fill_against_punch(false));
 }
 
 /// Reclaim takes clean pages while they are read, written and synced.
 #[test]
 fn reclaim_against_everything() {
     explore(
+        "reclaim against everything",
         || {
             let fs = Arc::new(fs());
             let file = fs.file(12);
@@ -200,6 +204,7 @@ fn reclaim_against_everything() {
 #[test]
 fn nobody_sleeps_for_ever() {
     explore(
+        "nobody sleeps for ever",
         || {
             let fs = Arc::new(fs());
             let file = fs.file(12);

@@ -3,10 +3,6 @@
 //! Each scenario runs `EXTANT_RACES` schedules (300 unless given), half of them random and half with few preemptions. For each guard
 //! that it is about there is a mutant: with the guard taken away, the same scenario has to fail.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Instant;
-
 use extant_sync::{Arc, Mutex, Rank, model, thread};
 use extant_vm::{CacheConfig, Fault, Host, MapAdvice, MapView, Mutant, ReadAhead, SimMmu};
 
@@ -18,53 +14,18 @@ pub(crate) const PAGE: usize = 4096;
 /// Most schedules until a mutant must be dead.
 const MOST_TO_KILL: usize = 20_000;
 
-fn schedules() -> usize {
-    std::env::var("EXTANT_RACES").ok().and_then(|n| n.parse().ok()).unwrap_or(300)
-}
-
 /// A scenario: it panics when something is wrong.
 pub(crate) trait Scenario: Fn(Mutant) + Copy + Send + Sync + 'static {}
 
 impl<F: Fn(Mutant) + Copy + Send + Sync + 'static> Scenario for F {}
 
-/// Explores a scenario with all guards, then without each of `guards`, and prints its line of the table.
+/// Explores a scenario with all guards, then without each of `guards`, and prints its lines of the table.
 pub(crate) fn explore(name: &str, scenario: impl Scenario, guards: &[Mutant]) {
-    let times = schedules();
-    let start = Instant::now();
-    model::check_random(move || scenario(Mutant::None), times.div_ceil(2));
-    model::check_pct(move || scenario(Mutant::None), times.div_ceil(2), 3);
-    let seconds = start.elapsed().as_secs_f64();
-    println!("races: {name}: held [{times} schedules in {seconds:.2} s]");
-    for guard in guards {
-        let after = kill(scenario, *guard).unwrap_or_else(|| {
-            panic!("{name}: without {guard:?} nothing was noticed in {MOST_TO_KILL} schedules")
-        });
-        println!("races: {name}: without {guard:?}: noticed after {after} schedules");
+    let lab = model::Lab::new(name, 300);
+    lab.holds(move || scenario(Mutant::None));
+    for guard in guards.iter().copied() {
+        lab.notices(&format!("{guard:?}"), MOST_TO_KILL, move || scenario(guard));
     }
-}
-
-/// After how many schedules a scenario without a guard fails; random ones and ones with few preemptions take turns.
-fn kill(scenario: impl Scenario, guard: Mutant) -> Option<usize> {
-    const TURN: usize = 250;
-    let run = std::sync::Arc::new(AtomicUsize::new(0));
-    for turn in 0..MOST_TO_KILL / TURN {
-        let count = std::sync::Arc::clone(&run);
-        let body = move || {
-            count.fetch_add(1, Ordering::Relaxed);
-            scenario(guard);
-        };
-        let died = catch_unwind(AssertUnwindSafe(|| {
-            if turn % 2 == 0 {
-                model::check_random(body, TURN);
-            } else {
-                model::check_pct(body, TURN, 3);
-            }
-        }));
-        if died.is_err() {
-            return Some(run.load(Ordering::Relaxed));
-        }
-    }
-    None
 }
 
 /// A file, its mappings, and a lock in the place of the inode's.

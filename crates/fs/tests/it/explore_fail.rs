@@ -1,0 +1,230 @@
+//! Every pair of operations on a mapped file while the device fails somewhere, in metadata and journal too, once or for good, under the
+//! exploring runtime.
+//!
+//! Nobody panics or waits for ever, no reader sees a byte that is not the file's (free blocks have another one), and once the
+//! device is well again the image recovers to a consistent filesystem whose file has none either.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+
+use extant::{Credentials, Mutant, NewInode, OpenFile, OpenMode};
+use extant_device::{BlockDevice, DirectAccess, MemoryDevice};
+use extant_fsck::Kind as Found;
+use extant_sync::model;
+use extant_testkit::env::{seed, tools};
+use rustix::io::Errno;
+
+use crate::explore::{Plain, STACK, image, open, together};
+use crate::explore_map::{Before, FLIP, INLINE, MEMORY, OPS, Op, in_memory, mapped};
+
+/// What no file has.
+const FOREIGN: u8 = 0xEE;
+/// Bytes of free space that have it: more than the operations allocate.
+const PAINTED: usize = 1 << 20;
+/// The first failure is within so many calls of its kind: few pairs make more.
+const REACH: u32 = 24;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Call {
+    Read,
+    Write,
+    Flush,
+}
+
+/// The next failure: of which call, after how many, and whether it stays so.
+#[derive(Clone, Copy, Debug)]
+struct Failure {
+    call: Call,
+    after: u32,
+    for_good: bool,
+}
+
+#[derive(Debug)]
+struct Failing {
+    inner: Box<dyn BlockDevice>,
+    next: Mutex<Option<Failure>>,
+    failed: AtomicU32,
+}
+
+impl Failing {
+    fn may_fail(&self, call: Call) -> std::io::Result<()> {
+        let mut next = self.next.lock().unwrap();
+        match &mut *next {
+            Some(failure) if failure.call == call && failure.after > 0 => failure.after -= 1,
+            Some(failure) if failure.call == call => {
+                if !failure.for_good {
+                    *next = None;
+                }
+                self.failed.fetch_add(1, Ordering::Relaxed);
+                return Err(Errno::IO.into());
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+impl BlockDevice for Failing {
+    fn size(&self) -> u64 {
+        self.inner.size()
+    }
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<()> {
+        self.may_fail(Call::Read)?;
+        self.inner.read_at(offset, buf)
+    }
+    fn write_at(&self, offset: u64, buf: &[u8]) -> std::io::Result<()> {
+        self.may_fail(Call::Write)?;
+        self.inner.write_at(offset, buf)
+    }
+    fn flush(&self) -> std::io::Result<()> {
+        self.may_fail(Call::Flush)?;
+        self.inner.flush()
+    }
+    fn discard(&self, offset: u64, len: u64) -> std::io::Result<()> {
+        self.may_fail(Call::Write)?;
+        self.inner.discard(offset, len)
+    }
+    fn write_zeroes(&self, offset: u64, len: u64) -> std::io::Result<()> {
+        self.may_fail(Call::Write)?;
+        self.inner.write_zeroes(offset, len)
+    }
+    fn direct_access(&self) -> Option<DirectAccess> {
+        self.inner.direct_access()
+    }
+}
+
+/// The image with [`FOREIGN`] in free blocks.
+fn painted(image: Vec<u8>) -> Vec<u8> {
+    let bytes = Arc::new(Mutex::new(image));
+    let shared = Arc::clone(&bytes);
+    let paint = move || {
+        let device = Arc::new(MemoryDevice::from_bytes(&shared.lock().unwrap().clone()));
+        let (fs, cred) = (open(&device, Mutant::None), Credentials::root());
+        let root = fs.root().unwrap();
+        let inode = fs.mknod(&root, b"paint", &NewInode::file(0o644), &cred).unwrap();
+        let mode = OpenMode { write: true, ..OpenMode::default() };
+        let file = OpenFile::new(&fs, &inode, mode, &cred).unwrap();
+        file.write_at(0, &vec![FOREIGN; PAINTED]).unwrap();
+        file.fsync(false).unwrap();
+        drop((file, inode));
+        fs.unlink(&root, b"paint", &cred).unwrap();
+        drop(root);
+        fs.unmount().unwrap();
+        drop(fs);
+        *shared.lock().unwrap() = device.to_bytes();
+    };
+    model::check_random_deep(paint, 1, 1, STACK);
+    let bytes = bytes.lock().unwrap();
+    bytes.clone()
+}
+
+fn pair(device: Box<dyn BlockDevice>, before: Before, ops: [&'static Op; 2], failure: Failure) -> bool {
+    let what = format!("{before:?}: {} beside {}, {failure:?}", ops[0].name, ops[1].name);
+    let device = Arc::new(Failing { inner: device, next: Mutex::new(None), failed: AtomicU32::new(0) });
+    let fs = open(&device, Mutant::None);
+    let file = Arc::new(mapped(&fs, before));
+    *device.next.lock().unwrap() = Some(failure);
+    let tasks = ops.map(|op| -> Box<dyn FnOnce() + Send> {
+        let file = Arc::clone(&file);
+        Box::new(move || {
+            // An error is what a failing device may give; which one is not this test's.
+            let _answer = (op.run)(&file);
+        })
+    });
+    together(tasks.into());
+    let mut got = vec![0; file.largest()];
+    if let Ok(n) = file.buffered.read_at(0, &mut got) {
+        let foreign = got[..n].iter().position(|byte| !file.allowed.contains(byte));
+        assert!(foreign.is_none(), "{what}: byte {foreign:?} is foreign");
+    }
+    let (largest, allowed) = (file.largest(), file.allowed.clone());
+    drop(file);
+    let _result = fs.unmount();
+    drop(fs);
+    *device.next.lock().unwrap() = None;
+
+    let fs = open(&device, Mutant::None);
+    let noted = fs.superblock().state().bits() & ERRORS_SEEN != 0;
+    let mut got = vec![0; largest];
+    // What was never synced need not be there.
+    let n = match fs.lookup(&fs.root().unwrap(), b"m", &Credentials::root()) {
+        Ok(inode) => fs.read_at(&inode, 0, &mut got).unwrap_or_else(|e| panic!("{what}: {e}")),
+        Err(e) if e.errno() == Errno::NOENT.raw_os_error() && before != Before::Written => 0,
+        Err(e) => panic!("{what}: {e}"),
+    };
+    let foreign = got[..n].iter().position(|byte| !allowed.contains(byte));
+    assert!(foreign.is_none(), "{what}: byte {foreign:?} on the device is foreign");
+    fs.unmount().unwrap_or_else(|e| panic!("{what}: unmount after recovery: {e}"));
+    drop(fs);
+    let mut bytes = vec![0; device.size() as usize];
+    device.read_at(0, &mut bytes).expect("all inside");
+    let report = extant_fsck::check(&Plain(bytes), &extant_fsck::Options::default());
+    // What nobody could write down that it is free: a check of the whole is asked for.
+    let excused = |kind: &Found| match kind {
+        Found::ZeroDtime { .. } | Found::BlockMarkedUsed { .. } | Found::InodeMarkedUsed { .. } => noted,
+        _ => false,
+    };
+    let wrong: Vec<String> =
+        report.errors().filter(|finding| !excused(&finding.kind)).map(ToString::to_string).collect();
+    assert!(wrong.is_empty(), "{what}, errors recorded: {noted}: {wrong:#?}");
+    device.failed.load(Ordering::Relaxed) > 0
+}
+
+/// `EXTANT_ERROR_FS` of the superblock's state.
+const ERRORS_SEEN: u16 = 2;
+
+/// Runs all pairs, so many schedules together; each has a failure of its own.
+fn pairs(name: &str, image: Vec<u8>, befores: &[Before], device: fn(&[u8]) -> Box<dyn BlockDevice>) {
+    let image: Arc<[u8]> = painted(image).into();
+    let (number, failed) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
+    let (befores, seed) = (befores.to_vec(), seed());
+    let ops: Vec<&'static Op> = OPS.iter().chain([&FLIP]).collect();
+    let count = Arc::clone(&failed);
+    let scenario = move || {
+        // A stride that meets everything: pairs, states before, calls, places.
+        let n =
+            u64::from(number.fetch_add(1, Ordering::Relaxed)).wrapping_add(seed).wrapping_mul(2_654_435_761);
+        let mut rest = n >> 8;
+        let mut pick = |of: usize| {
+            let one = rest % of as u64;
+            rest /= of as u64;
+            one as usize
+        };
+        let failure = Failure {
+            call: [Call::Read, Call::Write, Call::Write, Call::Flush][pick(4)],
+            after: pick(REACH as usize) as u32,
+            for_good: pick(2) == 0,
+        };
+        let (a, b) = (ops[pick(ops.len())], ops[pick(ops.len())]);
+        let before = befores[pick(befores.len())];
+        if pair(device(&image), before, [a, b], failure) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+    };
+    model::Lab::new(name, 600).deep(seed, STACK).holds(scenario);
+    let failed = failed.load(Ordering::Relaxed);
+    println!("{name}: the device failed in {failed} schedules");
+    assert!(failed > 0, "{name}: the device never failed");
+}
+
+#[test]
+fn pairs_while_the_device_fails_anywhere() {
+    need!(tools(&["mke2fs"]));
+    pairs(
+        "pairs while the device fails anywhere",
+        image(INLINE),
+        &[Before::Small, Before::Written, Before::Delayed],
+        |image| Box::new(MemoryDevice::from_bytes(image)),
+    );
+}
+
+#[test]
+fn pairs_in_dax_mode_while_the_device_fails_anywhere() {
+    need!(tools(&["mke2fs"]));
+    pairs(
+        "pairs in DAX mode while the device fails anywhere",
+        image(MEMORY),
+        &[Before::Dax, Before::Written, Before::Delayed],
+        |image| Box::new(in_memory(image)),
+    );
+}
