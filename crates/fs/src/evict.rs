@@ -63,8 +63,10 @@ impl Filesystem {
 
     fn free_inode(&self, inode: &Inode) -> Result<()> {
         self.drop_data(inode);
-        if let Some(data) = inode.data.get().filter(|data| data.pages.has_shown()) {
+        let shown = inode.data.get().is_some_and(|data| data.pages.has_shown());
+        if inode.is_regular() && (shown || self.pages.has_shown(inode.ino.0.into())) {
             // Of mappings that it had.
+            let data = inode.data(self);
             data.pages.hold_shown(&data.pages.exclusive(), &**data, &(0..u64::MAX))?;
         }
         let credits = self.removal_credits(inode) + self.end_credits();

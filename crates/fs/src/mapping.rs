@@ -34,7 +34,7 @@ use crate::cred::Credentials;
 use crate::data::FileData;
 use crate::dax::DaxSwitchTimes;
 use crate::error::{Error, Result};
-use crate::filesystem::Filesystem;
+use crate::filesystem::{Filesystem, Mode};
 use crate::freeze::Level;
 use crate::icache::InodeRef;
 use crate::open_file::{OpenFile, OpenMode};
@@ -537,8 +537,8 @@ impl Mapping {
     /// what it puts there is the file's, whenever it comes.
     ///
     /// # Errors
-    /// `Invalid` for a range that is not inside, `AccessDenied` where nothing may be stored; `NoSpace`, and what reading a page gave:
-    /// then nothing is pinned.
+    /// `Invalid` for a range that is not inside, `AccessDenied` where nothing may be stored; `ReadOnly`, and after an unmount `Shutdown`;
+    /// EFAULT where there is no space, or a page cannot be read. Then nothing is pinned.
     pub fn pin(&self, range: Range<usize>) -> Result<Pin> {
         let pages = self.pages_of(range)?;
         if !self.map.pages().is_shared() || !self.file.mode().write {
@@ -552,6 +552,7 @@ impl Mapping {
                 // Until the thaw.
                 Err(Fault::Parked) => drop(fs.gate.enter(Level::Fault)),
                 Err(Fault::Oom) => return Err(Error::OutOfMemory),
+                Err(_) if fs.mode() == Mode::ReadOnly => return Err(Error::ReadOnly),
                 Err(_) => {
                     return Err(Error::Io(std::io::Error::from_raw_os_error(crate::error::errno::EFAULT)));
                 }

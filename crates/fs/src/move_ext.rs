@@ -147,7 +147,8 @@ impl Filesystem {
         let no_faults =
             [data[0].pages.exclusive_ordered(numbers[0]), data[1].pages.exclusive_ordered(numbers[1])];
         // From the time when a file was in DAX mode: a transfer would reach the other file.
-        if data.iter().zip(&no_faults).any(|(data, guard)| data.pages.may_be_written_unseen(guard)) {
+        if data.iter().zip(&no_faults).any(|(data, guard)| data.pages.may_be_written_unseen(guard, &***data))
+        {
             return Err(Error::Busy);
         }
         self.settle_pair(pair, slice)?;

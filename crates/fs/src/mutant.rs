@@ -22,6 +22,8 @@ pub enum Mutant {
     PlanHeld,
     /// Nothing of a file is written while its content is copied to other blocks and these enter its map.
     MoveGate,
+    /// A remount for reading counts pins once more when none can be made.
+    PinsCounted,
     /// Nobody remounts while the filesystem is being frozen.
     FreezeAlone,
     /// A change of the mode waits for pins with nothing held.

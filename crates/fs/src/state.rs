@@ -311,12 +311,20 @@ impl Filesystem {
     }
 
     pub(crate) fn to_read_only(&self) -> Result<()> {
-        if self.pages.stats().pins > 0 {
-            // A device may still write what is then not written.
-            return Err(Error::Busy);
-        }
-        let done =
-            self.hold_quota_files(false).and_then(|()| self.still()).and_then(|()| self.clean_or_in_use());
+        // A device may still write what is then not written.
+        let unpinned = || if self.pages.stats().pins > 0 { Err(Error::Busy) } else { Ok(()) };
+        unpinned()?;
+        // Whoever makes one now waits until it is read-only.
+        let none_comes = || {
+            self.gate.close(Level::Write);
+            self.gate.close(Level::Fault);
+            if without!(self, PinsCounted) { Ok(()) } else { unpinned() }
+        };
+        let done = self
+            .hold_quota_files(false)
+            .and_then(|()| none_comes())
+            .and_then(|()| self.still())
+            .and_then(|()| self.clean_or_in_use());
         let done = done.and_then(|()| {
             self.set_mode(Mode::ReadOnly);
             self.check_alive()

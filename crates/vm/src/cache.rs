@@ -13,10 +13,12 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::grace::Graces;
 use crate::host::{Held, Owner};
+use crate::looks::Looks;
 use crate::mutant::without;
 use crate::page::Page;
 use crate::pause::{Pause, SLACK_PART};
 use crate::pin::Holders;
+use crate::remembered::Remembered;
 use crate::together::TOGETHER;
 use crate::wait::WaitTable;
 
@@ -112,6 +114,11 @@ pub struct PageCache {
     /// Blocks that are not to be used again yet, the oldest first.
     pub(crate) grace: Mutex<Graces>,
     pub(crate) grace_ended: Condvar,
+    /// Files that have shown blocks, and that have no mapping any more.
+    pub(crate) remembered: Mutex<Remembered>,
+    /// There are some.
+    pub(crate) remembers: AtomicBool,
+    pub(crate) looks: Mutex<Looks>,
     threads: Mutex<Vec<thread::JoinHandle<()>>>,
 }
 
@@ -250,6 +257,9 @@ impl PageCache {
             mapped: Mutex::new(Rank::LEAF, Vec::new()),
             grace: Mutex::new(Rank::LEAF, Graces::default()),
             grace_ended: Condvar::new(),
+            remembered: Mutex::new(Rank::LEAF, Remembered::default()),
+            remembers: AtomicBool::new(false),
+            looks: Mutex::new(Rank::LEAF, Looks::default()),
             threads: Mutex::new(Rank::LEAF, Vec::new()),
         })
     }

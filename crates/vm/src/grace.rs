@@ -23,21 +23,12 @@ use crate::space::{AddressSpace, ExclusiveGuard};
 use crate::{Mmu, PageCache};
 
 /// After this blocks are used again, whatever is under way.
-const MOST: Duration = Duration::from_secs(30);
+pub(crate) const MOST: Duration = Duration::from_secs(30);
 /// The same if from a first look to a last one, so far apart, the only doubt were threads that run: who waits for a device is seen to wait,
 /// and a call does not run for as long. One look would not do: a call runs, too, while it tells the device of its next part.
-const MOST_RUNNING: Duration = Duration::from_secs(1);
+pub(crate) const MOST_RUNNING: Duration = Duration::from_secs(1);
 /// Between two looks of who waits, at first and at most.
 const LOOKS: [Duration; 2] = [Duration::from_millis(1), Duration::from_millis(100)];
-
-/// How long ago a transfer must have been begun that is over for certain.
-pub(crate) fn least_age(under_way: UnderWay) -> Duration {
-    match under_way {
-        UnderWay::Nothing => Duration::ZERO,
-        UnderWay::ThreadsRun => MOST_RUNNING,
-        UnderWay::Perhaps => MOST,
-    }
-}
 
 /// Blocks of one operation.
 pub(crate) struct Grace {
@@ -61,7 +52,7 @@ pub(crate) struct Graces {
 
 /// What is known of the transfers that may be on their way to held blocks.
 #[derive(Debug, Clone, Copy)]
-struct Doubt {
+pub(crate) struct Doubt {
     /// None began later.
     since: Instant,
     /// The first look since the last one that saw more than threads that run.
@@ -69,12 +60,12 @@ struct Doubt {
 }
 
 impl Doubt {
-    fn new(since: Instant) -> Self {
+    pub(crate) fn new(since: Instant) -> Self {
         Self { since, running_since: None }
     }
 
     /// What a look at `now` says; whether no transfer is under way any more, or it has been waited for long enough.
-    fn ends(&mut self, seen: UnderWay, now: Instant) -> bool {
+    pub(crate) fn ends(&mut self, seen: UnderWay, now: Instant) -> bool {
         if now < self.since {
             return false;
         }
@@ -111,7 +102,7 @@ impl AddressSpace {
         host: &H,
         range: &Range<u64>,
     ) -> Result<(), H::Error> {
-        let Some(mmu) = self.mmu().filter(|_| self.has_shown()) else { return Ok(()) };
+        let Some((mmu, doubt)) = self.shown_by(host.number()) else { return Ok(()) };
         if without!(self.cache, ShownHeld) {
             return Ok(());
         }
@@ -132,36 +123,31 @@ impl AddressSpace {
             at += len;
         }
         if !holds.is_empty() {
-            self.cache.add_grace(Arc::clone(mmu), holds, bytes);
+            self.cache.add_grace(mmu, doubt, holds, bytes);
         }
         Ok(())
     }
 
-    /// Whether a mapping has ever shown blocks of the device.
+    /// Whether a mapping has shown blocks of the device since the inode came into memory.
     #[must_use]
     pub fn has_shown(&self) -> bool {
         self.shown.load(Ordering::Acquire)
     }
-
-    /// Whether a transfer may be on its way to blocks that mappings showed, though none does any more: asks the system. For who gives
-    /// blocks to another file, which is not in DAX mode.
-    pub fn may_be_written_unseen(&self, _guard: &ExclusiveGuard<'_>) -> bool {
-        self.has_shown() && self.mmu().is_some_and(|mmu| !mmu.is_quiet())
-    }
 }
 
 impl PageCache {
-    fn add_grace(&self, mmu: Arc<dyn Mmu>, holds: Vec<Box<dyn Send + Sync>>, bytes: u64) {
-        let doubt = Doubt::new(Instant::now());
+    fn add_grace(&self, mmu: Arc<dyn Mmu>, doubt: Doubt, holds: Vec<Box<dyn Send + Sync>>, bytes: u64) {
         self.grace.lock().held.push_back(Grace { mmu, bytes, doubt, _holds: holds });
     }
 
-    /// Lets go of blocks to which no transfer can be under way any more. Takes 90; nothing is held.
+    /// Lets go of blocks, and forgets files, to which no transfer can be under way any more. Takes 90; nothing is held.
     pub fn end_grace(&self) {
-        let Some(mmu) = self.grace.lock().held.back().map(|last| Arc::clone(&last.mmu)) else { return };
+        let last = self.grace.lock().held.back().map(|last| Arc::clone(&last.mmu));
+        let Some(mmu) = last.or_else(|| self.remembered_mmu()) else { return };
         // Of what is held from now on nothing is said by the answer.
         let now = Instant::now();
-        let seen = mmu.under_way();
+        let (seen, _) = self.look(&*mmu);
+        self.forget_shown(seen, now);
         self.let_go_of(|one| one.doubt.ends(seen, now));
     }
 
@@ -218,8 +204,9 @@ impl PageCache {
         }
     }
 
-    /// Lets go of all of them, whatever is under way. Takes 90.
+    /// Lets go of all of them, whatever is under way, and forgets all files. Takes 90.
     pub fn forget_grace(&self) {
+        self.forget_all_shown();
         self.let_go_of(|_| true);
     }
 

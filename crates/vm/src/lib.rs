@@ -33,6 +33,7 @@ mod fault;
 mod grace;
 mod host;
 mod index;
+mod looks;
 mod mapped;
 mod mmu;
 mod mutant;
@@ -46,6 +47,7 @@ mod range;
 mod read;
 #[cfg(not(feature = "shuttle"))]
 pub mod real;
+mod remembered;
 #[doc(hidden)]
 pub mod sharpness;
 mod sim_mmu;
@@ -58,6 +60,8 @@ mod write;
 mod writeback;
 
 pub use cache::{CacheConfig, CacheStats, PageCache};
+#[cfg(feature = "shuttle")]
+pub use clock::pass;
 pub use errseq::{ErrCursor, ErrSeq};
 pub use fault::{MapAdvice, MapView};
 pub use host::{Backing, Host, Mapped, Owner, Pending, Placement};

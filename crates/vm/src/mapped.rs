@@ -5,7 +5,6 @@
 
 use std::io;
 use std::ops::Range;
-use std::time::Duration;
 
 use extant_sync::Arc;
 use extant_sync::atomic::Ordering;
@@ -13,7 +12,7 @@ use extant_sys::{MemSlice, PageMem};
 
 use crate::Host;
 use crate::fault::show_inline;
-use crate::grace;
+use crate::looks::Before;
 use crate::mutant::without;
 use crate::page::{Blocks, Kind, LockedPages, Page};
 use crate::space::{AddressSpace, ExclusiveGuard, Gate, forget};
@@ -216,10 +215,10 @@ impl AddressSpace {
     /// `transfers::reclaim_against_a_transfer`), unless there are twice as many as allowed.
     pub(crate) fn let_go(&self, mut pages: Vec<Arc<Page>>) -> usize {
         // Asked once, with the pages locked: none of them can become a target from here on.
-        let mut least_age = None;
+        let mut before = None;
         let mut in_doubt = self.cache.leave_in_doubt();
         pages.retain(|page| {
-            let target = !without!(self.cache, ReclaimQuiet) && self.may_be_target(page, &mut least_age);
+            let target = !without!(self.cache, ReclaimQuiet) && self.may_be_target(page, &mut before);
             let stays = target && in_doubt == 0;
             if stays {
                 self.cache.pause.keep();
@@ -252,18 +251,18 @@ impl AddressSpace {
     }
 
     /// Whether a locked, clean page has something, or may get something, that no fault told of; as [`Self::may_be_target`].
-    pub(crate) fn is_target(&self, page: &Page, least_age: &mut Option<Duration>) -> bool {
+    pub(crate) fn is_target(&self, page: &Page, before: &mut Option<Before>) -> bool {
         if without!(self.cache, TargetStays) {
             return false;
         }
-        self.may_be_target(page, least_age) || self.changed_unseen(page) != 0
+        self.may_be_target(page, before) || self.changed_unseen(page) != 0
     }
 
-    /// Whether a locked, clean page may get something that no fault tells of. `least_age` is asked for once. Under the gate, or with the
-    /// pages locked before that: no mapping has the right to store to a clean one then.
-    fn may_be_target(&self, page: &Page, least_age: &mut Option<Duration>) -> bool {
+    /// Whether a locked, clean page may get something that no fault tells of. What is under way is asked for once. Under the
+    /// gate, or with the pages locked before that: no mapping has the right to store to a clean one then.
+    fn may_be_target(&self, page: &Page, before: &mut Option<Before>) -> bool {
         let Some(mmu) = self.mmu().filter(|_| page.sums.noted() != 0) else { return false };
-        page.sums.age() < *least_age.get_or_insert_with(|| grace::least_age(mmu.under_way()))
+        page.sums.noted_at() >= *before.get_or_insert_with(|| self.cache.look(&**mmu).1)
     }
 
     /// Gives back the memory of locked pages that no reader finds any more, and takes them out of the index; how many.
@@ -323,6 +322,10 @@ impl AddressSpace {
             {
                 return false;
             }
+        }
+        if self.has_shown() && !without!(self.cache, ShownRemembered) {
+            // Before anybody may forget the inode.
+            self.cache.remember(host.number(), mmu);
         }
         mmu.release();
         self.copies_gone(&(0..u32::MAX));

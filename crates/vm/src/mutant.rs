@@ -48,6 +48,8 @@ pub enum Mutant {
     MapSeq,
     /// A pinned page stays dirty.
     PinDirty,
+    /// A pin is made where store faults are kept out by who ends the mount, before he counts pins.
+    PinGated,
     /// What changed without a fault is found by its checksum.
     UnseenFound,
     /// Before everything is written, files that are not dirty are looked at too, if they have had mappings.
@@ -102,6 +104,10 @@ pub enum Mutant {
     LeftAlone,
     /// Blocks that mappings showed are not used again while a transfer to them may be under way.
     ShownHeld,
+    /// That mappings showed blocks of a file is remembered when its inode may be forgotten.
+    ShownRemembered,
+    /// One look that sees only threads that run is not believed.
+    TwoLooks,
     /// What was stored without a fault is a change of the file's bytes on the device at the same time as it is found.
     NotedAtOnce,
 }

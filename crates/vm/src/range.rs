@@ -249,7 +249,7 @@ impl AddressSpace {
     pub fn invalidate(&self, range: Range<u64>) -> bool {
         let geo = self.cache.geometry();
         let _gate = self.gate();
-        let mut least_age = None;
+        let mut before = None;
         let mut none_left = true;
         let mut at = geo.page_of(range.start);
         while let Some(from) = at {
@@ -260,7 +260,7 @@ impl AddressSpace {
                 if page.state().has(Kind::Dirty) == 0 && !page.is_of_file() {
                     self.detach(page);
                 } else if page.state().has(Kind::Dirty) > 0
-                    || self.is_target(page, &mut least_age)
+                    || self.is_target(page, &mut before)
                     || self.forget_page(page).is_err()
                 {
                     none_left = false;

@@ -38,6 +38,8 @@ struct Tables {
     protects: usize,
     /// Transfers that are under way.
     transfers: usize,
+    /// What looks see, whatever is under way.
+    seen: Option<UnderWay>,
     /// A byte that a device puts somewhere, and calls from now on until it does.
     lands: Option<(u32, Landing)>,
     /// Somebody has stored to the device since it was asked last.
@@ -247,6 +249,11 @@ impl SimMmu {
         self.tables.lock().transfers -= 1;
     }
 
+    /// Who looks at what is under way sees this from now on.
+    pub fn looks_like(&self, seen: UnderWay) {
+        self.tables.lock().seen = Some(seen);
+    }
+
     /// How many pages of the device all mappings show.
     pub fn windows(&self) -> usize {
         self.tables.lock().windows()
@@ -448,7 +455,9 @@ impl Mmu for SimMmu {
     }
 
     fn under_way(&self) -> UnderWay {
-        if self.tables.lock().transfers == 0 { UnderWay::Nothing } else { UnderWay::Perhaps }
+        let tables = self.tables.lock();
+        let true_state = if tables.transfers == 0 { UnderWay::Nothing } else { UnderWay::Perhaps };
+        tables.seen.unwrap_or(true_state)
     }
 
     fn release(&self) {

@@ -1,8 +1,6 @@
 //! Checksums of what writeback wrote last of a page that a mapping could write, block by block: what a device changes of it afterwards
 //! leaves no other trace.
 
-use std::time::Duration;
-
 use extant_format::csum::crc32c;
 use extant_sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use extant_sys::MemSlice;
@@ -65,10 +63,9 @@ impl Sums {
         }
     }
 
-    /// How long it is since the last was noted.
-    pub(crate) fn age(&self) -> Duration {
-        let then = self.word.load(Ordering::Relaxed) >> TIME_SHIFT;
-        Duration::from_millis(now().saturating_sub(then))
+    /// When the last was noted, in milliseconds of the [`clock`].
+    pub(crate) fn noted_at(&self) -> u64 {
+        self.word.load(Ordering::Relaxed) >> TIME_SHIFT
     }
 }
 

@@ -339,7 +339,7 @@ fn pairs_of_scripts_without_journal() {
 }
 
 /// Runs a scenario; as a mutant, until it is caught.
-fn explore(scenario: fn(&[u8], Mutant), args: &'static str, mutant: Mutant, times: usize) {
+pub(crate) fn explore(scenario: fn(&[u8], Mutant), args: &'static str, mutant: Mutant, times: usize) {
     need!(tools(&["mke2fs"]));
     explore_on(image(args), scenario, mutant, times);
 }
@@ -506,7 +506,7 @@ fn mutant_a_shared_value_left_among_the_orphans() {
     explore(value_shared, INLINE, Mutant::ValueRevived, 150);
 }
 
-const PLAIN: &str = "-t ext4 -b 1024 -I 256 -N 64 -J size=1 -O ^resize_inode,orphan_file";
+pub(crate) const PLAIN: &str = "-t ext4 -b 1024 -I 256 -N 64 -J size=1 -O ^resize_inode,orphan_file";
 
 /// An inode's attributes are changed, others commit, and its content is written in the background. What fsync says afterwards
 /// is on the device.

@@ -23,6 +23,8 @@ mod explore;
 mod explore_fail;
 #[cfg(feature = "shuttle")]
 mod explore_map;
+#[cfg(feature = "shuttle")]
+mod explore_pins;
 #[cfg(not(feature = "shuttle"))]
 mod fast_commit;
 #[cfg(not(feature = "shuttle"))]

@@ -1,6 +1,11 @@
 //! Blocks that mappings showed and that their file has lost, on a disk without much space: who needs them gets them.
 
-use extant::{Credentials, FallocateMode, InodeFlags, InodeRef, MoveRange, SyncMode};
+use std::sync::Arc;
+
+use extant::{
+    Credentials, FallocateMode, Filesystem, InodeFlags, InodeRef, MountOptions, MoveRange, Setup, SyncMode,
+};
+use extant_device::OpenOptions;
 use extant_sync::atomic::{AtomicBool, Ordering};
 use extant_sync::thread;
 use extant_testkit::env::{scratch, tools};
@@ -121,6 +126,64 @@ fn shown_blocks_are_not_moved_to_another_file() {
         assert!(got[PAGE] == want && got[PAGE + 1] == 1);
         drop(map);
     }
+    fs.unmount().unwrap();
+    drop(fs);
+    assert_clean(&image);
+}
+
+/// An inode that nobody uses is forgotten, and read anew does not know what mappings showed; but that is remembered, while somebody is in a
+/// system call that may have told a device to write there.
+#[test]
+fn that_blocks_were_shown_outlives_the_inode_in_memory() {
+    need!(userfaultfd(), tools(&["mke2fs"]));
+    if !alone("shown::that_blocks_were_shown_outlives_the_inode_in_memory") || !nobody_uses_libaio() {
+        return;
+    }
+    let dir = scratch();
+    let image = dir.join("image");
+    mke2fs(&image, 32 << 20, "-t ext4 -b 4096 -J size=4");
+    let device = Arc::new(OpenOptions::new().write(true).open(&image).unwrap());
+    let options = MountOptions::parse("dax=always").unwrap();
+    let fs = Filesystem::open(device, Setup { options, inode_capacity: 1, ..Setup::default() }).unwrap();
+    let root = Credentials::root();
+    let dir = fs.root().unwrap();
+    let shown = |name: &str, pages: usize| {
+        let file = open(&fs, &new_file(&fs, name), false);
+        file.write_at(0, &vec![1; pages * PAGE]).unwrap();
+        let map = file.map(0, pages * PAGE, &shared()).unwrap();
+        map.write_at(0, &[2]).unwrap();
+    };
+    for unlinked in [false, true] {
+        let (mut from, mut to) = std::io::pipe().unwrap();
+        let reading = thread::spawn(move || std::io::Read::read(&mut from, &mut [0]).unwrap());
+        let name = format!("f{unlinked}");
+        shown(&name, 64);
+        // So many lose their mappings after it that its memory goes, and so many come that it is not kept.
+        for n in 0..40 {
+            shown(&format!("m{unlinked}{n}"), 1);
+        }
+        fs.sync().unwrap();
+        for n in 0..1500 {
+            drop(new_file(&fs, &format!("n{unlinked}{n}")));
+        }
+        let inode = fs.lookup(&dir, name.as_bytes(), &root).unwrap();
+        if unlinked {
+            drop(inode);
+            fs.unlink(&dir, name.as_bytes(), &root).unwrap();
+        } else {
+            let file = open(&fs, &inode, false);
+            file.fallocate(FallocateMode::PunchHole, 0, 64 * PAGE as u64, true).unwrap();
+        }
+        fs.sync().unwrap();
+        assert_eq!(fs.release_shown_blocks(), 64 * PAGE as u64, "unlinked: {unlinked}");
+        std::io::Write::write_all(&mut to, &[1]).unwrap();
+        reading.join().unwrap();
+        // Threads of the filesystem that have just done something run for a moment.
+        while fs.release_shown_blocks() > 0 {
+            thread::yield_now();
+        }
+    }
+    drop(dir);
     fs.unmount().unwrap();
     drop(fs);
     assert_clean(&image);

@@ -65,7 +65,12 @@ fn who_looked_before_hears_of_what_ended_since() {
     let mmu = crate::SimMmu::new(4096, 1 << 16).unwrap();
     let (began, seen) = (Instant::now(), cache.graces_ended());
     assert_eq!(cache.await_grace(began, seen), None, "none are held");
-    cache.add_grace(mmu, vec![Box::new(Hold(extant_sync::Arc::clone(&cache), seen))], 4096);
+    cache.add_grace(
+        mmu,
+        Doubt::new(Instant::now()),
+        vec![Box::new(Hold(extant_sync::Arc::clone(&cache), seen))],
+        4096,
+    );
     assert_eq!(cache.grace_bytes(), 4096);
     cache.forget_grace();
     assert_eq!(cache.await_grace(began, seen), Some(seen + 1));

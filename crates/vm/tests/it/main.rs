@@ -8,6 +8,8 @@ mod explore;
 mod failures;
 #[cfg(feature = "shuttle")]
 mod faults;
+#[cfg(feature = "shuttle")]
+mod holds;
 #[cfg(not(feature = "shuttle"))]
 mod limits;
 #[cfg(not(feature = "shuttle"))]

@@ -7,7 +7,7 @@ use std::ops::Range;
 use extant_device::{BlockDevice, DirectAccess, MemSlice, MemoryDevice};
 use extant_format::{Lblk, Pblk};
 use extant_sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use extant_sync::{Arc, Mutex, Rank};
+use extant_sync::{Arc, Condvar, Mutex, Rank};
 use extant_vm::{AddressSpace, Backing, CacheConfig, Host, Mapped, PageCache, Placement, SimMmu};
 
 /// What the device holds where nobody ever wrote: old bytes of other files, which must never be seen.
@@ -186,8 +186,29 @@ impl SimFs {
             device: self.device.clone(),
             inode: Mutex::new(Rank::INODE, ()),
             in_use: AtomicBool::new(false),
+            faults: std::sync::OnceLock::new(),
         })
     }
+
+    /// A file whose inode was forgotten, read anew.
+    #[cfg(feature = "shuttle")]
+    pub(crate) fn read_anew(&self, file: &SimFile) -> Arc<SimFile> {
+        let anew = self.file(file.number);
+        anew.pages.begin_dax(file.pages.is_dax());
+        let map = std::mem::take(&mut *file.map.lock());
+        *anew.map.lock() = map;
+        anew.set_size(file.size());
+        anew.disk_size.store(file.disk_size(), Ordering::Release);
+        anew
+    }
+}
+
+/// Lets store faults in, or not.
+#[derive(Debug)]
+pub(crate) struct Faults {
+    /// Nobody is let in any more; how many are.
+    state: Mutex<(bool, usize)>,
+    out: Condvar,
 }
 
 #[derive(Debug, Default)]
@@ -217,6 +238,8 @@ pub(crate) struct SimFile {
     pub(crate) inode: Mutex<()>,
     /// Somebody has that lock.
     pub(crate) in_use: AtomicBool,
+    /// In the place of the filesystem's gate, where a scenario closes it.
+    faults: std::sync::OnceLock<Faults>,
 }
 
 /// Blocks that are kept from being used again.
@@ -446,6 +469,21 @@ impl Host for SimFile {
         Some(work())
     }
 
+    fn in_fault<R>(&self, work: impl FnOnce() -> R) -> Option<R> {
+        let Some(faults) = self.faults.get() else { return Some(work()) };
+        {
+            let mut state = faults.state.lock();
+            if state.0 {
+                return None;
+            }
+            state.1 += 1;
+        }
+        let done = work();
+        faults.state.lock().1 -= 1;
+        faults.out.notify_all();
+        Some(done)
+    }
+
     fn claims_per_publish(&self) -> usize {
         3
     }
@@ -469,6 +507,20 @@ impl SimFile {
 /// For the explored scenarios.
 #[cfg(feature = "shuttle")]
 impl SimFile {
+    /// Store faults can be kept out from now on.
+    pub(crate) fn gate_faults(&self) {
+        let faults = Faults { state: Mutex::new(Rank::LEAF, (false, 0)), out: Condvar::new() };
+        assert!(self.faults.set(faults).is_ok());
+    }
+
+    /// Lets no store fault in any more, and waits for those that are.
+    pub(crate) fn end_faults(&self) {
+        let faults = self.faults.get().expect("a gate");
+        let mut state = faults.state.lock();
+        state.0 = true;
+        faults.out.wait_while(&mut state, |state| state.1 > 0);
+    }
+
     /// Makes it a file of this content in its inode.
     pub(crate) fn make_inline(&self, content: &[u8]) {
         *self.inline.lock() = Some(content.to_vec());
