@@ -14,7 +14,6 @@
 //! takes the block map (80). [`Promise`] is behind a leaf lock.
 
 use std::ops::Range;
-use std::time::Instant;
 
 use extant_alloc::{Claim, ClaimRequest, Privilege, Reservation, ToFree};
 use extant_device::MemSlice;
@@ -25,7 +24,7 @@ use extant_map::{Content, Extent, MapFs, MapKind, Placement as Cluster, Run, Wri
 use extant_sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use extant_sync::{Arc, Mutex, Rank, Weak};
 use extant_vm::real::RealMmu;
-use extant_vm::{AddressSpace, Backing, Host, Mapped, Placement, ReadAhead};
+use extant_vm::{AddressSpace, Backing, Host, Mapped, Placement, ReadAhead, SpaceHope, SpaceWait};
 use smallvec::SmallVec;
 
 use crate::cred::{Caps, Credentials};
@@ -660,8 +659,9 @@ impl Host for FileData {
         self.fs.upgrade().ok_or(Error::Shutdown)?.make_space()
     }
 
-    fn await_space(&self, began: Instant, seen: &mut u64) -> bool {
-        self.fs.upgrade().is_some_and(|fs| fs.await_space(began, seen).unwrap_or(false))
+    fn await_space(&self, wait: &mut SpaceWait, stay: bool) -> SpaceHope {
+        let hope = self.fs.upgrade().map(|fs| fs.await_space(wait, stay));
+        hope.and_then(Result::ok).unwrap_or(SpaceHope::None)
     }
 
     fn noted(&self, error: &Error) {

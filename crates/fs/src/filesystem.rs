@@ -1,7 +1,6 @@
 //! The mounted filesystem: what all parts share.
 
 use std::sync::{Arc, Weak};
-use std::time::Instant;
 
 use extant_alloc::{Allocator, Privilege, Reservation};
 use extant_device::BlockDevice;
@@ -13,7 +12,7 @@ use extant_journal::{BlockCache, Buf, Handle, Journal};
 use extant_map::{Extent, MapFs, MapKind, Run, StatusBudget};
 use extant_sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 use extant_sync::{Mutex, Rank, RwLock};
-use extant_vm::PageCache;
+use extant_vm::{PageCache, SpaceHope, SpaceWait};
 
 use crate::cred::{Caps, Credentials};
 use crate::error::{CorruptKind, Error, Place, Result};
@@ -244,10 +243,13 @@ impl Filesystem {
     pub(crate) fn with_space<T>(&self, change: impl Fn() -> Result<T>) -> Result<T> {
         let mut result = change();
         if matches!(result, Err(Error::NoSpace | Error::NoInodes)) {
-            let (began, mut seen) = (Instant::now(), self.pages.graces_ended());
+            let mut wait = SpaceWait::default();
+            wait.begin(&self.pages);
             self.make_space()?;
             result = change();
-            while matches!(result, Err(Error::NoSpace)) && self.await_space(began, &mut seen)? {
+            while matches!(result, Err(Error::NoSpace))
+                && self.await_space(&mut wait, true)? == SpaceHope::Again
+            {
                 result = change();
             }
         }
@@ -267,15 +269,19 @@ impl Filesystem {
         Ok(())
     }
 
-    /// After [`Self::make_space`], for who has found no space since `began`: waits until some of the blocks that mappings showed can be
-    /// used. `seen` is how often that was before ([`PageCache::graces_ended`]), and goes on. False if none are held, or he has waited for
-    /// as long as they are held at most. Nothing is held.
-    pub(crate) fn await_space(&self, began: Instant, seen: &mut u64) -> Result<bool> {
-        let Some(now) = self.pages.await_grace(began, *seen) else { return Ok(false) };
-        *seen = now;
-        // What was freed and let go of meanwhile is used again once that is durable.
-        self.journal.commit_all()?;
-        Ok(true)
+    /// After [`Self::make_space`], for who has found no space: whether some of the blocks that mappings showed can be used since, or will be;
+    /// with `stay` that is waited for, for as long as they are held at most. Nothing is held.
+    pub(crate) fn await_space(&self, wait: &mut SpaceWait, stay: bool) -> Result<SpaceHope> {
+        let hope = match stay {
+            true if self.pages.await_grace(wait) => SpaceHope::Again,
+            true => SpaceHope::None,
+            false => self.pages.hope_for_space(wait),
+        };
+        if hope == SpaceHope::Again {
+            // What was freed and let go of meanwhile is used again once that is durable.
+            self.journal.commit_all()?;
+        }
+        Ok(hope)
     }
 
     /// The rights to space of a caller.

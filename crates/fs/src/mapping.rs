@@ -28,7 +28,7 @@ use extant_sync::atomic::{AtomicU8, AtomicU32, Ordering};
 use extant_sync::{Arc, Mutex, Rank};
 use extant_sys::{MapRequest, MemFile, Protection, UserPages, user_atomic};
 use extant_vm::real::{FaultHandler, FaultServer, FaultThreads, RealMapping, RealMmu};
-use extant_vm::{Access, Fault, MapAdvice, MapId, MapView};
+use extant_vm::{Access, Fault, MapAdvice, MapId, MapView, SpaceWait};
 
 use crate::cred::Credentials;
 use crate::data::FileData;
@@ -192,17 +192,26 @@ impl FaultHandler for Handler {
         self.data.pages.try_fault(&*self.data, &self.view(mapping), page, access)
     }
 
-    fn fault(&self, mapping: MapId, page: u32, access: Access) -> Fault {
+    fn fault(&self, mapping: MapId, page: u32, access: Access, wait: &mut SpaceWait) -> Fault {
         if self.fs.check_alive().is_err() {
             // Nobody asks a parked one again: the process ends.
             let ending = self.fs.mount.ending.load(Ordering::Acquire);
             return if ending { Fault::Parked } else { Fault::Sigbus };
         }
-        let fault = self.data.pages.fault(&*self.data, &self.view(mapping), page, access);
+        let fault = self.data.pages.fault_or_wait(&*self.data, &self.view(mapping), page, access, wait);
         if fault == Fault::Mapped && access == Access::Read {
             self.fs.touch_atime(&self.inode);
         }
         fault
+    }
+
+    fn look_for_space(&self) {
+        self.fs.pages.end_grace();
+    }
+
+    fn may_have_space(&self, wait: &SpaceWait) -> bool {
+        // Where nothing may be stored any more, there is nothing to wait for.
+        self.fs.is_read_only() || self.fs.pages.may_have_space(wait)
     }
 }
 

@@ -9,11 +9,11 @@
 //! Nothing here waits for memory or for the dirty limit with a lock held, takes the inode lock, or touches a program's memory.
 
 use std::ops::Range;
-use std::time::Instant;
 
 use extant_format::Lblk;
 use extant_sync::{Arc, Held, Rank, assert_nothing_held};
 
+use crate::grace::{SpaceHope, SpaceWait};
 use crate::host::Backing;
 use crate::index::PageIndex;
 use crate::mmu::{Access, Fault, MapId, Mmu};
@@ -96,7 +96,22 @@ impl AddressSpace {
         fault
     }
 
-    /// The same for who does something with the page before the cache is brought back under its limits, which may write it.
+    /// The same for who has better things to do than to wait for blocks that are held: [`Fault::AwaitsSpace`], and `wait`, with which it is
+    /// asked again, says when ([`PageCache::may_have_space`]).
+    pub fn fault_or_wait<H: Host>(
+        &self,
+        host: &H,
+        view: &MapView,
+        page: u32,
+        access: Access,
+        wait: &mut SpaceWait,
+    ) -> Fault {
+        let fault = self.fault_waiting(host, view, (page, access), wait, false);
+        let _ = self.cache.throttle();
+        fault
+    }
+
+    /// As [`Self::fault`], for who does something with the page before the cache is brought back under its limits, which may write it.
     pub(crate) fn fault_and_stay<H: Host>(
         &self,
         host: &H,
@@ -104,18 +119,39 @@ impl AddressSpace {
         page: u32,
         access: Access,
     ) -> Fault {
+        self.fault_waiting(host, view, (page, access), &mut SpaceWait::default(), true)
+    }
+
+    /// `stay`: it is waited here for blocks that are held.
+    fn fault_waiting<H: Host>(
+        &self,
+        host: &H,
+        view: &MapView,
+        (page, access): (u32, Access),
+        wait: &mut SpaceWait,
+        stay: bool,
+    ) -> Fault {
         assert_nothing_held(Rank::FREEZE_WRITE, "a fault");
         if access == Access::Write && self.cache.throttle().is_err() {
             return Fault::Sigbus;
         }
         let mut result = self.fault_once(host, view, page, access);
-        if result.as_ref().is_err_and(H::is_no_space) {
-            let (began, mut seen) = (Instant::now(), self.cache.graces_ended());
-            let mut again = host.make_space().is_ok();
-            while again {
-                result = self.fault_once(host, view, page, access);
-                again = result.as_ref().is_err_and(H::is_no_space) && host.await_space(began, &mut seen);
+        if result.as_ref().is_err_and(H::is_no_space) && wait.begin(&self.cache) {
+            if host.make_space().is_err() {
+                return Fault::Sigbus;
             }
+            result = self.fault_once(host, view, page, access);
+        }
+        while result.as_ref().is_err_and(H::is_no_space) {
+            match host.await_space(wait, stay) {
+                SpaceHope::Again => result = self.fault_once(host, view, page, access),
+                SpaceHope::Later => return Fault::AwaitsSpace,
+                SpaceHope::None => break,
+            }
+        }
+        if matches!(result, Ok(Fault::Parked)) {
+            // What it finds after the thaw is another wait.
+            *wait = SpaceWait::default();
         }
         if access == Access::Write && matches!(result, Ok(Fault::Mapped)) {
             host.stored();

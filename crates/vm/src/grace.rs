@@ -28,7 +28,7 @@ pub(crate) const MOST: Duration = Duration::from_secs(30);
 /// and a call does not run for as long. One look would not do: a call runs, too, while it tells the device of its next part.
 pub(crate) const MOST_RUNNING: Duration = Duration::from_secs(1);
 /// Between two looks of who waits, at first and at most.
-const LOOKS: [Duration; 2] = [Duration::from_millis(1), Duration::from_millis(100)];
+pub(crate) const LOOKS: [Duration; 2] = [Duration::from_millis(1), Duration::from_millis(100)];
 
 /// Blocks of one operation.
 pub(crate) struct Grace {
@@ -80,6 +80,35 @@ impl Doubt {
             UnderWay::Perhaps => self.running_since = None,
         }
         now - self.since >= MOST
+    }
+}
+
+/// A wait for blocks that are held, as a value: nothing waits meanwhile but who wants them.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct SpaceWait {
+    /// Since when, and how often blocks had been let go of then.
+    from: Option<(Instant, u64)>,
+}
+
+/// What there is for who has found no space.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SpaceHope {
+    /// Blocks have been let go of since he looked: he looks again.
+    Again,
+    /// Some are held.
+    Later,
+    /// None are, or he has waited for as long as any is.
+    None,
+}
+
+impl SpaceWait {
+    /// Begins, if it has not begun, before space is made; whether it has not.
+    pub fn begin(&mut self, cache: &PageCache) -> bool {
+        let new = self.from.is_none();
+        if new {
+            self.from = Some((Instant::now(), cache.graces_ended()));
+        }
+        new
     }
 }
 
@@ -175,30 +204,46 @@ impl PageCache {
         self.grace_ended.notify_all();
     }
 
-    /// How often blocks were let go of: who finds no space asks before he makes some, for [`Self::await_grace`].
-    #[must_use]
-    pub fn graces_ended(&self) -> u64 {
+    /// How often blocks were let go of.
+    fn graces_ended(&self) -> u64 {
         self.grace.lock().ended
     }
 
-    /// For who has found no space since `began`: waits until blocks have been let go of more often than `seen`
-    /// ([`Self::graces_ended`]); how often then, which is for the next time. None if none are held, and when he has waited for as long
-    /// as any is. Takes 90; nothing is held.
-    pub fn await_grace(&self, began: Instant, seen: u64) -> Option<u64> {
+    /// What there is for who has found no space after `wait` began, or after this said [`SpaceHope::Again`] last. Does not wait, nor look
+    /// what is under way.
+    pub fn hope_for_space(&self, wait: &mut SpaceWait) -> SpaceHope {
+        let Some((began, seen)) = &mut wait.from else { return SpaceHope::Again };
+        let grace = self.grace.lock();
+        if grace.ended != *seen && !without!(self, SpaceCounted) {
+            *seen = grace.ended;
+            SpaceHope::Again
+        } else if grace.held.is_empty() && grace.ending == 0 || began.elapsed() > MOST {
+            SpaceHope::None
+        } else {
+            SpaceHope::Later
+        }
+    }
+
+    /// Whether who was told [`SpaceHope::Later`] is to look again.
+    #[must_use]
+    pub fn may_have_space(&self, wait: &SpaceWait) -> bool {
+        self.hope_for_space(&mut { *wait }) != SpaceHope::Later
+    }
+
+    /// As [`Self::hope_for_space`], but waits, and looks what is under way meanwhile: whether to look again. Takes 90; nothing is held.
+    pub fn await_grace(&self, wait: &mut SpaceWait) -> bool {
         let [mut pause, longest] = LOOKS;
         loop {
-            if began.elapsed() > MOST {
-                return None;
-            }
             self.end_grace();
+            match self.hope_for_space(wait) {
+                SpaceHope::Again => return true,
+                SpaceHope::None => return false,
+                SpaceHope::Later => {}
+            }
             let mut grace = self.grace.lock();
-            if grace.ended != seen {
-                return Some(grace.ended);
+            if wait.from.is_some_and(|(_, seen)| grace.ended == seen) {
+                self.grace_ended.wait_for(&mut grace, pause);
             }
-            if grace.held.is_empty() && grace.ending == 0 {
-                return None;
-            }
-            self.grace_ended.wait_for(&mut grace, pause);
             drop(grace);
             pause = longest.min(pause * 2);
         }

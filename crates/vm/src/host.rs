@@ -1,13 +1,13 @@
 //! What the page cache needs of a file.
 
 use std::io;
-use std::time::Instant;
 
 use extant_device::MemSlice;
 use extant_format::{Lblk, Pblk};
 use extant_sync::Arc;
 
 use crate::AddressSpace;
+use crate::grace::{SpaceHope, SpaceWait};
 
 /// Where a run of logical blocks is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -173,12 +173,13 @@ pub trait Host: Send + Sync + 'static {
         Ok(())
     }
 
-    /// After [`Self::make_space`], for who has found no space since `began`: waits until some of the blocks that are held
-    /// ([`Self::hold`]) can be used. `seen` is [`PageCache::graces_ended`](crate::PageCache::graces_ended) from before, and goes on. False
-    /// if none are held, or he has waited for long enough. With nothing held from 28 on.
-    fn await_space(&self, began: Instant, seen: &mut u64) -> bool {
-        let _ = (began, seen);
-        false
+    /// After [`Self::make_space`], for who has found no space: what is to be hoped for ([`PageCache::hope_for_space`]); with `stay` it is
+    /// waited for, and the answer not [`SpaceHope::Later`]. With nothing held from 28 on.
+    ///
+    /// [`PageCache::hope_for_space`]: crate::PageCache::hope_for_space
+    fn await_space(&self, wait: &mut SpaceWait, stay: bool) -> SpaceHope {
+        let _ = (wait, stay);
+        SpaceHope::None
     }
 
     /// Tells the filesystem of an error that a fault met, which no caller will be told of.

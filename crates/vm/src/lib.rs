@@ -64,6 +64,7 @@ pub use cache::{CacheConfig, CacheStats, PageCache};
 pub use clock::pass;
 pub use errseq::{ErrCursor, ErrSeq};
 pub use fault::{MapAdvice, MapView};
+pub use grace::{SpaceHope, SpaceWait};
 pub use host::{Backing, Host, Mapped, Owner, Pending, Placement};
 pub use mapped::InlineGuard;
 pub use mmu::{Access, Fault, MapId, Mmu};

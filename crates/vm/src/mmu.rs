@@ -37,6 +37,9 @@ pub enum Fault {
     /// The fault cannot be answered before something happens that the engine must not wait for (a thaw): it is to be asked again
     /// then.
     Parked,
+    /// There is no space, but blocks are held that can be used before long: it is to be asked again when
+    /// [`PageCache::may_have_space`](crate::PageCache::may_have_space) says so. Only for who has a [`SpaceWait`](crate::SpaceWait).
+    AwaitsSpace,
     /// Past the end of the file, or the page cannot be had: SIGBUS.
     Sigbus,
     /// There is no memory for the page: SIGBUS, or the system's way of running out.

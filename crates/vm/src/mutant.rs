@@ -104,6 +104,8 @@ pub enum Mutant {
     LeftAlone,
     /// Blocks that mappings showed are not used again while a transfer to them may be under way.
     ShownHeld,
+    /// Who has found no space looks again if blocks were let go of meanwhile, though none are held any more.
+    SpaceCounted,
     /// That mappings showed blocks of a file is remembered when its inode may be forgotten.
     ShownRemembered,
     /// One look that sees only threads that run is not believed.

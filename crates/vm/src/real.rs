@@ -8,10 +8,12 @@
 //! | [`RealMapping`] | one mapping, owned by the program |
 //! | `queue`, beside this | what waits for a thread, and what is parked |
 //! | `pending` | one fault: a value that is answered, at the latest when it is dropped |
+//! | `no_space` | faults that wait for blocks that are held, and when it is looked for these |
 //! | `suspects` | in debug builds, threads that fault with a lock held |
 //!
 //! The reader of messages waits for nothing but messages, and takes leaves only; what it cannot answer from [`FaultHandler::try_fault`]
-//! at once goes to one of two pools, so that loads do not queue behind stores, which may wait for space or a thaw.
+//! at once goes to one of two pools, so that loads do not queue behind stores. A fault that has to wait for a thaw, or for blocks that are held on a full disk, is kept as a value,
+//! and asked again; it keeps no thread.
 //!
 //! **SIGBUS** for a page that cannot be had is a mark in the mapping (poison) that stays for [`POISONED`] or until the page is installed: then
 //! the next access asks again, as the kernel reads again after an error. For a store that cannot be, it is a signal sent to the thread
@@ -23,13 +25,14 @@
 
 mod mmu;
 mod mutant;
+mod no_space;
 mod pending;
 mod server;
 mod suspects;
 
 use std::time::Duration;
 
-use crate::{Access, Fault, MapId};
+use crate::{Access, Fault, MapId, SpaceWait};
 
 pub use mmu::{RealMapping, RealMmu};
 pub use server::{FaultServer, FaultThreads};
@@ -46,7 +49,14 @@ pub trait FaultHandler: Send + Sync {
     fn try_fault(&self, mapping: MapId, page: u32, access: Access) -> Option<Fault>;
 
     /// Decides a fault and installs what it gets; the caller wakes. May wait for locks and I/O. A private mapping loads only.
-    fn fault(&self, mapping: MapId, page: u32, access: Access) -> Fault;
+    /// [`Fault::AwaitsSpace`] says with `wait` what it waits for, and gets that back when it is asked again.
+    fn fault(&self, mapping: MapId, page: u32, access: Access, wait: &mut SpaceWait) -> Fault;
+
+    /// Looks whether space can be had that faults wait for, of this handler or another one of the same server. With nothing held.
+    fn look_for_space(&self);
+
+    /// Whether who waits is to be asked again. With nothing held.
+    fn may_have_space(&self, wait: &SpaceWait) -> bool;
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use extant::{
     Credentials, FallocateMode, Filesystem, InodeFlags, InodeRef, MountOptions, MoveRange, Setup, SyncMode,
 };
 use extant_device::OpenOptions;
-use extant_sync::atomic::{AtomicBool, Ordering};
+use extant_sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use extant_sync::thread;
 use extant_testkit::env::{scratch, tools};
 use extant_testkit::oracle::{assert_clean, mke2fs};
@@ -184,6 +184,71 @@ fn that_blocks_were_shown_outlives_the_inode_in_memory() {
         }
     }
     drop(dir);
+    fs.unmount().unwrap();
+    drop(fs);
+    assert_clean(&image);
+}
+
+/// Stores that wait for blocks which are held keep none of the threads that answer faults: another store, which needs no space, is answered
+/// meanwhile.
+#[test]
+fn stores_that_wait_for_space_hold_up_no_other() {
+    const HUNGRY: usize = 6;
+    need!(userfaultfd(), tools(&["mke2fs"]));
+    if !alone("shown::stores_that_wait_for_space_hold_up_no_other") || !nobody_uses_libaio() {
+        return;
+    }
+    let dir = scratch();
+    let image = dir.join("image");
+    mke2fs(&image, 16 << 20, "-t ext4 -b 4096 -J size=4");
+    let fs = open_with(&image, "dax=always");
+    let new = |name: &str, written: usize, len: usize| {
+        let file = open(&fs, &new_file(&fs, name), false);
+        file.write_at(0, &vec![1; written]).unwrap();
+        file.set_len(len as u64).unwrap();
+        let map = file.map(0, len, &shared()).unwrap();
+        (file, map)
+    };
+    let (hungry, hungry_map) = new("hungry", 0, HUNGRY * PAGE);
+    let (written, written_map) = new("written", PAGE, PAGE);
+    let (shown, shown_map) = new("shown", 64 * PAGE, 64 * PAGE);
+    shown_map.write_at(0, &[2; 64 * PAGE]).unwrap();
+    let eater = open(&fs, &new_file(&fs, "eater"), false);
+    let mut at = 0;
+    while eater.write_at(at, &[0xEE; PAGE]).is_ok() {
+        at += PAGE as u64;
+    }
+    let (mut from, mut to) = std::io::pipe().unwrap();
+    let reading = thread::spawn(move || std::io::Read::read(&mut from, &mut [0]).unwrap());
+    shown.fallocate(FallocateMode::PunchHole, 0, 64 * PAGE as u64, true).unwrap();
+    let finished = AtomicUsize::new(0);
+    let threads = [const { AtomicUsize::new(0) }; HUNGRY];
+    let in_a_fault = |thread: usize| {
+        let path = format!("/proc/self/task/{thread}/syscall");
+        std::fs::read_to_string(path).is_ok_and(|said| said.starts_with("-1 "))
+    };
+    thread::scope(|scope| {
+        for (n, thread) in threads.iter().enumerate() {
+            let (map, finished) = (&hungry_map, &finished);
+            scope.spawn(move || {
+                thread.store(extant_sys::thread_number() as usize, Ordering::Relaxed);
+                map.write_at(n * PAGE, &[3]).unwrap();
+                finished.fetch_add(1, Ordering::Relaxed);
+            });
+        }
+        while !threads.iter().all(|thread| in_a_fault(thread.load(Ordering::Relaxed))) {
+            thread::yield_now();
+        }
+        written_map.write_at(0, &[4]).unwrap();
+        let before = finished.load(Ordering::Relaxed);
+        std::io::Write::write_all(&mut to, &[1]).unwrap();
+        assert_eq!(before, 0, "it waited for those who wait for space");
+    });
+    reading.join().unwrap();
+    let mut got = vec![0; HUNGRY * PAGE];
+    hungry.read_at(0, &mut got).unwrap();
+    assert!(got.chunks(PAGE).all(|page| page[0] == 3 && page[1..].iter().all(|byte| *byte == 0)));
+    drop((hungry, hungry_map, written_map, shown, shown_map, eater, written));
     fs.unmount().unwrap();
     drop(fs);
     assert_clean(&image);

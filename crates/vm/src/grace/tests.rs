@@ -6,6 +6,8 @@ use extant_sys::transfers::UnderWay::{Nothing, Perhaps, ThreadsRun};
 
 use super::Doubt;
 #[cfg(not(feature = "shuttle"))]
+use super::{SpaceHope, SpaceWait};
+#[cfg(not(feature = "shuttle"))]
 use crate::PageCache;
 
 /// What each look says, `ms` after the blocks were taken from the file.
@@ -63,8 +65,10 @@ fn who_looked_before_hears_of_what_ended_since() {
     let device = extant_sync::Arc::new(extant_device::MemoryDevice::new(1 << 20));
     let cache = PageCache::new(device, 4096, crate::CacheConfig::default());
     let mmu = crate::SimMmu::new(4096, 1 << 16).unwrap();
-    let (began, seen) = (Instant::now(), cache.graces_ended());
-    assert_eq!(cache.await_grace(began, seen), None, "none are held");
+    let (mut wait, seen) = (SpaceWait::default(), cache.graces_ended());
+    assert!(wait.begin(&cache) && !wait.begin(&cache));
+    assert!(!cache.await_grace(&mut wait), "none are held");
+    assert!(cache.may_have_space(&wait));
     cache.add_grace(
         mmu,
         Doubt::new(Instant::now()),
@@ -72,7 +76,9 @@ fn who_looked_before_hears_of_what_ended_since() {
         4096,
     );
     assert_eq!(cache.grace_bytes(), 4096);
+    assert_eq!((cache.hope_for_space(&mut wait), cache.may_have_space(&wait)), (SpaceHope::Later, false));
     cache.forget_grace();
-    assert_eq!(cache.await_grace(began, seen), Some(seen + 1));
-    assert_eq!(cache.await_grace(began, seen + 1), None);
+    assert!(cache.may_have_space(&wait));
+    assert!(cache.await_grace(&mut wait));
+    assert!(!cache.await_grace(&mut wait));
 }

@@ -8,7 +8,7 @@ use extant_sys::{Refused, UserPages};
 use super::mutant::without;
 use super::server::{Entry, Shared};
 use crate::queue::{Epoch, Pool};
-use crate::{Access, Fault, MapId};
+use crate::{Access, Fault, MapId, SpaceWait};
 
 /// A thread that waits for a page. It is answered at the latest when this is dropped: with SIGBUS.
 pub(super) struct Pending {
@@ -17,6 +17,7 @@ pub(super) struct Pending {
     page: u32,
     access: Access,
     waiter: Waiter,
+    wait: SpaceWait,
     answered: bool,
 }
 
@@ -37,6 +38,8 @@ pub(super) enum Job {
     Refuse(Pending),
     /// Let accesses of a page ask again.
     Heal(Arc<UserPages>, u32),
+    /// Look whether there may be space for stores that wait for some.
+    LookForSpace,
 }
 
 impl Pending {
@@ -47,7 +50,7 @@ impl Pending {
         access: Access,
         waiter: Waiter,
     ) -> Self {
-        Self { shared, entry, page, access, waiter, answered: false }
+        Self { shared, entry, page, access, waiter, wait: SpaceWait::default(), answered: false }
     }
 
     pub(super) fn pool(&self) -> Pool {
@@ -66,8 +69,19 @@ impl Pending {
         self.entry.handler.try_fault(self.map(), self.page, self.access)
     }
 
-    pub(super) fn ask(&self) -> Fault {
-        self.entry.handler.fault(self.map(), self.page, self.access)
+    pub(super) fn ask(&mut self) -> Fault {
+        let map = self.map();
+        self.entry.handler.fault(map, self.page, self.access, &mut self.wait)
+    }
+
+    /// Looks for what it waits for, for all that wait.
+    pub(super) fn look_for_space(&self) {
+        self.entry.handler.look_for_space();
+    }
+
+    /// Whether it is to be asked again.
+    pub(super) fn may_have_space(&self) -> bool {
+        self.entry.handler.may_have_space(&self.wait)
     }
 
     /// Carries out an answer that was asked for at `asked`.
@@ -83,6 +97,7 @@ impl Pending {
                 // A closed queue gives it back, to be dropped.
                 drop(shared.queue.park(self.pool(), Job::Ask(self), asked));
             }
+            Fault::AwaitsSpace => Arc::clone(&self.shared).await_space(self),
             Fault::Sigbus | Fault::Oom => drop(self),
         }
     }

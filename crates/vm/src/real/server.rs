@@ -13,6 +13,7 @@ use extant_sys::{Message, Uffd, UserPages, user_memory};
 use rustc_hash::FxHashMap;
 
 use super::mutant::{Guard, without};
+use super::no_space::NoSpace;
 use super::pending::{Job, Pending, Waiter};
 use super::suspects::{Suspects, Verdict};
 use super::{FaultHandler, POISONED};
@@ -38,11 +39,12 @@ pub struct FaultServer {
 pub(super) struct Shared {
     uffd: Arc<Uffd>,
     /// Written to when the reader is to look up from its messages.
-    bell: OwnedFd,
+    pub(super) bell: OwnedFd,
     pub(super) queue: Queue<Job>,
     table: RwLock<FxHashMap<MapId, Arc<Entry>>>,
     poison: Mutex<VecDeque<Poisoned>>,
-    closed: AtomicBool,
+    pub(super) no_space: Mutex<NoSpace>,
+    pub(super) closed: AtomicBool,
     restarts: AtomicU64,
     pub(super) suspects: Mutex<Suspects>,
     /// The guard that is taken away.
@@ -96,6 +98,7 @@ impl FaultServer {
             queue: Queue::new(),
             table: RwLock::new(Rank::LEAF, FxHashMap::default()),
             poison: Mutex::new(Rank::LEAF, VecDeque::new()),
+            no_space: Mutex::new(Rank::LEAF, NoSpace::default()),
             closed: AtomicBool::new(false),
             restarts: AtomicU64::new(0),
             suspects: Mutex::new(Rank::LEAF, Suspects::default()),
@@ -176,6 +179,8 @@ impl Drop for FaultServer {
         self.shared.closed.store(true, Ordering::Release);
         // Answers what is left: there are no mappings any more, but answering is harmless.
         drop(self.shared.queue.close());
+        let left = self.shared.no_space.lock().take();
+        drop(left);
         extant_sys::bell::ring(&self.shared.bell);
         let me = thread::current().id();
         for thread in self.threads.get_mut().drain(..) {
@@ -215,7 +220,7 @@ impl Shared {
     fn reader(self: &Arc<Self>) {
         let mut messages = Vec::new();
         while !self.closed.load(Ordering::Acquire) {
-            let timeout = self.heal_due();
+            let timeout = [self.heal_due(), self.look_due()].into_iter().flatten().min();
             if let Err(error) = extant_sys::bell::wait(&self.uffd, &self.bell, timeout) {
                 panic!("waiting for faults: {error}");
             }
@@ -286,7 +291,7 @@ impl Shared {
         verdict == Verdict::Innocent
     }
 
-    fn hand_on(&self, pool: Pool, job: Job) {
+    pub(super) fn hand_on(&self, pool: Pool, job: Job) {
         // A closed queue gives it back: dropped, it is answered.
         drop(self.queue.push(pool, job));
     }
@@ -294,7 +299,7 @@ impl Shared {
     fn worker(self: &Arc<Self>, pool: Pool) {
         while let Some(job) = self.queue.next(pool) {
             match job {
-                Job::Ask(pending) => {
+                Job::Ask(mut pending) => {
                     let asked = self.queue.epoch();
                     match catch_unwind(AssertUnwindSafe(|| pending.ask())) {
                         Ok(fault) => pending.answer(fault, asked),
@@ -304,6 +309,7 @@ impl Shared {
                 }
                 Job::Refuse(pending) => drop(pending),
                 Job::Heal(pages, page) => pages.heal(&(page..page + 1)),
+                Job::LookForSpace => self.look_for_space(),
             }
         }
     }

@@ -11,7 +11,7 @@ use super::mutant::Guard;
 use super::pending::Waiter;
 use super::suspects::{Suspects, Verdict};
 use super::{FaultHandler, FaultServer, FaultThreads, RealMapping, RealMmu};
-use crate::{Access, Fault, MapId, Mmu};
+use crate::{Access, Fault, MapId, Mmu, SpaceWait};
 
 const PAGE: usize = 4096;
 const PAGES: u32 = 64;
@@ -26,6 +26,8 @@ struct Toy {
     instead: Mutex<Vec<Fault>>,
     panics: AtomicBool,
     asked: AtomicU32,
+    looks: AtomicU32,
+    has_space: AtomicBool,
     quick: AtomicU32,
 }
 
@@ -52,6 +54,8 @@ fn toy(threads: FaultThreads) -> Option<Arc<Toy>> {
         instead: Mutex::new(Rank::LEAF, Vec::new()),
         panics: AtomicBool::new(false),
         asked: AtomicU32::new(0),
+        looks: AtomicU32::new(0),
+        has_space: AtomicBool::new(false),
         quick: AtomicU32::new(0),
     }))
 }
@@ -104,7 +108,7 @@ impl FaultHandler for Toy {
         Some(self.install(map, page, access, state))
     }
 
-    fn fault(&self, map: MapId, page: u32, access: Access) -> Fault {
+    fn fault(&self, map: MapId, page: u32, access: Access, _wait: &mut SpaceWait) -> Fault {
         self.asked.fetch_add(1, Ordering::Relaxed);
         assert!(!self.panics.swap(false, Ordering::Relaxed), "asked to");
         if let Some(fault) = self.instead.lock().pop() {
@@ -118,6 +122,14 @@ impl FaultHandler for Toy {
             state.uptodate = true;
         }
         self.install(map, page, access, state)
+    }
+
+    fn look_for_space(&self) {
+        self.looks.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn may_have_space(&self, _wait: &SpaceWait) -> bool {
+        self.has_space.load(Ordering::Relaxed)
     }
 }
 
@@ -249,6 +261,39 @@ fn a_parked_fault_waits_without_a_thread() {
     }
     let got: Vec<u8> = threads.into_iter().map(|t| t.join().expect("load")).collect();
     assert_eq!(got, [1, 2]);
+}
+
+/// Who waits for space does so without a thread, is asked again when there may be some, and looked for together with all who wait.
+#[test]
+fn a_store_without_space_waits_without_a_thread() {
+    let Some(toy) = toy(ONE) else { return };
+    let map = Arc::new(toy.map(true));
+    toy.instead.lock().extend([Fault::AwaitsSpace; 3]);
+    let threads: Vec<_> = (0..2)
+        .map(|page| {
+            let map = Arc::clone(&map);
+            thread::spawn(move || store(&map, page, 9))
+        })
+        .collect();
+    while toy.asked.load(Ordering::Relaxed) < 2 {
+        thread::yield_now();
+    }
+    // One that comes while the others are looked for is looked for with them.
+    let third = {
+        let map = Arc::clone(&map);
+        thread::spawn(move || store(&map, 2, 9))
+    };
+    while toy.asked.load(Ordering::Relaxed) < 3 || toy.looks.load(Ordering::Relaxed) < 3 {
+        thread::yield_now();
+    }
+    // The only thread for stores is free.
+    store(&map, 20, 9);
+    assert_eq!(toy.asked.load(Ordering::Relaxed), 4, "asked again without space");
+    toy.instead.lock().push(Fault::AwaitsSpace);
+    toy.has_space.store(true, Ordering::Relaxed);
+    threads.into_iter().chain([third]).for_each(|t| t.join().expect("store"));
+    assert_eq!([0, 1, 2, 20].map(|page| load(&map, page)), [9; 4]);
+    assert_eq!(toy.asked.load(Ordering::Relaxed), 8, "one of them once more");
 }
 
 #[test]

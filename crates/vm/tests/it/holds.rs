@@ -6,7 +6,7 @@ use std::time::Duration;
 use extant_device::BlockDevice;
 use extant_sync::{Arc, Mutex, Rank, thread};
 use extant_sys::transfers::UnderWay;
-use extant_vm::{Fault, Mutant, ReadAhead, pass};
+use extant_vm::{Access, Fault, Mutant, ReadAhead, SpaceWait, pass};
 
 use crate::dax;
 use crate::faults::{BLOCK, PAGE, Rig, explore, load, store, task, together};
@@ -114,6 +114,47 @@ fn direct_write_after_a_look_at_running_threads() {
         assert_eq!((got[0], got[BLOCK - 1], got[BLOCK], got[3000]), (7, 7, 1, 9));
     }
     explore("direct write after a look at running threads", scenario, &[Mutant::TwoLooks]);
+}
+
+/// A store finds no space while blocks are held, to which a transfer is under way, and waits as a value: it gets one of them, whenever they are
+/// let go of.
+#[test]
+fn a_store_that_waits_for_held_blocks() {
+    fn scenario(mutant: Mutant) {
+        let (rig, mmu, map) = dax::Rig::with(&[1; 2 * PAGE], true, mutant);
+        let other = rig.fs.file(13);
+        other.pages.begin_dax(true);
+        let room = rig.fs.space_left();
+        other.pages.write(&*other, 0, &vec![7; room * PAGE]);
+        assert_eq!((dax::load(&rig, &mmu, &map, PAGE as u64), rig.fs.space_left()), (Some(1), 0));
+        let at = mmu.begin_transfer_to(map.id, 1).expect("the device's page");
+        rig.punch(PAGE as u64, 2 * PAGE as u64);
+        together(vec![
+            task!([rig, mmu, map] {
+                let mut wait = SpaceWait::default();
+                loop {
+                    match rig.file.pages.fault_or_wait(&*rig.file, &map, 1, Access::Write, &mut wait) {
+                        Fault::Mapped => break,
+                        Fault::AwaitsSpace => {}
+                        fault => panic!("{fault:?}"),
+                    }
+                    while !rig.fs.cache.may_have_space(&wait) {
+                        thread::yield_now();
+                        rig.fs.cache.end_grace();
+                    }
+                }
+                assert!(dax::store(&rig, &mmu, &map, PAGE as u64, 3));
+            }),
+            task!([rig, mmu] {
+                rig.fs.device.write_at(at + 100, &[5; 16]).expect("inside");
+                mmu.end_transfer();
+                rig.fs.cache.end_grace();
+            }),
+        ]);
+        let got = rig.settled();
+        assert_eq!((got[PAGE], got[PAGE + 100]), (3, 0), "a transfer reached a block that was used again");
+    }
+    explore("a store that waits for held blocks", scenario, &[Mutant::SpaceCounted]);
 }
 
 /// Who ends a mount keeps store faults out and then counts pins: there is none that he has not counted.

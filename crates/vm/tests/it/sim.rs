@@ -8,7 +8,9 @@ use extant_device::{BlockDevice, DirectAccess, MemSlice, MemoryDevice};
 use extant_format::{Lblk, Pblk};
 use extant_sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use extant_sync::{Arc, Condvar, Mutex, Rank};
-use extant_vm::{AddressSpace, Backing, CacheConfig, Host, Mapped, PageCache, Placement, SimMmu};
+use extant_vm::{
+    AddressSpace, Backing, CacheConfig, Host, Mapped, PageCache, Placement, SimMmu, SpaceHope, SpaceWait,
+};
 
 /// What the device holds where nobody ever wrote: old bytes of other files, which must never be seen.
 pub(crate) const STALE: u8 = 0xEE;
@@ -188,6 +190,12 @@ impl SimFs {
             in_use: AtomicBool::new(false),
             faults: std::sync::OnceLock::new(),
         })
+    }
+
+    /// Blocks that are free.
+    #[cfg(feature = "shuttle")]
+    pub(crate) fn space_left(&self) -> usize {
+        self.space.lock().free.len()
     }
 
     /// A file whose inode was forgotten, read anew.
@@ -467,6 +475,10 @@ impl Host for SimFile {
     fn try_alone<R>(&self, work: impl FnOnce() -> R) -> Option<R> {
         let _inode = self.inode.try_lock().filter(|_| !self.in_use.load(Ordering::Relaxed))?;
         Some(work())
+    }
+
+    fn await_space(&self, wait: &mut SpaceWait, stay: bool) -> SpaceHope {
+        if stay { SpaceHope::None } else { self.pages.cache().hope_for_space(wait) }
     }
 
     fn in_fault<R>(&self, work: impl FnOnce() -> R) -> Option<R> {
