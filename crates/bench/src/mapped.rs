@@ -127,6 +127,7 @@ fn memory(uffd: &Arc<Uffd>, pages: u32) -> Result<(Arc<MemFile>, UserMap)> {
         protection: Protection::READ_WRITE,
         shared: true,
         may_write: true,
+        sync: false,
         hint: 0,
     };
     let map = UserMap::new(uffd, &file, UserMap::new_id(), &request)?;

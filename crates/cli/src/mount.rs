@@ -59,6 +59,7 @@ Options of ext4, as of ext4(5):
   discard, nodiscard, auto_da_alloc, noauto_da_alloc, stripe=N, init_itable[=N], noinit_itable
   minixdf, bsddf, max_dir_size_kb=N, inode_readahead_blks=N, mbcache, nombcache
   dax[=inode|always|never], dax_switch=live|deferred (Extant's own)
+  pmem=on|off                  the device is persistent memory, or not (Extant's own; default: as the kernel says)
   cache_size=BYTES             caches together (Extant's own; suffixes k, m, g)
 
 Accepted, without effect:

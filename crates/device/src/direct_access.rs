@@ -12,13 +12,28 @@ pub struct DirectAccess {
     memory: Arc<DeviceMemory>,
     /// Byte of the memory at which the device begins.
     start: u64,
+    persistent: bool,
 }
 
 impl DirectAccess {
-    /// All of a file's memory.
+    /// All of a file's memory; persistent memory if the kernel says so, which is that it maps the file with MAP_SYNC.
     #[must_use]
     pub fn new(memory: Arc<DeviceMemory>) -> Self {
-        Self { memory, start: 0 }
+        let persistent = memory.maps_sync();
+        Self { memory, start: 0, persistent }
+    }
+
+    /// The same, declared to be persistent memory, for a device that knows it better than the kernel does: what is stored through a
+    /// mapping is durable once its lines have left the processor's caches, with no call to the device.
+    #[must_use]
+    pub fn persistent(self) -> Self {
+        Self { persistent: true, ..self }
+    }
+
+    /// Whether it is persistent memory.
+    #[must_use]
+    pub fn is_persistent(&self) -> bool {
+        self.persistent
     }
 
     /// The part that a device has which begins `start` bytes further on.

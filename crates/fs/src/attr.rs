@@ -338,8 +338,8 @@ impl Filesystem {
     /// mode that a file is in ([`Self::effective_dax`]) it waits, with nothing held, until nothing of the file is pinned.
     ///
     /// # Errors
-    /// `NotPermitted`, `NotSupported` for flags that need a conversion, and of what is neither file nor directory; `WouldDeadlock` when it
-    /// would have to wait and this thread has made a [`Pin`](crate::Pin) that is there still; damage.
+    /// `NotPermitted`, `NotSupported` for flags that need a conversion, and of what is neither file nor directory; `Busy` for a file that
+    /// would leave DAX mode and has a mapping with [`MapOptions::sync`](crate::MapOptions); `WouldDeadlock` when it would have to wait and this thread has made a [`Pin`](crate::Pin) that is there still; damage.
     pub fn set_flags(&self, inode: &InodeRef, flags: InodeFlags, cred: &Credentials) -> Result<()> {
         self.noted(self.set_flags_waiting(inode, flags, None, cred))
     }
@@ -398,6 +398,10 @@ impl Filesystem {
             let [uid, gid, _] = Self::quota_ids(inode);
             self.quota_admit_transfer(inode, [uid, gid, project], cred)?;
             let follow = self.mode_to_follow(inode, old, new);
+            // What its mappings promise the page cache cannot keep, and they may stay for ever: nobody waits for that.
+            if follow == Some(false) && inode.data(self).pages.is_mapped_sync() {
+                return Err(Error::Busy);
+            }
             if follow.is_some() && inode.data(self).pages.is_pinned() {
                 if without!(self, FlipWaitsUnlocked) {
                     let _ = inode.data(self).pages.bar_pins().wait();

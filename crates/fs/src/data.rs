@@ -517,6 +517,20 @@ impl Host for FileData {
         self.inode.upgrade().map_or(0, |inode| inode.es.seq())
     }
 
+    fn map_is_durable(&self) -> bool {
+        self.both().is_ok_and(|(fs, inode)| fs.journal.is_durable(inode.datasync_tid()))
+    }
+
+    fn commit_map(&self) -> Result<bool> {
+        let (fs, inode) = self.both()?;
+        let tid = inode.datasync_tid();
+        if fs.journal.request_commit(tid) {
+            return Ok(false);
+        }
+        fs.journal.wait_commit(tid)?;
+        Ok(true)
+    }
+
     fn reserve(&self, lblk: Lblk, len: u32) -> Result<()> {
         let (fs, inode) = self.both()?;
         let end = u64::from(lblk.0) + u64::from(len);

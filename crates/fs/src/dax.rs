@@ -31,8 +31,11 @@ const EXCLUDES: InodeFlags = InodeFlags::from_bits_retain(
         | InodeFlags::INLINE_DATA.bits(),
 );
 
-/// Refuses `dax=always` where it cannot be. `device`: what the filesystem will be on, an overlay for some that are read-only.
+/// Refuses `dax=always` and `pmem=on` where they cannot be. `device`: what the filesystem will be on, an overlay for some that are read-only.
 pub(crate) fn check_mount(sb: &Superblock, options: &MountOptions, device: &dyn BlockDevice) -> Result<()> {
+    if options.pmem == Some(true) && device.direct_access().is_none() {
+        return Err(Error::Incompatible("`pmem=on`: this device has no direct access".into()));
+    }
     if options.dax != Some(DaxMode::Always) {
         return Ok(());
     }
@@ -92,6 +95,13 @@ impl Filesystem {
             && inode.is_regular()
             && !journalled
             && !flags.intersects(EXCLUDES | InodeFlags::EA_INODE)
+    }
+
+    /// Whether what is stored to the device through a mapping is durable once its lines have left the processor's caches: the device says
+    /// so, or the mount (`pmem=`).
+    #[must_use]
+    pub fn is_persistent(&self) -> bool {
+        self.pages.dax().is_some_and(|dax| self.options().given.pmem.unwrap_or(dax.is_persistent()))
     }
 
     /// Refuses flags that exclude each other, as the kernel does.

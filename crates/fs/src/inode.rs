@@ -220,6 +220,11 @@ impl Inode {
         MapMut { ino: self.ino, generation: self.generation, kind: self.map_kind(), i_block, es: &self.es }
     }
 
+    /// The last transaction that changed more of this inode than its times.
+    pub(crate) fn datasync_tid(&self) -> extant_format::Tid {
+        extant_format::Tid(self.datasync_tid.load(Ordering::Relaxed))
+    }
+
     /// Notes that the transaction `tid` changed this inode; `data`: more than its times.
     ///
     /// The number only rises: who finished a handle of an older transaction may come here after who has changed the inode in a

@@ -22,12 +22,13 @@ use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
-use extant_format::Ino;
 use extant_format::inode::InodeFlags;
+use extant_format::{Ino, Tid};
+use extant_journal::CommitObserver;
 use extant_sync::atomic::{AtomicU8, AtomicU32, Ordering};
 use extant_sync::{Arc, Mutex, Rank};
 use extant_sys::{MapRequest, MemFile, Protection, UserPages, user_atomic};
-use extant_vm::real::{FaultHandler, FaultServer, FaultThreads, RealMapping, RealMmu};
+use extant_vm::real::{FaultHandler, FaultServer, FaultThreads, ParkedFaults, RealMapping, RealMmu};
 use extant_vm::{Access, Fault, MapAdvice, MapId, MapView, SpaceWait};
 
 use crate::cred::Credentials;
@@ -46,6 +47,9 @@ pub struct MapOptions {
     pub protection: Protection,
     /// Stores go to the file (MAP_SHARED); otherwise to the mapping's own copies (MAP_PRIVATE).
     pub shared: bool,
+    /// What is stored is durable once its lines have left the processor's caches (MAP_SYNC): of a file in DAX mode on persistent memory.
+    /// Until the mapping is gone the file stays in that mode.
+    pub sync: bool,
     /// Where it would be welcome; 0: anywhere.
     pub hint: usize,
 }
@@ -53,7 +57,7 @@ pub struct MapOptions {
 impl Default for MapOptions {
     /// Shared, for loads.
     fn default() -> Self {
-        Self { protection: Protection::READ, shared: true, hint: 0 }
+        Self { protection: Protection::READ, shared: true, sync: false, hint: 0 }
     }
 }
 
@@ -95,6 +99,24 @@ pub(crate) struct Maps {
     idle: Mutex<VecDeque<Ino>>,
     /// What the last change of a file's mode took.
     pub(crate) last_switch: Mutex<Option<DaxSwitchTimes>>,
+    /// Hears from the journal.
+    after_commit: OnceLock<Arc<AfterCommit>>,
+}
+
+/// Asks faults again that wait for a commit (MAP_SYNC).
+#[derive(Debug)]
+struct AfterCommit(ParkedFaults);
+
+impl CommitObserver for AfterCommit {
+    fn committed(&self, _tid: Tid) {}
+
+    fn settled(&self, _tid: Tid) {
+        self.0.retry();
+    }
+
+    fn aborted(&self, _errno: i32) {
+        self.0.retry();
+    }
 }
 
 impl Maps {
@@ -104,6 +126,7 @@ impl Maps {
             dir,
             idle: Mutex::new(Rank::LEAF, VecDeque::new()),
             last_switch: Mutex::new(Rank::LEAF, None),
+            after_commit: OnceLock::new(),
         }
     }
 
@@ -150,10 +173,15 @@ struct EndOfMapping {
     fs: Arc<Filesystem>,
     ino: Ino,
     mmu: Arc<RealMmu>,
+    /// It was one with MAP_SYNC.
+    sync: Option<Arc<FileData>>,
 }
 
 impl Drop for EndOfMapping {
     fn drop(&mut self) {
+        if let Some(data) = &self.sync {
+            data.pages.end_sync_map();
+        }
         if self.mmu.mappings() == 0 {
             self.fs.maps.add_idle(self.ino);
         }
@@ -171,6 +199,7 @@ struct Handler {
     first: AtomicU32,
     end: AtomicU32,
     advice: AtomicU8,
+    sync: bool,
 }
 
 impl Handler {
@@ -180,7 +209,16 @@ impl Handler {
             2 => MapAdvice::Sequential,
             _ => MapAdvice::Normal,
         };
-        MapView { id, pages: self.first.load(Ordering::Relaxed)..self.end.load(Ordering::Relaxed), advice }
+        let pages = self.first.load(Ordering::Relaxed)..self.end.load(Ordering::Relaxed);
+        MapView { id, pages, advice, sync: self.sync }
+    }
+
+    /// Waits for what faults of a mapping with MAP_SYNC would be parked for.
+    fn await_commit(&self) -> Result<()> {
+        match self.sync {
+            true => self.fs.sync_inode(&self.inode, true),
+            false => Ok(()),
+        }
     }
 }
 
@@ -221,8 +259,8 @@ impl OpenFile {
     ///
     /// # Errors
     /// `Invalid` for a length of 0 or an offset inside a page; `AccessDenied` when the file is not open for reading, or for stores to a
-    /// shared mapping not for writing, or only for appending; `NotSupported` where the kernel has no userfaultfd; `OutOfMemory` and
-    /// the like from the system.
+    /// shared mapping not for writing, or only for appending; `NotSupported` where the kernel has no userfaultfd, and for
+    /// [`MapOptions::sync`] of a file that is not in DAX mode, or not on persistent memory; `OutOfMemory` and the like from the system.
     pub fn map(&self, offset: u64, len: usize, options: &MapOptions) -> Result<Mapping> {
         let fs = self.filesystem();
         fs.check_alive()?;
@@ -237,6 +275,7 @@ impl OpenFile {
             protection: options.protection,
             shared: options.shared && !(options.protection.write && extant_vm::bug!(LostStores, 32)),
             may_write: mode.write && !append,
+            sync: options.sync,
             hint: options.hint,
         };
         fs.release_idle(KEPT);
@@ -259,18 +298,28 @@ impl OpenFile {
         let server = fs.fault_server()?;
         // Over all of it: who takes memory files away holds it too.
         let _lock = self.inode().lock.write();
+        if request.sync && !(data.pages.is_dax() && fs.is_persistent()) {
+            return Err(Error::NotSupported("MAP_SYNC of what is not in DAX mode on persistent memory"));
+        }
+        // The others store nothing to the device.
+        let sync = request.sync && request.shared && request.may_write;
         let mmu = fs.mapped(self.inode(), &data, self.credentials(), server)?;
         let page = mmu.page_size() as u64;
         let page_of = |at: u64| u32::try_from(at / page).unwrap_or(u32::MAX);
         let handler = Arc::new(Handler {
             fs: Arc::clone(fs),
             inode: self.inode().clone(),
-            data,
+            data: Arc::clone(&data),
             first: AtomicU32::new(page_of(offset)),
             end: AtomicU32::new(page_of(offset.saturating_add(len as u64).saturating_add(page - 1))),
             advice: AtomicU8::new(0),
+            sync,
         });
-        let end = EndOfMapping { fs: Arc::clone(fs), ino: self.inode().ino, mmu: Arc::clone(&mmu) };
+        if sync {
+            data.pages.begin_sync_map();
+        }
+        let (ino, sync) = (self.inode().ino, sync.then_some(data));
+        let end = EndOfMapping { fs: Arc::clone(fs), ino, mmu: Arc::clone(&mmu), sync };
         let map = mmu.map(request, Arc::clone(&handler) as Arc<dyn FaultHandler>).map_err(map_error)?;
         Ok(Mapping { map, _end: end, handler, file, inside: (offset % page) as usize })
     }
@@ -354,7 +403,12 @@ impl Filesystem {
         }
         let server = FaultServer::start(FaultThreads::default()).map_err(map_error)?;
         // Two at once: one of them ends at once.
-        Ok(Arc::clone(self.maps.server.get_or_init(|| server)))
+        let server = Arc::clone(self.maps.server.get_or_init(|| server));
+        let made = Arc::new(AfterCommit(server.parked()));
+        if self.maps.after_commit.set(Arc::clone(&made)).is_ok() {
+            self.journal.add_observer(Arc::downgrade(&made) as _);
+        }
+        Ok(server)
     }
 
     /// Lets changes go on, and asks again the faults that had to wait for that.
@@ -519,6 +573,9 @@ impl Mapping {
     /// Brings pages in, as far as they can be had.
     fn populate(&self, pages: Range<u32>) {
         let data = &self.handler.data;
+        if self.handler.await_commit().is_err() {
+            return;
+        }
         let view = MapView {
             pages: pages.clone(),
             advice: MapAdvice::Sequential,
@@ -558,8 +615,11 @@ impl Mapping {
             fs.check_alive()?;
             match data.pages.pin(&**data, &self.handler.view(self.map.id()), pages.clone()) {
                 Ok(pages) => return Ok(Pin { pages, _of: Arc::clone(&self.handler) }),
-                // Until the thaw.
-                Err(Fault::Parked) => drop(fs.gate.enter(Level::Fault)),
+                // Until the thaw, or the commit.
+                Err(Fault::Parked) => {
+                    drop(fs.gate.enter(Level::Fault));
+                    self.handler.await_commit()?;
+                }
                 Err(Fault::Oom) => return Err(Error::OutOfMemory),
                 Err(_) if fs.mode() == Mode::ReadOnly => return Err(Error::ReadOnly),
                 Err(_) => {

@@ -164,6 +164,8 @@ pub struct MountOptions {
     pub dax: Option<DaxMode>,
     /// `dax_switch=`.
     pub dax_switch: DaxSwitch,
+    /// `pmem=on|off` (Extant's own): the device is persistent memory, or not, whatever it says itself.
+    pub pmem: Option<bool>,
     /// `cache_size=` bytes of page cache and metadata cache (Extant's own; k, m, g suffixes).
     pub cache_size: Option<u64>,
 }
@@ -445,6 +447,13 @@ impl MountOptions {
                     "deferred" => DaxSwitch::Deferred,
                     _ => return Err(bad_value(word)),
                 };
+            }
+            "pmem" => {
+                self.pmem = Some(match v {
+                    "on" => true,
+                    "off" => false,
+                    _ => return Err(bad_value(word)),
+                });
             }
             "test_dummy_encryption" => return Err(refused(format!("`{word}`: encryption is not supported"))),
             _ => return Ok(false),

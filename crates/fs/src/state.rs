@@ -179,6 +179,7 @@ impl Filesystem {
         let fixed = [
             ("journal_path", options.journal_path.is_some() && options.journal_path != given.journal_path),
             ("cache_size", options.cache_size.is_some() && options.cache_size != given.cache_size),
+            ("pmem", options.pmem.is_some() && options.pmem != given.pmem),
             ("sb", options.sb.is_some() && options.sb != given.sb),
         ];
         if let Some((name, _)) = fixed.iter().find(|(_, changed)| *changed) {
@@ -189,6 +190,7 @@ impl Filesystem {
             return refuse("`dax=` cannot change on a mounted filesystem");
         }
         resolved.dax = dax;
+        resolved.given.pmem = given.pmem;
         let (old, mode) = (self.options(), self.mode());
         self.use_options(Arc::new(resolved));
         let done = match (mode, options.read_only) {

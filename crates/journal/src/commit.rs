@@ -111,6 +111,8 @@ impl Journal {
         let mut contents = self.running().take_contents();
         if contents.is_empty() {
             self.reopen(state);
+            // Who looked while it was closed could not know that there was nothing in it.
+            self.tell_settled(tid);
             return Ok(None);
         }
         contents.joined.sort_unstable_by_key(Buf::pblk);
@@ -123,6 +125,10 @@ impl Journal {
         self.running().switch(tid.next(), state.given);
         self.changed.notify_all();
         Ok(Some((tid, contents, state.head)))
+    }
+
+    fn tell_settled(&self, tid: Tid) {
+        self.observers().iter().for_each(|observer| observer.settled(tid));
     }
 
     fn reopen(&self, state: MutexGuard<'_, State>) {
@@ -242,6 +248,7 @@ impl Journal {
         self.grow_room(&mut state);
         self.set_committed(tid);
         drop(state);
+        self.tell_settled(tid);
         if self.wants_checkpoint() {
             self.thread.wake();
         }

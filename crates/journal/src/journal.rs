@@ -24,6 +24,11 @@ pub trait CommitObserver: Send + Sync {
     /// anybody who waits for `tid` goes on; ranks from 90 up may be taken, no handle started.
     fn committed(&self, tid: Tid);
 
+    /// [`Journal::is_durable`] says so of transaction `tid`. As [`Self::committed`], but after who waits may have gone on.
+    fn settled(&self, tid: Tid) {
+        let _ = tid;
+    }
+
     /// The journal has been aborted with this errno. Must only set flags and wake: any lock may be held.
     fn aborted(&self, errno: i32) {
         let _ = errno;
@@ -292,6 +297,30 @@ impl Journal {
     pub fn wait_commit(&self, tid: Tid) -> Result<Flushed> {
         let _held = Held::enter(Rank::HANDLE, None);
         self.commit_through(tid)
+    }
+
+    /// Whether a change that was finished in transaction `tid` is durable, or there is nothing in it. Takes no lock.
+    #[must_use]
+    pub fn is_durable(&self, tid: Tid) -> bool {
+        // In this order: then it is said of `tid` if that still runs, which it has done since that change, and it is not that its contents
+        // have just been taken out.
+        let unchanged = self.running.is_unchanged() && !self.running.is_closing();
+        !tid.is_after(self.committed_tid()) || (unchanged && self.running_tid() == tid)
+    }
+
+    /// Has the commit thread make `tid` durable, without waiting: [`CommitObserver::settled`] or [`CommitObserver::aborted`] says when it
+    /// is done. `false` where there is no such thread.
+    #[must_use]
+    pub fn request_commit(&self, tid: Tid) -> bool {
+        if self.options.commit_interval.is_none() {
+            return false;
+        }
+        // An older one is being committed.
+        if self.running_tid() == tid {
+            self.running.press();
+            self.thread.wake();
+        }
+        true
     }
 
     /// Commits all that has been finished, and waits. Counts as taking rank 60.

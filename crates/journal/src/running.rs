@@ -167,8 +167,9 @@ impl Running {
         }
         contents.revokes = self.revokes.lock().drain().collect();
         contents.forgotten = std::mem::take(&mut *self.forgotten.lock());
-        self.joined_count.store(0, Ordering::Relaxed);
-        self.revoke_count.store(0, Ordering::Relaxed);
+        // Who sees that nothing has joined sees that it is being closed ([`Self::is_unchanged`]).
+        self.joined_count.store(0, Ordering::Release);
+        self.revoke_count.store(0, Ordering::Release);
         self.began.store(0, Ordering::Relaxed);
         self.pressed.store(false, Ordering::Relaxed);
         contents
@@ -193,7 +194,7 @@ impl Running {
 
     /// Whether nothing has been changed. Exact only without open handles.
     pub(crate) fn is_unchanged(&self) -> bool {
-        self.joined_count() == 0 && self.revoke_count.load(Ordering::Relaxed) == 0
+        self.joined_count.load(Ordering::Acquire) == 0 && self.revoke_count.load(Ordering::Acquire) == 0
     }
 
     /// Notes when the first change came.

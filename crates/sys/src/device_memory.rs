@@ -27,11 +27,16 @@ const PIECE: u64 = 64 << 10;
 /// `f_type` of tmpfs, and of memory files.
 const TMPFS: i64 = 0x0102_1994;
 
+/// MAP_SHARED_VALIDATE with MAP_SYNC, of which the first has both bits of MAP_SHARED and MAP_PRIVATE.
+pub(crate) const SYNC: MapFlags = MapFlags::SHARED_VALIDATE.union(MapFlags::SYNC);
+
 /// A device's file that can be mapped.
 pub struct DeviceMemory {
     file: Arc<File>,
     size: u64,
     steady: bool,
+    /// The kernel maps it with MAP_SYNC.
+    maps_sync: bool,
     views: Mutex<BTreeMap<u64, Arc<View>>>,
 }
 
@@ -57,14 +62,23 @@ impl DeviceMemory {
         // Of a file with a name somebody else may cut something off, and its filesystem may be full: a load would be a signal.
         let steady = fstatfs(&file)?.f_type == TMPFS && fstat(&file)?.st_nlink == 0;
         let len = rustix::param::page_size();
-        // A look whether it can be mapped at all.
-        // SAFETY: a new mapping at an address of the system's choice touches nothing that exists.
-        let start = unsafe {
-            mmap(ptr::null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED, &file, 0)
-        }?;
-        // SAFETY: exactly the mapping just made, to which nothing refers.
-        unsafe { munmap(start, len) }?;
-        Ok(Arc::new(Self { file, size, steady, views: Mutex::new(BTreeMap::new()) }))
+        let look = |flags| -> io::Result<()> {
+            let protection = ProtFlags::READ | ProtFlags::WRITE;
+            // SAFETY: a new mapping at an address of the system's choice touches nothing that exists.
+            let start = unsafe { mmap(ptr::null_mut(), len, protection, flags, &file, 0) }?;
+            // SAFETY: exactly the mapping just made, to which nothing refers.
+            Ok(unsafe { munmap(start, len) }?)
+        };
+        // Whether it can be mapped at all, and what the kernel says of persistent memory.
+        look(MapFlags::SHARED)?;
+        let maps_sync = look(SYNC).is_ok();
+        Ok(Arc::new(Self { file, size, steady, maps_sync, views: Mutex::new(BTreeMap::new()) }))
+    }
+
+    /// Whether the kernel maps the file with MAP_SYNC: it is in DAX mode on a filesystem that is on persistent memory.
+    #[must_use]
+    pub fn maps_sync(&self) -> bool {
+        self.maps_sync
     }
 
     /// Bytes.

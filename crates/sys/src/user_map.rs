@@ -67,6 +67,8 @@ pub struct MapRequest {
     pub shared: bool,
     /// The program may ask for stores to a shared mapping later: the file was opened for writing.
     pub may_write: bool,
+    /// Windows of a device's file that the kernel maps with MAP_SYNC are mapped so.
+    pub sync: bool,
     /// Where it would be welcome; 0: anywhere.
     pub hint: usize,
 }
@@ -84,6 +86,7 @@ pub struct UserPages {
     file: Arc<MemFile>,
     shared: bool,
     may_write: bool,
+    sync: bool,
     /// Some page could be stored to.
     stored: AtomicBool,
     /// Of windows that have gone since somebody asked.
@@ -146,6 +149,7 @@ impl UserMap {
             file: Arc::clone(file),
             shared: request.shared,
             may_write: request.may_write,
+            sync: request.sync,
             stored: AtomicBool::new(false),
             stored_to_device: StoredMark::default(),
             start: AtomicUsize::new(start),

@@ -62,6 +62,23 @@ impl AddressSpace {
         self.dax.store(on, Ordering::Release);
     }
 
+    /// Counts a mapping with MAP_SYNC, of a file in DAX mode, which stays in it until [`Self::end_sync_map`]. Under the inode lock, held
+    /// exclusively.
+    pub fn begin_sync_map(&self) {
+        self.sync_maps.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// One of them is gone.
+    pub fn end_sync_map(&self) {
+        self.sync_maps.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// Whether there is one.
+    #[must_use]
+    pub fn is_mapped_sync(&self) -> bool {
+        self.sync_maps.load(Ordering::Acquire) > 0
+    }
+
     pub(crate) fn direct_access(&self) -> std::io::Result<&DirectAccess> {
         self.cache.dax().ok_or_else(|| std::io::Error::from_raw_os_error(95))
     }

@@ -16,7 +16,7 @@ enum Left {
     Yes,
     /// Somebody uses it.
     InUse,
-    /// A device may write to it, of which somebody told us,
+    /// A mapping promises what the page cache cannot keep (MAP_SYNC); or a device may write to it, of which somebody told us,
     Pinned,
     /// or nobody.
     MayBeWritten,
@@ -41,6 +41,10 @@ impl AddressSpace {
             match self.dax_run(host, view.pages.start.min(page), page, last)? {
                 DaxRun::Written { pages, at } => {
                     if host.may_store() {
+                        // Of loads too: what a mapping shows can be stored to.
+                        if view.sync && !self.is_map_durable(host) {
+                            return Ok(Go::NotDurable);
+                        }
                         self.shows();
                         match mmu.show_device(view.id, pages, at, access, insist)? {
                             Showing::Shown => return Ok(Go::Done(Fault::Mapped)),
@@ -75,7 +79,7 @@ impl AddressSpace {
     /// at again (`None`). First those of this file, then those of all. With nothing held.
     ///
     /// A file to which a device may be writing stays in its mode: what comes late would miss the page that mappings show by then. The last
-    /// time, when there is no mapping to be had though nothing here has any more, only a pin keeps it.
+    /// time, when there is no mapping to be had though nothing here has any more, only a pin keeps it, or a mapping with MAP_SYNC.
     pub(crate) fn make_windows<H: Host>(
         &self,
         host: &H,
@@ -93,6 +97,13 @@ impl AddressSpace {
         Ok(None)
     }
 
+    /// Whether the blocks that were just seen in the map are the file's after a crash too. Under shared `invalidate_lock`; takes the gate:
+    /// who has published them there has noted so (test `dax::stores_that_survive`).
+    fn is_map_durable<H: Host>(&self, host: &H) -> bool {
+        let _gate = (!without!(self.cache, SyncGated)).then(|| self.gate());
+        host.map_is_durable() || without!(self.cache, SyncCommitted)
+    }
+
     /// The file leaves DAX mode, until its flag is changed or it is read again, if nobody uses it just now. `at_once`: also while
     /// somebody may have told a device to write to a mapping.
     fn leave_dax<H: Host>(&self, host: &H, mmu: &dyn Mmu, at_once: bool) -> Result<Left, H::Error> {
@@ -101,7 +112,7 @@ impl AddressSpace {
             if !self.is_dax() {
                 return Ok(Left::Yes);
             }
-            if self.is_pinned() {
+            if self.is_pinned() || (self.is_mapped_sync() && !without!(self.cache, SyncStays)) {
                 return Ok(Left::Pinned);
             }
             // Asked when no mapping shows the device: no transfer to it begins after that.

@@ -49,6 +49,8 @@ pub struct MapView {
     pub pages: Range<u32>,
     /// How it is used.
     pub advice: MapAdvice,
+    /// What it shows of a device is the file's after a crash (MAP_SYNC).
+    pub sync: bool,
 }
 
 /// What came of one go at a fault.
@@ -59,6 +61,8 @@ pub(crate) enum Go {
     AsStore,
     /// The mappings of the file show the device in too many pieces.
     TooMany,
+    /// What is to be shown may not be the file's after a crash, and the mapping promises that.
+    NotDurable,
 }
 
 /// What the last fault of a kind was.
@@ -193,6 +197,9 @@ impl AddressSpace {
             match done? {
                 Go::Done(fault) => return Ok(fault),
                 Go::AsStore => {}
+                Go::NotDurable if host.commit_map()? => {}
+                // Asked again after the commit, for which no thread waits here.
+                Go::NotDurable => return Ok(Fault::Parked),
                 Go::TooMany => {
                     refused += 1;
                     if let Some(fault) = self.make_windows(host, &**mmu, refused)? {

@@ -82,6 +82,21 @@ pub trait Host: Send + Sync + 'static {
     /// Gives back the reservation of these blocks, which are dropped. Takes 80, 82, 92.
     fn unreserve(&self, lblk: Lblk, len: u32);
 
+    /// Whether what has been noted of the map's changes is durable, and `i_disksize` with it: a crash now would leave the file with all
+    /// the blocks that [`Self::map`] says. Under the gate: who has published a block there has noted that. Takes no lock.
+    fn map_is_durable(&self) -> bool {
+        true
+    }
+
+    /// Makes it durable. `false`: that is under way, and faults that were answered [`Fault::Parked`](crate::Fault::Parked) are asked again
+    /// when it is done, or cannot be. Nothing is held.
+    ///
+    /// # Errors
+    /// The journal's.
+    fn commit_map(&self) -> Result<bool, Self::Error> {
+        Ok(true)
+    }
+
     /// Finds a place for these dirty blocks. `delayed`: they are reserved holes, and a claim is made; else they have blocks,
     /// which are claimed for conversion when unwritten (split at the run's ends now). Called under the gate, with no
     /// page lock; may start a handle (60).

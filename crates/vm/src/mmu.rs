@@ -34,8 +34,8 @@ pub enum Fault {
     Mapped,
     /// The thread looks again at once: what it met is gone.
     Retry,
-    /// The fault cannot be answered before something happens that the engine must not wait for (a thaw): it is to be asked again
-    /// then.
+    /// The fault cannot be answered before something happens that the engine must not wait for (a thaw, a commit): it is to be asked
+    /// again then.
     Parked,
     /// There is no space, but blocks are held that can be used before long: it is to be asked again when
     /// [`PageCache::may_have_space`](crate::PageCache::may_have_space) says so. Only for who has a [`SpaceWait`](crate::SpaceWait).

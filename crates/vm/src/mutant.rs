@@ -110,6 +110,12 @@ pub enum Mutant {
     ShownRemembered,
     /// One look that sees only threads that run is not believed.
     TwoLooks,
+    /// A mapping with MAP_SYNC shows the device once the map is durable.
+    SyncCommitted,
+    /// Whether it is, is looked at under the gate.
+    SyncGated,
+    /// A file that is mapped so does not leave DAX mode by itself.
+    SyncStays,
     /// What was stored without a fault is a change of the file's bytes on the device at the same time as it is found.
     NotedAtOnce,
 }

@@ -35,7 +35,7 @@ use std::time::Duration;
 use crate::{Access, Fault, MapId, SpaceWait};
 
 pub use mmu::{RealMapping, RealMmu};
-pub use server::{FaultServer, FaultThreads};
+pub use server::{FaultServer, FaultThreads, ParkedFaults};
 
 /// How long a page that could not be had is SIGBUS before the next access asks again.
 ///

@@ -40,6 +40,9 @@ pub struct AddressSpace {
     /// comes into the mode has one: what was written before.
     pub(crate) device_changes: AtomicU64,
     pub(crate) device_flushed: AtomicU64,
+    /// Mappings that show the device and nothing else (MAP_SYNC): the file stays in DAX mode. Changes under the inode lock, held
+    /// exclusively, but for falling.
+    pub(crate) sync_maps: AtomicUsize,
     /// Held while stores that are no faults become such a change.
     pub(crate) noting: Mutex<()>,
     /// The pins of the file, from the first one or the first bar on.
@@ -91,6 +94,7 @@ impl AddressSpace {
             shown: AtomicBool::new(false),
             device_changes: AtomicU64::new(1),
             device_flushed: AtomicU64::new(0),
+            sync_maps: AtomicUsize::new(0),
             noting: Mutex::new(Rank::CACHE, ()),
             pinned: OnceLock::new(),
             unclean: AtomicUsize::new(0),

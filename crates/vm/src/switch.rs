@@ -54,7 +54,7 @@ impl AddressSpace {
     /// [`Self::begin_switch`] before.
     ///
     /// The caller holds the inode lock exclusively, has drained direct I/O, and holds nothing from 40 on; takes page locks, and 40, which
-    /// the result holds.
+    /// the result holds. A file that is mapped with MAP_SYNC does not leave DAX mode: the caller has looked under the inode lock.
     ///
     /// # Errors
     /// What could not be written, the system's. EOPNOTSUPP without a device that can be mapped.

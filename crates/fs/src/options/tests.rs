@@ -36,6 +36,8 @@ fn unknown_and_malformed_words_are_refused_by_name() {
         "cache_size=-1",
         "dax=sometimes",
         "dax_switch=",
+        "pmem",
+        "pmem=yes",
     ] {
         let e = MountOptions::parse(bad).unwrap_err().to_string();
         assert!(e.contains(bad), "{bad}: {e}");

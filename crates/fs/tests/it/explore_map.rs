@@ -270,7 +270,7 @@ pub(crate) fn mapped(fs: &Arc<Filesystem>, before: Before) -> File {
         assert!(fs.effective_dax(&inode));
     }
     let mmu = fs.map_simulated(&inode).unwrap();
-    let view = MapView { id: mmu.map(), pages: 0..u32::MAX, advice: MapAdvice::Normal };
+    let view = MapView { id: mmu.map(), pages: 0..u32::MAX, advice: MapAdvice::Normal, sync: false };
     let cut_short = Mutex::new(None);
     File {
         fs: Arc::clone(fs),

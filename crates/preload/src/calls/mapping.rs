@@ -113,7 +113,7 @@ fn protection_of(bits: c_int) -> Protection {
     }
 }
 
-/// What MAP_SHARED_VALIDATE lets through, with the place for a size of huge pages: not MAP_SYNC.
+/// What MAP_SHARED_VALIDATE lets through, with the place for a size of huge pages.
 const VALID: c_int = libc::MAP_TYPE
     | libc::MAP_FIXED
     | libc::MAP_FIXED_NOREPLACE
@@ -126,6 +126,7 @@ const VALID: c_int = libc::MAP_TYPE
     | libc::MAP_POPULATE
     | libc::MAP_NONBLOCK
     | libc::MAP_STACK
+    | libc::MAP_SYNC
     | libc::MAP_HUGETLB
     | libc::MAP_HUGE_2MB
     | libc::MAP_HUGE_1GB;
@@ -156,9 +157,8 @@ fn map(
         libc::MAP_PRIVATE => (false, false),
         _ => return Err(Errno(libc::EINVAL)),
     };
-    // No device here is persistent memory: the kernel says so of MAP_SYNC whatever is beside it.
     let unknown = validated && flags & !VALID != 0;
-    if unknown || flags & (libc::MAP_SYNC | libc::MAP_32BIT) != 0 {
+    if unknown || flags & libc::MAP_32BIT != 0 {
         return Err(Errno(libc::EOPNOTSUPP));
     }
     if flags & libc::MAP_HUGETLB != 0 {
@@ -167,7 +167,9 @@ fn map(
     let at = u64::try_from(at).map_err(|_| Errno(libc::EINVAL))?;
     let fixed = flags & (libc::MAP_FIXED | libc::MAP_FIXED_NOREPLACE) != 0;
     let hint = if fixed { 0 } else { address.addr() };
-    let options = MapOptions { protection: protection_of(protection), shared, hint };
+    // The kernel's ext4 goes by MAP_SYNC whatever is beside it.
+    let sync = flags & libc::MAP_SYNC != 0;
+    let options = MapOptions { protection: protection_of(protection), shared, sync, hint };
     let mapping = description.file()?.map(at, len, &options)?;
     SERVES_SYSTEM_CALLS.store(mapping.serves_system_calls(), Ordering::Relaxed);
     let mut all = MAPPED.write().unwrap_or_else(PoisonError::into_inner);

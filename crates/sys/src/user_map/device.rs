@@ -23,7 +23,7 @@ use rustix::mm::{Advice, MapFlags, MremapFlags, ProtFlags, madvise, mmap, mremap
 
 use super::budget::{self, Counted};
 use super::{Protection, UserPages};
-use crate::DeviceMemory;
+use crate::device_memory::{self, DeviceMemory};
 use crate::uffd::Watch;
 
 /// Windows of a mapping that is not fragmented: it may have so many while others have as many as they may.
@@ -249,7 +249,8 @@ impl UserPages {
         at: u64,
     ) -> io::Result<io::Result<()>> {
         let start = ptr::with_exposed_provenance_mut(range.start);
-        let flags = MapFlags::SHARED | MapFlags::FIXED;
+        let kind = if self.sync && device.maps_sync() { device_memory::SYNC } else { MapFlags::SHARED };
+        let flags = kind | MapFlags::FIXED;
         // SAFETY:
         // - The addresses are a part of this mapping, which keeps its shape while `changing` is held; nothing else is replaced.
         // - Who accesses a mapping of the file may see what the file has; the caller has looked where that is on the device.

@@ -156,6 +156,7 @@ fn shared(pages: usize) -> MapRequest {
         protection: Protection::READ_WRITE,
         shared: true,
         may_write: true,
+        sync: false,
         hint: 0,
     }
 }

@@ -136,6 +136,12 @@ impl FaultServer {
         self.shared.queue.unpark()
     }
 
+    /// What asks them again, for who must not keep the server.
+    #[must_use]
+    pub fn parked(&self) -> ParkedFaults {
+        ParkedFaults(Arc::clone(&self.shared))
+    }
+
     /// Lets the next access of every page that could not be had ask again now.
     pub fn retry_poisoned(&self) {
         let all = std::mem::take(&mut *self.shared.poison.lock());
@@ -196,6 +202,22 @@ impl Drop for FaultServer {
 impl fmt::Debug for FaultServer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("FaultServer").field("uffd", &self.shared.uffd).finish_non_exhaustive()
+    }
+}
+
+/// The faults of a server that were answered [`Parked`](crate::Fault::Parked).
+pub struct ParkedFaults(Arc<Shared>);
+
+impl ParkedFaults {
+    /// [`FaultServer::retry_parked`]. Takes a leaf lock.
+    pub fn retry(&self) {
+        self.0.queue.unpark();
+    }
+}
+
+impl fmt::Debug for ParkedFaults {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ParkedFaults").finish_non_exhaustive()
     }
 }
 

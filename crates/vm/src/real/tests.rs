@@ -68,6 +68,7 @@ impl Toy {
             protection: Protection::READ_WRITE,
             shared,
             may_write: shared,
+            sync: false,
             hint: 0,
         };
         self.mmu.map(&request, self.me.upgrade().expect("alive")).expect("a mapping")

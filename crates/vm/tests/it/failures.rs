@@ -161,7 +161,8 @@ fn a_cut_or_punch_that_the_unit_refuses_changes_nothing() {
                 file.pages.write(&*file, 0, &[7; 16_384]);
                 fs.cache.sync_all().expect("sync");
                 let mmu = file.attach();
-                let map = MapView { id: mmu.map(), pages: 0..u32::MAX, advice: MapAdvice::Normal };
+                let map =
+                    MapView { id: mmu.map(), pages: 0..u32::MAX, advice: MapAdvice::Normal, sync: false };
                 for page in 0..4 {
                     mmu.load(&*file, &map, page * 4096, &mut [0]).expect("inside");
                 }

@@ -111,7 +111,7 @@ impl Rig {
 }
 
 pub(crate) fn view(mmu: &SimMmu) -> MapView {
-    MapView { id: mmu.map(), pages: 0..u32::MAX, advice: MapAdvice::Normal }
+    MapView { id: mmu.map(), pages: 0..u32::MAX, advice: MapAdvice::Normal, sync: false }
 }
 
 pub(crate) fn together(tasks: Vec<Box<dyn FnOnce() + Send>>) {

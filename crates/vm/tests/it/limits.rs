@@ -45,7 +45,7 @@ fn pins_are_counted_by_pages() {
     }
     let mmu = SimMmu::new(4096, file.size()).expect("a memory file");
     assert!(file.pages.attach(mmu.clone()));
-    let view = MapView { id: mmu.map(), pages: 0..u32::MAX, advice: MapAdvice::Normal };
+    let view = MapView { id: mmu.map(), pages: 0..u32::MAX, advice: MapAdvice::Normal, sync: false };
     let overdraws = |fs: &SimFs| {
         for n in 0..3_u64 {
             fs.cache.throttle().expect("throttle");
@@ -79,7 +79,7 @@ fn in_doubt(fs: &SimFs, pages: u32) -> (Arc<SimFile>, Arc<SimMmu>, MapView) {
     fs.cache.sync_all().expect("sync");
     assert!(file.pages.invalidate(0..u64::MAX));
     let mmu = file.attach();
-    let view = MapView { id: mmu.map(), pages: 0..u32::MAX, advice: MapAdvice::Normal };
+    let view = MapView { id: mmu.map(), pages: 0..u32::MAX, advice: MapAdvice::Normal, sync: false };
     mmu.begin_transfer();
     (file, mmu, view)
 }

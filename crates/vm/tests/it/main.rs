@@ -12,6 +12,8 @@ mod faults;
 mod holds;
 #[cfg(not(feature = "shuttle"))]
 mod limits;
+#[cfg(feature = "shuttle")]
+mod map_sync;
 #[cfg(not(feature = "shuttle"))]
 mod model;
 #[cfg(feature = "shuttle")]

@@ -189,6 +189,9 @@ impl SimFs {
             inode: Mutex::new(Rank::INODE, ()),
             in_use: AtomicBool::new(false),
             faults: std::sync::OnceLock::new(),
+            handle: Mutex::new(Rank::HANDLE, ()),
+            noted: AtomicU64::new(0),
+            committed: Mutex::new(Rank::LEAF, Committed::default()),
         })
     }
 
@@ -248,6 +251,19 @@ pub(crate) struct SimFile {
     pub(crate) in_use: AtomicBool,
     /// In the place of the filesystem's gate, where a scenario closes it.
     faults: std::sync::OnceLock<Faults>,
+    /// Held over a change of the map that a commit is to have or not.
+    handle: Mutex<()>,
+    /// Publications that are over.
+    noted: AtomicU64,
+    committed: Mutex<Committed>,
+}
+
+/// What the last commit has made durable.
+#[derive(Debug, Default)]
+struct Committed {
+    noted: u64,
+    blocks: BTreeMap<u32, (u64, bool)>,
+    size: u64,
 }
 
 /// Blocks that are kept from being used again.
@@ -349,6 +365,15 @@ impl Host for SimFile {
         self.seq.load(Ordering::Acquire)
     }
 
+    fn map_is_durable(&self) -> bool {
+        self.committed.lock().noted >= self.noted.load(Ordering::Acquire)
+    }
+
+    fn commit_map(&self) -> io::Result<bool> {
+        // Who is answered that it is parked commits.
+        Ok(false)
+    }
+
     fn reserve(&self, lblk: Lblk, len: u32) -> io::Result<()> {
         let mut map = self.map.lock();
         let mut space = self.space.lock();
@@ -408,6 +433,7 @@ impl Host for SimFile {
     }
 
     fn publish(&self, claims: &mut [SimClaim], end: u64) -> io::Result<()> {
+        let _handle = self.handle.lock();
         let mut map = self.map.lock();
         for claim in claims {
             for n in 0..claim.len {
@@ -428,6 +454,10 @@ impl Host for SimFile {
         }
         assert!(end <= self.size(), "i_disksize {end} past i_size {}", self.size());
         self.disk_size.fetch_max(end, Ordering::AcqRel);
+        drop(map);
+        // As the filesystem does: others see the map before it is noted with the end of the handle.
+        extant_sync::may_be_preempted();
+        self.noted.fetch_add(1, Ordering::AcqRel);
         Ok(())
     }
 
@@ -723,6 +753,32 @@ impl SimFile {
         self.device.flush()?;
         self.pages.flushed(changes);
         Ok(())
+    }
+
+    /// Commits what was published, with the content of its blocks.
+    #[cfg(feature = "shuttle")]
+    pub(crate) fn commit(&self) {
+        let _handle = self.handle.lock();
+        let (noted, blocks) = (self.noted.load(Ordering::Acquire), self.map.lock().blocks.clone());
+        let size = self.disk_size();
+        self.device.flush().expect("flush");
+        *self.committed.lock() = Committed { noted, blocks, size };
+    }
+
+    /// A byte as a crash leaves it at least, and as it does if its line has left the processor's caches; `None`: it is not the file's.
+    #[cfg(feature = "shuttle")]
+    pub(crate) fn survives(&self, at: u64) -> Option<(u8, u8)> {
+        let place = {
+            let committed = self.committed.lock();
+            let block = committed
+                .blocks
+                .get(&((at / self.block_size) as u32))
+                .filter(|b| !b.1 && at < committed.size);
+            block?.0 * self.block_size + at % self.block_size
+        };
+        let mut flushed = [0];
+        self.device.inner.read_at(place, &mut flushed).expect("inside");
+        Some((self.device.durable(place), flushed[0]))
     }
 
     /// Brings it into DAX mode, or out of it; `false` while it has pins. Under the lock in the place of the inode's.

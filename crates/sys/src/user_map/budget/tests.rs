@@ -91,6 +91,7 @@ fn windows_leave_room_and_go_where_there_is_none() {
         protection: Protection::READ_WRITE,
         shared: true,
         may_write: true,
+        sync: false,
         hint: 0,
     };
     let new = || UserMap::new(&uffd, &file, UserMap::new_id(), &request).expect("a mapping");
