@@ -74,6 +74,8 @@ pub struct Journal {
     observers: Mutex<Vec<Weak<dyn CommitObserver>>>,
     pub(crate) counts: Counts,
     pub(crate) thread: CommitThread,
+    /// The transaction that [`Self::request_commit`] was last called for. (Not pressed: whoever joins it goes on.)
+    requested: AtomicU32,
     errno_recorded: AtomicBool,
     /// The `commit=` interval, nanoseconds.
     interval: AtomicU64,
@@ -212,6 +214,7 @@ impl Journal {
             log,
             running: Running::new(tid, state.given),
             committed: AtomicU32::new(tid.0.wrapping_sub(1)),
+            requested: AtomicU32::new(tid.0.wrapping_sub(1)),
             aborted: AtomicI32::new(0),
             state: Mutex::new(Rank::JOURNAL_STATE, state),
             changed: Condvar::new(),
@@ -315,11 +318,10 @@ impl Journal {
         if self.options.commit_interval.is_none() {
             return false;
         }
-        // An older one is being committed.
-        if self.running_tid() == tid {
-            self.running.press();
-            self.thread.wake();
-        }
+        // The last one that was asked for: an older one is committed, or is being.
+        let newer = |last: u32| tid.is_after(Tid(last)).then_some(tid.0);
+        let _ = self.requested.fetch_update(Ordering::AcqRel, Ordering::Acquire, newer);
+        self.thread.wake();
         true
     }
 
@@ -443,7 +445,7 @@ impl Journal {
             .began()
             .map(|began| self.options.clock.now().saturating_sub(Duration::from_nanos(began)));
         let next = match age {
-            Some(age) if age >= interval || self.running.is_pressed() => {
+            Some(age) if age >= interval || self.running.is_pressed() || self.is_requested() => {
                 self.commit_through(self.running_tid())?;
                 interval
             }
@@ -454,6 +456,10 @@ impl Journal {
             self.checkpoint()?;
         }
         Ok(next)
+    }
+
+    fn is_requested(&self) -> bool {
+        self.running_tid().0 == self.requested.load(Ordering::Acquire)
     }
 
     pub(crate) fn running(&self) -> &Running {

@@ -187,11 +187,6 @@ impl Running {
         self.joined_count.fetch_add(1, Ordering::Relaxed) + 1
     }
 
-    /// Blocks joined so far.
-    pub(crate) fn joined_count(&self) -> u32 {
-        self.joined_count.load(Ordering::Relaxed)
-    }
-
     /// Whether nothing has been changed. Exact only without open handles.
     pub(crate) fn is_unchanged(&self) -> bool {
         self.joined_count.load(Ordering::Acquire) == 0 && self.revoke_count.load(Ordering::Acquire) == 0

@@ -8,13 +8,14 @@
 //!   change of its size or, of a directory, its names.
 //! - **Contents** are those of the last sync that covered the file, or newer: each byte is the byte of one of the versions
 //!   since then, the size lies between theirs. A file not changed since then is exact. No byte ever comes from elsewhere. (Beside a collapse
-//!   or an insert: [`History::with_blocks`].)
+//!   or an insert: [`History::with_blocks`].) A byte that was persisted is of that version, or newer.
 //!
 //! The space: [`changes`] names every change; [`scripts`] gives all scripts of one change or two, with every sync after each,
 //! and a seeded sample of those with three. Another one ([`Space::Stores`]) is about stores through mappings, with msync among the
-//! syncs.
+//! syncs, and stores that need none (MAP_SYNC).
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use crate::model::Model;
 use crate::rng::Rng;
@@ -127,6 +128,10 @@ fn changes_with_stores() -> Vec<Vec<Op>> {
         store a 12200 200 35
         store d/c 100 200 36
         store n 4000 150 37
+        persist a 4000 300 41
+        persist a 12200 200 42
+        persist a 20000 200 43
+        persist n 4000 150 44
         fallocate a 8192 16384
         fallocate a 9000 23000 keep
         truncate a 30000
@@ -150,6 +155,7 @@ fn changes_with_stores() -> Vec<Vec<Op>> {
         unlink a
         open a @a; unlink a
         store @a 4000 300 38
+        persist @a 4000 300 45
         truncate @a 0
         append @a 3000 21
         punch @a 0 9000
@@ -195,7 +201,7 @@ impl Space {
     }
 
     fn has(self, script: &[Op]) -> bool {
-        self == Self::Calls || script.iter().any(|op| matches!(op, Op::Store { .. }))
+        self == Self::Calls || script.iter().any(|op| matches!(op, Op::Store { .. } | Op::Persist { .. }))
     }
 }
 
@@ -220,6 +226,7 @@ fn changed_by(op: &Op) -> &str {
         | Op::Write { path, .. }
         | Op::Append { path, .. }
         | Op::Store { path, .. }
+        | Op::Persist { path, .. }
         | Op::Truncate { path, .. }
         | Op::Utimes { path, .. }
         | Op::Fallocate { path, .. }
@@ -453,13 +460,19 @@ impl History {
             _ => false,
         };
         let base = (0..done).rev().find(covers).unwrap_or(0);
-        let versions: Vec<&[u8]> = self.states[base..=last]
-            .iter()
-            .filter_map(|state| state.views.get(&number)?.node.data.bytes.as_deref())
-            .collect();
+        let bytes_in = |state: usize| self.states[state].views.get(&number)?.node.data.bytes.as_deref();
+        let versions: Vec<(usize, &[u8])> = (base..=last).filter_map(|s| Some((s, bytes_in(s)?))).collect();
+        let since = |first: usize| versions.iter().filter(move |(s, _)| *s >= first).map(|(_, v)| *v);
         let bytes = found.data.bytes.as_deref().ok_or("too large")?;
-        let smallest = versions.iter().map(|v| v.len()).min().unwrap_or(0);
-        let largest = versions.iter().map(|v| v.len()).max().unwrap_or(0);
+        // What is the file's after a crash is not past its end.
+        let persisted: Vec<(usize, Range<usize>)> =
+            (base..done).filter_map(|i| self.persisted(i, number)).collect();
+        let kept = |(first, range): &(usize, Range<usize>)| {
+            since(*first).map(|v| v.len()).min().map_or(0, |least| least.min(range.end))
+        };
+        let smallest = since(base).map(|v| v.len()).min().unwrap_or(0);
+        let smallest = persisted.iter().map(kept).fold(smallest, usize::max);
+        let largest = since(base).map(|v| v.len()).max().unwrap_or(0);
         if !(smallest..=largest).contains(&bytes.len()) {
             return Err(format!("{} bytes, must be {smallest} to {largest}", bytes.len()));
         }
@@ -469,7 +482,9 @@ impl History {
             let has = |v: &[u8], at: usize| v.get(at).copied().unwrap_or(0) == bytes[at];
             let elsewhere =
                 |v: &[u8], block: usize| v.iter().skip(at % block).step_by(block).any(|b| *b == bytes[at]);
-            versions.iter().any(|v| has(v, at) || moved.is_some_and(|block| elsewhere(v, block)))
+            let first =
+                persisted.iter().filter(|(_, range)| range.contains(&at)).map(|(first, _)| *first).max();
+            since(first.unwrap_or(base)).any(|v| has(v, at) || moved.is_some_and(|block| elsewhere(v, block)))
         };
         match (0..bytes.len()).find(|at| !allowed(*at)) {
             Some(at) => {
@@ -477,6 +492,13 @@ impl History {
             }
             None => Ok(()),
         }
+    }
+
+    /// What operation `i` has made durable of a file by itself, and the first state that has it.
+    fn persisted(&self, i: usize, number: u64) -> Option<(usize, Range<usize>)> {
+        let Op::Persist { path, offset, len, .. } = &self.ops[i] else { return None };
+        let range = *offset as usize..(offset + len) as usize;
+        (self.states[i].number(path) == Some(number)).then_some((i + 1, range))
     }
 }
 

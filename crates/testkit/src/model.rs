@@ -491,7 +491,7 @@ impl Executor for Model {
                 let end = self.file(path)?.node.data.size;
                 self.write(path, end, &pattern(*seed, end, *len as usize))
             }
-            Op::Store { path, offset, len, seed } => {
+            Op::Store { path, offset, len, seed } | Op::Persist { path, offset, len, seed } => {
                 // Past the end of the file there is a signal, or memory that is nobody's.
                 if offset + len > self.file(path)?.node.data.size {
                     return Err(Errno::FAULT);

@@ -10,11 +10,12 @@
 //! setxattr PATH NAME LEN SEED                          removexattr PATH NAME
 //! open PATH HANDLE           close HANDLE
 //! fsync PATH                 fdatasync PATH            sync
-//! store PATH OFFSET LEN SEED msync PATH
+//! store PATH OFFSET LEN SEED msync PATH               persist PATH OFFSET LEN SEED
 //! ```
 //! A handle is a word that begins with `@`. It keeps a file open, and stands for it in operations on its content, attributes and
 //! for syncs, also when the file has no name any more. `move` brings a file's content to other blocks. `store` stores through a
-//! mapping, inside of the file; the mapping stays until the script ends, and `msync` syncs it. Paths are relative to the root and hold
+//! mapping, inside of the file; the mapping stays until the script ends, and `msync` syncs it. `persist` stores through one with MAP_SYNC,
+//! and writes what it stored back from the processor's caches, with no call to the filesystem. Paths are relative to the root and hold
 //! no blanks; modes are octal; contents are patterns of a seed ([`crate::rng::pattern`]).
 
 mod dir;
@@ -49,6 +50,7 @@ pub enum Op {
     Write { path: String, offset: u64, len: u64, seed: u64 },
     Append { path: String, len: u64, seed: u64 },
     Store { path: String, offset: u64, len: u64, seed: u64 },
+    Persist { path: String, offset: u64, len: u64, seed: u64 },
     Truncate { path: String, size: u64 },
     Utimes { path: String, seconds: i64, nanoseconds: u32 },
     Fallocate { path: String, offset: u64, len: u64, keep_size: bool },

@@ -96,7 +96,9 @@ fn a_remount_says_what_it_cannot_change() {
     let device = OpenOptions::new().write(true).open(&image).unwrap();
     let fs = Filesystem::open(Arc::new(device), Setup::with_options("cache_size=64m").unwrap()).unwrap();
     let remount = |words| fs.remount(&MountOptions::parse(words).unwrap());
-    for words in ["cache_size=32m", "sb=8193", "journal_path=/dev/null", "data=journal", "dax=always"] {
+    for words in
+        ["cache_size=32m", "sb=8193", "journal_path=/dev/null", "data=journal", "dax=always", "pmem=on"]
+    {
         let name = &words[..=words.find('=').unwrap()];
         let why = remount(words).unwrap_err().to_string();
         assert!(why.contains(name), "{words}: {why}");

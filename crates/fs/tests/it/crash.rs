@@ -54,6 +54,9 @@ enum Device {
     Memory,
     /// Memory that says it has flushed, and has not: for the test that the lab notices.
     LyingMemory,
+    /// Memory of which the mount is told that it is not persistent, so that what is to be persisted is stored without MAP_SYNC: for the
+    /// same.
+    MemoryWithoutSync,
 }
 
 /// How many scripts of one, two and three changes are run.
@@ -207,6 +210,21 @@ mod can_fail {
             device: Device::LyingMemory,
         };
         a_promise_is_broken(&KIND, "store a 4000 300 31\nmsync a");
+    }
+
+    /// A store whose block no commit has made the file's.
+    #[test]
+    fn a_missing_map_sync_is_found() {
+        need!(env::kernel_mounts(), env::tools(&["e2fsck", "debugfs", "dumpe2fs"]), userfaultfd());
+        static KIND: Kind = Kind {
+            name: "missing_map_sync",
+            mkfs: "-t ext4 -J size=4",
+            block_size: 4096,
+            size: 12 << 20,
+            options: "commit=300,cache_size=16m",
+            device: Device::MemoryWithoutSync,
+        };
+        a_promise_is_broken(&KIND, "fallocate a 8192 16384\npersist a 12200 200 42\nsync");
     }
 
     fn a_promise_is_broken(kind: &'static Kind, script: &str) {

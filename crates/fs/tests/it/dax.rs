@@ -205,7 +205,7 @@ fn always_needs_a_device_that_can() {
 }
 
 /// An image in memory that can be mapped.
-fn in_memory(image: &Path) -> Arc<FileDevice> {
+pub(crate) fn in_memory(image: &Path) -> Arc<FileDevice> {
     let bytes = std::fs::read(image).unwrap();
     let device = FileDevice::in_memory(bytes.len() as u64).unwrap();
     device.write_at(0, &bytes).unwrap();

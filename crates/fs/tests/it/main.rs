@@ -36,6 +36,8 @@ mod journalled;
 #[cfg(not(feature = "shuttle"))]
 mod map_stress;
 #[cfg(not(feature = "shuttle"))]
+mod map_sync;
+#[cfg(not(feature = "shuttle"))]
 mod mapped_errors;
 #[cfg(not(feature = "shuttle"))]
 mod mapped_memory;

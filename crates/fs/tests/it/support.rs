@@ -2,14 +2,14 @@
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::path::Path;
 use std::sync::Arc;
 
 use extant::{
-    Credentials, DeviceNumber, FallocateMode, FileType, Filesystem, InodeRef, MapOptions, Mapping, MoveRange,
-    NewInode, OpenFile, OpenMode, Protection, RenameFlags, SetAttr, SetTime, Setup, SyncMode, Timestamp,
-    WriteFlags, XattrSet,
+    Credentials, DeviceNumber, FallocateMode, FiemapHow, FileType, Filesystem, InodeRef, MapOptions, Mapping,
+    MoveRange, NewInode, OpenFile, OpenMode, Protection, RenameFlags, SetAttr, SetTime, Setup, SyncMode,
+    Timestamp, WriteFlags, XattrSet,
 };
 use extant_device::OpenOptions;
 use extant_testkit::rng::pattern;
@@ -41,7 +41,13 @@ pub(crate) struct LibExecutor {
     open: HashMap<String, Arc<OpenFile>>,
     /// By inode numbers: one for each file that was stored to.
     maps: HashMap<u32, Mapping>,
+    /// The same with MAP_SYNC, and what writes bytes of the device back from the processor's caches.
+    sync_maps: HashMap<u32, Mapping>,
+    write_back: Option<WriteBack>,
 }
+
+/// Writes bytes of a device back from the processor's caches.
+type WriteBack = Box<dyn Fn(Range<u64>)>;
 
 /// Bytes of a mapping, more than any script's file has.
 const MAPPED: usize = 256 << 10;
@@ -55,7 +61,19 @@ fn errno<T>(result: extant::Result<T>) -> Result<T, Errno> {
 
 impl LibExecutor {
     pub(crate) fn new(fs: Arc<Filesystem>) -> Self {
-        Self { fs, cred: Credentials::root().with_umask(0), open: HashMap::new(), maps: HashMap::new() }
+        Self {
+            fs,
+            cred: Credentials::root().with_umask(0),
+            open: HashMap::new(),
+            maps: HashMap::new(),
+            sync_maps: HashMap::new(),
+            write_back: None,
+        }
+    }
+
+    /// On a device that is persistent memory.
+    pub(crate) fn on_persistent(fs: Arc<Filesystem>, write_back: impl Fn(Range<u64>) + 'static) -> Self {
+        Self { write_back: Some(Box::new(write_back)), ..Self::new(fs) }
     }
 
     fn walk(&self, path: &str) -> extant::Result<InodeRef> {
@@ -83,13 +101,26 @@ impl LibExecutor {
     }
 
     /// The mapping of a file, made now if there is none.
-    fn mapping(&mut self, path: &str) -> extant::Result<&Mapping> {
+    fn mapping(&mut self, path: &str, sync: bool) -> extant::Result<&Mapping> {
         let file = self.open(path)?;
-        let options = MapOptions { protection: Protection::READ_WRITE, ..MapOptions::default() };
-        Ok(match self.maps.entry(file.inode().ino().0) {
+        let options = MapOptions { protection: Protection::READ_WRITE, sync, ..MapOptions::default() };
+        let maps = if sync { &mut self.sync_maps } else { &mut self.maps };
+        Ok(match maps.entry(file.inode().ino().0) {
             Entry::Occupied(entry) => entry.into_mut(),
             Entry::Vacant(entry) => entry.insert(file.map(0, MAPPED, &options)?),
         })
+    }
+
+    /// Writes bytes of a file back from the processor's caches, wherever they are on the device.
+    fn write_back(&self, path: &str, range: Range<u64>) -> extant::Result<()> {
+        let write_back = self.write_back.as_ref().ok_or(extant::Error::NotSupported("no such device"))?;
+        let len = range.end - range.start;
+        for at in self.fs.fiemap(&self.walk(path)?, range.start, len, FiemapHow::empty(), usize::MAX)? {
+            let (start, end) = (at.logical.max(range.start), (at.logical + at.length).min(range.end));
+            let place = |byte: u64| at.physical + (byte - at.logical);
+            write_back(place(start)..place(end));
+        }
+        Ok(())
     }
 
     /// Moves a file's content to blocks of a file without a name.
@@ -110,15 +141,20 @@ impl LibExecutor {
         match op {
             Op::Store { path, offset, len, seed } => {
                 let bytes = pattern(*seed, *offset, *len as usize);
-                return self.mapping(path)?.write_at(*offset as usize, &bytes);
+                return self.mapping(path, false)?.write_at(*offset as usize, &bytes);
             }
-            Op::Msync { path } => return self.mapping(path)?.sync(0..MAPPED, SyncMode::Sync),
+            Op::Persist { path, offset, len, seed } => {
+                let bytes = pattern(*seed, *offset, *len as usize);
+                self.mapping(path, self.fs.is_persistent())?.write_at(*offset as usize, &bytes)?;
+                return self.write_back(path, *offset..offset + len);
+            }
+            Op::Msync { path } => return self.mapping(path, false)?.sync(0..MAPPED, SyncMode::Sync),
             _ => {}
         }
         let (fs, cred) = (&self.fs, &self.cred);
         match op {
             // Done above, with all of `self`.
-            Op::Store { .. } | Op::Msync { .. } => {}
+            Op::Store { .. } | Op::Persist { .. } | Op::Msync { .. } => {}
             Op::Mkdir { path, mode } => {
                 let (dir, name) = self.split(path)?;
                 let new = fs.mkdir(&dir, name, 0o755, cred)?;

@@ -85,12 +85,15 @@ fn the_space_of_stores_is_what_it_says() {
     let all = |len| scripts(Space::Stores, len, 0, 0);
     assert_eq!(
         (changes_with_stores().len(), all(1).len(), all(2).len()),
-        (34, 12, 2076),
+        (39, 15, 2736),
         "docs/testing.md has these"
     );
     let two = all(2);
-    let stores: Vec<Op> =
-        changes_with_stores().concat().into_iter().filter(|op| matches!(op, Op::Store { .. })).collect();
+    let stores: Vec<Op> = changes_with_stores()
+        .concat()
+        .into_iter()
+        .filter(|op| matches!(op, Op::Store { .. } | Op::Persist { .. }))
+        .collect();
     assert!(stores.iter().all(|op| two.iter().any(|s| s.contains(op))));
     assert!(
         two.iter().chain(&scripts(Space::Stores, 3, 1, 20)).all(|s| s.iter().any(|op| stores.contains(op)))
@@ -105,6 +108,18 @@ fn stores_are_there_after_msync_and_may_be_before() {
     assert!(judge(script, "", 2).is_err());
     assert!(judge(script, "write a 4000 300 33", 1).is_err(), "other bytes");
     assert!(Model::after(&setup()).apply(&"store a 8900 200 1".parse().unwrap()).is_err(), "past the end");
+}
+
+#[test]
+fn what_was_persisted_is_there_at_once() {
+    let script = "store a 0 10 31\npersist a 4000 300 41\nwrite a 4100 100 11\ntruncate a 4200";
+    assert!(judge(script, "", 1).is_ok());
+    assert!(judge(script, "", 2).is_err());
+    assert!(judge(script, "write a 4000 300 41", 2).is_ok(), "what was stored without that may be lost");
+    assert!(judge(script, "write a 0 10 31\nwrite a 4000 300 41\nwrite a 4100 100 11", 3).is_ok());
+    assert!(judge(script, "write a 4000 300 41\nwrite a 4100 100 1", 3).is_err(), "older than that");
+    assert!(judge(script, "truncate a 4000", 2).is_err(), "not the file's");
+    assert!(judge(script, "write a 4000 300 41\ntruncate a 4200", 3).is_ok());
 }
 
 #[test]

@@ -145,7 +145,9 @@ impl Executor for DirExecutor {
                 self.fallocate(path, *offset, *len, FallocateFlags::INSERT_RANGE)
             }
             // A kernel could; whoever compares with one leaves these out.
-            Op::Move { .. } | Op::Store { .. } | Op::Msync { .. } => Err(Errno::OPNOTSUPP),
+            Op::Move { .. } | Op::Store { .. } | Op::Persist { .. } | Op::Msync { .. } => {
+                Err(Errno::OPNOTSUPP)
+            }
             Op::Setxattr { path, name, len, seed } => {
                 let name = CString::new(name.as_str()).map_err(|_| Errno::INVAL)?;
                 let value = pattern(*seed, 0, *len);

@@ -40,6 +40,7 @@ impl fmt::Display for Op {
             Self::Write { path, offset, len, seed } => write!(f, "write {path} {offset} {len} {seed}"),
             Self::Append { path, len, seed } => write!(f, "append {path} {len} {seed}"),
             Self::Store { path, offset, len, seed } => write!(f, "store {path} {offset} {len} {seed}"),
+            Self::Persist { path, offset, len, seed } => write!(f, "persist {path} {offset} {len} {seed}"),
             Self::Truncate { path, size } => write!(f, "truncate {path} {size}"),
             Self::Utimes { path, seconds, nanoseconds } => write!(f, "utimes {path} {seconds} {nanoseconds}"),
             Self::Fallocate { path, offset, len, keep_size } => {
@@ -107,6 +108,12 @@ impl Words<'_> {
             },
             "append" => Op::Append { path: self.path()?, len: self.number()?, seed: self.number()? },
             "store" => Op::Store {
+                path: self.path()?,
+                offset: self.number()?,
+                len: self.number()?,
+                seed: self.number()?,
+            },
+            "persist" => Op::Persist {
                 path: self.path()?,
                 offset: self.number()?,
                 len: self.number()?,

@@ -16,6 +16,9 @@ const PIECE: usize = 64 << 10;
 /// memory with what the record makes of it, before each flush and when the test says so. A line that was stored to is a
 /// [`Write`](super::Event::Write) of [`LINE`] bytes then; so are the lines of a write that is not one of whole sectors, which is a copy to
 /// the memory.
+///
+/// It says that it is persistent memory, and has the cache that the processor has: what is stored is durable at the next flush, or once its
+/// lines were written back ([`Self::write_back`]).
 #[derive(Debug)]
 pub struct Mappable {
     record: Arc<SimDevice>,
@@ -61,6 +64,20 @@ impl Mappable {
     /// If the memory cannot be read.
     pub fn note_stores(&self) {
         self.compare(&self.both());
+    }
+
+    /// Writes the lines of a range back from the processor's caches: they are durable, and nothing else with them.
+    ///
+    /// # Panics
+    /// If the memory cannot be read.
+    pub fn write_back(&self, range: Range<u64>) {
+        let both = self.both();
+        self.compare(&both);
+        let mut line = [0; LINE as usize];
+        for at in (range.start - range.start % LINE..range.end).step_by(LINE as usize) {
+            self.memory.read_at(at, &mut line).expect("inside");
+            self.record.write_fua_at(at, &[IoSlice::new(&line)]).expect("inside");
+        }
     }
 
     fn both(&self) -> MutexGuard<'_, ()> {
@@ -145,6 +162,6 @@ impl BlockDevice for Mappable {
     }
 
     fn direct_access(&self) -> Option<DirectAccess> {
-        self.memory.direct_access()
+        self.memory.direct_access().map(DirectAccess::persistent)
     }
 }

@@ -9,7 +9,7 @@
 //! - Content that was acknowledged by a flush never changes by itself; bit rot is asked for with
 //!   [`SimDevice::corrupt`].
 //! - A store through a mapping ([`Mappable`]) is a write of each line of [`LINE`] bytes that it changed, each of which may be on the medium
-//!   or not until the next flush.
+//!   or not until the next flush, or until the line is written back from the processor's caches, which is a forced write of it.
 //! - A failing read, write or flush is a [`Failpoint`]; a failed write changes nothing, a failed flush makes nothing
 //!   durable.
 

@@ -154,7 +154,7 @@ impl Lab {
     pub(super) fn record(&self, script: &[Op]) -> Option<Arc<SimDevice>> {
         if self.kind.device == Device::Disk {
             let device = SimDevice::from_content(self.base.clone());
-            return self.run(script, &device, "", |n| device.mark(n)).then_some(device);
+            return self.run(script, &device, "", LibExecutor::new, |n| device.mark(n)).then_some(device);
         }
         let device = Mappable::from_content(self.base.clone());
         if self.kind.device == Device::LyingMemory {
@@ -164,7 +164,16 @@ impl Lab {
             device.note_stores();
             device.record().mark(n);
         };
-        self.run(script, &device, ",dax=always", mark).then(|| Arc::clone(device.record()))
+        let options = if self.kind.device == Device::MemoryWithoutSync {
+            ",dax=always,pmem=off"
+        } else {
+            ",dax=always"
+        };
+        let executor = |fs| {
+            let device = Arc::clone(&device);
+            LibExecutor::on_persistent(fs, move |range| device.write_back(range))
+        };
+        self.run(script, &device, options, executor, mark).then(|| Arc::clone(device.record()))
     }
 
     /// `done` is called with the number of operations that have returned; `false` if one is not supported.
@@ -173,10 +182,11 @@ impl Lab {
         script: &[Op],
         device: &Arc<D>,
         options: &str,
+        executor: impl Fn(Arc<Filesystem>) -> LibExecutor,
         done: impl Fn(u64),
     ) -> bool {
         let fs = self.mount_with(device, options).expect("mount");
-        let mut executor = LibExecutor::new(Arc::clone(&fs));
+        let mut executor = executor(Arc::clone(&fs));
         for (n, op) in (1..).zip(script) {
             match executor.apply(op) {
                 Ok(()) => done(n),
