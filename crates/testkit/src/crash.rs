@@ -468,11 +468,11 @@ impl History {
         let persisted: Vec<(usize, Range<usize>)> =
             (base..done).filter_map(|i| self.persisted(i, number)).collect();
         let kept = |(first, range): &(usize, Range<usize>)| {
-            since(*first).map(|v| v.len()).min().map_or(0, |least| least.min(range.end))
+            since(*first).map(<[u8]>::len).min().map_or(0, |least| least.min(range.end))
         };
-        let smallest = since(base).map(|v| v.len()).min().unwrap_or(0);
+        let smallest = since(base).map(<[u8]>::len).min().unwrap_or(0);
         let smallest = persisted.iter().map(kept).fold(smallest, usize::max);
-        let largest = since(base).map(|v| v.len()).max().unwrap_or(0);
+        let largest = since(base).map(<[u8]>::len).max().unwrap_or(0);
         if !(smallest..=largest).contains(&bytes.len()) {
             return Err(format!("{} bytes, must be {smallest} to {largest}", bytes.len()));
         }

@@ -108,7 +108,7 @@ for kind in (3, 1, 2):
         println!("{options}:\n{output}");
         let lines: Vec<&str> = output.lines().filter(|line| line.starts_with("MAP_SYNC")).collect();
         // The private one's store is its own.
-        let each = if wanted { ["b'C'", "b'A'", "b'A'"] } else { ["EOPNOTSUPP"; 3] };
+        let each = if wanted { ["b'C'", "b'A'", "b'A'"] } else { ["ENOTSUP"; 3] };
         assert!(
             lines.len() == 3 && lines.iter().zip(each).all(|(line, each)| line.contains(each)),
             "{options}: {output}"

@@ -262,7 +262,9 @@ pub(crate) struct SimFile {
 #[derive(Debug, Default)]
 struct Committed {
     noted: u64,
+    #[cfg(feature = "shuttle")]
     blocks: BTreeMap<u32, (u64, bool)>,
+    #[cfg(feature = "shuttle")]
     size: u64,
 }
 
