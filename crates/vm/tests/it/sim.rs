@@ -457,8 +457,7 @@ impl Host for SimFile {
         assert!(end <= self.size(), "i_disksize {end} past i_size {}", self.size());
         self.disk_size.fetch_max(end, Ordering::AcqRel);
         drop(map);
-        // As the filesystem does: others see the map before it is noted with the end of the handle.
-        extant_sync::may_be_preempted();
+        // As the filesystem does: others may see the map before it is noted with the end of the handle.
         self.noted.fetch_add(1, Ordering::AcqRel);
         Ok(())
     }
