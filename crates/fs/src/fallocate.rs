@@ -158,13 +158,17 @@ impl Filesystem {
         if !keep_size {
             self.need_size(range.end)?;
         }
-        match mode {
-            FallocateMode::Allocate => self.preallocate(inode, guard, range.clone(), cred)?,
-            _ => self.zero_range(inode, guard, range.clone(), cred)?,
-        }
-        if !keep_size && range.end > inode.size() {
-            self.extend_under(inode, guard, range.end)?;
-        }
+        let (reached, done) = match mode {
+            FallocateMode::Allocate => self.preallocate(inode, guard, range.clone(), cred),
+            _ => self.zero_range(inode, guard, range.clone(), cred),
+        };
+        // What was allocated stays, and the file ends behind it also where there was not enough: as with the kernel.
+        let extended = if !keep_size && reached > inode.size() {
+            self.extend_under(inode, guard, reached)
+        } else {
+            Ok(())
+        };
+        done.and(extended)?;
         // After i_size: past it no block is written.
         if mode == FallocateMode::WriteZeroes { self.write_zeroes(inode, &range) } else { Ok(()) }
     }
@@ -185,7 +189,8 @@ impl Filesystem {
         }
     }
 
-    /// Gives unwritten blocks to every hole of the range, in as many handles as it takes.
+    /// Gives unwritten blocks to every hole of the range, in as many handles as it takes. Up to which byte, 0 for not even the first
+    /// block, and why not further.
     ///
     /// Faults wait: a store would make a hole of the range delayed that gets a block here.
     fn preallocate(
@@ -194,21 +199,38 @@ impl Filesystem {
         guard: &ExclusiveGuard<'_>,
         range: Range<u64>,
         cred: &Credentials,
+    ) -> (u64, Result<()>) {
+        let size = u64::from(self.geo.block_size());
+        let first = range.start / size;
+        let mut at = first;
+        let done = self.allocate_holes(inode, guard, &range, &mut at, cred);
+        (if at == first { 0 } else { (at * size).min(range.end) }, done)
+    }
+
+    /// The same: all before block `at` has its place.
+    fn allocate_holes(
+        &self,
+        inode: &InodeRef,
+        guard: &ExclusiveGuard<'_>,
+        range: &Range<u64>,
+        at: &mut u64,
+        cred: &Credentials,
     ) -> Result<()> {
         let data = inode.data(self);
         // Delayed blocks of the range are reserved holes; afterwards they have their places, and none becomes delayed under the gate.
         // With bigalloc, blocks beside the range may be on their way into the same clusters.
         let _gate = data.pages.place_delayed(guard, &**data, range.clone())?;
         let size = u64::from(self.geo.block_size());
-        let mut at = (range.start / size) as u32;
         let end = u32::try_from(range.end.div_ceil(size)).map_err(|_| Error::FileTooBig)?;
-        while at < end {
-            match self.map_lookup(inode, Lblk(at), end - at)? {
-                Run::Mapped { len, .. } => at += len,
+        while let Some(left) = u64::from(end).checked_sub(*at).filter(|left| *left > 0) {
+            let (lblk, left) = (*at as u32, left as u32);
+            let len = match self.map_lookup(inode, Lblk(lblk), left)? {
+                Run::Mapped { len, .. } => len,
                 Run::Hole { len } => {
-                    at += self.allocate_hole(inode, at, len.min(end - at).min(MOST_UNWRITTEN), cred)?;
+                    self.allocate_hole(inode, lblk, len.min(left).min(MOST_UNWRITTEN), cred)?
                 }
-            }
+            };
+            *at += u64::from(len);
         }
         Ok(())
     }
@@ -366,33 +388,63 @@ impl Filesystem {
         self.finish(handle, done, inode)
     }
 
+    /// Blocks for all of the range, then zeros in it. Up to which byte it has come ([`Self::preallocate`]), and why not further.
     fn zero_range(
         &self,
         inode: &InodeRef,
         guard: &ExclusiveGuard<'_>,
         range: Range<u64>,
         cred: &Credentials,
-    ) -> Result<()> {
-        self.preallocate(inode, guard, range.clone(), cred)?;
+    ) -> (u64, Result<()>) {
+        let (reached, allocated) = self.preallocate(inode, guard, range.clone(), cred);
+        let block = u64::from(self.geo.block_size());
+        let whole_blocks = range.start.is_multiple_of(block) && range.end.is_multiple_of(block);
+        // The kernel's goes block by block, and stops where there is no space; but where an edge is a part of a block it sees first
+        // whether there is enough, and clears nothing if not.
+        let zeroed = match &allocated {
+            Ok(()) => self.zero_allocated(inode, guard, range),
+            Err(_) if whole_blocks && reached > range.start => {
+                self.zero_allocated(inode, guard, range.start..reached)
+            }
+            Err(_) => Ok(()),
+        };
+        match zeroed {
+            Ok(()) => (reached, allocated),
+            Err(error) => (0, allocated.and(Err(error))),
+        }
+    }
+
+    /// Makes a range that has its blocks zeros.
+    fn zero_allocated(&self, inode: &InodeRef, guard: &ExclusiveGuard<'_>, range: Range<u64>) -> Result<()> {
+        // What can fail comes before anything is dropped: what the map has would be the content again.
         let _held = self.hold_for_range(inode, &range)?;
+        let blocks = self.whole_blocks(&range);
+        let mut spare = self.conversion_space(inode, &blocks)?;
         let mut clear = range.clone();
         if extant_vm::bug!(ZeroStart) {
             clear.start = clear.start.next_multiple_of(self.geo.block_size().into()).min(clear.end);
         }
         let _gate = self.clear_cache(inode, guard, clear)?;
-        let blocks = self.whole_blocks(&range);
         let mut at = blocks.start;
         while at < blocks.end {
             let run = self.map_lookup(inode, Lblk(at), blocks.end - at)?;
             if let Run::Mapped { len, unwritten: false, .. } = run {
                 let len = self.one_extent(inode, at, len.min(MOST_UNWRITTEN))?;
-                self.set_written(inode, at, len, Written::No)?;
+                self.set_written(inode, at, len, Written::No, &mut spare)?;
                 at += len;
             } else {
                 at = at.saturating_add(run.len());
             }
         }
         Ok(())
+    }
+
+    /// What making all blocks of a range unwritten may take: an extent at each end is split, and every written one that is longer than
+    /// an unwritten one can be.
+    fn conversion_space(&self, inode: &Inode, blocks: &Range<u32>) -> Result<Reservation> {
+        let pieces = 2 + u64::from(blocks.end.saturating_sub(blocks.start) / (MOST_UNWRITTEN + 1));
+        let worst = self.map.tree_blocks_worst(inode.map_kind(), self.depth(inode)?, pieces);
+        Ok(self.alloc.reserve(0, worst, Privilege::Pool)?)
     }
 
     /// Makes the unwritten whole blocks of a range written ones that hold zeros.
@@ -412,7 +464,8 @@ impl Filesystem {
             let (start, bytes) =
                 (pblk.0 << self.geo.log_block_size(), u64::from(len) << self.geo.log_block_size());
             self.device.write_zeroes(start, bytes)?;
-            self.set_written(inode, at, len, Written::Yes)?;
+            // Where there is no space for it they stay unwritten ones, which read the same.
+            self.set_written(inode, at, len, Written::Yes, &mut self.split_space(inode)?)?;
             at += len;
         }
         Ok(())
@@ -423,15 +476,21 @@ impl Filesystem {
         Ok(self.map.lookup_extent(&inode.map_ref(&inode.map.read()), Lblk(at), len)?.len())
     }
 
-    /// Makes blocks of one extent written or unwritten.
-    fn set_written(&self, inode: &Inode, at: u32, len: u32, to: Written) -> Result<()> {
+    /// Makes blocks of one extent written or unwritten; what splitting it takes comes out of `spare`.
+    fn set_written(
+        &self,
+        inode: &Inode,
+        at: u32,
+        len: u32,
+        to: Written,
+        spare: &mut Reservation,
+    ) -> Result<()> {
         let (kind, depth) = (inode.map_kind(), self.depth(inode)?);
-        let mut spare = self.split_space(inode)?;
         let mut handle = self.start_data(inode, self.map.convert_credits(kind, depth, 1) + 1)?;
         let done = (|| {
             let mut i_block = inode.map.write();
             let mut map = inode.map_mut(&mut i_block);
-            let delta = self.map.convert(&mut handle, &mut map, Lblk(at), len, to, &mut spare)?;
+            let delta = self.map.convert(&mut handle, &mut map, Lblk(at), len, to, spare)?;
             self.map_changed(inode, &i_block, delta.total());
             drop(i_block);
             self.write_inode(&mut handle, inode)
@@ -546,3 +605,6 @@ impl Filesystem {
         Ok(dirty)
     }
 }
+
+#[cfg(all(test, not(feature = "shuttle")))]
+mod tests;

@@ -23,9 +23,11 @@ enum Step {
     Allocate(u64, u64),
     Size(u64),
     Sync,
+    /// Another file takes all that is left.
+    Fill,
 }
 
-use Step::{Allocate, Size, Sync, Write};
+use Step::{Allocate, Fill, Size, Sync, Write};
 
 /// An edge: what is there, and the range.
 struct Case {
@@ -109,6 +111,52 @@ const CASES: &[Case] = &[
     ),
 ];
 
+/// The same without enough space: a disk of [`SMALL`] that is full, or has less than is asked for. After each operation there is as
+/// much as before it.
+const FULL: &[Case] = &[
+    case("all of it has blocks", K4, &[Write(0, 40_000), Sync, Fill], (8192, 16_384)),
+    case("not behind the end", K4, &[Write(0, 40_000), Sync, Fill], (8192, 65_536)),
+    case(
+        "not behind what is not yet written",
+        K4,
+        &[Write(0, 40_000), Sync, Fill, Write(4096, 30_000)],
+        (8192, 65_536),
+    ),
+    case("to inside a block", K4, &[Write(0, 40_000), Sync, Fill], (8192, 65_636)),
+    case("from inside a block", K4, &[Write(0, 40_000), Sync, Fill], (8100, 65_628)),
+    case("nothing of it", K4, &[Write(0, 40_000), Sync, Fill], (49_152, 100)),
+    case("a hole before the end", K4, &[Write(0, 40_000), Size(60_000), Sync, Fill], (8192, 65_536)),
+    case("an empty file without space", K4, &[Sync, Fill], (0, 8192)),
+    case("blocks smaller than a page, without space", K1, &[Write(0, 5000), Sync, Fill], (1024, 8192)),
+    case("content in the inode, without space", INLINE, &[Write(0, 50), Sync, Fill], (0, 8192)),
+    case("no extents, without space", INDIRECT, &[Write(0, 40_000), Sync, Fill], (8192, 65_536)),
+    case("in a cluster with space", CLUSTERS, &[Write(0, 40_000), Sync, Fill], (36_864, 8192)),
+    case("up to the end of a cluster", CLUSTERS, &[Write(0, 40_000), Sync, Fill], (45_056, 8192)),
+    case("an empty file, more than there is", K4, &[Sync], (0, MORE)),
+    case("more than there is", K4, PLAIN, (8192, MORE)),
+    case("more than there is, from inside a block", K4, PLAIN, (4100, MORE)),
+    case(
+        "more than there is, and the end behind",
+        K4,
+        &[Write(0, 40_000), Write(20 * MIB, 8192), Sync],
+        (0, MORE),
+    ),
+];
+
+/// Bytes that may differ of how much a file has got that takes all there is.
+const NEAR: u64 = 64 << 10;
+/// Bytes of a small disk.
+const SMALL: u64 = 16 << 20;
+/// More than that.
+const MORE: u64 = 40 << 20;
+
+impl Case {
+    /// Whether a file of its own has what is left, and must go for the next.
+    fn wants_more(&self) -> bool {
+        self.range.1 == MORE
+    }
+}
+
 const fn case(name: &'static str, image: &'static str, file: &'static [Step], range: (u64, u64)) -> Case {
     Case { name, image, file, range }
 }
@@ -151,14 +199,25 @@ impl Outcome {
         Self { answer: -1, size: 0, blocks: 0, content: Vec::new(), later: Vec::new() }
     }
 
-    /// Whether this is what the kernel did, by what it said at once or by what it has on the disk.
-    fn is(&self, kernel: &Self) -> bool {
+    /// Whether this is what the kernel did, by what it said at once or by what it has on the disk. `near`: how many tree blocks there
+    /// are is each allocator's own, and so how many are left for the file.
+    fn is(&self, kernel: &Self, near: bool) -> bool {
         let content = self.content == kernel.content || self.content == kernel.later;
-        (self.answer, self.size, self.blocks) == (kernel.answer, kernel.size, kernel.blocks) && content
+        let most = if near { NEAR } else { 0 };
+        let same_size = self.size.abs_diff(kernel.size) <= most;
+        let same_blocks = self.blocks.abs_diff(kernel.blocks) * 512 <= most;
+        self.answer == kernel.answer && same_size && same_blocks && content
+    }
+
+    /// The same where the sides are only near each other.
+    fn about(&self) -> String {
+        let mib = |bytes: u64| format!("{:.1} MiB", bytes as f64 / MIB as f64);
+        format!("ENOSPC: {}, {}", mib(self.size), mib(self.blocks * 512))
     }
 
     fn text(&self) -> String {
         let name = match self.answer {
+            28 => return format!("ENOSPC: {}, {}", self.size, self.blocks),
             0 => return format!("{}, {}", self.size, self.blocks),
             -1 => "–",
             1 => "EPERM",
@@ -167,7 +226,6 @@ impl Outcome {
             22 => "EINVAL",
             26 => "ETXTBSY",
             27 => "EFBIG",
-            28 => "ENOSPC",
             29 => "ESPIPE",
             95 => "EOPNOTSUPP",
             n => return format!("errno {n}"),
@@ -190,6 +248,7 @@ fn on_mount(dir: &Path, name: &str, case: &Case, mode: u32) -> Outcome {
             }
             Size(size) => file.set_len(size).expect("truncate"),
             Sync => file.sync_all().expect("fsync"),
+            Fill => fill(&dir.join(FILLERS)),
         }
     }
     let (at, len) = case.range;
@@ -217,6 +276,59 @@ fn ends(size: u64, read: impl Fn(u64, u64) -> Vec<u8>) -> Vec<u8> {
     content
 }
 
+const FILLERS: &str = "fillers";
+
+/// Takes what there is, by files that keep what was left of a fallocate(2) of more than that, until one gets nothing: on the kernel's the
+/// first may leave a few blocks that another gets.
+fn fill(dir: &Path) {
+    use rustix::io::Errno;
+    std::fs::create_dir(dir).expect("a new directory");
+    for n in 0.. {
+        let file = std::fs::File::create(dir.join(n.to_string())).expect("a new file");
+        match rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, MORE) {
+            Err(Errno::NOSPC) => {}
+            // Without extents.
+            Err(Errno::OPNOTSUPP) => {
+                while file.write_all_at(&[1; 4096], file.metadata().expect("stat").len()).is_ok() {}
+            }
+            other => panic!("{other:?}, with more than there is"),
+        }
+        rustix::fs::syncfs(&file).expect("syncfs");
+        if file.metadata().expect("stat").blocks() == 0 {
+            return;
+        }
+    }
+}
+
+/// The same through the library.
+fn fill_in_library(fs: &Arc<Filesystem>) {
+    let paths = fs.paths();
+    paths.create_dir(FILLERS).expect("a new directory");
+    let options = OpenOptions::new().write(true).create_new(true).permissions(0o644);
+    for n in 0.. {
+        let file = options.open(&paths, format!("{FILLERS}/{n}")).expect("a new file");
+        match file.allocate(0, MORE, false).map_err(|e| e.errno()) {
+            Err(28) => {}
+            Err(95) => while file.write_all_at(&[1; 4096], file.metadata().size).is_ok() {},
+            other => panic!("{other:?}, with more than there is"),
+        }
+        fs.sync().expect("sync");
+        if file.metadata().blocks == 0 {
+            return;
+        }
+    }
+}
+
+/// After an operation on a small disk on a mount: there is as much space as before.
+fn make_room(dir: &Path, name: &str, case: &Case) {
+    let _open = oracle::files_on_a_mount();
+    let _ = std::fs::remove_dir_all(dir.join(FILLERS));
+    if case.wants_more() {
+        std::fs::remove_file(dir.join(name)).expect("unlink");
+    }
+    rustix::fs::syncfs(std::fs::File::open(dir).expect("the directory")).expect("syncfs");
+}
+
 /// Through the library.
 fn in_library(fs: &Arc<Filesystem>, name: &str, case: &Case, mode: u32) -> Outcome {
     let options = OpenOptions::new().read(true).write(true).create_new(true).permissions(0o644);
@@ -227,6 +339,7 @@ fn in_library(fs: &Arc<Filesystem>, name: &str, case: &Case, mode: u32) -> Outco
             Allocate(at, len) => file.allocate(at, len, true).expect("allocate"),
             Size(size) => file.set_len(size).expect("truncate"),
             Sync => file.sync_all().expect("fsync"),
+            Fill => fill_in_library(fs),
         }
     }
     let (at, len) = case.range;
@@ -267,16 +380,15 @@ fn file_name(case: usize, mode: usize) -> String {
     format!("f{case}-{mode}")
 }
 
-/// Runs the cases that want one kind of image on each side.
-fn run(image: &str, dir: &Path, rows: &mut Vec<Row>) {
-    let cases: Vec<(usize, &'static Case)> =
-        CASES.iter().enumerate().filter(|(_, c)| c.image == image).collect();
+/// Runs cases that want one kind of image on each side.
+fn run(image: &str, size: u64, cases: &[(usize, &'static Case)], dir: &Path, rows: &mut Vec<Row>) {
     let make = |name: &str| -> PathBuf {
         let path = dir.join(name);
         let _ = std::fs::remove_file(&path);
-        mke2fs(&path, 128 << 20, image);
+        mke2fs(&path, size, image);
         path
     };
+    let small = size == SMALL;
     let each = |run: &dyn Fn(&str, &Case, u32) -> Outcome| -> Vec<Vec<Outcome>> {
         let one = |n: usize, m: usize, case: &Case| {
             let mode = MODES[m].1;
@@ -290,21 +402,52 @@ fn run(image: &str, dir: &Path, rows: &mut Vec<Row>) {
         let device = extant_device::OpenOptions::new().write(true).open(&library).expect("image");
         Filesystem::open(Arc::new(device), Setup::default()).expect("mount")
     };
-    let ours = each(&|name, case, mode| in_library(&fs, name, case, mode));
+    let ours = each(&|name, case, mode| {
+        let outcome = in_library(&fs, name, case, mode);
+        if small {
+            let _ = fs.paths().remove_dir_all(FILLERS);
+            if case.wants_more() {
+                fs.paths().remove_file(name).expect("unlink");
+            }
+        }
+        outcome
+    });
     fs.unmount().expect("unmount");
     drop(fs);
+    let on = |dir: &Path, name: &str, case: &Case, mode| {
+        let outcome = on_mount(dir, name, case, mode);
+        if small {
+            make_room(dir, name, case);
+        }
+        outcome
+    };
     let mounted = Mounted::new(&mount, "");
-    let served = each(&|name, case, mode| on_mount(mounted.path(), name, case, mode));
+    let served = each(&|name, case, mode| on(mounted.path(), name, case, mode));
     mounted.unmount();
     let theirs = KernelMount::rw(&kernel);
-    let kernels = each(&|name, case, mode| on_mount(theirs.path(), name, case, mode));
+    let kernels = each(&|name, case, mode| on(theirs.path(), name, case, mode));
     theirs.unmount();
-    let (ours, served) = (again(&library, &cases, ours, true), again(&mount, &cases, served, true));
-    let kernels = again(&kernel, &cases, kernels, false);
-    for ((((_, case), a), b), c) in cases.into_iter().zip(ours).zip(served).zip(kernels) {
+    let (ours, served) = (again(&library, cases, ours, true), again(&mount, cases, served, true));
+    let kernels = again(&kernel, cases, kernels, false);
+    for ((((_, case), a), b), c) in cases.iter().zip(ours).zip(served).zip(kernels) {
         let sides = a.into_iter().zip(b).zip(c).map(|((a, b), c)| [a, b, c]).collect();
         rows.push(Row { case, sides });
     }
+}
+
+/// Runs all cases: those with space, and those without.
+fn run_all(dir: &Path) -> [Vec<Row>; 2] {
+    let of = |cases: &'static [Case], image: &str| -> Vec<(usize, &'static Case)> {
+        cases.iter().enumerate().filter(|(_, c)| c.image == image).collect()
+    };
+    let (mut plenty, mut none) = (Vec::new(), Vec::new());
+    for image in [K4, K1, INLINE, INDIRECT, CLUSTERS] {
+        run(image, 128 << 20, &of(CASES, image), dir, &mut plenty);
+        let (more, full): (Vec<_>, Vec<_>) = of(FULL, image).into_iter().partition(|(_, c)| c.wants_more());
+        run(image, SMALL, &full, dir, &mut none);
+        run(image, SMALL, &more, dir, &mut none);
+    }
+    [plenty, none]
 }
 
 /// Adds what the kernel reads of an image that e2fsck has found clean. For us that is what was read at once; the kernel is not of
@@ -321,6 +464,11 @@ fn again(
         let _open = oracle::files_on_a_mount();
         for ((n, case), outcomes) in cases.iter().zip(&mut seen) {
             for (m, outcome) in outcomes.iter_mut().enumerate().filter(|(_, o)| o.answer >= 0) {
+                if case.wants_more() {
+                    // It had to go.
+                    outcome.later.clone_from(&outcome.content);
+                    continue;
+                }
                 let file = std::fs::File::open(mounted.path().join(file_name(*n, m))).expect("the file");
                 let size = file.metadata().expect("stat").len();
                 let content = ends(size, |at, len| {
@@ -356,12 +504,10 @@ fn owed(row: &Row, mode: usize) -> (&Outcome, bool) {
 fn every_mode_on_every_edge() {
     need!(env::kernel_mounts(), env::fuse(), env::tools(&["mke2fs", "e2fsck"]));
     let dir = scratch();
-    let mut rows = Vec::new();
-    for image in [K4, K1, INLINE, INDIRECT, CLUSTERS] {
-        run(image, dir.path(), &mut rows);
-    }
+    let all = run_all(dir.path());
     let mut wrong = String::new();
-    for row in &rows {
+    for row in all.iter().flatten() {
+        let near = row.case.wants_more();
         for (m, (name, _, carried)) in MODES.iter().enumerate() {
             let [library, mount, _] = &row.sides[m];
             let (want, _) = owed(row, m);
@@ -374,10 +520,10 @@ fn every_mode_on_every_edge() {
                 let (got, want) = (got.text(), want.text());
                 let _ = writeln!(wrong, "{}: {name}: {side} {got}, the kernel {want}{same}", row.case.name);
             };
-            if !library.is(want) {
+            if !library.is(want, near) {
                 differs("the library", library);
             }
-            if *carried && !mount.is(want) {
+            if *carried && !mount.is(want, near) {
                 differs("the mount", mount);
             }
             // What is not carried is refused before it comes to us.
@@ -389,10 +535,14 @@ fn every_mode_on_every_edge() {
         }
     }
     if let Some(path) = std::env::var_os("EXTANT_TABLE") {
-        std::fs::write(path, table(&rows, &refusals(dir.path()))).expect("the table");
+        std::fs::write(path, table(&all, &refusals(dir.path()))).expect("the table");
     }
     assert!(wrong.is_empty(), "\n{wrong}");
-    println!("fallocate: {} modes on {} edges, library, mount and kernel alike", MODES.len(), rows.len());
+    println!(
+        "fallocate: {} modes on {} edges, library, mount and kernel alike",
+        MODES.len(),
+        all.iter().flatten().count()
+    );
 }
 
 /// Files that refuse, by what they are: the answers of library, mount and kernel for each mode.
@@ -523,20 +673,45 @@ fn files_that_refuse() {
 }
 
 /// docs/fallocate.md's tables.
-fn table(rows: &[Row], refusals: &[(&'static str, Vec<[String; 3]>)]) -> String {
+fn table([plenty, none]: &[Vec<Row>; 2], refusals: &[(&'static str, Vec<[String; 3]>)]) -> String {
     let mut out = String::from(HEAD);
+    let heads: Vec<&str> = MODES.iter().map(|m| m.0).collect();
+    edges(&mut out, plenty);
+    out.push_str(WITHOUT_SPACE);
+    edges(&mut out, none);
+    let _ = writeln!(
+        out,
+        "\n## Files that refuse\n\nLibrary / mount / kernel, or what all three say.\n\n| file | {} |\n{}|",
+        heads.join(" | "),
+        "|---".repeat(MODES.len() + 1)
+    );
+    for (kind, row) in refusals {
+        let cells: Vec<String> = row
+            .iter()
+            .map(|[a, b, c]| if a == b && b == c { a.clone() } else { format!("{a} / {b} / {c}") })
+            .collect();
+        let _ = writeln!(out, "| {kind} | {} |", cells.join(" | "));
+    }
+    out
+}
+
+/// One table of edges.
+fn edges(out: &mut String, rows: &[Row]) {
     let heads: Vec<&str> = MODES.iter().map(|m| m.0).collect();
     let rule = "|---".repeat(MODES.len() + 2);
     let _ = writeln!(out, "| edge | range | {} |\n{rule}|", heads.join(" | "));
     let mut alike = 0;
     for row in rows {
+        let near = row.case.wants_more();
         let cells: Vec<String> = (0..MODES.len())
             .map(|m| {
                 let [library, mount, kernel] = &row.sides[m];
                 let (want, device) = owed(row, m);
-                let same = library.is(want) && (!MODES[m].2 || mount.is(want));
+                let same = library.is(want, near) && (!MODES[m].2 || mount.is(want, near));
                 alike += usize::from(same);
                 match (same, device) {
+                    (true, false) if near && want.answer == 28 => want.about(),
+                    (true, true) if near => format!("{} (kernel {})", library.about(), kernel.text()),
                     (true, false) => want.text(),
                     (true, true) => format!("{} (kernel {})", library.text(), kernel.text()),
                     (false, _) => {
@@ -555,21 +730,24 @@ fn table(rows: &[Row], refusals: &[(&'static str, Vec<[String; 3]>)]) -> String 
     }
     let _ = writeln!(
         out,
-        "\n{alike} of {} cells alike, with what the file then holds; e2fsck finds nothing on any side.\n\n## Files that refuse\n\n\
-         Library / mount / kernel, or what all three say.\n\n| file | {} |\n{}|",
-        rows.len() * MODES.len(),
-        heads.join(" | "),
-        "|---".repeat(MODES.len() + 1)
+        "\n{alike} of {} cells alike, with what the file then holds; e2fsck finds nothing on any side.",
+        rows.len() * MODES.len()
     );
-    for (kind, row) in refusals {
-        let cells: Vec<String> = row
-            .iter()
-            .map(|[a, b, c]| if a == b && b == c { a.clone() } else { format!("{a} / {b} / {c}") })
-            .collect();
-        let _ = writeln!(out, "| {kind} | {} |", cells.join(" | "));
-    }
-    out
 }
+
+const WITHOUT_SPACE: &str = "
+## Without enough space
+
+An image of 16 MiB. \"More than there is\" is asked for on an empty one; elsewhere other files have taken all that root can have, and
+only the pool for tree blocks is left. A cell says ENOSPC with the size and the blocks that the file has then. On full disks all is
+compared to the byte: none of these files needs a tree block. Where the file takes what there is, the answer and the content are, and
+size and blocks to 64 KiB (the cell says MiB): how many blocks its tree takes, and so what is left, is each allocator's own.
+
+- What was allocated before the space was out stays, and i_size is raised to its end, if the size was not to be kept.
+- A zeroing of whole blocks has come as far; one with an edge inside a block changes nothing where it has not enough.
+- Content in the inode moves to blocks of its own first, whatever the mode: ENOSPC.
+
+";
 
 const HEAD: &str = "# fallocate(2)
 

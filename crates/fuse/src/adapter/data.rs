@@ -160,7 +160,11 @@ impl Adapter {
     pub(super) fn do_fallocate(&self, req: &Request<'_>, args: &FallocateIn) -> Result<(), Errno> {
         let (mode, keep_size) = FallocateMode::from_flags(args.mode).map_err(|e| errno(&e))?;
         let file = self.file(args.fh)?;
-        self.fallocate_as(req, &file, mode, args.offset, args.length, keep_size).map_err(|e| errno(&e))
+        let done = self.fallocate_as(req, &file, mode, args.offset, args.length, keep_size);
+        if done.is_err() {
+            self.allocated_in_part(req.node(), &file, mode, args.offset);
+        }
+        done.map_err(|e| errno(&e))
     }
 
     /// For what is open for writing.

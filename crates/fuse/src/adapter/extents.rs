@@ -80,6 +80,18 @@ impl Adapter {
         Ok(data.to_vec())
     }
 
+    /// After a fallocate(2) that failed: the kernel takes the file to be as it was, but it may be longer, with blocks and zeros up to
+    /// where the space was out (docs/fallocate.md).
+    pub(super) fn allocated_in_part(&self, node: u64, file: &Open, mode: FallocateMode, offset: u64) {
+        if mode == FallocateMode::ZeroRange && file.may_be_cached() {
+            match self.dropping.begin() {
+                Ok(right) => self.drop_after(&right, file, offset),
+                Err(error) => tracing::error!(%error, node, "the kernel may show content that was zeroed"),
+            }
+        }
+        self.attributes_changed(node);
+    }
+
     /// The donor comes by number and generation, so whether the caller may write it is asked here; to whom it is not known, nothing
     /// is allowed. Nor is it enough: directories on the way to it may be closed to the caller. So somebody has it open for writing.
     pub(super) fn move_ext_ioctl(&self, req: &Request<'_>, fh: u64, data: &[u8]) -> Result<Vec<u8>, Errno> {
