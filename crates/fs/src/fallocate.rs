@@ -78,9 +78,9 @@ impl Filesystem {
     /// fallocate(2). `keep_size`: i_size stays although the range goes past it.
     ///
     /// # Errors
-    /// `Invalid`, `FileTooBig`, `NotPermitted` as the kernel; `NoSpace` (what was allocated until then stays); `NotSupported` for files
-    /// without extents, and of [`FallocateMode::WriteZeroes`] for devices that do not make zeros; `Busy` where a pinned page would
-    /// move; damage; the device's.
+    /// `Invalid`, `FileTooBig`, `NotPermitted` as the kernel; `NoSpace`: what was allocated until then stays, i_size is raised to its end
+    /// unless `keep_size`, and a zeroing of whole blocks is done up to there; `NotSupported` for files without extents, and of
+    /// [`FallocateMode::WriteZeroes`] for devices that do not make zeros; `Busy` where a pinned page would move; damage; the device's.
     pub fn fallocate(
         &self,
         inode: &InodeRef,
