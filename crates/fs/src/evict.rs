@@ -188,6 +188,9 @@ impl Filesystem {
                         "inode {} stays an orphan, its last block cannot be zeroed: {e}",
                         inode.ino
                     );
+                    // Nothing but the zeros is lost of it, which are the next mount's to write, or whose that lets the file grow: who
+                    // unmounts, remounts or freezes is not told of what nobody has written.
+                    data.pages.drop_all(&**data);
                     owed = true;
                 }
                 done => done?,

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use extant::{
-    Credentials, Error, Filesystem, InodeRef, MountOptions, NewInode, OpenFile, OpenMode, RenameFlags,
+    Credentials, Error, Filesystem, Ino, InodeRef, MountOptions, NewInode, OpenFile, OpenMode, RenameFlags,
     SetAttr, Setup, ShutdownMode,
 };
 use extant_device::{BlockDevice, OpenOptions};
@@ -429,48 +429,108 @@ fn a_mount_by_a_backup_takes_over_the_errors_of_the_journal() {
     assert!(state(&image).contains("errors"), "{}", state(&image));
 }
 
-/// A file whose truncation a crash has interrupted, in a block that the device cannot read now: the mount goes on without the rest of
-/// that block, and the next one zeroes it.
+/// A file whose truncation a crash has interrupted, in a block that the device cannot read now, or does not take: the mount goes on
+/// without the rest of that block, can be frozen, remounted and unmounted, and the next one zeroes it.
 #[test]
-fn an_orphan_whose_last_block_cannot_be_read_waits_for_the_next_mount() {
+fn an_orphan_whose_last_block_fails_waits_for_the_next_mount() {
     need!(env::tools(&["mke2fs", "e2fsck", "debugfs"]));
     for mkfs in ["-t ext4 -b 1024 -O ^orphan_file", "-t ext2 -b 1024"] {
-        let dir = scratch();
-        let image = dir.join("image");
-        mke2fs(&image, 16 << 20, mkfs);
-        let fs = open_rw(&image);
-        let file = make(&fs, b"cut", &[7; 4096]);
-        let ino = file.ino();
-        drop(file);
-        fs.unmount().unwrap();
-        drop(fs);
-        let blocks = oracle::debugfs(&image, &["blocks /cut"]);
-        let blocks: Vec<u64> = blocks.split_whitespace().filter_map(|word| word.parse().ok()).collect();
-        let last = blocks[1] * 1024;
-        oracle::debugfs_write(&image, &["sif /cut size 1500", &format!("ssv last_orphan {ino}")]);
-        let sim = SimDevice::from_file(&image);
-        sim.fail(Failpoint::all_from(Kind::Read, 0).within(last..last + 1024));
-        let fs = Filesystem::open(Arc::clone(&sim) as _, Setup::default()).expect("the rest can be used");
-        make(&fs, b"other", &[1; 3000]);
-        let cut = fs.lookup(&fs.root().unwrap(), b"cut", &root()).unwrap();
-        let attr = cut.attr();
-        assert_eq!((attr.size, attr.blocks), (1500, 4), "{mkfs}: what is past the end is freed");
-        assert_eq!(fs.superblock().last_orphan(), ino, "{mkfs}");
-        drop(cut);
-        fs.unmount().unwrap();
-        drop(fs);
-        sim.content().to_file(&image).unwrap();
-        assert_clean(&image);
-        sim.heal();
-        let fs = Filesystem::open(Arc::clone(&sim) as _, Setup::default()).unwrap();
-        assert_eq!(fs.superblock().last_orphan().0, 0, "{mkfs}");
-        assert_eq!(read(&fs, b"cut").as_deref(), Some(&[7; 1500][..]), "{mkfs}");
-        fs.unmount().unwrap();
-        drop(fs);
-        let mut bytes = [9; 1024];
-        sim.content().read(last, &mut bytes);
-        assert!(bytes[..476] == [7; 476] && bytes[476..] == [0; 548], "{mkfs}: old bytes past the end");
-        sim.content().to_file(&image).unwrap();
-        assert_clean(&image);
+        for kind in [Kind::Read, Kind::Write] {
+            let what = format!("{mkfs}, {kind:?}");
+            let (dir, ino, last) = interrupted(mkfs);
+            let image = dir.join("image");
+            let sim = SimDevice::from_file(&image);
+            sim.fail(Failpoint::all_from(kind, 0).within(last..last + 1024));
+            let fs = Filesystem::open(Arc::clone(&sim) as _, Setup::default()).expect("the rest can be used");
+            make(&fs, b"other", &[1; 3000]);
+            let cut = fs.lookup(&fs.root().unwrap(), b"cut", &root()).unwrap();
+            let attr = cut.attr();
+            assert_eq!((attr.size, attr.blocks), (1500, 4), "{what}: what is past the end is freed");
+            assert_eq!(fs.superblock().last_orphan(), ino, "{what}");
+            if kind == Kind::Write {
+                assert_eq!(read(&fs, b"cut").as_deref(), Some(&[7; 1500][..]), "{what}");
+            }
+            drop(cut);
+            fs.sync().unwrap();
+            fs.freeze(&root()).unwrap();
+            fs.thaw(&root()).unwrap();
+            for options in ["ro", "rw"] {
+                fs.remount(&MountOptions::parse(options).unwrap()).unwrap();
+            }
+            assert_eq!(fs.superblock().last_orphan(), ino, "{what}: still owed");
+            fs.unmount().unwrap();
+            drop(fs);
+            sim.content().to_file(&image).unwrap();
+            assert_clean(&image);
+            sim.heal();
+            settled(&sim, last, &[7; 1500], &what);
+            sim.content().to_file(&image).unwrap();
+            assert_clean(&image);
+        }
     }
+}
+
+/// What is written into such a block afterwards is missed: who asks for it to be durable is told, and who unmounts.
+#[test]
+fn what_is_written_to_the_last_block_of_such_an_orphan_is_missed() {
+    need!(env::tools(&["mke2fs", "e2fsck", "debugfs"]));
+    let mkfs = "-t ext4 -b 1024 -O ^orphan_file";
+    for change in ["overwritten", "longer"] {
+        let (dir, _, last) = interrupted(mkfs);
+        let sim = SimDevice::from_file(&dir.join("image"));
+        sim.fail(Failpoint::all_from(Kind::Write, 0).within(last..last + 1024));
+        let fs = Filesystem::open(Arc::clone(&sim) as _, Setup::default()).unwrap();
+        let file = open(&fs, &fs.lookup(&fs.root().unwrap(), b"cut", &root()).unwrap());
+        let kept = if change == "overwritten" {
+            file.write_at(1100, &[8; 10]).unwrap();
+            file.fsync(false).unwrap_err();
+            fs.freeze(&root()).unwrap_err();
+            drop(file);
+            fs.unmount().unwrap_err();
+            1500
+        } else {
+            // Longer it is only once its old end is zeroed.
+            file.set_len(9000).unwrap_err();
+            sim.heal();
+            file.set_len(9000).unwrap();
+            drop(file);
+            fs.unmount().unwrap();
+            9000
+        };
+        drop(fs);
+        sim.heal();
+        let mut want = vec![0; kept];
+        want[..1500].fill(7);
+        settled(&sim, last, &want, change);
+        sim.content().to_file(&dir.join("image")).unwrap();
+        assert_clean(&dir.join("image"));
+    }
+}
+
+/// An image with the file `cut` whose truncation to 1500 bytes was interrupted; its number, and where its last block is then.
+fn interrupted(mkfs: &str) -> (extant_testkit::Scratch, Ino, u64) {
+    let dir = scratch();
+    let image = dir.join("image");
+    mke2fs(&image, 16 << 20, mkfs);
+    let fs = open_rw(&image);
+    let file = make(&fs, b"cut", &[7; 4096]);
+    let ino = file.ino();
+    drop(file);
+    fs.unmount().unwrap();
+    drop(fs);
+    let blocks = oracle::debugfs(&image, &["blocks /cut"]);
+    let blocks: Vec<u64> = blocks.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+    oracle::debugfs_write(&image, &["sif /cut size 1500", &format!("ssv last_orphan {ino}")]);
+    (dir, ino, blocks[1] * 1024)
+}
+
+/// A mount of a device that works: `cut` is no orphan any more and has this content, and behind byte 1500 its block is zero.
+fn settled(sim: &Arc<SimDevice>, last: u64, content: &[u8], what: &str) {
+    let fs = Filesystem::open(Arc::clone(sim) as _, Setup::default()).unwrap();
+    assert_eq!(fs.superblock().last_orphan().0, 0, "{what}");
+    assert!(read(&fs, b"cut").as_deref() == Some(content), "{what}");
+    fs.unmount().unwrap();
+    let mut bytes = [9; 1024];
+    sim.content().read(last, &mut bytes);
+    assert!(bytes[..476] == [7; 476] && bytes[476..] == [0; 548], "{what}: old bytes past the end");
 }
