@@ -15,7 +15,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
-use rustix::mount::{MountFlags, UnmountFlags};
+use rustix::mount::{FsPickFlags, MountFlags, UnmountFlags};
 
 pub use extant_sys::loopdev::LoopDevice;
 pub use namespace::enter_namespace;
@@ -120,8 +120,32 @@ pub fn unmount(target: &Path, lazy: bool) -> io::Result<()> {
     }
 }
 
-/// Changes the VFS flags of a mount and of its file system (`ro`, `rw`). EBUSY when it has files open for writing
-/// and is to become read-only.
+/// Changes flags of a mount, and nothing of its file system. EBUSY when it has files open for writing and is to become read-only.
 pub fn remount(target: &Path, flags: MountFlags) -> io::Result<()> {
-    Ok(rustix::mount::mount_remount(target, flags, c"")?)
+    Ok(rustix::mount::mount_remount(target, flags | MountFlags::BIND, c"")?)
+}
+
+/// The words of fsconfig(2) for flags of a file system: with and without. There is none that takes `dirsync` away.
+const SUPER_WORDS: [(MountFlags, &str, Option<&str>); 4] = [
+    (MountFlags::RDONLY, "ro", Some("rw")),
+    (MountFlags::SYNCHRONOUS, "sync", Some("async")),
+    (MountFlags::LAZYTIME, "lazytime", Some("nolazytime")),
+    (MountFlags::DIRSYNC, "dirsync", None),
+];
+
+/// Changes the flags of the file system that is mounted at `target` from `old` to `new`, and nothing of its mounts. EBUSY when it has
+/// files open for writing and is to become read-only. Flags of mounts alone do not matter.
+pub fn remount_super(target: &Path, old: MountFlags, new: MountFlags) -> io::Result<()> {
+    let changed = SUPER_WORDS.iter().filter(|(flag, ..)| old.contains(*flag) != new.contains(*flag));
+    let words: Vec<&str> = changed
+        .filter_map(|(flag, with, without)| if new.contains(*flag) { Some(*with) } else { *without })
+        .collect();
+    if words.is_empty() {
+        return Ok(());
+    }
+    let context = rustix::mount::fspick(rustix::fs::CWD, target, FsPickFlags::FSPICK_CLOEXEC)?;
+    for word in words {
+        rustix::mount::fsconfig_set_flag(&context, word)?;
+    }
+    Ok(rustix::mount::fsconfig_reconfigure(&context)?)
 }

@@ -13,6 +13,7 @@ use extant_fuse::mount::LoopDevice;
 use extant_testkit::env::{self, Scratch};
 use extant_testkit::oracle::{self, assert_clean, mke2fs};
 use rustix::fs::{Mode, OFlags};
+use rustix::mount::MountFlags;
 
 use crate::mounted::{Mounted, extant};
 
@@ -302,6 +303,73 @@ fn a_remount_keeps_the_flags_that_it_does_not_name() {
     assert_eq!(remount("remount,rw,dev,async"), Some(0));
     assert_eq!(shown(), "rw,nosuid,noexec,relatime rw");
     mount.unmount();
+    assert_clean(&image);
+}
+
+/// A bind mount, until it is dropped.
+struct Bind(PathBuf);
+
+impl Bind {
+    fn new(from: &Path, at: &Path) -> Self {
+        rustix::mount::mount_bind(from, at).unwrap();
+        Self(at.to_owned())
+    }
+}
+
+impl Drop for Bind {
+    fn drop(&mut self) {
+        rustix::mount::unmount(&self.0, rustix::mount::UnmountFlags::DETACH).unwrap();
+    }
+}
+
+/// A mount of its own of a part or the whole, which is read-only by itself: a remount there keeps that unless a word names it, and
+/// changes the other mount in what is the filesystem's alone.
+#[test]
+fn a_remount_of_a_bind_mount_keeps_its_own_flags() {
+    need!(may_mount());
+    let (dir, image) = image("-t ext4");
+    let first = Mounted::new(&image, "nodev");
+    fs::create_dir(first.path().join("part")).unwrap();
+    for part in ["", "part"] {
+        let at = dir.join(&format!("bind{part}"));
+        fs::create_dir(&at).unwrap();
+        let bind = Bind::new(&first.path().join(part), &at);
+        let own = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::BIND;
+        rustix::mount::mount_remount(&at, own, c"").unwrap();
+        let shown = || {
+            let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+            let of = |at: &Path| {
+                let line = table.lines().find(|line| line.split(' ').nth(4) == at.to_str()).unwrap();
+                let of_super =
+                    line.rsplit(' ').next().unwrap().split(',').filter(|w| ["ro", "rw", "sync"].contains(w));
+                format!("{} {}", line.split(' ').nth(5).unwrap(), of_super.collect::<Vec<_>>().join(","))
+            };
+            [of(&at), of(first.path())]
+        };
+        let remount =
+            |words: &str| run(extant().args(["mount", "-o", words]).args([&*image, &*at])).status.code();
+        let start = ["ro,nosuid,nodev,relatime rw", "rw,nodev,relatime rw"];
+        assert_eq!(shown(), start, "{part}");
+        for words in ["remount", "remount,commit=7"] {
+            assert_eq!(remount(words), Some(0), "{words}");
+            assert_eq!(shown(), start, "{part}: {words}");
+        }
+        assert_eq!(remount("remount,sync,noexec,suid"), Some(0));
+        assert_eq!(shown(), ["ro,nodev,noexec,relatime rw,sync", "rw,nodev,relatime rw,sync"], "{part}");
+        assert_eq!(remount("remount,async,exec,nosuid"), Some(0));
+        assert_eq!(shown(), start, "{part}");
+        assert_eq!(remount("remount,ro,data=journal"), Some(FAILURE), "the way of data stays");
+        assert_eq!(shown(), start, "{part}: refused");
+        assert_eq!(remount("remount,ro"), Some(0));
+        assert_eq!(shown(), ["ro,nosuid,nodev,relatime ro", "rw,nodev,relatime ro"], "{part}");
+        assert_eq!(remount("remount,noexec"), Some(0));
+        assert_eq!(shown(), ["ro,nosuid,nodev,noexec,relatime ro", "rw,nodev,relatime ro"], "{part}");
+        assert_eq!(remount("remount,rw,exec"), Some(0));
+        assert_eq!(shown(), ["rw,nosuid,nodev,relatime rw", "rw,nodev,relatime rw"], "{part}");
+        fs::write(at.join("written"), part).unwrap();
+        drop(bind);
+    }
+    first.unmount();
     assert_clean(&image);
 }
 

@@ -22,7 +22,7 @@ use super::{Attach, CommandError, Options, daemon, log};
 use crate::adapter::{Adapter, AdapterOptions, control_remount};
 use crate::mount::{
     How, LoopDevice, MountEntry, MountRequest, find_mount, mount_as_user, mount_direct, mounts, remount,
-    unmount,
+    remount_super, unmount,
 };
 use crate::session::{Session, SessionOptions};
 
@@ -94,7 +94,8 @@ fn absolute(path: &Path) -> Result<PathBuf, CommandError> {
 }
 
 /// `-o remount`: the kernel's flags and the server's options. Towards read-only the kernel goes first, since it refuses
-/// while files are open for writing; back, the server does. What no word names stays as it is.
+/// while files are open for writing; back, the server does. What no word names stays as it is: of the filesystem, and of this mount,
+/// which may be read-only by itself.
 fn remount_at(dir: &Path, list: &str) -> Result<(), CommandError> {
     let at = |e: &dyn std::fmt::Display| CommandError::failure(format!("{}: remount: {e}", dir.display()));
     let entry = find_mount(dir).map_err(|e| at(&e))?;
@@ -103,24 +104,33 @@ fn remount_at(dir: &Path, list: &str) -> Result<(), CommandError> {
     };
     let now = flags_of(&entry);
     let options = Options::parse_onto(list, now)?;
+    let with_own = |flags: MountFlags, read_only: bool| {
+        (flags - MountFlags::RDONLY) | if read_only { MountFlags::RDONLY } else { MountFlags::empty() }
+    };
+    let own_now = with_own(now, entry.is_read_only_here());
+    let read_only = options.flags.contains(MountFlags::RDONLY);
+    let own_read_only = if options.names_read_only() { read_only } else { entry.is_read_only_here() };
+    let own = with_own(options.flags, own_read_only);
     let root = File::open(dir).map_err(|e| at(&e))?;
     let tell = || match control_remount(&root, &options.ext4) {
         Ok(Ok(())) => Ok(()),
         Ok(Err((_, words))) => Err(at(&words)),
         Err(e) => Err(at(&e)),
     };
-    if options.flags.contains(MountFlags::RDONLY) {
-        remount(dir, options.flags).map_err(|e| at(&e))?;
-        tell().map_err(|mut refused| {
-            // As it was: the kernel must not keep what the server refused.
-            if let Err(error) = remount(dir, now) {
+    let change = || remount_super(dir, now, options.flags).and_then(|()| remount(dir, own));
+    if read_only {
+        let changed = change().map_err(|e| at(&e));
+        changed.and_then(|()| tell()).map_err(|mut refused| {
+            // As it was: the kernel must not keep what the server refused, nor a half.
+            let back = remount_super(dir, options.flags, now).and_then(|()| remount(dir, own_now));
+            if let Err(error) = back {
                 refused.reason.push_str(&format!("; the kernel's flags stay changed: {error}"));
             }
             refused
         })
     } else {
         tell()?;
-        remount(dir, options.flags).map_err(|e| at(&e))
+        change().map_err(|e| at(&e))
     }
 }
 

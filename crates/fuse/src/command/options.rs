@@ -173,6 +173,11 @@ impl Options {
         Ok(options)
     }
 
+    /// Whether a word says if it is read-only.
+    pub(super) fn names_read_only(&self) -> bool {
+        self.ext4.split(',').any(|word| ["ro", "rw"].contains(&word))
+    }
+
     fn names_atime(&self) -> bool {
         const WORDS: [&str; 6] =
             ["noatime", "atime", "relatime", "norelatime", "strictatime", "nostrictatime"];

@@ -34,6 +34,12 @@ impl MountEntry {
     pub fn is_read_only(&self) -> bool {
         self.super_options.split(',').any(|word| word == "ro")
     }
+
+    /// Whether this mount of it is read-only, whatever the file system is.
+    #[must_use]
+    pub fn is_read_only_here(&self) -> bool {
+        self.options.split(',').any(|word| word == "ro")
+    }
 }
 
 /// Every mount, in the order they were made.
