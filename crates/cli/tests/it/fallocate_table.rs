@@ -322,9 +322,20 @@ fn fill_in_library(fs: &Arc<Filesystem>) {
 /// After an operation on a small disk on a mount: there is as much space as before.
 fn make_room(dir: &Path, name: &str, case: &Case) {
     let _open = oracle::files_on_a_mount();
-    let _ = std::fs::remove_dir_all(dir.join(FILLERS));
+    // Cut first: FUSE's RELEASE may come after the unlink, and keep the blocks until then.
+    let empty = |path: &Path| {
+        std::fs::OpenOptions::new().write(true).truncate(true).open(path).map(drop).expect("truncate");
+        std::fs::remove_file(path).expect("unlink");
+    };
+    let fillers = dir.join(FILLERS);
+    if fillers.exists() {
+        for filler in std::fs::read_dir(&fillers).expect("the fillers") {
+            empty(&filler.expect("a filler").path());
+        }
+        std::fs::remove_dir(&fillers).expect("rmdir");
+    }
     if case.wants_more() {
-        std::fs::remove_file(dir.join(name)).expect("unlink");
+        empty(&dir.join(name));
     }
     rustix::fs::syncfs(std::fs::File::open(dir).expect("the directory")).expect("syncfs");
 }
