@@ -20,8 +20,10 @@ mod page_pool;
 pub mod seccomp;
 pub mod transfers;
 mod uffd;
+pub mod unsaid;
 mod user_map;
 pub mod user_memory;
+mod vma;
 
 pub use device_memory::DeviceMemory;
 pub use file_map::FileMap;

@@ -6,7 +6,10 @@
 //! `watch`: which memory was stored to.
 //!
 //! What every operation over a range meets, and what the callers make of it, is one enum, [`Outcome`].
+//!
+//! `moves`: memory that the program moves by mremap(2), which is followed while messages are read.
 
+mod moves;
 mod watch;
 
 use std::fmt;
@@ -20,6 +23,8 @@ use rustix::io::Errno;
 use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, Setter, Updater, ioctl, opcode};
 use rustix::mm::{UserfaultfdFlags, userfaultfd};
 
+use crate::vma::Maps;
+use moves::Moves;
 pub(crate) use watch::Watch;
 
 /// `UFFD_API`, and the group of the ioctls.
@@ -127,6 +132,9 @@ pub struct Uffd {
     fd: OwnedFd,
     kernel_faults: bool,
     woken: Woken,
+    moves: Moves,
+    /// `None`: there is no `/proc`.
+    maps: Option<Maps>,
 }
 
 /// Which pages anybody was woken at lately: the number of the last wake of each kind of address.
@@ -174,7 +182,7 @@ pub enum Message {
         /// The thread's number (`gettid`).
         thread: u32,
     },
-    /// Memory was moved by mremap(2), which now goes on.
+    /// Memory was moved by mremap(2), which now goes on. What is known of it was changed already.
     Moved,
     /// Something that was not asked for, by its number.
     Other(u8),
@@ -255,7 +263,13 @@ impl Uffd {
         let call = unsafe { Updater::<UFFDIO_API, ApiArg>::new(&mut arg) };
         // SAFETY: as above.
         match unsafe { ioctl(&fd, call) } {
-            Ok(()) => Ok(Self { fd: crate::descriptor::lift(fd), kernel_faults, woken: Woken::new() }),
+            Ok(()) => Ok(Self {
+                fd: crate::descriptor::lift(fd),
+                kernel_faults,
+                woken: Woken::new(),
+                moves: Moves::default(),
+                maps: Maps::of_process().ok(),
+            }),
             Err(Errno::INVAL) => Err(io::Error::new(
                 io::ErrorKind::Unsupported,
                 "mappings need userfaultfd with minor faults, write protection and poison of shared memory (Linux 6.6)",
@@ -264,19 +278,31 @@ impl Uffd {
         }
     }
 
-    /// What there is to read now, appended to `into`; how many. Never waits.
+    /// What there is to read now, appended to `into`; how many. Never waits for a thread that waits for the reader. What the program has
+    /// moved is followed before this returns.
     ///
     /// # Errors
     /// The system's.
     pub fn read(&self, into: &mut Vec<Message>) -> io::Result<usize> {
         let mut bytes = [0; MESSAGE * BATCH];
+        let reading = self.moves.reading();
         let got = match rustix::io::read(&self.fd, &mut bytes[..]) {
             Ok(got) => got,
             Err(Errno::AGAIN | Errno::INTR) => 0,
             Err(errno) => return Err(errno.into()),
         };
-        into.extend(bytes[..got].chunks_exact(MESSAGE).map(Message::parse));
+        for message in bytes[..got].chunks_exact(MESSAGE) {
+            if let Some((from, to)) = moves::parse(message) {
+                self.follow(&reading, &from, to);
+            }
+            into.push(Message::parse(message));
+        }
         Ok(got / MESSAGE)
+    }
+
+    /// What the kernel has mapped in this process; `None` where that cannot be told.
+    pub(crate) fn maps(&self) -> Option<&Maps> {
+        self.maps.as_ref()
     }
 
     /// Lets whoever waits for memory in the range look again. Harmless where nothing is registered.

@@ -7,6 +7,7 @@
 //! | `pieces` | the ranges of addresses that a mapping consists of |
 //! | `change` | unmapping, moving, growing, protecting parts of it |
 //! | `device` | windows: parts that show a device |
+//! | `kernel` | what the program did without telling: what the kernel says against what we have on record |
 //! | `budget` | how many of the kernel's mappings all of that takes |
 //!
 //! Nothing of a mapping can be reached before it is registered: it is made inaccessible and opened after that. To a fixed
@@ -22,6 +23,7 @@
 mod budget;
 mod change;
 mod device;
+mod kernel;
 mod pieces;
 
 use std::fmt;
@@ -38,9 +40,11 @@ use rustix::param::page_size;
 
 use crate::bus::Sent;
 use crate::uffd::Outcome;
+use crate::vma::FileId;
 use crate::{MemFile, MemSlice, Uffd};
 pub use change::Target;
 pub use device::{Showing, Stored, StoredMark};
+pub(crate) use kernel::follow;
 use pieces::{Piece, State};
 
 /// What a program may do with mapped memory.
@@ -84,6 +88,7 @@ pub struct UserPages {
     id: u64,
     uffd: Arc<Uffd>,
     file: Arc<MemFile>,
+    file_id: FileId,
     shared: bool,
     may_write: bool,
     sync: bool,
@@ -91,13 +96,13 @@ pub struct UserPages {
     stored: AtomicBool,
     /// Of windows that have gone since somebody asked.
     stored_to_device: StoredMark,
-    start: AtomicUsize,
-    len: AtomicUsize,
+    pub(crate) start: AtomicUsize,
+    pub(crate) len: AtomicUsize,
     changing: Mutex<device::Windows>,
     state: RwLock<State>,
 }
 
-/// What came of [`UserPages::refuse_store`].
+/// What came of [`UserPages::refuse_access`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refused {
     /// The thread gets SIGBUS.
@@ -117,7 +122,7 @@ impl Protection {
     /// Loads.
     pub const READ: Self = Self { read: true, write: false, exec: false };
 
-    fn for_mprotect(self) -> MprotectFlags {
+    pub(crate) fn for_mprotect(self) -> MprotectFlags {
         let mut flags = MprotectFlags::empty();
         flags.set(MprotectFlags::READ, self.read);
         flags.set(MprotectFlags::WRITE, self.write);
@@ -141,12 +146,14 @@ impl UserMap {
     /// last page that a file can have; the system's.
     pub fn new(uffd: &Arc<Uffd>, file: &Arc<MemFile>, id: u64, request: &MapRequest) -> io::Result<Self> {
         let len = request.check(file)?;
+        let file_id = FileId::of(&rustix::fs::fstat(file)?);
         let start = map_hidden(file, len, request)?;
         let piece = Piece::new(start..start + len, request.offset, request.protection);
         let pages = Arc::new(UserPages {
             id,
             uffd: Arc::clone(uffd),
             file: Arc::clone(file),
+            file_id,
             shared: request.shared,
             may_write: request.may_write,
             sync: request.sync,
@@ -159,6 +166,8 @@ impl UserMap {
         });
         // From here on an error unmaps it.
         let map = Self { pages };
+        kernel::add(&map.pages);
+        kernel::take_over(&(start..start + len), id);
         map.pages.publish(&mut map.pages.write());
         map.pages.open(start..start + len, request.protection)?;
         Ok(map)
@@ -384,6 +393,12 @@ impl UserPages {
         self.shared
     }
 
+    /// Whether the program may ask for stores at all: those to a private mapping are its own affair.
+    #[must_use]
+    pub fn may_store(&self) -> bool {
+        self.may_write || !self.shared
+    }
+
     /// The file.
     #[must_use]
     pub fn file(&self) -> &Arc<MemFile> {
@@ -451,7 +466,7 @@ impl UserPages {
                     return self.lift(at);
                 }
                 zapped = true;
-                self.zap_addresses(at.start..end)?;
+                self.zap_addresses(at.start..end, piece.file_byte(at.start))?;
                 match self.cont(at.clone(), false) {
                     // Somebody was faster.
                     Outcome::Exists => self.lift(at),
@@ -513,13 +528,15 @@ impl UserPages {
         }
         let bytes = self.bytes(&pages);
         loop {
+            let moves = self.uffd.moves();
             let state = self.read_settled(&bytes);
             let (mut moving, mut gone) = (false, Vec::new());
             for piece in state.over(&bytes) {
                 moving |= self.protect_part(&piece.part(&bytes), &mut gone)? == Outcome::Moving;
             }
             drop(state);
-            if !moving {
+            // What the program has moved meanwhile is protected where it is now.
+            if !moving && self.uffd.settled(moves) {
                 if !gone.is_empty() {
                     self.forget_gone(gone);
                 }
@@ -566,14 +583,26 @@ impl UserPages {
             return Ok(());
         }
         let bytes = self.bytes(&pages);
-        let state = self.read_settled(&bytes);
-        state.over(&bytes).try_for_each(|piece| self.zap_addresses(piece.part(&bytes)))
+        loop {
+            let moves = self.uffd.moves();
+            let state = self.read_settled(&bytes);
+            for piece in state.over(&bytes) {
+                let part = piece.part(&bytes);
+                let byte = piece.file_byte(part.start);
+                self.zap_addresses(part, byte)?;
+            }
+            drop(state);
+            // What the program has moved meanwhile goes where it is now.
+            if self.uffd.settled(moves) {
+                return Ok(());
+            }
+        }
     }
 
-    /// SIGBUS for the thread that waits at `addr` to store, and for nobody else; what the page shows stays. The thread's message was
+    /// SIGBUS for the thread that waits at `addr`, and for nobody else; what the page shows stays. The thread's message was
     /// read after [`Uffd::wakes`] said `since`. Wakes nobody but a thread that gets the signal.
     #[must_use]
-    pub fn refuse_store(&self, addr: usize, thread: u32, since: u64) -> Refused {
+    pub fn refuse_access(&self, addr: usize, thread: u32, since: u64) -> Refused {
         // While this is held nobody is woken in the mapping, so the thread stays where it was found waiting, unless a signal of
         // somebody else's interrupts it just now.
         let state = self.write();
@@ -611,7 +640,7 @@ impl UserPages {
                 if matches!(outcome, Outcome::Exists) && self.shared {
                     // Visible without the right to store, or marked so: the page goes first, then the mark, so that no store slips
                     // through in between. Nothing is installed meanwhile.
-                    self.zap_addresses(part.clone())?;
+                    self.zap_addresses(part.clone(), piece.file_byte(at))?;
                     // SAFETY: as above.
                     match unsafe { self.uffd.protect(part.clone(), false) } {
                         Outcome::Done
@@ -648,7 +677,7 @@ impl UserPages {
             if let Some(at) = state.address_of(byte) {
                 // What is there is the mark of poison, and no copy of a private mapping's: `install`, which would let one be made,
                 // heals first and excludes poison until it is done.
-                let result = self.zap_addresses(at..at + page_size());
+                let result = self.zap_addresses(at..at + page_size(), byte);
                 debug_assert!(result.is_ok(), "zap of a poisoned page: {result:?}");
             }
             state.poisoned.remove(&byte);
@@ -703,19 +732,6 @@ impl UserPages {
             // Moving: who waits for it asks again.
             Outcome::Done | Outcome::Moving | Outcome::NotMapped | Outcome::NoProcess => Ok(()),
             other => Err(other.error()),
-        }
-    }
-
-    fn zap_addresses(&self, range: Range<usize>) -> io::Result<()> {
-        let start = ptr::with_exposed_provenance_mut(range.start);
-        // SAFETY:
-        // - A part of this mapping: callers hold `state`, under which it stays what it is.
-        // - The file keeps the content; a private mapping's copies are not concerned (see the callers).
-        let result = unsafe { madvise(start, range.len(), Advice::LinuxDontneedLocked) };
-        match result {
-            // The program unmapped it without saying so.
-            Ok(()) | Err(Errno::NOMEM) => Ok(()),
-            Err(errno) => Err(errno.into()),
         }
     }
 

@@ -71,6 +71,14 @@ pub fn maps_in(range: Range<usize>) -> Vec<u64> {
     all
 }
 
+/// The addresses around `addr` in the range that no mapping has; `None` when one has `addr`.
+pub(crate) fn gap(range: &Range<usize>, addr: usize) -> Option<Range<usize>> {
+    let tree = TREE.read().unwrap_or_else(PoisonError::into_inner);
+    let before = tree.range(..=addr).next_back().map_or(0, |(_, entry)| entry.end);
+    let behind = tree.range(addr + 1..).next().map_or(usize::MAX, |(start, _)| *start);
+    (before <= addr).then(|| range.start.max(before)..range.end.min(behind))
+}
+
 /// Exchanges the entries of one mapping, in one step.
 pub(crate) fn exchange(old: impl Iterator<Item = usize>, new: impl Iterator<Item = (usize, Entry)>) {
     let mut tree = TREE.write().unwrap_or_else(PoisonError::into_inner);

@@ -299,6 +299,30 @@ impl AddressSpace {
         Some(Fault::Mapped)
     }
 
+    /// A load of a page that is in memory, where the device is not to be asked any more; `None` for every other. The calling thread holds
+    /// nothing. Takes 30 shared and the page's lock.
+    pub fn fault_in_memory<H: Host>(&self, host: &H, view: &MapView, page: u32) -> Option<Fault> {
+        let mmu = self.mmu()?;
+        let _guard = self.shared_for_fault();
+        let geo = self.cache.geometry();
+        if self.is_dax() || geo.page_start(page) >= host.size() {
+            return None;
+        }
+        let mut locked = loop {
+            let found = self.index.read().find(page).cloned()?;
+            // Or it has just moved to other memory.
+            if let Some(locked) = LockedPages::wait_for(found, &self.cache.waits) {
+                break locked;
+            }
+        };
+        if !locked.pages[0].is_uptodate(geo.all_blocks()) {
+            return None;
+        }
+        self.move_to_file(&**mmu, &mut locked, 0).ok()?;
+        mmu.install(view.id, page..page + 1, false).ok()?;
+        Some(Fault::Mapped)
+    }
+
     /// Makes the next store to any page a fault, for who has forbidden stores ([`Host::may_store`]): pages stay dirty, and loads see them.
     /// Nothing of a file in DAX mode, for which there is [`Self::hide_dax`].
     ///

@@ -17,11 +17,12 @@
 //!
 //! **SIGBUS** for a page that cannot be had is a mark in the mapping (poison) that stays for [`POISONED`] or until the page is installed: then
 //! the next access asks again, as the kernel reads again after an error. For a store that cannot be, it is a signal sent to the thread
-//! ([`UserPages::refuse_store`](extant_sys::UserPages::refuse_store)): others may load from the page; only who cannot be told so gets the
+//! ([`UserPages::refuse_access`](extant_sys::UserPages::refuse_access)): others may load from the page; only who cannot be told so gets the
 //! mark. An access past the end of the memory file is none of our faults.
 //!
 //! **A message is never lost**: a thread that panics outside of a handler begins anew and has every waiting thread look again, and
-//! so does who changed a mapping meanwhile. The reader leaves faults at addresses unanswered that it does not know.
+//! so does who changed a mapping meanwhile. A fault at an address that no mapping is known to have goes to a thread for loads: it waits for
+//! who changes a mapping there, or asks the kernel whose that memory is ([`UserPages::look_for`](extant_sys::UserPages::look_for)).
 
 mod mmu;
 mod mutant;

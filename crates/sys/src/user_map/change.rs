@@ -86,24 +86,29 @@ impl UserPages {
         Ok(result?)
     }
 
-    /// Unmaps everything. The owner's last act.
+    /// Unmaps everything. The owner's last act. What the program has put in the mapping's place meanwhile stays.
     pub(super) fn close(&self) {
         let mut changing = self.change();
+        // What moved before this was called has been followed by then.
+        self.uffd.catch_up();
         let parts = self.begin(&(0..usize::MAX));
         self.note_stores(&changing, &(0..u64::MAX));
-        *changing = super::device::Windows::default();
-        for part in &parts {
-            // SAFETY:
-            // - A part of this mapping, which stays what it is while it is busy.
-            // - The owner goes, and with it every way to the memory that this crate gave; pointers are the program's to keep right.
-            let result = unsafe { munmap(ptr::with_exposed_provenance_mut(part.start), part.len()) };
-            debug_assert!(result.is_ok(), "munmap of an own mapping: {result:?}");
+        for (range, byte, _) in self.parts(&(0..u64::MAX)) {
+            for part in self.still_shown(&changing, &range, byte) {
+                // SAFETY:
+                // - A part of this mapping, which stays what it is while it is busy; the kernel said just now that it still shows the file.
+                // - The owner goes, and with it every way to the memory that this crate gave; pointers are the program's to keep right.
+                let result = unsafe { munmap(ptr::with_exposed_provenance_mut(part.start), part.len()) };
+                debug_assert!(result.is_ok(), "munmap of an own mapping: {result:?}");
+            }
         }
+        *changing = super::device::Windows::default();
         {
             let mut state = self.write();
             state.pieces.clear();
             self.publish(&mut state);
         }
+        super::kernel::remove(self.id);
         drop(changing);
         for part in parts {
             self.uffd.wake(part);
@@ -178,7 +183,7 @@ impl UserPages {
             .collect();
         let mut result = Ok(());
         for (bytes, part) in parts {
-            result = self.zap_addresses(part);
+            result = self.zap_addresses(part, bytes.start);
             if result.is_err() {
                 break;
             }
@@ -273,8 +278,10 @@ impl UserPages {
         // SAFETY: a part of this mapping; without a flag it stays where it is, and nothing else is replaced.
         unsafe { mremap(start, old.len(), new_len, MremapFlags::empty()) }?;
         let new = old.start..old.start + new_len;
+        super::kernel::take_over(&(old.end..new.end), self.id);
         {
             let mut state = self.write();
+            state.take_out_idle(&(old.end..new.end));
             if let Some(piece) = state.pieces.iter_mut().find(|p| is_inside(old, &p.range)) {
                 piece.range.end = new.end;
             }
@@ -302,17 +309,21 @@ impl UserPages {
         }
         let from = ptr::with_exposed_provenance_mut(old.start);
         let to = ptr::with_exposed_provenance_mut(new.start);
+        let own = self.uffd.own_move(old.clone(), new.clone());
+        super::kernel::take_over(&new, self.id);
         // SAFETY:
         // - The old addresses are a part of this mapping, which stays what it is while it is busy.
         // - What is at the new ones, and who still uses either, is the caller's promise.
         let result = unsafe { mremap_fixed(from, old.len(), new_len, MremapFlags::MAYMOVE, to) };
         if result.is_ok() {
             let mut state = self.write();
+            state.take_out_idle(&new);
             if let Some(piece) = state.pieces.iter_mut().find(|p| p.range == *old) {
                 piece.range = new.clone();
             }
         }
         self.end(if result.is_ok() { &new } else { old });
+        drop(own);
         drop(changing);
         if result.is_ok() {
             self.resized(old, new.start, new_len);

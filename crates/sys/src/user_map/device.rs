@@ -25,6 +25,7 @@ use super::budget::{self, Counted};
 use super::{Protection, UserPages};
 use crate::device_memory::{self, DeviceMemory};
 use crate::uffd::Watch;
+use crate::vma::FileId;
 
 /// Windows of a mapping that is not fragmented: it may have so many while others have as many as they may.
 const FEW: usize = 64;
@@ -91,6 +92,8 @@ impl StoredMark {
 #[derive(Debug, Default)]
 pub(super) struct Windows {
     map: BTreeMap<u64, Window>,
+    /// The device's file as the kernel names it in its mappings.
+    file: Option<FileId>,
     counted: Counted,
 }
 
@@ -118,6 +121,11 @@ impl Windows {
             .range(..=bytes.start)
             .next_back()
             .is_some_and(|(start, w)| w.end >= bytes.end && w.from(*start, bytes.start).device == at)
+    }
+
+    /// Whether byte `byte` of the file is shown by a window at byte `at` of this file, as far as is known which file the device is.
+    pub(super) fn is_window(&self, byte: u64, file: FileId, at: u64) -> bool {
+        self.file.is_none_or(|known| known == file) && self.show(&(byte..byte + 1), at)
     }
 
     /// The parts of windows in a range, and whether they are watched.
@@ -229,6 +237,9 @@ impl UserPages {
                 Err(error) if budget::is_full(&error) => return Ok(Showing::TooMany),
                 put => put?,
             };
+            if windows.file.is_none() {
+                windows.file = self.file_at(range.start);
+            }
             // What is stored to first is plain memory until somebody asks.
             let watched = protection.write && !store && range.len() < LONG && self.watch(&range);
             windows.add(byte..byte + range.len() as u64, on_device, watched);
@@ -271,7 +282,7 @@ impl UserPages {
     }
 
     /// The parts of the mapping that show these bytes of the file: addresses, the first byte, and what may be done there.
-    fn parts(&self, bytes: &Range<u64>) -> Vec<(Range<usize>, u64, Protection)> {
+    pub(super) fn parts(&self, bytes: &Range<u64>) -> Vec<(Range<usize>, u64, Protection)> {
         let state = self.read();
         let part = |p: &super::pieces::Piece| {
             let range = p.part(bytes);
@@ -388,6 +399,8 @@ impl UserPages {
         let spare =
             unsafe { mmap(ptr::null_mut(), len, ProtFlags::empty(), MapFlags::SHARED, &self.file, byte) }?;
         let opened = self.open(spare.expose_provenance()..spare.expose_provenance() + len, protection);
+        let start = spare.expose_provenance();
+        let own = self.uffd.own_move(start..start + len, range.clone());
         let moved = opened.and_then(|()| {
             let to = ptr::with_exposed_provenance_mut(range.start);
             // SAFETY:
@@ -401,6 +414,7 @@ impl UserPages {
             // SAFETY: a failed move changes nothing: it is still the mapping that was made here.
             let _ = unsafe { munmap(spare, len) };
         }
+        drop(own);
         // Who met the old registration while the window came is asked again.
         self.uffd.wake(range.clone());
         moved

@@ -140,6 +140,12 @@ impl State {
         self.pieces.retain(|p| p.range.end <= range.start || range.end <= p.range.start);
     }
 
+    /// The same, but for what is being changed: that is left to who does it.
+    pub(super) fn take_out_idle(&mut self, range: &Range<usize>) {
+        self.cut(range);
+        self.pieces.retain(|p| p.busy || p.range.end <= range.start || range.end <= p.range.start);
+    }
+
     /// Says of the pieces in the range, which are cut at its ends, whether they are being changed.
     pub(super) fn set_busy(&mut self, range: &Range<usize>, busy: bool) {
         for piece in &mut self.pieces {

@@ -1,6 +1,7 @@
 //! Mappings, with a test in the place of the handler.
 
 mod aligned;
+mod moved;
 mod unsaid;
 
 use std::io;
@@ -751,7 +752,7 @@ fn a_refused_store_is_a_signal_for_its_thread() {
         let storing = store(s, &map, 2, 5);
         let seen = rig.faults.recv().expect("the reader runs");
         assert_eq!((seen.addr, seen.write), (at, true));
-        assert_eq!(map.pages().refuse_store(seen.addr, seen.thread, since), super::Refused::Signalled);
+        assert_eq!(map.pages().refuse_access(seen.addr, seen.thread, since), super::Refused::Signalled);
         map.pages().wake(2..3);
         // The handler lets it try again.
         assert_eq!(rig.serve(&map), (2, true));
@@ -760,7 +761,7 @@ fn a_refused_store_is_a_signal_for_its_thread() {
         assert_eq!((got.count, got.addr, got.code), (before + 1, at, libc::SI_QUEUE));
         assert_eq!(got.thread, seen.thread);
         // The old message once more: the thread was woken since.
-        assert_eq!(map.pages().refuse_store(seen.addr, seen.thread, since), super::Refused::Gone);
+        assert_eq!(map.pages().refuse_access(seen.addr, seen.thread, since), super::Refused::Gone);
         assert_eq!(map.atomic_u8(2 * PAGE).load(std::sync::atomic::Ordering::Relaxed), 5);
     });
     rig.assert_quiet();
@@ -790,7 +791,7 @@ fn a_refused_store_that_no_signal_stops() {
             word.store(5, std::sync::atomic::Ordering::Relaxed);
         });
         let seen = rig.faults.recv().expect("the reader runs");
-        assert_eq!(map.pages().refuse_store(seen.addr, seen.thread, since), super::Refused::Waits);
+        assert_eq!(map.pages().refuse_access(seen.addr, seen.thread, since), super::Refused::Waits);
         map.pages().install(1..2, true).expect("install");
         map.pages().wake(1..2);
         storing.join().expect("store");
@@ -808,7 +809,7 @@ fn a_refused_store_that_no_signal_stops() {
             }
         });
         let seen = rig.faults.recv().expect("the reader runs");
-        assert_eq!(map.pages().refuse_store(seen.addr, seen.thread, since), super::Refused::Waits);
+        assert_eq!(map.pages().refuse_access(seen.addr, seen.thread, since), super::Refused::Waits);
         map.pages().poison(2).expect("poison");
         map.pages().wake(2..3);
         assert_eq!(reading.join().expect("read"), -1);

@@ -36,6 +36,8 @@ pub(super) enum Job {
     Ask(Pending),
     /// SIGBUS.
     Refuse(Pending),
+    /// Find out whose this address is: no mapping is known to have it.
+    Find(usize),
     /// Let accesses of a page ask again.
     Heal(Arc<UserPages>, u32),
     /// Look whether there may be space for stores that wait for some.
@@ -92,6 +94,11 @@ impl Pending {
                 self.answered = true;
                 self.entry.pages.wake(self.page..self.page + 1);
             }
+            // Its own pages are no worse for others, who wait on.
+            Fault::Parked if self.shared.is_impatient(self.waiter.thread) => {
+                self.answered = true;
+                self.refuse(true);
+            }
             Fault::Parked => {
                 let shared = Arc::clone(&self.shared);
                 // A closed queue gives it back, to be dropped.
@@ -102,16 +109,16 @@ impl Pending {
         }
     }
 
-    /// A store is refused to its thread alone: others may go on seeing the page. A page that nobody can have, and a store that no
-    /// signal would stop, is marked in the mapping.
-    fn refuse(&self) {
+    /// A store is refused to its thread alone: others may go on seeing the page; and so is a load where the thread `alone` is meant. A page that
+    /// nobody can have, and an access that no signal would stop, is marked in the mapping.
+    fn refuse(&self, alone: bool) {
         let (pages, page) = (&self.entry.pages, self.page);
         // Past the end the kernel says so itself.
         if !pages.is_page_past_end(page).unwrap_or(false) {
             let Waiter { addr, thread, since } = self.waiter;
             let refused = match self.access {
-                Access::Read => Refused::Waits,
-                Access::Write => pages.refuse_store(addr, thread, since),
+                Access::Read if !alone => Refused::Waits,
+                Access::Read | Access::Write => pages.refuse_access(addr, thread, since),
             };
             match refused {
                 Refused::Signalled => return,
@@ -136,7 +143,7 @@ impl Pending {
 impl Drop for Pending {
     fn drop(&mut self) {
         if !self.answered {
-            self.refuse();
+            self.refuse(false);
         }
     }
 }

@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
-use extant_sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use extant_sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use extant_sync::{Arc, Mutex, Rank, RwLock, held_by, thread};
 use extant_sys::{Message, Uffd, UserPages, user_memory};
 use rustc_hash::FxHashMap;
@@ -45,6 +45,8 @@ pub(super) struct Shared {
     poison: Mutex<VecDeque<Poisoned>>,
     pub(super) no_space: Mutex<NoSpace>,
     pub(super) closed: AtomicBool,
+    /// The thread whose faults are not parked; 0: none.
+    impatient: AtomicU32,
     restarts: AtomicU64,
     pub(super) suspects: Mutex<Suspects>,
     /// The guard that is taken away.
@@ -100,6 +102,7 @@ impl FaultServer {
             poison: Mutex::new(Rank::LEAF, VecDeque::new()),
             no_space: Mutex::new(Rank::LEAF, NoSpace::default()),
             closed: AtomicBool::new(false),
+            impatient: AtomicU32::new(0),
             restarts: AtomicU64::new(0),
             suspects: Mutex::new(Rank::LEAF, Suspects::default()),
             mutant: Mutex::new(Rank::LEAF, Guard::None),
@@ -140,6 +143,13 @@ impl FaultServer {
     #[must_use]
     pub fn parked(&self) -> ParkedFaults {
         ParkedFaults(Arc::clone(&self.shared))
+    }
+
+    /// From now on what would be parked of this thread (its number) is refused, by a signal for it alone where that can be: nobody else is
+    /// there who would end its wait.
+    pub fn refuse_parked_of(&self, thread: u32) {
+        self.shared.impatient.store(thread, Ordering::Release);
+        self.retry_parked();
     }
 
     /// Lets the next access of every page that could not be had ask again now.
@@ -265,19 +275,27 @@ impl Shared {
     pub(super) fn fault(self: &Arc<Self>, write: bool, waiter: Waiter) {
         #[cfg(test)]
         assert!(!self.break_reader.swap(false, Ordering::Relaxed), "broken by a test");
-        // Unknown: the mapping is being changed, and who does that wakes.
-        let Some(place) = user_memory::find(waiter.addr) else { return };
+        // Unknown: the mapping is being changed, or the program has changed it without a word.
+        let Some(place) = user_memory::find(waiter.addr) else {
+            return self.hand_on(Pool::Reads, Job::Find(waiter.addr));
+        };
+        // Not yet here, or not any more: who adds it wakes, and who unmapped it.
         let Some(entry) = self.table.read().get(&MapId(place.map)).cloned() else { return };
         if cfg!(debug_assertions) && !self.may_fault(waiter) {
             entry.pages.wake(place.page..place.page + 1);
             return;
         }
         let access = if write && entry.pages.is_shared() { Access::Write } else { Access::Read };
-        if access == Access::Write {
+        let may_store = entry.pages.may_store();
+        if access == Access::Write && may_store {
             entry.pages.note_store_at(waiter.addr);
         }
         let asked = self.queue.epoch();
         let pending = Pending::new(Arc::clone(self), entry, place.page, access, waiter);
+        if access == Access::Write && !may_store {
+            // mprotect(2) has let it through, without a word to us: the file is not open for writing.
+            return self.hand_on(pending.pool(), Job::Refuse(pending));
+        }
         match catch_unwind(AssertUnwindSafe(|| pending.try_ask())) {
             Ok(Some(fault @ (crate::Fault::Mapped | crate::Fault::Retry | crate::Fault::Parked))) => {
                 pending.answer(fault, asked);
@@ -286,6 +304,11 @@ impl Shared {
             // Marking a page may wait a moment for who works on the mapping.
             Ok(Some(_)) | Err(_) => self.hand_on(pending.pool(), Job::Refuse(pending)),
         }
+    }
+
+    /// Whether a thread's faults are refused where they would be parked.
+    pub(super) fn is_impatient(&self, thread: u32) -> bool {
+        self.impatient.load(Ordering::Acquire) == thread
     }
 
     /// Whether a guard is taken away, which it is once.
@@ -330,6 +353,12 @@ impl Shared {
                     }
                 }
                 Job::Refuse(pending) => drop(pending),
+                Job::Find(addr) => {
+                    if let Err(error) = UserPages::look_for(&self.uffd, addr) {
+                        // The thread asks again, and again: it hangs, but can be killed, and no wrong byte is seen.
+                        tracing::error!(%error, "whose memory an access met could not be found out");
+                    }
+                }
                 Job::Heal(pages, page) => pages.heal(&(page..page + 1)),
                 Job::LookForSpace => self.look_for_space(),
             }

@@ -60,18 +60,32 @@ fn toy(threads: FaultThreads) -> Option<Arc<Toy>> {
     }))
 }
 
+/// All of a file.
+fn whole(shared: bool) -> MapRequest {
+    MapRequest {
+        offset: 0,
+        len: PAGES as usize * PAGE,
+        protection: Protection::READ_WRITE,
+        shared,
+        may_write: shared,
+        sync: false,
+        hint: 0,
+    }
+}
+
+/// This program, started anew for one test, with a variable set.
+fn anew(test: &str, variable: &str) -> std::process::Output {
+    let program = std::env::current_exe().expect("this program");
+    std::process::Command::new(program)
+        .args(["--exact", &format!("real::tests::{test}"), "--nocapture"])
+        .env(variable, "1")
+        .output()
+        .expect("a program")
+}
+
 impl Toy {
     fn map(&self, shared: bool) -> RealMapping {
-        let request = MapRequest {
-            offset: 0,
-            len: PAGES as usize * PAGE,
-            protection: Protection::READ_WRITE,
-            shared,
-            may_write: shared,
-            sync: false,
-            hint: 0,
-        };
-        self.mmu.map(&request, self.me.upgrade().expect("alive")).expect("a mapping")
+        self.mmu.map(&whole(shared), self.me.upgrade().expect("alive")).expect("a mapping")
     }
 
     fn install(&self, map: MapId, page: u32, access: Access, state: &mut State) -> Fault {
@@ -240,6 +254,59 @@ fn a_refused_store_hides_nothing() {
     assert_eq!(load(&map, 3), 9);
 }
 
+/// mprotect(2) lets a store to a file through that is not open for writing: it is refused, the page stays clean, and nobody asks for ever.
+#[test]
+fn a_store_that_the_kernel_alone_allows_is_refused() {
+    const ASKED: &str = "EXTANT_STORE_THAT_MAY_NOT";
+    let Some(toy) = toy(ONE) else { return };
+    if !toy.mmu.server().handles_kernel_faults() {
+        println!("skipped: no userfaultfd that serves faults in system calls");
+        return;
+    }
+    let request = MapRequest { protection: Protection::READ, may_write: false, ..whole(true) };
+    let map = toy.mmu.map(&request, toy.me.upgrade().expect("alive")).expect("a mapping");
+    assert_eq!((load(&map, 3), load(&map, 4)), (4, 5));
+    extant_sys::unsaid::protect(map.pages(), Protection::READ_WRITE).expect("mprotect");
+    if std::env::var_os(ASKED).is_some() {
+        store(&map, 3, 9);
+        return;
+    }
+    // By a system call, of a page that is visible, and of one that is not.
+    for page in [3, 9] {
+        let refused = extant_sys::unsaid::put(map.pages(), page * PAGE, 9).expect_err("stored");
+        assert_eq!(refused.raw_os_error(), Some(14), "page {page}");
+        assert!(!toy.clean(page as u32), "page {page} was dirty");
+    }
+    toy.mmu.server().retry_poisoned();
+    assert_eq!((load(&map, 3), load(&map, 9)), (4, 10));
+    // By a thread of a program that does nothing about it: this one, started anew.
+    let output = anew("a_store_that_the_kernel_alone_allows_is_refused", ASKED);
+    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&output.status), Some(7), "{output:?}");
+}
+
+/// What mremap(2) has moved by the program's own instruction is served, and so is what it has made longer, of which the kernel tells nobody.
+#[test]
+fn memory_that_the_program_moved_is_served() {
+    let Some(toy) = toy(ONE) else { return };
+    if !toy.mmu.server().handles_kernel_faults() {
+        println!("skipped: no userfaultfd that serves faults in system calls");
+        return;
+    }
+    let request = MapRequest { len: 8 * PAGE, ..whole(true) };
+    let map = toy.mmu.map(&request, toy.me.upgrade().expect("alive")).expect("a mapping");
+    assert_eq!(load(&map, 1), 2);
+    let place = extant_sys::unsaid::move_away(map.pages(), 2 * PAGE).expect("mremap");
+    for page in [9, 1, 7] {
+        assert_eq!(extant_sys::unsaid::look(place + page * PAGE).expect("served"), page as u8 + 1);
+    }
+    assert_eq!(map.as_ptr().addr(), place);
+    store(&map, 2, 70);
+    assert!(toy.clean(2));
+    store(&map, 2, 71);
+    assert!(toy.clean(2), "stored unseen");
+    assert_eq!(extant_sys::unsaid::look(place + 2 * PAGE).expect("served"), 71);
+}
+
 #[test]
 fn a_parked_fault_waits_without_a_thread() {
     let Some(toy) = toy(ONE) else { return };
@@ -362,13 +429,7 @@ fn a_fault_with_a_lock_held_ends_the_program() {
         load(&map, 0);
         return;
     }
-    let program = std::env::current_exe().expect("this program");
-    let name = "real::tests::a_fault_with_a_lock_held_ends_the_program";
-    let output = std::process::Command::new(program)
-        .args(["--exact", name, "--nocapture"])
-        .env(ASKED, "1")
-        .output()
-        .expect("a program");
+    let output = anew("a_fault_with_a_lock_held_ends_the_program", ASKED);
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success(), "it went on");
     assert!(said.contains("lock order: thread") && said.contains("while it holds"), "it said: {said}");
