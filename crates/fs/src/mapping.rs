@@ -232,9 +232,12 @@ impl FaultHandler for Handler {
 
     fn fault(&self, mapping: MapId, page: u32, access: Access, wait: &mut SpaceWait) -> Fault {
         if self.fs.check_alive().is_err() {
-            // Nobody asks a parked one again: the process ends.
-            let ending = self.fs.mount.ending.load(Ordering::Acquire);
-            return if ending { Fault::Parked } else { Fault::Sigbus };
+            if !self.fs.mount.ending.load(Ordering::Acquire) {
+                return Fault::Sigbus;
+            }
+            // What is in memory can still be seen. Nobody asks a parked one again: the process ends. It is refused to the thread that ends it.
+            let seen = || self.data.pages.fault_in_memory(&*self.data, &self.view(mapping), page);
+            return (access == Access::Read).then(seen).flatten().unwrap_or(Fault::Parked);
         }
         let fault = self.data.pages.fault_or_wait(&*self.data, &self.view(mapping), page, access, wait);
         if fault == Fault::Mapped && access == Access::Read {
@@ -409,6 +412,13 @@ impl Filesystem {
             self.journal.add_observer(Arc::downgrade(&made) as _);
         }
         Ok(server)
+    }
+
+    /// The calling thread ends the process: it does not wait for that in a fault.
+    pub(crate) fn end_by_this_thread(&self) {
+        if let Some(server) = self.maps.server.get() {
+            server.refuse_parked_of(extant_sys::thread_number());
+        }
     }
 
     /// Lets changes go on, and asks again the faults that had to wait for that.

@@ -254,8 +254,9 @@ impl Filesystem {
         Ok(())
     }
 
-    /// [`Self::unmount`] by a process that is about to end: whoever else accesses a mapping for which a page would have to come waits for
-    /// that end, where it would be SIGBUS.
+    /// [`Self::unmount`] by the thread that is about to end the process. Pages that are in memory are still there for loads. Where a page would
+    /// have to come, or a store to go through, other threads wait for that end, which a signal would bring about in its place; this one
+    /// gets SIGBUS.
     ///
     /// # Errors
     /// As [`Self::unmount`].
@@ -264,6 +265,8 @@ impl Filesystem {
         let done = self.unmount();
         if matches!(done, Err(Error::Busy)) {
             self.mount.ending.store(false, Ordering::Release);
+        } else {
+            self.end_by_this_thread();
         }
         done
     }

@@ -1,6 +1,6 @@
 //! How a process ends, and what is then in the image.
 
-use extant_testkit::{env, need, oracle};
+use extant_testkit::{env, need, oracle, scratch};
 
 use crate::support::{Image, python, said};
 
@@ -96,6 +96,78 @@ os._exit(42)
         let said = said(&oracle::output(command.args(["-c", text])).expect("python"));
         assert!(said.contains("exit status: 42"), "{options}, {gone}: {said}");
         assert!(!said.contains("extant_preload:"), "{options}, {gone}: {said}");
+        image.assert_clean();
+    }
+}
+
+/// What accesses a mapping after the unmount, in the thread that ends the process: a destructor of a library that was loaded before ours. Beside
+/// it another thread may store. It loads, or stores, where `argument` says, and says so.
+const LATE: &str = r#"
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+static volatile unsigned char *where;
+static int stores;
+void late(unsigned char *at, int store) { where = at; stores = store; }
+static void *fill(void *at) { for (;;) memset(at, 7, 64 << 20); }
+void beside(unsigned char *at) {
+    pthread_t thread;
+    if (pthread_create(&thread, 0, fill, at)) abort();
+    while (*(volatile unsigned char *)(at + (1 << 20)) != 7);
+}
+__attribute__((destructor)) static void end(void) {
+    if (!where) return;
+    if (stores) { *where = 9; write(1, "stored\n", 7); }
+    else { write(1, *where == 5 ? "five\n" : "other\n", *where == 5 ? 5 : 6); }
+}
+"#;
+
+/// A destructor that accesses a mapping after the unmount sees what is in memory, and else gets SIGBUS, where it would wait for itself. Another
+/// thread that stores beside the end changes nothing of that.
+#[test]
+fn a_destructor_after_the_unmount_is_answered() {
+    need!(env::tools(&["mke2fs", "e2fsck", "cc"]));
+    need!(std::fs::File::open("/dev/userfaultfd").map(drop).map_err(|e| format!("/dev/userfaultfd: {e}")));
+    let Some(python) = interpreter() else { return };
+    let dir = scratch();
+    let (source, late) = (dir.join("late.c"), dir.join("late.so"));
+    std::fs::write(&source, LATE).expect("a source");
+    let mut cc = oracle::command("cc");
+    cc.args(["-shared", "-fPIC", "-pthread", "-o"]).arg(&late).arg(&source);
+    let built = oracle::output(&mut cc).expect("cc");
+    assert!(built.status.success(), "{}", said(&built));
+    let text = "
+import ctypes, mmap, os
+late = ctypes.CDLL(os.environ['LATE'])
+fd = os.open(os.environ['T'] + '/f', os.O_CREAT | os.O_RDWR)
+os.pwrite(fd, b'\\5' * 65536, 0)
+os.ftruncate(fd, 64 << 20)
+m = mmap.mmap(fd, 64 << 20)
+at = ctypes.addressof(ctypes.c_char.from_buffer(m))
+if os.environ['BESIDE'] == '1': late.beside(ctypes.c_void_p(at + (1 << 20)))
+page = 2 if os.environ['WHERE'] == 'memory' else 200
+late.late(ctypes.c_void_p(at + 4096 * page), int(os.environ['STORES']))
+ctypes.CDLL(None).exit(42)
+";
+    let normal = |what: &str| format!("{what}exit status: 42");
+    let signal = "signal: 7 (SIGBUS)".to_owned();
+    // Page 2 is in memory since it was written, and was never seen in the mapping; of page 200 there is nothing.
+    for (beside, place, stores, end) in [
+        ("0", "memory", "0", normal("five\n")),
+        ("1", "memory", "0", normal("five\n")),
+        ("0", "memory", "1", signal.clone()),
+        ("1", "memory", "1", signal.clone()),
+        ("0", "absent", "0", signal),
+    ] {
+        let image = Image::new("-t ext4 -b 4096");
+        let mut command = image.command(&python);
+        let both = format!("{} {}", crate::support::library().display(), late.display());
+        command.env("LD_PRELOAD", both).env("LATE", &late).env("BESIDE", beside).env("WHERE", place);
+        command.env("STORES", stores);
+        let said = said(&oracle::output(command.args(["-c", text])).expect("python"));
+        assert!(said.contains(&end), "beside {beside}, {place}, stores {stores}: {said}");
+        assert!(!said.contains("extant_preload:"), "beside {beside}, {place}, stores {stores}: {said}");
         image.assert_clean();
     }
 }
