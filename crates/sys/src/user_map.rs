@@ -26,7 +26,6 @@ mod device;
 mod kernel;
 mod pieces;
 
-use std::fmt;
 use std::io;
 use std::ops::Range;
 use std::os::fd::AsFd;
@@ -781,21 +780,6 @@ impl UserPages {
         unsafe { self.uffd.register(range.clone(), self.shared) }?;
         // SAFETY: as above.
         Ok(unsafe { mprotect(start, range.len(), protection.for_mprotect()) }?)
-    }
-}
-
-impl fmt::Debug for UserMap {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("UserMap").field("pages", &self.pages).finish()
-    }
-}
-
-impl fmt::Debug for UserPages {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("UserPages")
-            .field("id", &self.id)
-            .field("shared", &self.shared)
-            .finish_non_exhaustive()
     }
 }
 

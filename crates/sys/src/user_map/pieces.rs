@@ -1,10 +1,11 @@
 //! The pieces of a mapping: ranges of addresses, each one mapping of the kernel's (or part of one).
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::ops::Range;
 
 use super::budget::Counted;
-use super::{Protection, UserPages};
+use super::{Protection, UserMap, UserPages};
 use crate::user_memory::{self, Entry};
 
 /// Addresses that show consecutive bytes of the file.
@@ -169,5 +170,20 @@ impl UserPages {
             .collect();
         let old = std::mem::replace(&mut state.published, entries.iter().map(|(start, _)| *start).collect());
         user_memory::exchange(old.into_iter(), entries.into_iter());
+    }
+}
+
+impl fmt::Debug for UserMap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("UserMap").field("pages", &self.pages).finish()
+    }
+}
+
+impl fmt::Debug for UserPages {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("UserPages")
+            .field("id", &self.id)
+            .field("shared", &self.shared)
+            .finish_non_exhaustive()
     }
 }
