@@ -667,7 +667,8 @@ pub(crate) fn alone(name: &str) -> bool {
         return true;
     }
     let mut command = std::process::Command::new(std::env::current_exe().unwrap());
-    let output = command.args(["--exact", name, "--nocapture"]).env(ASKED, "1").output().unwrap();
+    let asked = command.args(["--exact", name, "--nocapture"]).env(ASKED, "1");
+    let output = extant_testkit::oracle::output(asked).unwrap();
     let said = String::from_utf8_lossy(&output.stdout);
     said.lines().filter(|line| line.starts_with("skipped:")).for_each(|line| println!("{line}"));
     assert!(

@@ -258,13 +258,9 @@ fn faults_of_the_program_alone() {
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
     }
     use std::os::unix::process::CommandExt;
-    let output = std::process::Command::new(&program)
-        .args(["--exact", "mapped_errors::faults_of_the_program_alone", "--nocapture"])
-        .env(IMAGE, &image)
-        .uid(65534)
-        .gid(65534)
-        .output()
-        .unwrap();
+    let mut command = std::process::Command::new(&program);
+    command.args(["--exact", "mapped_errors::faults_of_the_program_alone", "--nocapture"]);
+    let output = extant_testkit::oracle::output(command.env(IMAGE, &image).uid(65534).gid(65534)).unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{}\n{said}", String::from_utf8_lossy(&output.stdout));
     assert_clean(&image);

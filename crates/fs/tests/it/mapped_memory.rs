@@ -140,11 +140,9 @@ fn many_files_one_after_another() {
     if std::env::var_os(ASKED).is_none() {
         let program = std::env::current_exe().unwrap();
         let name = "mapped_memory::many_files_one_after_another";
-        let output = std::process::Command::new(program)
-            .args(["--exact", name, "--nocapture"])
-            .env(ASKED, "1")
-            .output()
-            .unwrap();
+        let mut command = std::process::Command::new(program);
+        command.args(["--exact", name, "--nocapture"]).env(ASKED, "1");
+        let output = extant_testkit::oracle::output(&mut command).unwrap();
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{}\n{said}", String::from_utf8_lossy(&output.stdout));
         return;
