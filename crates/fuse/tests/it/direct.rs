@@ -125,8 +125,9 @@ assert struct.unpack('<QQqq', done.raw)[2] == 4096, done.raw
 ";
 
 fn python(script: &str, args: &[&str]) -> Child {
-    let mut child =
-        Command::new("python3").arg("-").args(args).stdin(Stdio::piped()).spawn().expect("python3");
+    let mut command = Command::new("python3");
+    command.arg("-").args(args).stdin(Stdio::piped());
+    let mut child = extant_testkit::oracle::start(&mut command).expect("python3");
     child.stdin.take().expect("stdin").write_all(script.as_bytes()).expect("script");
     child
 }

@@ -164,11 +164,9 @@ fn a_killed_caller_interrupts_its_request() {
     }
     let server = Arc::new(Odd::default());
     let mount = Served::new(Arc::clone(&server));
-    let mut child = std::process::Command::new("cat")
-        .arg(mount.join("waits"))
-        .stderr(std::process::Stdio::null())
-        .spawn()
-        .unwrap();
+    let mut command = std::process::Command::new("cat");
+    command.arg(mount.join("waits")).stderr(std::process::Stdio::null());
+    let mut child = extant_testkit::oracle::start(&mut command).unwrap();
     let mut reads = server.fsyncs.lock().unwrap();
     while *reads == 0 {
         reads = server.changed.wait(reads).unwrap();
