@@ -13,7 +13,7 @@ use super::dirs::{DirMaker, Entry};
 use super::tree::{Content, Kind, Node, NodeId, Tree};
 use crate::archive::Data;
 use crate::builder::Builder;
-use crate::error::{Result, invalid};
+use crate::error::{MkfsError, Result, invalid};
 use crate::maps::{self, Map, Run};
 use crate::progress::Progress;
 use crate::special::broken;
@@ -35,7 +35,7 @@ pub(crate) fn fill(b: &mut Builder, tree: &Tree, progress: &dyn Progress) -> Res
     progress.stage("Placing files", order.len() as u64);
     filler.directories(b, &order, progress)?;
     for &id in &order {
-        filler.file(b, id)?;
+        filler.file(b, id).map_err(|e| named(tree, id, e))?;
         progress.advance(1);
     }
     filler.attrs.finish(b)?;
@@ -47,6 +47,14 @@ pub(crate) fn fill(b: &mut Builder, tree: &Tree, progress: &dyn Progress) -> Res
     copy::copy(tree, &filler.jobs, &device, threads, progress)?;
     b.writer.wrote(filler.jobs.iter().map(|j| j.room).sum());
     Ok(())
+}
+
+/// What a node cannot have, said with its path.
+fn named(tree: &Tree, id: NodeId, error: MkfsError) -> MkfsError {
+    match error {
+        MkfsError::Invalid(what) => MkfsError::Member { path: tree.path(id), what },
+        other => other,
+    }
 }
 
 fn dir_maker(b: &Builder) -> Result<DirMaker> {
@@ -109,7 +117,8 @@ impl Filler<'_> {
                 parents[*child as usize] = self.numbers[id as usize];
             }
             let added = id == 0 && lost.is_none();
-            self.directory(b, id, parents[id as usize], added)?;
+            let parent = parents[id as usize];
+            self.directory(b, id, parent, added).map_err(|e| named(self.tree, id, e))?;
             progress.advance(0);
         }
         if lost.is_none() {
@@ -134,7 +143,7 @@ impl Filler<'_> {
         let room = b.ibody_len();
         let mut placed = self.attrs.place(b, &node.xattrs, room)?;
         let mut inode = self.start(b, node, 0o40000);
-        inode.links_count = self.dir_links(b, &entries, id)?;
+        inode.links_count = self.dir_links(b, &entries)?;
         if ino != Ino::ROOT && self.inline_dir(b, &mut inode, &entries, parent, &mut placed)? {
             return self.put(b, ino, inode, placed);
         }
@@ -157,14 +166,12 @@ impl Filler<'_> {
     }
 
     /// 2 and one for each directory in it; 1 where `dir_nlink` allows not to count.
-    fn dir_links(&self, b: &Builder, entries: &[Entry<'_>], id: NodeId) -> Result<u16> {
+    fn dir_links(&self, b: &Builder, entries: &[Entry<'_>]) -> Result<u16> {
         let links = 2 + entries.iter().filter(|e| e.kind == FileType::Directory).count();
         match u16::try_from(links) {
             Ok(links) if links < LINK_MAX => Ok(links),
             _ if b.sb().features().ro_compat.contains(RoCompat::DIR_NLINK) => Ok(1),
-            _ => invalid(format!(
-                "directory {id} has {links} subdirectories; more than 64998 need -O dir_nlink"
-            )),
+            _ => invalid(format!("{links} links of subdirectories; more than 64998 need -O dir_nlink")),
         }
     }
 

@@ -1,5 +1,6 @@
 //! What goes into an image.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
@@ -123,6 +124,21 @@ impl Tree {
             Kind::Directory(entries) => entries,
             _ => &[],
         }
+    }
+
+    /// The first path of a node in the image, from its root on. Looks through all directories: for messages.
+    pub(crate) fn path(&self, id: NodeId) -> PathBuf {
+        let (mut names, mut at) = (Vec::new(), id);
+        while at != 0 {
+            let name_in =
+                |dir: NodeId| self.entries(dir).iter().find(|(_, child)| *child == at).map(|(name, _)| name);
+            let found = (0..self.nodes.len() as NodeId).find_map(|dir| Some((dir, name_in(dir)?)));
+            let Some((dir, name)) = found else { break };
+            names.push(OsStr::from_bytes(name));
+            at = dir;
+        }
+        let root = PathBuf::from("/");
+        names.iter().rev().fold(root, |path, name| path.join(name))
     }
 
     pub(crate) fn entries_of(&mut self, id: NodeId) -> Option<&mut Entries> {

@@ -39,7 +39,7 @@ const WAYS: &[&str] = &[
 pub(crate) fn mkfs(line: &str, image: &Path, more: &[&str]) -> Result<(), String> {
     let args = line.split_whitespace().map(OsString::from);
     let more = more.iter().map(OsString::from);
-    let all = ["-q", "-F"].map(OsString::from).into_iter().chain(args).chain(more).chain([image.into()]);
+    let all = ["-q", "-F"].map(OsString::from).into_iter().chain(args).chain([image.into()]).chain(more);
     let command = cli::parse(all).map_err(|e| e.to_string())?;
     extant_mkfs::run(&command, &mut std::io::sink(), &Silent).map_err(|e| e.to_string())
 }
@@ -359,6 +359,10 @@ fn attributes_go_where_they_fit() {
     std::fs::remove_file(&image).unwrap();
     let e = mkfs("-t ext4", &image, &["-d", &tar.to_string_lossy()]).unwrap_err();
     assert!(e.contains("ea_inode") && e.contains("user.huge"), "{e}");
+    assert!(e.starts_with("/four: "), "the file is named: {e}");
+    archive(&tar, &[("some/where/deep", b"3", &[("SCHILY.xattr.user.huge", &huge)])]);
+    let e = mkfs("-t ext4", &image, &["-d", &tar.to_string_lossy()]).unwrap_err();
+    assert!(e.starts_with("/some/where/deep: "), "{e}");
 }
 
 #[test]
