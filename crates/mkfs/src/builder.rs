@@ -35,6 +35,8 @@ pub(crate) struct Builder {
     pub(crate) data_goal: u64,
     /// Inode tables that nothing was written to are known to read as zeros, or will be zeroed here.
     itable_zeroed: bool,
+    /// Nothing is written anywhere: whether all of it can be made shall be known first.
+    pub(crate) rehearsal: bool,
 }
 
 impl Builder {
@@ -51,6 +53,7 @@ impl Builder {
             journal_clusters: 0,
             data_goal: 0,
             itable_zeroed,
+            rehearsal: false,
             layout,
             writer,
         }
@@ -71,7 +74,7 @@ impl Builder {
     /// Takes `len` blocks together (whole clusters), the first free ones from `goal` on.
     pub(crate) fn allocate(&mut self, goal: u64, len: u64) -> Result<u64> {
         let len = len.next_multiple_of(u64::from(self.params.cluster_ratio));
-        let Some(at) = self.layout.space.find(goal, len) else {
+        let Some(at) = self.layout.space.find(self.cluster_start(goal), len) else {
             return Err(self.no_space(len));
         };
         self.mark(at, len);
@@ -80,12 +83,19 @@ impl Builder {
 
     /// Takes at least one and at most `len` blocks, the first free ones from `goal` on.
     pub(crate) fn allocate_some(&mut self, goal: u64, len: u64) -> Result<(u64, u64)> {
-        let found = self.layout.space.next_free(goal).or_else(|| self.layout.space.next_free(0));
+        let found =
+            self.layout.space.next_free(self.cluster_start(goal)).or_else(|| self.layout.space.next_free(0));
         let Some((at, end)) = found else { return Err(self.no_space(len)) };
         let ratio = u64::from(self.params.cluster_ratio);
         let got = (end - at).min(len.next_multiple_of(ratio));
         self.mark(at, got);
         Ok((at, got.min(len)))
+    }
+
+    /// The start of the cluster that `block` is in: what is given out are whole clusters.
+    fn cluster_start(&self, block: u64) -> u64 {
+        let (first, ratio) = (self.default_goal(), u64::from(self.params.cluster_ratio));
+        block.saturating_sub(first) / ratio * ratio + first
     }
 
     fn mark(&mut self, at: u64, len: u64) {
@@ -301,7 +311,8 @@ impl Builder {
                 desc.flags |= BgFlags::INODE_UNINIT;
             }
             let ends = group.0 == 0 || group.0 + 1 == geo.groups();
-            if !ends && !self.layout.touched.contains(&group.0) {
+            // An inode's allocation says that its group is in use, wherever its blocks are.
+            if !ends && used_inodes == 0 && !self.layout.touched.contains(&group.0) {
                 desc.flags |= BgFlags::BLOCK_UNINIT;
             }
         }

@@ -35,7 +35,7 @@ without one the image's own size counts, or what the contents need.
                 owner of everything, of the root directory
   -b BYTES      block size, 1024 to 65536
   -C BYTES      cluster size (with -O bigalloc)
-  -g BLOCKS     blocks in a group
+  -g BLOCKS     blocks in a group, clusters with bigalloc
   -G GROUPS     groups in a flexible group
   -i BYTES      an inode for so many bytes
   -I BYTES      inode size
@@ -282,7 +282,9 @@ fn creator_os(text: &str) -> Result<u32> {
         "masix" | "2" => Ok(2),
         "freebsd" | "3" => Ok(3),
         "lites" | "4" => Ok(4),
-        _ => usage(format!("-o {text}: linux, hurd, masix, freebsd or lites")),
+        number => number
+            .parse()
+            .or_else(|_| usage(format!("-o {text}: linux, hurd, masix, freebsd, lites, or a number"))),
     }
 }
 

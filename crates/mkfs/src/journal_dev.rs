@@ -4,14 +4,14 @@ use std::io::Write;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::Path;
 
-use extant_device::{BlockDevice, OpenOptions};
+use extant_device::{BlockDevice, FileDevice, OpenOptions};
 use extant_format::jbd2::{NewJournal, Superblock as JournalSuperblock};
 use extant_format::superblock::EXT4_SUPER_MAGIC;
 use extant_format::{Incompat, RawSuperblock, Superblock};
 use zerocopy::IntoBytes as _;
 
 use crate::cli::Command;
-use crate::error::{MkfsError, Result, invalid};
+use crate::error::{Result, invalid};
 use crate::layout::set_hash_seed;
 use crate::params::Params;
 use crate::run::{open, say};
@@ -104,36 +104,61 @@ pub(crate) struct External {
     pub(crate) device: u32,
 }
 
-/// Enters the filesystem `user` into the journal at `path`.
-pub(crate) fn join(path: &Path, block_size: u32, user: [u8; 16]) -> Result<External> {
+/// A journal at hand with room for one more user.
+pub(crate) struct Found {
+    device: FileDevice,
+    /// Byte of its superblock, and the superblock.
+    at: u64,
+    log: [u8; 1024],
+    users: usize,
+    blocks: u64,
+    uuid: [u8; 16],
+}
+
+/// Looks whether the file or device at `path` is a journal that a filesystem can use.
+pub(crate) fn look(path: &Path, block_size: u32) -> Result<Found> {
     let device = OpenOptions::new().write(true).open(path)?;
     let fail = device_error("reading the journal device");
     let mut bytes = [0; 1024];
     device.read_at(1024, &mut bytes).map_err(&fail)?;
     let raw = Superblock::raw_from(&bytes)?;
-    let refuse = |what: &str| Err(MkfsError::Invalid(format!("-J device={}: {what}", path.display())));
     let journal = Incompat::from_bits_retain(raw.s_feature_incompat.get()).contains(Incompat::JOURNAL_DEV);
     if raw.s_magic.get() != EXT4_SUPER_MAGIC || !journal {
-        return refuse("not an external journal; make one with -O journal_dev");
+        return refuse(path, "not an external journal; make one with -O journal_dev");
     }
     if raw.s_log_block_size.get() != block_size.trailing_zeros() - 10 {
-        return refuse(&format!("its block size is not {block_size}; give both the same -b"));
+        return refuse(path, &format!("its block size is not {block_size}; give both the same -b"));
     }
     let at = journal_block(block_size) * u64::from(block_size);
     let mut log = [0; 1024];
     device.read_at(at, &mut log).map_err(&fail)?;
     let users = usize::from(log[NR_USERS_AT + 3]) | usize::from(log[NR_USERS_AT + 2]) << 8;
     if users >= MAX_USERS {
-        return refuse("no further filesystem can use it");
+        return refuse(path, "no further filesystem can use it");
     }
+    let blocks = raw.blocks_count();
+    if JournalSuperblock::decode(&log, block_size, blocks).is_err() {
+        return refuse(path, "its superblock is damaged; make it anew with -O journal_dev");
+    }
+    Ok(Found { device, at, log, users, blocks, uuid: raw.s_uuid })
+}
+
+fn refuse<T>(path: &Path, what: &str) -> Result<T> {
+    invalid(format!("-J device={}: {what}", path.display()))
+}
+
+/// Enters the filesystem `user` into the journal at `path`.
+pub(crate) fn join(path: &Path, block_size: u32, user: [u8; 16]) -> Result<External> {
+    let Found { device, at, mut log, users, blocks, uuid } = look(path, block_size)?;
+    let fail = device_error("writing the journal device");
     log[USERS_AT + users * 16..USERS_AT + (users + 1) * 16].copy_from_slice(&user);
     log[NR_USERS_AT..NR_USERS_AT + 4].copy_from_slice(&(users as u32 + 1).to_be_bytes());
-    let Ok(decoded) = JournalSuperblock::decode(&log, block_size, raw.blocks_count()) else {
-        return refuse("its superblock is damaged; make it anew with -O journal_dev");
+    let Ok(decoded) = JournalSuperblock::decode(&log, block_size, blocks) else {
+        return refuse(path, "its superblock is damaged; make it anew with -O journal_dev");
     };
     device.write_at(at, &decoded.to_bytes()).map_err(&fail)?;
     device.flush().map_err(&fail)?;
     let meta = std::fs::metadata(path).map_err(&fail)?;
     let number = if meta.file_type().is_block_device() { meta.rdev() as u32 } else { 0 };
-    Ok(External { uuid: raw.s_uuid, device: number })
+    Ok(External { uuid, device: number })
 }

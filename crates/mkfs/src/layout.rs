@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 
 use extant_format::superblock::EXT4_SUPER_MAGIC;
-use extant_format::{Compat, Geometry, GroupNr, Incompat, RawSuperblock, RoCompat, Superblock};
+use extant_format::{Compat, Features, Geometry, GroupNr, Incompat, RawSuperblock, RoCompat, Superblock};
 
 use crate::error::{MkfsError, Result, invalid};
 use crate::params::Params;
@@ -48,6 +48,8 @@ struct Counts {
     itable_blocks: u32,
     reserved_gdt: u32,
     reserved: u64,
+    /// The features: large descriptor tables in small groups become those of meta block groups.
+    features: Features,
 }
 
 impl Layout {
@@ -66,7 +68,7 @@ impl Layout {
             overhead: 0,
             sb,
         };
-        layout.take_static();
+        layout.take_static()?;
         layout.place_tables(p)?;
         let geo = *layout.sb.geometry();
         layout.space = layout.space.rounded(u64::from(geo.cluster_ratio()));
@@ -90,23 +92,33 @@ impl Layout {
     }
 
     /// Superblocks, descriptors and the blocks reserved for them.
-    fn take_static(&mut self) {
+    fn take_static(&mut self) -> Result<()> {
         let geo = *self.sb.geometry();
         for group in geo.group_numbers() {
-            let len = geo.base_meta_blocks(group);
+            let (len, room) = (geo.base_meta_blocks(group), geo.blocks_in_group(group));
+            if len > room {
+                return Err(too_small(format!(
+                    "group {group} has {room} blocks, its superblock and descriptors are {len}; \
+                     give larger groups (-g), or -O ^resize_inode or meta_bg"
+                )));
+            }
             self.space.take(geo.group_first_block(group).0, u64::from(len));
         }
+        Ok(())
     }
 
     fn place_tables(&mut self, p: &Params) -> Result<()> {
         let geo = *self.sb.geometry();
         self.tables = vec![Tables::default(); geo.groups() as usize];
         if geo.log_groups_per_flex() > 0 {
-            let step = geo.groups_per_flex();
+            // Packed, all groups' tables are at the front, and nothing keeps them apart.
+            let step = if p.packed_meta_blocks { geo.groups() } else { geo.groups_per_flex() };
             let mut first = 0;
             while first < geo.groups() {
                 let end = first.saturating_add(step).min(geo.groups());
-                self.place_flex(first, end)?;
+                let alone = end - first == 1 && !p.packed_meta_blocks;
+                let spare = if alone { u64::from(geo.groups_per_flex()) - 1 } else { 0 };
+                self.place_flex(first, end, spare)?;
                 first = end;
             }
             return Ok(());
@@ -118,10 +130,9 @@ impl Layout {
     }
 
     /// All block bitmaps, then all inode bitmaps, then all tables, from the flexible group's start. A single group
-    /// leaves room for the bitmaps of those that growth would add.
-    fn place_flex(&mut self, first: u32, end: u32) -> Result<()> {
+    /// leaves `spare` blocks for the bitmaps of those that growth would add.
+    fn place_flex(&mut self, first: u32, end: u32, spare: u64) -> Result<()> {
         let geo = *self.sb.geometry();
-        let spare = if end - first == 1 { u64::from(geo.groups_per_flex()) - 1 } else { 0 };
         let mut goal = geo.group_first_block(GroupNr(first)).0;
         for group in first..end {
             let at = self.place(goal, 1)?;
@@ -220,8 +231,15 @@ impl Counts {
         let mut blocks_per_group = p.blocks_per_group.unwrap_or(full);
         let first = first_data_block(p);
         let mut blocks = p.blocks;
-        let all_reserved = (p.blocks as f64 * p.reserved_percent / 100.0) as u64;
+        let all_reserved = (p.blocks_asked as f64 * p.reserved_percent / 100.0) as u64;
         let mut reserved = all_reserved;
+        if u128::from(p.inodes) * u128::from(p.inode_size) >= u128::from(p.blocks) * u128::from(p.block_size)
+        {
+            return Err(too_small(format!(
+                "{} inodes of {} bytes are larger than the filesystem; give fewer (-i, -N) or a larger SIZE",
+                p.inodes, p.inode_size
+            )));
+        }
         loop {
             if blocks <= first + 4 {
                 return Err(too_small(format!(
@@ -229,7 +247,7 @@ impl Counts {
                 )));
             }
             let groups = (blocks - first).div_ceil(u64::from(blocks_per_group));
-            let Some((inodes_per_group, itable_blocks)) = inodes_per_group(p, groups)? else {
+            let Some((inodes_per_group, itable_blocks)) = inodes_per_group(p, blocks, groups)? else {
                 // Smaller groups make more bitmaps, of the size asked for again.
                 if blocks_per_group <= 256 {
                     return invalid("too many inodes for the groups; give fewer (-N, -i)");
@@ -245,8 +263,12 @@ impl Counts {
                 itable_blocks,
                 reserved_gdt: 0,
                 reserved,
+                features: p.features,
             };
             counts.reserved_gdt = counts.reserved_gdt(p);
+            counts.spread_large_table(p);
+            // A part of what a last cluster cut off belonged to.
+            counts.reserved = reserved.min(blocks / 2);
             let rest = (blocks - first) % u64::from(blocks_per_group);
             let overhead = counts.last_overhead(p);
             if groups == 1 && rest != 0 && rest < overhead {
@@ -268,6 +290,17 @@ impl Counts {
         }
     }
 
+    /// A descriptor table of more than three quarters of a group is spread over meta block groups, which do not grow
+    /// by a resize inode.
+    fn spread_large_table(&mut self, p: &Params) {
+        let table = self.desc_blocks(p) + u64::from(self.reserved_gdt);
+        if p.revision > 0 && table > u64::from(self.blocks_per_group) * 3 / 4 {
+            self.features.incompat.insert(Incompat::META_BG);
+            self.features.compat.remove(Compat::RESIZE_INODE);
+            self.reserved_gdt = 0;
+        }
+    }
+
     fn desc_blocks(&self, p: &Params) -> u64 {
         self.groups.div_ceil(u64::from(p.block_size) / u64::from(p.desc_size))
     }
@@ -280,10 +313,15 @@ impl Counts {
         let per_block = u64::from(p.block_size) / u64::from(p.desc_size);
         let most = u64::from(u32::MAX);
         let thousandfold = if self.blocks < most / 1024 { self.blocks * 1024 } else { most };
-        let target = p.resize.unwrap_or(thousandfold);
-        let groups = (target - first_data_block(p)).div_ceil(u64::from(self.blocks_per_group));
-        let wanted = groups.div_ceil(per_block).saturating_sub(self.desc_blocks(p));
-        wanted.min(u64::from(p.block_size / 4)) as u32
+        let groups = (thousandfold - first_data_block(p)).div_ceil(u64::from(self.blocks_per_group));
+        let usual = groups.div_ceil(per_block).saturating_sub(self.desc_blocks(p));
+        // mke2fs counts what is asked for in groups of as many blocks as others have clusters.
+        let blocks_of_group =
+            p.blocks_per_group.map_or(u64::from(p.block_size) * 8, |n| u64::from(n / p.cluster_ratio));
+        let table = |blocks: u64| blocks.div_ceil(blocks_of_group).div_ceil(per_block);
+        // A size to grow to that needs no further block says nothing.
+        let asked = p.resize.map(|to| table(to).saturating_sub(table(p.blocks_asked)));
+        asked.filter(|&blocks| blocks > 0).unwrap_or(usual).min(u64::from(p.block_size / 4)) as u32
     }
 
     /// What the last group must hold at least.
@@ -322,20 +360,32 @@ fn backup_groups(p: &Params, groups: u64) -> [u32; 2] {
     }
 }
 
+/// Inodes that every filesystem has: the reserved ones, lost+found, and files of features.
+fn own_inodes(p: &Params) -> u64 {
+    11 + u64::from(p.quota[2]) + u64::from(p.features.compat.contains(Compat::ORPHAN_FILE))
+}
+
 /// Inodes a group and its table's blocks: whole blocks, a multiple of 8; `None` if a bitmap is too small.
-fn inodes_per_group(p: &Params, groups: u64) -> Result<Option<(u32, u32)>> {
+fn inodes_per_group(p: &Params, blocks: u64, groups: u64) -> Result<Option<(u32, u32)>> {
     let per_block = u64::from(p.block_size) / u64::from(p.inode_size);
-    let wanted = p.inodes.max(12);
+    let asked = if p.inodes == 0 { blocks / u64::from((4096 / p.block_size).max(1)) } else { p.inodes };
+    let wanted = asked.max(12);
+    let least = own_inodes(p).div_ceil(groups).next_multiple_of(8);
     let mut per_group = wanted.div_ceil(groups);
     let most = u64::from(p.block_size) * 8;
-    if per_group > most && !p.features.ro_compat.contains(RoCompat::BIGALLOC) {
+    if per_group > most {
+        if p.features.ro_compat.contains(RoCompat::BIGALLOC) {
+            return Err(too_small(format!(
+                "{wanted} inodes are more than bitmaps of {most} bits in {groups} groups hold; \
+                 give fewer (-i, -N), smaller clusters (-C) or a larger SIZE"
+            )));
+        }
         return Ok(None);
     }
-    per_group = per_group.min(most);
     per_group = per_group.min(65536 - per_block);
     loop {
         let table = per_group.div_ceil(per_block);
-        let rounded = (table * per_block).max(8) / 8 * 8;
+        let rounded = ((table * per_block).max(8) / 8 * 8).max(least);
         if rounded * groups <= u64::from(u32::MAX) {
             return Ok(Some((rounded as u32, rounded.div_ceil(per_block) as u32)));
         }
@@ -348,7 +398,7 @@ fn inodes_per_group(p: &Params, groups: u64) -> Result<Option<(u32, u32)>> {
 
 fn superblock(p: &Params, c: &Counts) -> RawSuperblock {
     let mut sb = RawSuperblock::zeroed();
-    let f = p.features;
+    let f = c.features;
     let bigalloc = f.ro_compat.contains(RoCompat::BIGALLOC);
     sb.s_magic.set(EXT4_SUPER_MAGIC);
     sb.s_rev_level.set(p.revision);
@@ -405,7 +455,7 @@ fn set_times(sb: &mut RawSuperblock, time: u64) {
 
 /// What only superblocks of revision 1 have.
 fn set_dynamic(sb: &mut RawSuperblock, p: &Params, c: &Counts) {
-    let f = p.features;
+    let f = c.features;
     sb.s_reserved_gdt_blocks.set(c.reserved_gdt as u16);
     sb.s_default_mount_opts.set(p.default_mount_opts);
     sb.s_raid_stride.set(p.stride as u16);

@@ -34,7 +34,7 @@ use extant_device::BlockDevice;
 use extant_format::Superblock;
 
 use builder::Builder;
-use writer::Writer;
+use writer::{Nowhere, Writer};
 
 pub use conf::Conf;
 pub use error::{MkfsError, Result};
@@ -76,30 +76,48 @@ pub fn make_with(
     super_only: bool,
     progress: &dyn Progress,
 ) -> Result<Made> {
-    let layout = Layout::new(params)?;
-    let lazy = params.lazy_itable_init && params.features.has_group_desc_csum();
     let writer = Writer::new(device, zeroed);
-    let mut b = Builder::new(params.clone(), layout, writer, zeroed || !lazy);
+    let mut b = builder(params, writer, zeroed)?;
     if super_only {
         return Ok(Made { superblock: b.finish_super_only()?, warnings: b.params.warnings });
     }
+    fill(&mut b, tree, progress)?;
+    let warnings = std::mem::take(&mut b.params.warnings);
+    Ok(Made { superblock: b.finish()?, warnings })
+}
+
+/// Does the same without a device: what cannot be made is refused here, before anything is overwritten.
+pub(crate) fn rehearse(params: &Params, tree: Option<&Tree>) -> Result<()> {
+    let bytes = params.blocks * u64::from(params.block_size);
+    let mut b = builder(params, Writer::new(Arc::new(Nowhere { bytes }), true), true)?;
+    b.rehearsal = true;
+    fill(&mut b, tree, &Silent)
+}
+
+fn builder(params: &Params, writer: Writer, zeroed: bool) -> Result<Builder> {
+    let layout = Layout::new(params)?;
+    let lazy = params.lazy_itable_init && params.features.has_group_desc_csum();
+    Ok(Builder::new(params.clone(), layout, writer, zeroed || !lazy))
+}
+
+/// Everything that is in the filesystem, in mke2fs's order.
+fn fill(b: &mut Builder, tree: Option<&Tree>, progress: &dyn Progress) -> Result<()> {
     match tree {
         None => b.make_root()?,
         Some(_) => b.take_lost_found()?,
     }
     b.make_bad_blocks()?;
     b.make_resize_inode()?;
-    b.make_mmp()?;
     b.make_journal()?;
+    b.make_mmp()?;
     let quota = b.quota_inos()?;
     if tree.is_none() {
         b.make_quota_files(quota)?;
     }
     b.make_orphan_file()?;
     if let Some(tree) = tree {
-        populate::fill(&mut b, tree, progress)?;
+        populate::fill(b, tree, progress)?;
         b.make_quota_files(quota)?;
     }
-    let warnings = std::mem::take(&mut b.params.warnings);
-    Ok(Made { superblock: b.finish()?, warnings })
+    Ok(())
 }

@@ -19,7 +19,9 @@ pub struct Params {
     pub cluster_ratio: u32,
     /// Blocks of the filesystem.
     pub blocks: u64,
-    /// Inodes asked for; the layout rounds.
+    /// Blocks there were before a last cluster that is not whole was left out; what is reserved is a part of these.
+    pub blocks_asked: u64,
+    /// Inodes asked for; the layout rounds. 0, where the size does not reach one: an inode for each block or 4096 bytes.
     pub inodes: u64,
     /// Whether the caller fixed the inodes (`-N`, `-i`).
     pub inodes_fixed: bool,
@@ -162,12 +164,12 @@ impl Resolver<'_> {
         let features = self.features()?;
         let block_size = self.block_size()?;
         let cluster_ratio = self.cluster_ratio(features, block_size)?;
-        let blocks =
-            self.blocks(device_bytes, block_size)? / u64::from(cluster_ratio) * u64::from(cluster_ratio);
+        let blocks_asked = self.blocks(device_bytes, block_size)?;
+        let blocks = blocks_asked / u64::from(cluster_ratio) * u64::from(cluster_ratio);
         let features = self.size_features(features, blocks)?;
         let inode_size = self.inode_size(features, block_size)?;
         let cluster = u64::from(block_size) * u64::from(cluster_ratio);
-        let (inodes, inodes_fixed) = self.inodes(features, blocks, block_size, cluster)?;
+        let (inodes, inodes_fixed) = self.inodes(features, blocks_asked, block_size, cluster)?;
         let o = self.options;
         let uuid = if o.uuid_clear { [0; 16] } else { o.uuid.unwrap_or_else(|| *Uuid::new_v4().as_bytes()) };
         let derived = |name| *Uuid::new_v5(&Uuid::from_bytes(uuid), name).as_bytes();
@@ -176,6 +178,7 @@ impl Resolver<'_> {
             block_size,
             cluster_ratio,
             blocks,
+            blocks_asked,
             inodes,
             inodes_fixed,
             inode_size,
@@ -188,8 +191,8 @@ impl Resolver<'_> {
             resize: self.resize(blocks, block_size, features)?,
             stride: e.stride.unwrap_or(0),
             stripe_width: e.stripe_width.unwrap_or(0),
-            label: text_field(o.label.as_deref(), 16, "-L: the label")?,
-            last_mounted: text_field(o.last_mounted.as_deref(), 63, "-M: the directory")?,
+            label: self.text_field(o.label.as_deref(), 16, "-L: the label"),
+            last_mounted: self.text_field(o.last_mounted.as_deref(), 63, "-M: the directory"),
             uuid,
             hash_seed: e.hash_seed.unwrap_or_else(|| derived(NAMESPACE_HASH_SEED)),
             journal_uuid: derived(NAMESPACE_JOURNAL),
@@ -233,30 +236,40 @@ impl Resolver<'_> {
             return usage(format!("-t {fs_type}: unknown type; use ext2, ext3 or ext4"));
         }
         self.types.push(fs_type.to_owned());
-        if let Some(list) = &self.options.usage {
-            for name in list.split(',') {
-                if name != "default" && !self.conf.knows(name) {
-                    self.warnings.push(format!("usage type '{name}' is not defined in mke2fs.conf"));
+        match &self.options.usage {
+            Some(list) => {
+                for name in list.split(',') {
+                    if name != "default" && !self.conf.knows(name) {
+                        self.warnings.push(format!("usage type '{name}' is not defined in mke2fs.conf"));
+                    }
+                    self.types.push(name.to_owned());
                 }
-                self.types.push(name.to_owned());
             }
-            return Ok(());
+            None => self.types.push(usage_of_size(self.bytes_asked(device_bytes)).to_owned()),
         }
+        if self.options.creator_os == Some(HURD) {
+            self.types.push("hurd".to_owned());
+        }
+        Ok(())
+    }
+
+    fn bytes_asked(&self, device_bytes: Option<u64>) -> u128 {
         // A bare number counts blocks of the size asked for, else of the default size.
         let unit = self.options.block_size.map_or(4096, i64::unsigned_abs);
-        let bytes = match self.options.size {
+        match self.options.size {
             Some(Size::Blocks(n)) => u128::from(n) * u128::from(unit),
             Some(Size::Bytes(n)) => u128::from(n),
             None => u128::from(device_bytes.unwrap_or(0)),
-        };
-        self.types.push(usage_of_size(bytes).to_owned());
-        Ok(())
+        }
     }
 
     fn features(&self) -> Result<Features> {
         let mut features = Features::default();
         if self.options.revision == Some(0) || self.options.extended.revision == Some(0) {
-            if !self.options.features.is_empty() {
+            for list in &self.options.features {
+                edit(&mut features, list)?;
+            }
+            if features != Features::default() {
                 return invalid("-O: a filesystem of revision 0 (-r 0) has no features");
             }
             return Ok(features);
@@ -272,17 +285,34 @@ impl Resolver<'_> {
         if self.options.features.is_empty() {
             edit(&mut features, self.conf.string(&self.types, "default_features").unwrap_or(""))?;
         }
-        if self.options.journal
-            || self.options.journal_size.is_some()
-            || self.options.journal_device.is_some()
-        {
-            features.compat.insert(Compat::HAS_JOURNAL);
+        let hurd = self.options.creator_os == Some(HURD);
+        if hurd {
+            features = features.difference(not_of_hurd());
         }
         for list in &self.options.features {
             edit(&mut features, list)?;
         }
+        let o = &self.options;
+        if o.journal || o.journal_size.is_some() || o.journal_device.is_some() {
+            features.compat.insert(Compat::HAS_JOURNAL);
+        }
+        if o.extended.quota_types.is_some_and(|[_, _, project]| project) {
+            features.ro_compat.insert(RoCompat::PROJECT);
+        }
+        if hurd && features != features.difference(not_of_hurd()) {
+            return invalid(
+                "-o hurd: the Hurd has no filetype, huge_file, metadata_csum and ea_inode; leave them out of -O",
+            );
+        }
         if features.ro_compat.contains(RoCompat::METADATA_CSUM) {
             features.ro_compat.remove(RoCompat::GDT_CSUM);
+        }
+        let names_orphans = |list: &String| list.split([',', ' ']).any(|name| name == "orphan_file");
+        if features.compat.contains(Compat::ORPHAN_FILE)
+            && !features.compat.contains(Compat::HAS_JOURNAL)
+            && self.options.features.iter().any(names_orphans)
+        {
+            return invalid("orphan_file needs a journal: add has_journal to -O, or leave it out");
         }
         if !features.compat.contains(Compat::HAS_JOURNAL) {
             features.compat.remove(Compat::FAST_COMMIT | Compat::ORPHAN_FILE);
@@ -390,18 +420,16 @@ impl Resolver<'_> {
             };
         }
         let ratio = match self.options.inode_ratio {
-            Some(r) if !(u64::from(block_size.max(1024))..=64 << 20).contains(&r) => {
-                return invalid(format!(
-                    "-i {r}: one inode stands for {} to 67108864 bytes",
-                    block_size.max(1024)
-                ));
+            Some(r) if !(1024..=64 << 20).contains(&r) => {
+                return invalid(format!("-i {r}: one inode stands for 1024 to 67108864 bytes"));
             }
             Some(r) => r,
             None => {
                 self.conf.integer(&self.types, "inode_ratio").map_or(16384, i64::unsigned_abs).max(cluster)
             }
         };
-        let inodes = u128::from(blocks) * u128::from(block_size) / u128::from(ratio);
+        let bytes = u128::from(blocks) * u128::from(block_size);
+        let inodes = bytes / u128::from(ratio);
         if inodes > u128::from(u32::MAX) && !features.incompat.contains(Incompat::BIT64) {
             return invalid(format!(
                 "too many inodes ({inodes}); raise the ratio (-i) or give a number (-N)"
@@ -429,11 +457,12 @@ impl Resolver<'_> {
 
     fn blocks_per_group(&self, block_size: u32, ratio: u32) -> Result<Option<u32>> {
         let Some(n) = self.options.blocks_per_group else { return Ok(None) };
-        let max = u64::from((block_size * 8).min(65528)) * u64::from(ratio);
-        if n < 256 || n > max || !n.is_multiple_of(8) {
-            return invalid(format!("-g {n}: a group has 256 to {max} blocks, a multiple of 8"));
+        // With bigalloc mke2fs counts clusters.
+        let (max, unit) = (block_size * 8, if ratio > 1 { "clusters" } else { "blocks" });
+        match u32::try_from(n) {
+            Ok(n) if (256..=max).contains(&n) && n.is_multiple_of(8) => Ok(Some(n.min(65528) * ratio)),
+            _ => invalid(format!("-g {n}: a group has 256 to {max} {unit}, a multiple of 8")),
         }
-        Ok(Some(n as u32))
     }
 
     fn log_groups_per_flex(&self, features: Features) -> Result<u8> {
@@ -473,6 +502,17 @@ impl Resolver<'_> {
         Ok(Some(resize.min(u64::from(u32::MAX))))
     }
 
+    /// The bytes of a text, cut to what fits.
+    fn text_field(&mut self, text: Option<&str>, max: usize, what: &str) -> Vec<u8> {
+        let bytes = text.unwrap_or("").as_bytes();
+        let kept = &bytes[..bytes.len().min(max)];
+        if kept.len() < bytes.len() {
+            let cut = String::from_utf8_lossy(kept);
+            self.warnings.push(format!("{what} has {} bytes and is cut to {max}: '{cut}'", bytes.len()));
+        }
+        kept.to_vec()
+    }
+
     fn hash_version(&self) -> Result<u8> {
         match self.conf.string(&self.types, "hash_alg").unwrap_or("half_md4") {
             "legacy" => Ok(0),
@@ -508,6 +548,18 @@ impl Resolver<'_> {
     }
 }
 
+/// `s_creator_os` of the Hurd.
+const HURD: u32 = 1;
+
+/// Features whose fields the Hurd has for something else.
+fn not_of_hurd() -> Features {
+    Features {
+        compat: Compat::empty(),
+        incompat: Incompat::FILETYPE | Incompat::EA_INODE,
+        ro_compat: RoCompat::HUGE_FILE | RoCompat::METADATA_CSUM,
+    }
+}
+
 /// Applies a list like `has_journal,^resize_inode,none`.
 fn edit(features: &mut Features, list: &str) -> Result<()> {
     for name in list.split([',', ' ', '\t']).filter(|n| !n.is_empty()) {
@@ -533,14 +585,6 @@ fn makeable(f: Features) -> bool {
     let incompat = Incompat::SUPPORTED.difference(Incompat::RECOVER).union(Incompat::JOURNAL_DEV);
     let ro_compat = RoCompat::SUPPORTED.difference(RoCompat::ORPHAN_PRESENT);
     Features { compat, incompat, ro_compat }.contains(f)
-}
-
-fn text_field(text: Option<&str>, max: usize, what: &str) -> Result<Vec<u8>> {
-    let bytes = text.unwrap_or("").as_bytes();
-    if bytes.len() > max {
-        return invalid(format!("{what} has {} bytes, at most {max} fit", bytes.len()));
-    }
-    Ok(bytes.to_vec())
 }
 
 fn quota_types(features: Features, asked: Option<[bool; 3]>) -> [bool; 3] {
@@ -574,7 +618,6 @@ fn check(p: &Params) -> Result<()> {
             "metadata_csum_seed needs metadata_csum: add metadata_csum to -O, or ^metadata_csum_seed",
         ),
         (incompat(Incompat::CASEFOLD), "casefold is not supported: leave it and the encoding out"),
-        (ro(RoCompat::VERITY) && !incompat(Incompat::EXTENTS), "verity needs extents: add extent to -O"),
         (p.quota[2] && !ro(RoCompat::PROJECT), "project quota needs the feature project: add project to -O"),
         (p.revision > 1, "-r: the revision is 0 or 1"),
         (p.num_backup_sb > 2, "-E num_backup_sb: 0, 1 or 2"),

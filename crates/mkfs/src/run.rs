@@ -17,7 +17,7 @@ use crate::params::Params;
 use crate::populate::{self, Tree};
 use crate::progress::Progress;
 use crate::writer::device_error;
-use crate::{Made, journal_dev, make_with};
+use crate::{Made, journal_dev, make_with, rehearse};
 
 /// Where mke2fs.conf is, unless `MKE2FS_CONFIG` says otherwise.
 const CONF: &str = "/etc/mke2fs.conf";
@@ -57,6 +57,10 @@ pub fn run(command: &Command, out: &mut dyn Write, progress: &dyn Progress) -> R
     }
     if command.dry_run {
         return Ok(());
+    }
+    if existing.as_ref().is_some_and(|m| m.len() > 0 || !m.is_file()) && !options.super_only {
+        // What is there stays as it is where this cannot be made.
+        rehearse(&params, tree.as_ref())?;
     }
     let (device, zeroed) = open(command, &params, existing.as_ref())?;
     let made = make_with(&params, device, zeroed, tree.as_ref(), options.super_only, progress)?;

@@ -5,7 +5,7 @@ use extant_format::dir::{self, DirLayout, NewEntry};
 use extant_format::jbd2::NewJournal;
 use extant_format::mmp::Mmp;
 use extant_format::orphan_file;
-use extant_format::{Compat, FileType, Incompat, Ino, Inode, InodeFlags, Pblk, RoCompat, Timestamp};
+use extant_format::{Compat, FileType, GroupNr, Incompat, Ino, Inode, InodeFlags, Pblk, RoCompat, Timestamp};
 
 use crate::builder::Builder;
 use crate::error::{MkfsError, Result, invalid};
@@ -34,6 +34,19 @@ impl Builder {
     /// Where blocks of inodes without a better goal go.
     pub(crate) fn default_goal(&self) -> u64 {
         u64::from(self.layout.geometry().first_data_block())
+    }
+
+    /// Where blocks of an inode's own go: its group, or the first of its flexible group.
+    fn inode_goal(&self, ino: Ino) -> u64 {
+        let geo = self.layout.geometry();
+        if ino == LOST_FOUND && self.sb().features().incompat.contains(Incompat::INLINE_DATA) {
+            // mke2fs made it inline first, and it grew from there.
+            return self.default_goal();
+        }
+        let group = geo.inode_location(ino).map_or(0, |place| place.group.0);
+        let log = geo.log_groups_per_flex();
+        let first = if log > 0 { group & !(geo.groups_per_flex() - 1) } else { group };
+        geo.group_first_block(GroupNr(first)).0
     }
 
     /// Takes `blocks` contiguous logical blocks from 0 on and makes their map.
@@ -94,7 +107,7 @@ impl Builder {
 
     /// A directory of `blocks` blocks in the root; the root itself gets lost+found's entry.
     fn empty_directory(&mut self, ino: Ino, blocks: u32) -> Result<Inode> {
-        let goal = self.default_goal();
+        let goal = self.inode_goal(ino);
         let (map, runs, flags) = self.new_map(ino, blocks, goal)?;
         let layout = self.dir_layout();
         let seed = self.csum().inode_seed(ino, 0);
@@ -169,7 +182,10 @@ impl Builder {
             }
             self.write_block(block, &list)?;
         }
-        let goal = 3 + u64::from(reserved) + u64::from(geo.desc_blocks()) + u64::from(geo.itable_blocks());
+        // Behind a superblock, which is in block 1 of 1024 bytes even where the first group starts at 0.
+        let before = 2 + u64::from(geo.block_size() == 1024);
+        let tables = u64::from(geo.desc_blocks()) + u64::from(geo.itable_blocks());
+        let goal = before + u64::from(reserved) + tables;
         let double = self.allocate(goal, 1)?;
         self.write_block(double, &top)?;
         inode.i_block[13 * 4..14 * 4].copy_from_slice(&(double as u32).to_le_bytes());
@@ -199,6 +215,9 @@ impl Builder {
             return Ok(());
         }
         if let Some(path) = self.params.journal_device.clone() {
+            if self.rehearsal {
+                return crate::journal_dev::look(&path, self.block_size()).map(drop);
+            }
             let journal = crate::journal_dev::join(&path, self.block_size(), self.params.uuid)?;
             self.layout.sb.update(|raw| {
                 raw.s_journal_uuid = journal.uuid;
@@ -310,12 +329,12 @@ impl Builder {
             return self.default_goal();
         }
         let free = |g: u32| {
-            let start = geo.group_first_block(extant_format::GroupNr(g)).0;
-            let len = u64::from(geo.blocks_in_group(extant_format::GroupNr(g)));
+            let start = geo.group_first_block(GroupNr(g)).0;
+            let len = u64::from(geo.blocks_in_group(GroupNr(g)));
             len - self.layout.space.taken_count(start, start + len)
         };
         let first = u64::from(geo.first_data_block());
-        let middle = Pblk((geo.blocks_count() - first) / 2 + first);
+        let middle = Pblk(((geo.blocks_count() - first) / 2).max(first));
         let mut group = geo.group_of_block(middle).map_or(0, |(g, _)| g.0);
         let log = geo.log_groups_per_flex();
         let start = if log > 0 && group > 1 << log {
@@ -329,7 +348,7 @@ impl Builder {
         };
         let end = if group + 1 < geo.groups() { group + 1 } else { group };
         let best = (start..=end).fold(start, |best, g| if free(g) > free(best) { g } else { best });
-        geo.group_first_block(extant_format::GroupNr(best)).0
+        geo.group_first_block(GroupNr(best)).0
     }
 
     fn journal_map(&mut self, blocks: u32, goal: u64) -> Result<(Map, Vec<Run>, InodeFlags)> {
@@ -354,7 +373,7 @@ impl Builder {
     ) -> Result<Vec<Run>> {
         let block = self.block_size() as usize;
         let blocks = content.len().div_ceil(block) as u32;
-        let goal = self.default_goal();
+        let goal = self.inode_goal(ino);
         let (map, runs, map_flags) = self.new_map(ino, blocks, goal)?;
         let sectors = self.sectors(u64::from(blocks) + map.tree_blocks);
         let inode = Inode {
@@ -395,7 +414,7 @@ impl Builder {
             return invalid(format!("-E orphan_file_size: {} blocks; 1 to 512 are allowed", blocks));
         }
         let ino = self.new_ino()?;
-        let goal = self.default_goal();
+        let goal = self.inode_goal(ino);
         let (map, runs, flags) = self.new_map(ino, blocks as u32, goal)?;
         let sectors = self.sectors(blocks + map.tree_blocks);
         let inode = Inode {

@@ -1,5 +1,6 @@
 //! Sequential writing: neighbours go out together, in large pieces.
 
+use std::io;
 use std::sync::Arc;
 
 use extant_device::BlockDevice;
@@ -79,6 +80,38 @@ impl Writer {
     }
 }
 
-pub(crate) fn device_error(what: &'static str) -> impl Fn(std::io::Error) -> MkfsError {
+pub(crate) fn device_error(what: &'static str) -> impl Fn(io::Error) -> MkfsError {
     move |source| MkfsError::Device { what, source }
+}
+
+/// The device of a rehearsal: what is written is nowhere.
+#[derive(Debug)]
+pub(crate) struct Nowhere {
+    pub(crate) bytes: u64,
+}
+
+impl BlockDevice for Nowhere {
+    fn size(&self) -> u64 {
+        self.bytes
+    }
+
+    fn read_at(&self, _: u64, _: &mut [u8]) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn write_at(&self, _: u64, _: &[u8]) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn discard(&self, _: u64, _: u64) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn write_zeroes(&self, _: u64, _: u64) -> io::Result<()> {
+        Ok(())
+    }
 }

@@ -39,6 +39,9 @@ pub(crate) fn fill(b: &mut Builder, tree: &Tree, progress: &dyn Progress) -> Res
         progress.advance(1);
     }
     filler.attrs.finish(b)?;
+    if b.rehearsal {
+        return Ok(());
+    }
     b.writer.finish()?;
     progress.stage("Copying data", tree.data_bytes());
     filler.jobs.sort_unstable_by_key(|j| j.image);

@@ -145,6 +145,54 @@ fn external_journals() {
     assert!(e.contains("not an external journal"), "{e}");
 }
 
+/// What was there is there still.
+#[test]
+fn what_cannot_be_made_overwrites_nothing() {
+    let scratch = Scratch::new();
+    let (image, plain, source) = (scratch.path("image"), scratch.path("plain"), scratch.path("source"));
+    mkfs("-t ext4", &image, &["-U", UUID, "32m"]).unwrap_or_else(|e| panic!("{e}"));
+    std::fs::File::create(&plain).unwrap().set_len(8 << 20).unwrap();
+    std::fs::create_dir(&source).unwrap();
+    std::os::unix::fs::symlink("x".repeat(1500), source.join("link")).unwrap();
+    let before = std::fs::read(&image).unwrap();
+    let device = format!("-t ext4 -b 1024 -J device={}", plain.display());
+    let contents = format!("-t ext4 -b 1024 -d {}", source.display());
+    for (line, word) in [
+        ("-t ext4 -J size=512", "-J size"),
+        ("-t ext4 -O orphan_file -E orphan_file_size=8m", "orphan_file_size"),
+        ("-t ext4 -g 256 -I 1024 -N 200000", "inodes"),
+        ("-t ext4 -O bigalloc -I 1024 -N 123456", "inodes"),
+        ("-t ext4 -b 1024 -O bigalloc -N 60000", "inodes"),
+        ("-t ext2 -O orphan_file", "orphan_file"),
+        ("-t ext2 -r 0 -O dir_index", "-r 0"),
+        ("-t ext4 -o hurd -O ea_inode", "-o hurd"),
+        (&device, "not an external journal"),
+        (&contents, "/link: "),
+    ] {
+        let e = mkfs(line, &image, &[]).err().unwrap_or_else(|| panic!("{line} was made"));
+        assert!(e.contains(word), "{line}: {e}");
+        assert!(std::fs::read(&image).unwrap() == before, "{line} changed the image");
+    }
+    assert_clean(&image);
+}
+
+/// mke2fs stops in the middle of these; here the reserved inodes and lost+found are counted first.
+#[test]
+fn a_filesystem_has_the_inodes_it_needs_itself() {
+    let scratch = Scratch::new();
+    let image = scratch.path("image");
+    for (line, size) in [
+        ("-t ext4 -i 1048576", "4m"),
+        ("-t ext4 -N 1", "400k"),
+        ("-t ext2 -N 11", "1m"),
+        ("-t ext4 -N 1 -I 1024 -O quota,project,orphan_file", "6m"),
+    ] {
+        let _ = std::fs::remove_file(&image);
+        mkfs(line, &image, &[size]).unwrap_or_else(|e| panic!("{line}: {e}"));
+        assert_clean(&image);
+    }
+}
+
 /// Beside the log, in half of the filesystem; and no number that wraps is taken for a small one.
 #[test]
 fn fast_commits_have_a_bound() {

@@ -3,3 +3,4 @@ mod command;
 mod matrix;
 mod population;
 mod support;
+mod sweep;

@@ -73,7 +73,7 @@ fn same_as_mke2fs() {
 fn check_line(line: &Line, scratch: &Scratch, mke2fs: &Path, dumpe2fs: &Path) -> Result<(), String> {
     let (theirs, ours) = (scratch.path("theirs"), scratch.path("ours"));
     let p = params(line.args, line.size);
-    let bytes = p.blocks * u64::from(p.block_size);
+    let bytes = p.blocks_asked * u64::from(p.block_size);
     let device: Arc<dyn BlockDevice> = Arc::new(FileDevice::create(&ours, bytes).unwrap());
     make(&p, device, true).map_err(|e| e.to_string())?;
     make_theirs(mke2fs, line.args, &theirs, bytes);
