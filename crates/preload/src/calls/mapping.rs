@@ -5,6 +5,7 @@
 
 use std::ffi::{c_int, c_long, c_void};
 use std::ops::Range;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{PoisonError, RwLock};
 
@@ -170,7 +171,18 @@ fn map(
     // The kernel's ext4 goes by MAP_SYNC whatever is beside it.
     let sync = flags & libc::MAP_SYNC != 0;
     let options = MapOptions { protection: protection_of(protection), shared, sync, hint };
-    let mapping = description.file()?.map(at, len, &options)?;
+    let file = description.file()?;
+    let mapping = match file.map(at, len, &options) {
+        Err(error)
+            if error.errno() == libc::EOVERFLOW
+                && lies_past(description.fs().max_file_size(description.inode()), at, len) =>
+        {
+            let kind = if shared { libc::MAP_SHARED } else { libc::MAP_PRIVATE };
+            let flags = flags & !(libc::MAP_TYPE | libc::MAP_SYNC) | kind;
+            return map_nothing(address, len, protection, flags, file.mode().write);
+        }
+        done => done?,
+    };
     SERVES_SYSTEM_CALLS.store(mapping.serves_system_calls(), Ordering::Relaxed);
     let mut all = MAPPED.write().unwrap_or_else(PoisonError::into_inner);
     if fixed {
@@ -183,6 +195,49 @@ fn map(
     let piece = start.addr()..start.addr() + mapping.len();
     all.push(Mapped { mapping, pieces: vec![piece] });
     Ok(Some(Address(start.cast())))
+}
+
+/// Whether a range has a place among offsets, but none in a file of up to `most` bytes.
+fn lies_past(most: u64, at: u64, len: usize) -> bool {
+    let end = len.checked_next_multiple_of(page()).and_then(|len| at.checked_add(len as u64));
+    at >= most && end.is_some_and(|end| end <= i64::MAX.cast_unsigned())
+}
+
+/// A mapping of what no file has: each access is SIGBUS. It is one of an empty file of the kernel's, and not one of ours.
+fn map_nothing(
+    address: *mut c_void,
+    len: usize,
+    protection: c_int,
+    flags: c_int,
+    writable: bool,
+) -> Answer<Address> {
+    let range = range_of(if flags & libc::MAP_FIXED != 0 { address } else { std::ptr::null_mut() }, len)?;
+    // SAFETY: a C string.
+    let empty = owned(unsafe { libc::memfd_create(c"extant-nothing".as_ptr(), libc::MFD_CLOEXEC) })?;
+    // Of a file that is open for reading alone no shared mapping may become writable.
+    let file = if writable {
+        empty
+    } else {
+        let path = format!("/proc/self/fd/{}\0", empty.as_raw_fd());
+        // SAFETY: a C string.
+        owned(unsafe { libc::open(path.as_ptr().cast(), libc::O_RDONLY | libc::O_CLOEXEC) })?
+    };
+    let (fd, at) = (file.as_raw_fd(), 0);
+    let mut all = MAPPED.write().unwrap_or_else(PoisonError::into_inner);
+    if flags & libc::MAP_FIXED != 0 {
+        take_out(&mut all, &range)?;
+    }
+    succeeded(Some(
+        real::call!(mmap(address: *mut c_void, len: size_t, protection: c_int, flags: c_int, fd: c_int, at: off_t) -> Address),
+    ))
+}
+
+fn owned(fd: c_int) -> Result<OwnedFd, Errno> {
+    if fd < 0 {
+        return Err(Errno(crate::abi::errno()));
+    }
+    // SAFETY: just opened.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 fn succeeded(address: Option<Address>) -> Answer<Address> {

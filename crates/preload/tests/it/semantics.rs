@@ -75,6 +75,13 @@ fn ranges() {
 }
 
 #[test]
+fn mappings_past_all_files() {
+    for mkfs in ["-t ext4 -b 1024", "-t ext4 -b 4096"] {
+        probe_on(mkfs, include_str!("probes/far.py"));
+    }
+}
+
+#[test]
 fn extents() {
     probe(include_str!("probes/extents.py"));
 }
