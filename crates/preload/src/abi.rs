@@ -94,12 +94,14 @@ pub(crate) fn set_errno(value: c_int) {
 
 /// Runs what answers a call. `None`: the C library is to answer. Errno changes only when the call fails.
 pub(crate) fn serve<T: Fails>(body: impl FnOnce() -> Answer<T>) -> Option<T> {
-    let _inside = Inside::enter()?;
+    let inside = Inside::enter()?;
     let before = errno();
     let answer = catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|_| {
         crate::user::complain("a panic was caught; the call gets EIO");
         Err(Errno(libc::EIO))
     });
+    drop(inside);
+    crate::limit::deliver();
     match answer {
         Ok(value) => {
             set_errno(before);

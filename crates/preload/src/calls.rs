@@ -6,6 +6,7 @@ mod descriptors;
 mod directories;
 mod extents;
 mod ioctl;
+mod limits;
 mod locks;
 mod mapping;
 mod names;

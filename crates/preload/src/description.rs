@@ -7,6 +7,7 @@ use extant::{Credentials, Error, Filesystem, InodeRef, OpenFile, OpenMode, Write
 use libc::c_int;
 
 use crate::abi::Errno;
+use crate::limit;
 
 /// Flags of open(2) that fcntl(F_SETFL) can change.
 const SETTABLE: c_int = libc::O_APPEND | libc::O_ASYNC | libc::O_DIRECT | libc::O_NOATIME | libc::O_NONBLOCK;
@@ -166,6 +167,12 @@ impl Description {
             kill_suidgid: false,
         };
         check_offset(offset, bytes.len())?;
+        let (mut bytes, mut _order) = (bytes, None);
+        if limit::is_set() && !bytes.is_empty() {
+            _order = Some(limit::Order::of(flags.append));
+            let at = if flags.append { self.inode.size() } else { offset };
+            bytes = &bytes[..limit::room(at, bytes.len())?];
+        }
         Ok(if mode.direct {
             self.fs.write_direct(&self.inode, offset, bytes, flags, &self.cred)?
         } else {

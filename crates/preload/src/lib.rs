@@ -14,6 +14,7 @@
 //! | `real` | the C library's own functions |
 //! | `config` | the environment; which paths are ours; the working directory |
 //! | `mount` | the filesystem: opened when it is first needed, closed at exit, fork and exec |
+//! | `limit` | RLIMIT_FSIZE: the program's, and the kernel's |
 //! | `table` | descriptors and what they stand for |
 //! | `description` | an open file, shared by its descriptors |
 //! | `walk` | from a path to an inode |
@@ -38,6 +39,7 @@ mod config;
 mod description;
 #[cfg(feature = "test-flips")]
 mod flips;
+mod limit;
 mod mount;
 mod real;
 mod table;

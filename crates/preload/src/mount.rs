@@ -6,10 +6,11 @@ use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use extant::{Credentials, Filesystem, Setup};
-use extant_device::FileDevice;
+use extant_device::{BlockDevice, FileDevice};
 
 use crate::abi::Errno;
 use crate::config::{self, Config};
+use crate::limit;
 use crate::table;
 use crate::user::complain;
 
@@ -99,7 +100,18 @@ fn mount(config: &Config) -> Result<Mounted, Errno> {
         .open(image)
         .map_err(|e| refuse(e.errno(), &e))?;
     let device = Arc::new(device);
-    let fs = Filesystem::open(Arc::clone(&device) as _, setup).map_err(|e| refuse(e.errno(), &e))?;
+    // A block device has no limit, and what is only read needs none; the memory of mapped files goes by it, as far as it can be raised.
+    let needs = if setup.options.read_only || device.is_block_device() { 0 } else { device.size() };
+    limit::raise(needs).map_err(|hard| {
+        let why = format!(
+            "RLIMIT_FSIZE: {hard} bytes, as the hard limit, are less than the {needs} bytes of the image"
+        );
+        refuse(libc::EFBIG, &why)
+    })?;
+    let fs = Filesystem::open(Arc::clone(&device) as _, setup).map_err(|e| {
+        limit::lower();
+        refuse(e.errno(), &e)
+    })?;
     #[cfg(feature = "test-flips")]
     crate::flips::start(&fs);
     Ok(Mounted { fs, device })
@@ -119,6 +131,7 @@ fn unmount(at_end: bool) {
     if let Err(error) = mounted.device.unlock() {
         complain(&format!("unlocking the image: {error}"));
     }
+    limit::lower();
 }
 
 /// Lets go of the image if nothing is open: so that a child can have it, and the parent again after it.
@@ -137,8 +150,9 @@ pub(crate) fn rest() {
 pub(crate) fn forked() {
     // A lock may be held by a thread that is not here: nothing more than trying.
     let free = MOUNTED.try_read().is_ok_and(|mounted| mounted.is_none()) && CHANGE.try_lock().is_ok();
-    if !free {
+    if !(free && limit::is_free()) {
         FORKED.store(true, Ordering::Relaxed);
+        limit::leave_to_kernel();
     }
     THREADED.store(false, Ordering::Relaxed);
 }

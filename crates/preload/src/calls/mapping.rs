@@ -14,7 +14,7 @@ use libc::{off_t, size_t};
 
 use crate::abi::{Address, Answer, Errno, interpose};
 use crate::table::{self, is_ours};
-use crate::{mount, real};
+use crate::{limit, mount, real};
 
 interpose! {
     fn mmap[mmap64](
@@ -172,7 +172,11 @@ fn map(
     let sync = flags & libc::MAP_SYNC != 0;
     let options = MapOptions { protection: protection_of(protection), shared, sync, hint };
     let file = description.file()?;
-    let mapping = match file.map(at, len, &options) {
+    let mapped = {
+        let _limit = limit::steady();
+        file.map(at, len, &options)
+    };
+    let mapping = match mapped {
         Err(error)
             if error.errno() == libc::EOVERFLOW
                 && lies_past(description.fs().max_file_size(description.inode()), at, len) =>

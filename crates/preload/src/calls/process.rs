@@ -3,7 +3,7 @@
 use std::ffi::{CStr, c_char, c_int, c_void};
 
 use crate::abi::{interpose, is_inside, serve};
-use crate::{config, mount, real};
+use crate::{config, limit, mount, real};
 
 /// Run by the loader before the program's `main`, and after its `exit`.
 #[cfg_attr(not(test), unsafe(link_section = ".init_array"))]
@@ -52,7 +52,11 @@ interpose! {
     fn system(command: *const c_char) -> c_int,
         if config::config().is_some() => { mount::rest(); Ok(None) };
     fn popen(command: *const c_char, mode: *const c_char) -> *mut libc::FILE,
-        if config::config().is_some() => { mount::rest(); Ok(None) };
+        if config::config().is_some() => {
+            mount::rest();
+            Ok(Some(limit::starting(false, || real::call!(popen(command: *const c_char, mode: *const c_char) -> *mut libc::FILE))))
+                .and_then(opened)
+        };
     fn posix_spawn(pid: *mut c_int, path: *const c_char, actions: *const c_void, attributes: *const c_void, argv: *const *mut c_char, envp: *const *mut c_char) -> c_int,
         if config::config().is_some() => spawn(envp, |envp| {
             real::call!(posix_spawn(pid: *mut c_int, path: *const c_char, actions: *const c_void, attributes: *const c_void, argv: *const *mut c_char, envp: *const *mut c_char) -> c_int)
@@ -128,21 +132,23 @@ impl Variables {
     }
 }
 
+fn opened(stream: Option<*mut libc::FILE>) -> crate::abi::Answer<*mut libc::FILE> {
+    if stream.is_some_and(<*mut libc::FILE>::is_null) {
+        return Err(crate::abi::Errno(crate::abi::errno()));
+    }
+    Ok(stream)
+}
+
 fn spawn(envp: Environment, real: impl FnOnce(Environment) -> c_int) -> crate::abi::Answer<c_int> {
     mount::rest();
     let Some(variables) = Variables::new(envp) else { return Ok(None) };
-    Ok(Some(real(variables.list.as_ptr())))
+    Ok(Some(limit::starting(false, || real(variables.list.as_ptr()))))
 }
 
 fn exec(envp: Environment, real: impl FnOnce(Environment) -> c_int) -> crate::abi::Answer<c_int> {
     let Some(variables) = Variables::new(envp) else { return Ok(None) };
-    let clean = mount::before_exec();
-    real(variables.list.as_ptr());
-    let error = crate::abi::errno();
-    if clean {
-        mount::exec_failed();
-    }
-    Err(crate::abi::Errno(error))
+    limit::starting(true, || real(variables.list.as_ptr()));
+    Err(crate::abi::Errno(crate::abi::errno()))
 }
 
 /// A child of vfork shares its parent's memory: what it closes and opens would be closed and opened there. fork is a vfork that

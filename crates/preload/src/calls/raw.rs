@@ -3,7 +3,7 @@
 
 use std::ffi::{c_int, c_long, c_uint, c_void};
 
-use super::{aio, attributes, directories, mapping, names, open, read_write};
+use super::{aio, attributes, directories, limits, mapping, names, open, read_write};
 use crate::abi::{Answer, Errno, serve};
 use crate::table::{self, is_ours};
 use crate::walk::Route;
@@ -12,7 +12,7 @@ use crate::{config, real};
 type Arguments = [c_long; 6];
 
 /// What [`dispatch`] knows.
-const SERVED: [c_long; 16] = [
+const SERVED: [c_long; 19] = [
     libc::SYS_close,
     libc::SYS_close_range,
     libc::SYS_getdents64,
@@ -29,6 +29,9 @@ const SERVED: [c_long; 16] = [
     libc::SYS_pkey_mprotect,
     libc::SYS_msync,
     libc::SYS_madvise,
+    libc::SYS_getrlimit,
+    libc::SYS_setrlimit,
+    libc::SYS_prlimit64,
 ];
 
 /// Arguments come as the C library's own function takes them: it, too, has no way to know how many there are.
@@ -113,6 +116,9 @@ fn dispatch(number: c_long, args: Arguments) -> Answer<c_long> {
         | libc::SYS_pkey_mprotect
         | libc::SYS_msync
         | libc::SYS_madvise => mapping::by_number(number, args),
+        libc::SYS_getrlimit | libc::SYS_setrlimit | libc::SYS_prlimit64 => {
+            long(limits::by_number(number, args))
+        }
         _ => Ok(None),
     }
 }

@@ -10,7 +10,7 @@ use crate::description::{How, offset};
 use crate::table::{self, is_ours};
 use crate::user::{Buffer, Buffers, buffers, load, store};
 use crate::walk::{FOLLOW, Route, resolve};
-use crate::{mount, real};
+use crate::{limit, mount, real};
 
 interpose! {
     fn read(fd: c_int, buf: *mut c_void, len: size_t) -> ssize_t,
@@ -199,6 +199,7 @@ fn cut(fd: c_int, size: off_t) -> Answer<c_int> {
     if !file.mode().write {
         return Err(Errno(libc::EINVAL));
     }
+    let _order = grows(description.inode().size(), size)?;
     file.set_len(size)?;
     Ok(Some(0))
 }
@@ -214,6 +215,7 @@ fn cut_path(route: &mut Route, size: off_t) -> Answer<c_int> {
         return Err(Errno(libc::EINVAL));
     }
     place.fs.access(inode, Access::WRITE, &place.cred)?;
+    let _order = grows(inode.size(), size)?;
     let change = SetAttr { size: Some(size), mtime: Some(SetTime::Now), ..SetAttr::default() };
     place.fs.set_attr(inode, &change, &place.cred)?;
     Ok(Some(0))
@@ -229,8 +231,27 @@ fn allocate(fd: c_int, mode: c_int, at: off_t, len: off_t) -> Answer<c_int> {
     let (what, keep_size) = FallocateMode::from_flags(mode.cast_unsigned())?;
     // What is no regular file here is a directory, which is never open for writing.
     let file = description.file().map_err(|_| Errno(libc::EBADF))?;
+    let end = at.checked_add(len).filter(|end| *end <= description.fs().max_file_size(description.inode()));
+    let _order = match (what, end) {
+        (FallocateMode::Allocate | FallocateMode::ZeroRange | FallocateMode::WriteZeroes, Some(end))
+            if !keep_size && file.mode().write =>
+        {
+            grows(description.inode().size(), end)?
+        }
+        _ => None,
+    };
     file.fallocate(what, at, len, keep_size)?;
     Ok(Some(0))
+}
+
+/// Whether RLIMIT_FSIZE lets a file of `old` bytes have `new`. What is given is held over that.
+fn grows(old: u64, new: u64) -> Result<Option<limit::Order>, Errno> {
+    if !limit::is_set() {
+        return Ok(None);
+    }
+    let order = limit::Order::of(false);
+    limit::check_size(old, new)?;
+    Ok(Some(order))
 }
 
 /// posix_fallocate(3) gives the error number back. Where nothing can be preallocated (ext3) the C library writes a byte into
@@ -430,7 +451,7 @@ pub(super) fn copy(
     }
     // SAFETY: the program says that each is null or its offset.
     let (source, target) = (unsafe { End::new(from, from_at) }?, unsafe { End::new(to, to_at) }?);
-    check_copy(&source, &target, len)?;
+    let len = check_copy(&source, &target, len)?;
     let done = transfer(&source, &target, len)?;
     for (end, place) in [(&source, from_at), (&target, to_at)] {
         if let Some(start) = end.at {
@@ -441,8 +462,8 @@ pub(super) fn copy(
     Ok(Some(done as ssize_t))
 }
 
-/// What copy_file_range(2) refuses before it copies anything.
-fn check_copy(source: &End, target: &End, len: usize) -> Result<(), Errno> {
+/// What copy_file_range(2) refuses before it copies anything; how much it copies.
+fn check_copy(source: &End, target: &End, len: usize) -> Result<usize, Errno> {
     let (from, to) = (table::get(source.fd)?, table::get(target.fd)?);
     let (reads, writes) = (from.file()?, to.file()?);
     if !reads.mode().read || !writes.mode().write || to.flags() & libc::O_APPEND != 0 {
@@ -450,13 +471,16 @@ fn check_copy(source: &End, target: &End, len: usize) -> Result<(), Errno> {
     }
     let start = source.at.unwrap_or_else(|| *from.position());
     let onto = target.at.unwrap_or_else(|| *to.position());
+    let given = len;
     let len = len as u64;
     if start.checked_add(len).is_none() || onto.checked_add(len).is_none() {
         return Err(Errno(libc::EOVERFLOW));
     }
+    let given = limit::room(onto, given)?;
+    let len = given as u64;
     let overlap = from.inode().ino() == to.inode().ino() && start < onto + len && onto < start + len;
     if overlap && len > 0 {
         return Err(Error::Invalid("a copy onto itself").into());
     }
-    Ok(())
+    Ok(given)
 }

@@ -2,19 +2,11 @@
 
 use extant_testkit::{env, need, oracle, scratch};
 
-use crate::support::{Image, python, said};
+use crate::support::{Image, interpreter, said};
 
 /// Runs a Python text in the image; gives what it said.
 fn run(image: &Image, python: &str, text: &str) -> String {
     said(&oracle::output(image.command(python).args(["-c", text])).expect("python"))
-}
-
-fn interpreter() -> Option<String> {
-    let found = python();
-    if found.is_none() {
-        println!("skipped: no python3 on this machine");
-    }
-    found
 }
 
 /// Each way to end leaves a clean image with what was written.

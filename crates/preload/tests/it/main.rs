@@ -2,6 +2,7 @@
 
 mod buffers;
 mod ending;
+mod limit;
 mod programs;
 mod semantics;
 mod support;

@@ -74,6 +74,12 @@ fn ranges() {
     probe(include_str!("probes/ranges.py"));
 }
 
+/// RLIMIT_FSIZE of the program is the one of its files, whatever the image needs.
+#[test]
+fn limited_sizes() {
+    probe(include_str!("probes/limit.py"));
+}
+
 #[test]
 fn mappings_past_all_files() {
     for mkfs in ["-t ext4 -b 1024", "-t ext4 -b 4096"] {

@@ -72,6 +72,14 @@ pub(crate) fn python() -> Option<String> {
     Some(String::from_utf8(output.stdout).ok()?.trim().to_owned()).filter(|path| Path::new(path).is_file())
 }
 
+pub(crate) fn interpreter() -> Option<String> {
+    let found = python();
+    if found.is_none() {
+        println!("skipped: no python3 on this machine");
+    }
+    found
+}
+
 /// Fails with the lines that differ.
 #[track_caller]
 fn assert_same(ours: &str, theirs: &str) {
