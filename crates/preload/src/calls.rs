@@ -15,6 +15,7 @@ mod process;
 mod raw;
 mod read_write;
 mod stdio;
+mod system;
 mod xattrs;
 
 pub(crate) use mapping::{has_mappings, overlaps_mapping, serves_system_calls};

@@ -173,6 +173,12 @@ pub(crate) fn steady() -> RwLockReadGuard<'static, ()> {
     STATE.read().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Whether what is started now would have another limit than the program.
+pub(crate) fn hides() -> bool {
+    let _state = STATE.read().unwrap_or_else(PoisonError::into_inner);
+    RAISED.load(Ordering::Acquire) && kernel(None).is_ok_and(|kernels| !equal(kernels, of_program(kernels)))
+}
+
 /// Runs `start`, which starts another program: that gets the program's limit. `in_place`: it takes the place of this one.
 ///
 /// While the image is mounted it is frozen over that, since the kernel would apply the limit to it.

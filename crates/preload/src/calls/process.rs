@@ -49,8 +49,6 @@ extern "C" fn in_child() {
 }
 
 interpose! {
-    fn system(command: *const c_char) -> c_int,
-        if config::config().is_some() => { mount::rest(); Ok(None) };
     fn popen(command: *const c_char, mode: *const c_char) -> *mut libc::FILE,
         if config::config().is_some() => {
             mount::rest();
@@ -87,9 +85,9 @@ interpose! {
         });
 }
 
-type Environment = *const *mut c_char;
+pub(super) type Environment = *const *mut c_char;
 
-fn environment() -> Environment {
+pub(super) fn environment() -> Environment {
     unsafe extern "C" {
         static environ: Environment;
     }

@@ -46,6 +46,8 @@ libc = ctypes.CDLL(None)
 libc.popen.restype = ctypes.c_void_p
 def streamed(w):
     libc.pclose(ctypes.c_void_p(libc.popen(b'cat /proc/self/limits >&%d' % w, b'w')))
+def commanded(w):
+    assert libc.system(b'cat /proc/self/limits >&%d; exit 7' % w) == 7 << 8
 def inherited(start):
     return lambda w: (os.set_inheritable(w, True), start(w))
 ";
@@ -70,7 +72,7 @@ os.write(fd, b'f' * 6000); os.fsync(fd)
 print(os.pwrite(fd, b'g' * soft, 5000) == soft - 5000, flush=True)
 os.fsync(fd)
 shown = tuple('unlimited' if n == resource.RLIM_INFINITY else str(n) for n in (soft, hard))
-print([limit_of(inherited(start)) == shown for start in (spawned, forked, streamed)], flush=True)
+print([limit_of(inherited(start)) == shown for start in (spawned, forked, streamed, commanded)], flush=True)
 os.write(fd, b'end')
 print(os.fstat(fd).st_size == soft, resource.getrlimit(FSIZE) == (soft, hard))
 "
@@ -84,7 +86,7 @@ print(os.fstat(fd).st_size == soft, resource.getrlimit(FSIZE) == (soft, hard))
         let image = Image::new("-t ext4 -b 1024");
         let (said, status) = run(&image, &python, before, false, &text);
         assert!(status.success(), "{said}");
-        assert_eq!(said, format!("True\n[True, True, True]\nTrue True\n{status}\n"));
+        assert_eq!(said, format!("True\n[True, True, True, True]\nTrue True\n{status}\n"));
         let bytes = oracle::debugfs_cat(&image.path, "/f");
         assert!(bytes[..5000] == [b'f'; 5000] && bytes[6003..].iter().all(|b| *b == b'g'), "{said}");
         image.assert_clean();
@@ -130,7 +132,7 @@ print(os.write(fd, b'f' * 60000), resource.getrlimit(FSIZE))
 refused(os.write, fd, b'x')
 os.fsync(fd)
 refused(os.execv, '/nowhere', ['x'])
-print([limit_of(inherited(start)) for start in (spawned, forked, streamed)], flush=True)
+print([limit_of(inherited(start)) for start in (spawned, forked, streamed, commanded)], flush=True)
 os.close(fd)
 libc.system(b'true')
 refused(os.truncate, T + '/f', 50001)
@@ -145,7 +147,7 @@ print(os.pwrite(fd, b'end', 79999), resource.getrlimit(FSIZE))
     assert!(status.success() && !said.contains("extant_preload:"), "{said}");
     let wanted = "not allowed to raise maximum limit\ncurrent limit exceeds maximum limit\n50000 (50000, 80000)\n\
                   [Errno 27] File too large\n[Errno 2] No such file or directory\n\
-                  [('50000', 'unlimited'), ('50000', '80000'), ('50000', 'unlimited')]\n\
+                  [('50000', 'unlimited'), ('50000', '80000'), ('50000', 'unlimited'), ('50000', 'unlimited')]\n\
                   [Errno 27] File too large";
     assert!(said.starts_with(wanted), "{said}");
     assert!(said.contains("1 (80000, 80000)\n"), "{said}");
