@@ -4,7 +4,7 @@
 //! mapping shows its blocks, but a transfer may be on its way to them; the inode may be forgotten and read anew, and then does not know. So
 //! its number is kept here, until no transfer can be under way that began before, by the same looks as for blocks that are held
 //! ([`crate::grace`]), half a minute at most. Of so many files that it would take much memory none is told from the others any more: each
-//! inode counts as one of them then.
+//! inode counts as one of them, for as long as the last of them would be kept.
 
 use std::time::Instant;
 
@@ -24,7 +24,7 @@ const MOST_FILES: usize = 16_384;
 pub(crate) struct Remembered {
     /// By number, what is known of the transfers to them.
     files: FxHashMap<u64, Doubt>,
-    /// Of those that were too many.
+    /// Of those that were too many: older than all in `files`.
     all: Option<Doubt>,
     /// Who knows what is under way.
     mmu: Option<Arc<dyn Mmu>>,
@@ -32,9 +32,8 @@ pub(crate) struct Remembered {
 
 impl Remembered {
     fn add(&mut self, number: u64, doubt: Doubt) {
-        let many = self.files.len() >= MOST_FILES && !self.files.contains_key(&number);
-        if self.all.is_some() || many {
-            // The last of them is the last of all.
+        if self.files.len() >= MOST_FILES && !self.files.contains_key(&number) {
+            // The last of them is the last of all; those that come after it are told from each other again.
             self.files.clear();
             self.all = Some(doubt);
         } else {
@@ -42,8 +41,9 @@ impl Remembered {
         }
     }
 
+    /// The younger one, which ends later.
     fn find(&self, number: u64) -> Option<Doubt> {
-        self.all.or_else(|| self.files.get(&number).copied())
+        self.files.get(&number).copied().or(self.all)
     }
 
     /// What a look at `now` says.

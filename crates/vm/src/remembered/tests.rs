@@ -42,3 +42,22 @@ fn of_too_many_files_each_is_one_of_them() {
     all.look(Perhaps, last + Duration::from_secs(30));
     assert!(all.is_empty());
 }
+
+#[test]
+fn after_too_many_files_the_next_ones_are_told_from_each_other() {
+    let (mut all, since) = (Remembered::default(), Instant::now());
+    let later = |ms| since + Duration::from_millis(ms);
+    for number in 0..=MOST_FILES as u64 {
+        all.add(number, Doubt::new(since));
+    }
+    all.add(5, Doubt::new(later(20_000)));
+    assert!(all.find(5).is_some() && all.find(6).is_some(), "one of too many");
+    all.look(Perhaps, later(30_000));
+    assert!(all.find(5).is_some(), "it came again");
+    assert!(
+        all.find(6).is_none() && all.find(1 << 40).is_none(),
+        "their time is over, whatever came after them"
+    );
+    all.look(Perhaps, later(50_000));
+    assert!(all.is_empty());
+}
