@@ -163,10 +163,8 @@ impl Filesystem {
             self.check_alive()?;
             return self.check_not_aborted();
         }
-        if !datasync && inode.state().times_dirty {
-            let mut handle = self.start_data(inode, 1)?;
-            let done = self.write_inode(&mut handle, inode);
-            self.finish(handle, done, inode)?;
+        if !datasync {
+            self.write_own_times(inode)?;
         }
         let tid = if datasync { &inode.datasync_tid } else { &inode.sync_tid };
         self.journal.wait_commit(Tid(tid.load(Ordering::Relaxed)))?;

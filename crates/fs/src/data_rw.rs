@@ -497,10 +497,8 @@ impl Filesystem {
             self.noted(data.pages.sync(&**data, 0..u64::MAX))?;
         }
         let unflushed = data.as_ref().map_or(Some(0), |data| data.pages.unflushed());
-        if !data_only && inode.state().times_dirty {
-            let mut handle = self.start_data(inode, 1)?;
-            let done = self.write_inode(&mut handle, inode);
-            self.finish(handle, done, inode)?;
+        if !data_only {
+            self.write_own_times(inode)?;
         }
         drop(pass);
         let tid = if data_only { &inode.datasync_tid } else { &inode.sync_tid };

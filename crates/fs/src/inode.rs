@@ -365,13 +365,28 @@ impl Filesystem {
 
     /// The same without a look at quota: for a change of the record alone, under locks that come after quota's.
     pub(crate) fn write_inode_uncounted(&self, handle: &mut Handle, inode: &Inode, buf: &Buf) -> Result<()> {
+        self.encode_inode(handle, inode, buf)?;
+        inode.note_tid(handle.tid(), true);
+        Ok(())
+    }
+
+    /// [`Self::write_inode`] where nothing has changed but times: no business of fdatasync(2). Who has changed anything else meanwhile
+    /// notes that himself, when he writes the inode.
+    pub(crate) fn write_inode_times(&self, handle: &mut Handle, inode: &Inode) -> Result<()> {
+        let buf = self.cache.read(inode.table.0)?;
+        self.quota_settle(handle, inode)?;
+        self.encode_inode(handle, inode, &buf)?;
+        inode.note_tid(handle.tid(), false);
+        Ok(())
+    }
+
+    fn encode_inode(&self, handle: &mut Handle, inode: &Inode, buf: &Buf) -> Result<()> {
         buf.set_order(WriteOrder::Inode);
         handle.modify(buf, |bytes| {
             let mut state = inode.state();
             state.times_dirty = false;
             self.inode_format.encode(inode.ino, &state.raw, &mut bytes[inode.table.1..])
         })??;
-        inode.note_tid(handle.tid(), true);
         Ok(())
     }
 

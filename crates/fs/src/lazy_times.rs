@@ -131,6 +131,19 @@ impl Filesystem {
         Ok(())
     }
 
+    /// Writes the times of an inode that changed in memory only.
+    pub(crate) fn write_own_times(&self, inode: &Inode) -> Result<()> {
+        if !inode.state().times_dirty {
+            return Ok(());
+        }
+        let mut handle = self.start_data(inode, 1)?;
+        self.write_inode_times(&mut handle, inode)?;
+        self.record_with(&mut handle)?;
+        let tid = handle.finish()?;
+        inode.note_tid(tid, false);
+        Ok(())
+    }
+
     /// Whether the times of a listed inode changed after second `until`.
     fn times_later(&self, ino: Ino, until: i64) -> bool {
         let Some(inode) = self.icache.cached(ino) else { return false };
@@ -157,7 +170,7 @@ impl Filesystem {
         let mut handle = self.start(&owners, inodes.len() as u32)?;
         for inode in inodes {
             if inode.state().times_dirty {
-                self.write_inode(&mut handle, inode)?;
+                self.write_inode_times(&mut handle, inode)?;
             }
         }
         handle.finish()?;

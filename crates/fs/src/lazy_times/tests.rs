@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use extant_device::OpenOptions;
+use extant_format::Tid;
 use extant_format::inode::Timestamp;
 use extant_testkit::kernel::KernelMount;
 use extant_testkit::{env, need, oracle, scratch};
@@ -276,4 +277,32 @@ fn a_flush_waits_for_a_flush() {
         second.join().unwrap().unwrap();
     }
     fs.unmount().unwrap();
+}
+
+/// Times are durable after fsync(2), and no reason for a commit to fdatasync(2), nor to a fault with MAP_SYNC; a new i_size is one.
+#[test]
+fn times_alone_are_not_for_fdatasync() {
+    need!(env::tools(&["mke2fs", "e2fsck"]));
+    let dir = scratch();
+    let image = dir.join("image");
+    oracle::mke2fs(&image, 16 << 20, "-t ext4");
+    let (fs, clock) = open(&image, "commit=3000");
+    let (inode, open) = file(&fs);
+    let sync_tid = || Tid(inode.sync_tid.load(Ordering::Relaxed));
+    let data = inode.datasync_tid();
+    clock.advance(100);
+    open.write_at(0, b"new").unwrap();
+    fs.fsync(&inode, false).unwrap();
+    assert!(inode.datasync_tid() == data && sync_tid().is_after(data), "written by fsync");
+    let times = sync_tid();
+    fs.touch_written(&inode);
+    fs.flush_times().unwrap();
+    assert!(inode.datasync_tid() == data && sync_tid().is_after(times), "written in the background");
+    open.write_at(8192, b"more").unwrap();
+    fs.fsync(&inode, true).unwrap();
+    assert!(inode.datasync_tid().is_after(data) && fs.journal.is_durable(inode.datasync_tid()));
+    drop((inode, open));
+    fs.unmount().unwrap();
+    drop(fs);
+    oracle::assert_clean(&image);
 }
