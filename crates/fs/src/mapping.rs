@@ -405,13 +405,13 @@ impl Filesystem {
             return Ok(Arc::clone(server));
         }
         let server = FaultServer::start(FaultThreads::default()).map_err(map_error)?;
-        // Two at once: one of them ends at once.
-        let server = Arc::clone(self.maps.server.get_or_init(|| server));
-        let made = Arc::new(AfterCommit(server.parked()));
-        if self.maps.after_commit.set(Arc::clone(&made)).is_ok() {
-            self.journal.add_observer(Arc::downgrade(&made) as _);
-        }
-        Ok(server)
+        // Two at once: one of them ends at once. Nobody parks a fault there before the journal tells it of commits.
+        let server = self.maps.server.get_or_init(|| {
+            let made = self.maps.after_commit.get_or_init(|| Arc::new(AfterCommit(server.parked())));
+            self.journal.add_observer(Arc::downgrade(made) as _);
+            server
+        });
+        Ok(Arc::clone(server))
     }
 
     /// The calling thread ends the process: it does not wait for that in a fault.
