@@ -18,7 +18,7 @@ use std::ops::Range;
 use extant_alloc::{Claim, ClaimRequest, Privilege, Reservation, ToFree};
 use extant_device::MemSlice;
 use extant_format::inode::InodeFlags;
-use extant_format::{Ino, Lblk, Pblk};
+use extant_format::{Ino, Lblk, Pblk, Tid};
 use extant_journal::Handle;
 use extant_map::{Content, Extent, MapFs, MapKind, Placement as Cluster, Run, Written};
 use extant_sync::atomic::{AtomicBool, AtomicU8, Ordering};
@@ -517,14 +517,17 @@ impl Host for FileData {
         self.inode.upgrade().map_or(0, |inode| inode.es.seq())
     }
 
-    fn map_is_durable(&self) -> bool {
-        self.both().is_ok_and(|(fs, inode)| fs.journal.is_durable(inode.datasync_tid()))
+    fn map_tid(&self) -> Result<Tid> {
+        Ok(self.both()?.1.datasync_tid())
     }
 
-    fn commit_map(&self) -> Result<bool> {
-        let (fs, inode) = self.both()?;
-        let tid = inode.datasync_tid();
-        if fs.journal.request_commit(tid) {
+    fn is_durable(&self, tid: Tid) -> bool {
+        self.fs.upgrade().is_some_and(|fs| fs.journal.is_durable(tid))
+    }
+
+    fn commit_map(&self, tid: Tid, stay: bool) -> Result<bool> {
+        let fs = self.fs.upgrade().ok_or(Error::Shutdown)?;
+        if !stay && fs.journal.request_commit(tid) {
             return Ok(false);
         }
         fs.journal.wait_commit(tid)?;

@@ -29,7 +29,7 @@ use extant_sync::atomic::{AtomicU8, AtomicU32, Ordering};
 use extant_sync::{Arc, Mutex, Rank};
 use extant_sys::{MapRequest, MemFile, Protection, UserPages, user_atomic};
 use extant_vm::real::{FaultHandler, FaultServer, FaultThreads, ParkedFaults, RealMapping, RealMmu};
-use extant_vm::{Access, Fault, MapAdvice, MapId, MapView, SpaceWait};
+use extant_vm::{Access, Fault, FaultWait, MapAdvice, MapId, MapView, SpaceWait};
 
 use crate::cred::Credentials;
 use crate::data::FileData;
@@ -212,14 +212,6 @@ impl Handler {
         let pages = self.first.load(Ordering::Relaxed)..self.end.load(Ordering::Relaxed);
         MapView { id, pages, advice, sync: self.sync }
     }
-
-    /// Waits for what faults of a mapping with MAP_SYNC would be parked for.
-    fn await_commit(&self) -> Result<()> {
-        match self.sync {
-            true => self.fs.sync_inode(&self.inode, true),
-            false => Ok(()),
-        }
-    }
 }
 
 impl FaultHandler for Handler {
@@ -230,7 +222,7 @@ impl FaultHandler for Handler {
         self.data.pages.try_fault(&*self.data, &self.view(mapping), page, access)
     }
 
-    fn fault(&self, mapping: MapId, page: u32, access: Access, wait: &mut SpaceWait) -> Fault {
+    fn fault(&self, mapping: MapId, page: u32, access: Access, wait: &mut FaultWait) -> Fault {
         if self.fs.check_alive().is_err() {
             if !self.fs.mount.ending.load(Ordering::Acquire) {
                 return Fault::Sigbus;
@@ -583,9 +575,6 @@ impl Mapping {
     /// Brings pages in, as far as they can be had.
     fn populate(&self, pages: Range<u32>) {
         let data = &self.handler.data;
-        if self.handler.await_commit().is_err() {
-            return;
-        }
         let view = MapView {
             pages: pages.clone(),
             advice: MapAdvice::Sequential,
@@ -625,11 +614,8 @@ impl Mapping {
             fs.check_alive()?;
             match data.pages.pin(&**data, &self.handler.view(self.map.id()), pages.clone()) {
                 Ok(pages) => return Ok(Pin { pages, _of: Arc::clone(&self.handler) }),
-                // Until the thaw, or the commit.
-                Err(Fault::Parked) => {
-                    drop(fs.gate.enter(Level::Fault));
-                    self.handler.await_commit()?;
-                }
+                // Until the thaw.
+                Err(Fault::Parked) => drop(fs.gate.enter(Level::Fault)),
                 Err(Fault::Oom) => return Err(Error::OutOfMemory),
                 Err(_) if fs.mode() == Mode::ReadOnly => return Err(Error::ReadOnly),
                 Err(_) => {

@@ -1,15 +1,38 @@
 //! Faults in a file in DAX mode.
 
-use extant_format::Lblk;
+use std::ops::Range;
+
+use extant_format::{Lblk, Tid};
 use extant_sys::Showing;
 
 use crate::Host;
 use crate::dax::{DaxRun, HUGE};
-use crate::fault::{Go, MapView};
+use crate::fault::{FaultWait, Go, MapView};
 use crate::host::Backing;
 use crate::mmu::{Access, Fault, Mmu};
 use crate::mutant::without;
 use crate::space::{AddressSpace, SharedGuard};
+
+/// What a fault of a mapping with MAP_SYNC has seen, and what it waits for.
+#[derive(Debug, Clone)]
+pub(crate) struct SyncLook {
+    /// Once this is durable, what was seen is the file's after a crash.
+    tid: Tid,
+    /// Written blocks in a row, from a byte of the device on.
+    pages: Range<u32>,
+    at: u64,
+    size: u64,
+    /// [`AddressSpace::taken`].
+    taken: u64,
+}
+
+/// What a mapping with MAP_SYNC may show.
+enum Part {
+    /// These pages, from a byte of the device on.
+    Durable(Range<u32>, u64),
+    /// Nothing before a commit.
+    Awaits(Tid),
+}
 
 /// Whether a file has left DAX mode.
 enum Left {
@@ -23,8 +46,8 @@ enum Left {
 }
 
 impl AddressSpace {
-    /// A fault inside of the file, which is in DAX mode. `insist`: a window, however many there are. Under shared `invalidate_lock`; takes
-    /// the gate where something is to be placed, or zeros to be shown.
+    /// A fault inside of the file, which is in DAX mode. Under shared `invalidate_lock`; takes the gate where something is to be placed, or
+    /// zeros to be shown.
     pub(crate) fn fault_dax<H: Host>(
         &self,
         host: &H,
@@ -32,21 +55,24 @@ impl AddressSpace {
         guard: &SharedGuard<'_>,
         view: &MapView,
         (page, access): (u32, Access),
-        insist: bool,
+        wait: &mut FaultWait,
     ) -> Result<Go, H::Error> {
         let geo = self.cache.geometry();
         let end = geo.page_of(host.size() - 1).unwrap_or(u32::MAX - 1);
         let last = end.min(view.pages.end.saturating_sub(1)).max(page);
         loop {
             match self.dax_run(host, view.pages.start.min(page), page, last)? {
-                DaxRun::Written { pages, at } => {
+                DaxRun::Written { mut pages, mut at } => {
                     if host.may_store() {
                         // Of loads too: what a mapping shows can be stored to.
-                        if view.sync && !self.is_map_durable(host) {
-                            return Ok(Go::NotDurable);
+                        if view.sync {
+                            match self.durable_part(host, &mut wait.look, page, pages, at)? {
+                                Part::Durable(part, from) => (pages, at) = (part, from),
+                                Part::Awaits(tid) => return Ok(Go::NotDurable(tid)),
+                            }
                         }
                         self.shows();
-                        match mmu.show_device(view.id, pages, at, access, insist)? {
+                        match mmu.show_device(view.id, pages, at, access, wait.refused > 0)? {
                             Showing::Shown => return Ok(Go::Done(Fault::Mapped)),
                             Showing::TooMany => return Ok(Go::TooMany),
                             Showing::Never => {}
@@ -97,11 +123,65 @@ impl AddressSpace {
         Ok(None)
     }
 
-    /// Whether the blocks that were just seen in the map are the file's after a crash too. Under shared `invalidate_lock`; takes the gate:
-    /// who has published them there has noted so (test `dax::stores_that_survive`).
-    fn is_map_durable<H: Host>(&self, host: &H) -> bool {
-        let _gate = (!without!(self.cache, SyncGated)).then(|| self.gate());
-        host.map_is_durable() || without!(self.cache, SyncCommitted)
+    /// Which of the written blocks `pages` round `page`, just seen in the map, from byte `at` of the device on, are the file's after a crash
+    /// too, with all bytes that the file has there. Under shared `invalidate_lock`; takes the gate: who has published them there has noted so
+    /// (test `map_sync::stores_that_survive`).
+    ///
+    /// What an earlier look saw counts once its transaction is durable, whatever others have changed meanwhile, if it is there still: else who
+    /// goes on changing the file would keep a fault waiting for as long (test `map_sync::an_appender_keeps_no_fault_waiting`).
+    fn durable_part<H: Host>(
+        &self,
+        host: &H,
+        look: &mut Option<SyncLook>,
+        page: u32,
+        pages: Range<u32>,
+        at: u64,
+    ) -> Result<Part, H::Error> {
+        if without!(self.cache, SyncCommitted) {
+            return Ok(Part::Durable(pages, at));
+        }
+        let seen = SyncLook { tid: Tid(0), pages, at, size: host.size(), taken: self.taken() };
+        if let Some(look) = look.as_ref()
+            && let Some((part, from)) = self.same_since(look, page, &seen)
+        {
+            return Ok(if host.is_durable(look.tid) {
+                Part::Durable(part, from)
+            } else {
+                Part::Awaits(look.tid)
+            });
+        }
+        let tid = {
+            let _gate = (!without!(self.cache, SyncGated)).then(|| self.gate());
+            host.map_tid()?
+        };
+        if host.is_durable(tid) {
+            return Ok(Part::Durable(seen.pages, seen.at));
+        }
+        *look = Some(SyncLook { tid, ..seen });
+        Ok(Part::Awaits(tid))
+    }
+
+    /// What was seen round `page` in `old` and is so still in `new`: blocks that were not taken from the file in between, even if they came
+    /// back, with no byte of the file that was not one then. Under shared `invalidate_lock`.
+    fn same_since(&self, old: &SyncLook, page: u32, new: &SyncLook) -> Option<(Range<u32>, u64)> {
+        let geo = self.cache.geometry();
+        let place = |look: &SyncLook, page: u32| look.at + geo.block_bytes(page - look.pages.start);
+        if (old.taken != new.taken && !without!(self.cache, SyncTaken))
+            || !old.pages.contains(&page)
+            || place(old, page) != place(new, page)
+        {
+            return None;
+        }
+        if without!(self.cache, SyncPart) {
+            return Some((new.pages.clone(), new.at));
+        }
+        let start = old.pages.start.max(new.pages.start);
+        let mut end = old.pages.end.min(new.pages.end);
+        if old.size != new.size && !without!(self.cache, SyncGained) {
+            // The page in which it ended has gained bytes.
+            end = end.min(geo.page_of(old.size).unwrap_or(u32::MAX));
+        }
+        (page < end).then(|| (start..end, place(new, start)))
     }
 
     /// The file leaves DAX mode, until its flag is changed or it is read again, if nobody uses it just now. `at_once`: also while

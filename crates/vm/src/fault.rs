@@ -10,9 +10,10 @@
 
 use std::ops::Range;
 
-use extant_format::Lblk;
+use extant_format::{Lblk, Tid};
 use extant_sync::{Arc, Held, Rank, assert_nothing_held};
 
+use crate::dax_fault::SyncLook;
 use crate::grace::{SpaceHope, SpaceWait};
 use crate::host::Backing;
 use crate::index::PageIndex;
@@ -53,6 +54,17 @@ pub struct MapView {
     pub sync: bool,
 }
 
+/// What a fault waits for, as a value with which it is asked again.
+#[derive(Debug, Clone, Default)]
+pub struct FaultWait {
+    /// Blocks that are held.
+    pub space: SpaceWait,
+    /// A commit ([`MapView::sync`]).
+    pub(crate) look: Option<SyncLook>,
+    /// Nothing: how often it was refused a window since it was last asked. After the first time it gets one, however many there are.
+    pub(crate) refused: u32,
+}
+
 /// What came of one go at a fault.
 pub(crate) enum Go {
     /// It is answered.
@@ -61,8 +73,8 @@ pub(crate) enum Go {
     AsStore,
     /// The mappings of the file show the device in too many pieces.
     TooMany,
-    /// What is to be shown may not be the file's after a crash, and the mapping promises that.
-    NotDurable,
+    /// What is to be shown may not be the file's after a crash before this is durable, and the mapping promises that.
+    NotDurable(Tid),
 }
 
 /// What the last fault of a kind was.
@@ -100,15 +112,15 @@ impl AddressSpace {
         fault
     }
 
-    /// The same for who has better things to do than to wait for blocks that are held: [`Fault::AwaitsSpace`], and `wait`, with which it is
-    /// asked again, says when ([`PageCache::may_have_space`]).
+    /// The same for who has better things to do than to wait for blocks that are held, or a commit: [`Fault::AwaitsSpace`], and `wait`, with
+    /// which it is asked again, says when ([`PageCache::may_have_space`]); [`Fault::Parked`], and [`Host::commit_map`] says when.
     pub fn fault_or_wait<H: Host>(
         &self,
         host: &H,
         view: &MapView,
         page: u32,
         access: Access,
-        wait: &mut SpaceWait,
+        wait: &mut FaultWait,
     ) -> Fault {
         let fault = self.fault_waiting(host, view, (page, access), wait, false);
         let _ = self.cache.throttle();
@@ -123,39 +135,39 @@ impl AddressSpace {
         page: u32,
         access: Access,
     ) -> Fault {
-        self.fault_waiting(host, view, (page, access), &mut SpaceWait::default(), true)
+        self.fault_waiting(host, view, (page, access), &mut FaultWait::default(), true)
     }
 
-    /// `stay`: it is waited here for blocks that are held.
-    fn fault_waiting<H: Host>(
+    /// `stay`: it is waited here for blocks that are held, and for commits.
+    pub(crate) fn fault_waiting<H: Host>(
         &self,
         host: &H,
         view: &MapView,
         (page, access): (u32, Access),
-        wait: &mut SpaceWait,
+        wait: &mut FaultWait,
         stay: bool,
     ) -> Fault {
         assert_nothing_held(Rank::FREEZE_WRITE, "a fault");
         if access == Access::Write && self.cache.throttle().is_err() {
             return Fault::Sigbus;
         }
-        let mut result = self.fault_once(host, view, page, access);
-        if result.as_ref().is_err_and(H::is_no_space) && wait.begin(&self.cache) {
+        let mut result = self.fault_once(host, view, (page, access), wait, stay);
+        if result.as_ref().is_err_and(H::is_no_space) && wait.space.begin(&self.cache) {
             if host.make_space().is_err() {
                 return Fault::Sigbus;
             }
-            result = self.fault_once(host, view, page, access);
+            result = self.fault_once(host, view, (page, access), wait, stay);
         }
         while result.as_ref().is_err_and(H::is_no_space) {
-            match host.await_space(wait, stay) {
-                SpaceHope::Again => result = self.fault_once(host, view, page, access),
+            match host.await_space(&mut wait.space, stay) {
+                SpaceHope::Again => result = self.fault_once(host, view, (page, access), wait, stay),
                 SpaceHope::Later => return Fault::AwaitsSpace,
                 SpaceHope::None => break,
             }
         }
         if matches!(result, Ok(Fault::Parked)) {
             // What it finds after the thaw is another wait.
-            *wait = SpaceWait::default();
+            wait.space = SpaceWait::default();
         }
         if access == Access::Write && matches!(result, Ok(Fault::Mapped)) {
             host.stored();
@@ -183,26 +195,27 @@ impl AddressSpace {
         &self,
         host: &H,
         view: &MapView,
-        page: u32,
-        access: Access,
+        (page, access): (u32, Access),
+        wait: &mut FaultWait,
+        stay: bool,
     ) -> Result<Fault, H::Error> {
         let Some(mmu) = self.mmu() else { return Ok(Fault::Sigbus) };
-        let mut refused = 0;
+        wait.refused = 0;
         loop {
             // What a load shows of a device can be stored to.
             let stores = access == Access::Write || self.is_dax();
-            let work = || self.fault_inside(host, &**mmu, view, (page, access), stores, refused > 0);
+            let mut work = || self.fault_inside(host, &**mmu, view, (page, access), wait, stores);
             let done =
                 if stores { host.in_fault(work).unwrap_or(Ok(Go::Done(Fault::Parked))) } else { work() };
             match done? {
                 Go::Done(fault) => return Ok(fault),
                 Go::AsStore => {}
-                Go::NotDurable if host.commit_map()? => {}
+                Go::NotDurable(tid) if host.commit_map(tid, stay)? => {}
                 // Asked again after the commit, for which no thread waits here.
-                Go::NotDurable => return Ok(Fault::Parked),
+                Go::NotDurable(_) => return Ok(Fault::Parked),
                 Go::TooMany => {
-                    refused += 1;
-                    if let Some(fault) = self.make_windows(host, &**mmu, refused)? {
+                    wait.refused += 1;
+                    if let Some(fault) = self.make_windows(host, &**mmu, wait.refused)? {
                         return Ok(fault);
                     }
                 }
@@ -210,15 +223,15 @@ impl AddressSpace {
         }
     }
 
-    /// `stores`: between what has to come before and after a store. `insist`: however many windows there are.
+    /// `stores`: between what has to come before and after a store.
     fn fault_inside<H: Host>(
         &self,
         host: &H,
         mmu: &dyn Mmu,
         view: &MapView,
         (page, access): (u32, Access),
+        wait: &mut FaultWait,
         stores: bool,
-        insist: bool,
     ) -> Result<Go, H::Error> {
         let before = self.is_dax();
         let guard = self.shared_for_fault();
@@ -233,7 +246,7 @@ impl AddressSpace {
         // What the file is now, not what it was when the fault came (test `dax::flips_against_faults`).
         if if without!(self.cache, DaxLookedAt) { before } else { self.is_dax() } {
             return if stores {
-                self.fault_dax(host, mmu, &guard, view, (page, access), insist)
+                self.fault_dax(host, mmu, &guard, view, (page, access), wait)
             } else {
                 Ok(Go::AsStore)
             };

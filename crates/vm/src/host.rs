@@ -3,7 +3,7 @@
 use std::io;
 
 use extant_device::MemSlice;
-use extant_format::{Lblk, Pblk};
+use extant_format::{Lblk, Pblk, Tid};
 use extant_sync::Arc;
 
 use crate::AddressSpace;
@@ -82,18 +82,29 @@ pub trait Host: Send + Sync + 'static {
     /// Gives back the reservation of these blocks, which are dropped. Takes 80, 82, 92.
     fn unreserve(&self, lblk: Lblk, len: u32);
 
-    /// Whether what has been noted of the map's changes is durable, and `i_disksize` with it: a crash now would leave the file with all
-    /// the blocks that [`Self::map`] says. Under the gate: who has published a block there has noted that. Takes no lock.
-    fn map_is_durable(&self) -> bool {
+    /// The last transaction that is noted to have changed the map or `i_disksize`: once it is durable, a crash leaves the file with all the
+    /// blocks that [`Self::map`] says now, as far as nobody takes them away. Under the gate: who has published a block there has noted
+    /// that. Takes no lock.
+    ///
+    /// # Errors
+    /// That the filesystem is gone.
+    fn map_tid(&self) -> Result<Tid, Self::Error> {
+        Ok(Tid(0))
+    }
+
+    /// Whether such a transaction is durable. Takes no lock.
+    fn is_durable(&self, tid: Tid) -> bool {
+        let _ = tid;
         true
     }
 
     /// Makes it durable. `false`: that is under way, and faults that were answered [`Fault::Parked`](crate::Fault::Parked) are asked again
-    /// when it is done, or cannot be. Nothing is held.
+    /// when it is done, or cannot be. With `stay` it is waited for, and the answer not `false`. Nothing is held.
     ///
     /// # Errors
     /// The journal's.
-    fn commit_map(&self) -> Result<bool, Self::Error> {
+    fn commit_map(&self, tid: Tid, stay: bool) -> Result<bool, Self::Error> {
+        let _ = (tid, stay);
         Ok(true)
     }
 

@@ -63,7 +63,7 @@ pub use cache::{CacheConfig, CacheStats, PageCache};
 #[cfg(feature = "shuttle")]
 pub use clock::pass;
 pub use errseq::{ErrCursor, ErrSeq};
-pub use fault::{MapAdvice, MapView};
+pub use fault::{FaultWait, MapAdvice, MapView};
 pub use grace::{SpaceHope, SpaceWait};
 pub use host::{Backing, Host, Mapped, Owner, Pending, Placement};
 pub use mapped::InlineGuard;

@@ -160,6 +160,7 @@ impl AddressSpace {
     /// Takes pages away from all mappings, before the blocks of `range` (bytes) are dropped. Under exclusive `invalidate_lock`: they
     /// do not come back.
     pub(crate) fn hide(&self, range: &Range<u64>) -> io::Result<()> {
+        self.takes();
         if without!(self.cache, PartHidden) {
             return Ok(());
         }

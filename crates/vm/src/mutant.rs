@@ -114,6 +114,12 @@ pub enum Mutant {
     SyncCommitted,
     /// Whether it is, is looked at under the gate.
     SyncGated,
+    /// What such a fault saw before its commit counts if nothing was taken from the file since,
+    SyncTaken,
+    /// of the pages that it saw,
+    SyncPart,
+    /// and of those that have gained no byte.
+    SyncGained,
     /// A file that is mapped so does not leave DAX mode by itself.
     SyncStays,
     /// What was stored without a fault is a change of the file's bytes on the device at the same time as it is found.

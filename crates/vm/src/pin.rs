@@ -10,7 +10,8 @@ use extant_sync::thread::{self, ThreadId};
 use extant_sync::{Arc, Condvar, Mutex, Rank, assert_nothing_held};
 use rustc_hash::FxHashMap;
 
-use crate::fault::MapView;
+use crate::fault::{FaultWait, MapView};
+use crate::grace::SpaceWait;
 use crate::host::Backing;
 use crate::mmu::Access;
 use crate::mutant::without;
@@ -180,10 +181,13 @@ impl AddressSpace {
             of.wait_for_turn();
         }
         let holder = thread::current().id();
+        // What one page waited for may have been all that the next ones need.
+        let mut wait = FaultWait::default();
         let mut pin = Pin { pages: Vec::new(), blocks: Vec::new(), cache, of, holder };
         for page in pages {
             loop {
-                match self.fault_and_stay(host, view, page, Access::Write) {
+                wait.space = SpaceWait::default();
+                match self.fault_waiting(host, view, (page, Access::Write), &mut wait, true) {
                     Fault::Mapped => {}
                     Fault::Retry => continue,
                     fault => return Err(fault),

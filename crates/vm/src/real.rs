@@ -33,7 +33,7 @@ mod suspects;
 
 use std::time::Duration;
 
-use crate::{Access, Fault, MapId, SpaceWait};
+use crate::{Access, Fault, FaultWait, MapId, SpaceWait};
 
 pub use mmu::{RealMapping, RealMmu};
 pub use server::{FaultServer, FaultThreads, ParkedFaults};
@@ -50,8 +50,8 @@ pub trait FaultHandler: Send + Sync {
     fn try_fault(&self, mapping: MapId, page: u32, access: Access) -> Option<Fault>;
 
     /// Decides a fault and installs what it gets; the caller wakes. May wait for locks and I/O. A private mapping loads only.
-    /// [`Fault::AwaitsSpace`] says with `wait` what it waits for, and gets that back when it is asked again.
-    fn fault(&self, mapping: MapId, page: u32, access: Access, wait: &mut SpaceWait) -> Fault;
+    /// [`Fault::AwaitsSpace`] and [`Fault::Parked`] say with `wait` what it waits for, and it gets that back when it is asked again.
+    fn fault(&self, mapping: MapId, page: u32, access: Access, wait: &mut FaultWait) -> Fault;
 
     /// Looks whether space can be had that faults wait for, of this handler or another one of the same server. With nothing held.
     fn look_for_space(&self);

@@ -14,7 +14,7 @@ use extant_sync::{Arc, Mutex, MutexGuard, Rank};
 use extant_sys::transfers::UnderWay;
 use extant_sys::{MemFile, PageMem, Showing, Stored};
 
-use crate::fault::MapView;
+use crate::fault::{FaultWait, MapView};
 use crate::host::Host;
 use crate::mmu::{Access, Fault, MapId, Mmu};
 
@@ -274,7 +274,7 @@ impl SimMmu {
     /// [`Fault::Sigbus`], [`Fault::Oom`], [`Fault::Parked`].
     pub fn load<H: Host>(&self, host: &H, view: &MapView, at: u64, into: &mut [u8]) -> Result<(), Fault> {
         let len = into.len();
-        self.access(host, view, at, len, Access::Read, |place| match place {
+        self.access(host, view, (at, len), Access::Read, None, |place| match place {
             Place::Memory(mem, from) => mem.mem().copy_to(from, into),
             Place::Device(device, from) => device.read_at(from, into).expect("inside of the device"),
         })
@@ -285,7 +285,33 @@ impl SimMmu {
     /// # Errors
     /// As [`Self::load`].
     pub fn store<H: Host>(&self, host: &H, view: &MapView, at: u64, bytes: &[u8]) -> Result<(), Fault> {
-        self.access(host, view, at, bytes.len(), Access::Write, |place| match place {
+        self.store_inside(host, view, at, bytes, None)
+    }
+
+    /// The same, but what a fault has to wait for is an answer too: [`Fault::Parked`], [`Fault::AwaitsSpace`]; `wait` is for the next try.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn store_or_wait<H: Host>(
+        &self,
+        host: &H,
+        view: &MapView,
+        at: u64,
+        bytes: &[u8],
+        wait: &mut FaultWait,
+    ) -> Result<(), Fault> {
+        self.store_inside(host, view, at, bytes, Some(wait))
+    }
+
+    fn store_inside<H: Host>(
+        &self,
+        host: &H,
+        view: &MapView,
+        at: u64,
+        bytes: &[u8],
+        wait: Option<&mut FaultWait>,
+    ) -> Result<(), Fault> {
+        self.access(host, view, (at, bytes.len()), Access::Write, wait, |place| match place {
             Place::Memory(mem, from) => mem.mem().copy_from(from, bytes),
             Place::Device(device, from) => device.write_at(from, bytes).expect("inside of the device"),
         })
@@ -295,9 +321,9 @@ impl SimMmu {
         &self,
         host: &H,
         view: &MapView,
-        at: u64,
-        len: usize,
+        (at, len): (u64, usize),
         access: Access,
+        mut wait: Option<&mut FaultWait>,
         mut act: impl FnMut(Place<'_>),
     ) -> Result<(), Fault> {
         let size = self.memory.page_size() as u64;
@@ -307,10 +333,15 @@ impl SimMmu {
             match self.attempt(view.id, (page, from), access, &mut act) {
                 Met::Done => return Ok(()),
                 Met::PastEnd => return Err(Fault::Sigbus),
-                Met::Fault => match host.space().fault(host, view, page, access) {
-                    Fault::Mapped | Fault::Retry => {}
-                    fault => return Err(fault),
-                },
+                Met::Fault => {
+                    let fault = match &mut wait {
+                        Some(wait) => host.space().fault_or_wait(host, view, page, access, wait),
+                        None => host.space().fault(host, view, page, access),
+                    };
+                    if !matches!(fault, Fault::Mapped | Fault::Retry) {
+                        return Err(fault);
+                    }
+                }
             }
         }
     }

@@ -36,6 +36,8 @@ pub struct AddressSpace {
     pub(crate) copies: Copies,
     /// Mappings have shown the device: a transfer may be under way to blocks that the file has or had.
     pub(crate) shown: AtomicBool,
+    /// How often something was taken from what mappings show.
+    taken: AtomicU64,
     /// Changes of the file's bytes on the device that were made in DAX mode; and how many of them a flush has come after. A file that
     /// comes into the mode has one: what was written before.
     pub(crate) device_changes: AtomicU64,
@@ -92,6 +94,7 @@ impl AddressSpace {
             dax: AtomicBool::new(false),
             copies: Copies::default(),
             shown: AtomicBool::new(false),
+            taken: AtomicU64::new(0),
             device_changes: AtomicU64::new(1),
             device_flushed: AtomicU64::new(0),
             sync_maps: AtomicUsize::new(0),
@@ -125,6 +128,16 @@ impl AddressSpace {
     /// The mappings, if there ever was one.
     pub fn mmu(&self) -> Option<&Arc<dyn Mmu>> {
         self.mmu.get()
+    }
+
+    /// How often blocks may have been taken from the file, or unwritten: under shared `invalidate_lock` none are.
+    pub(crate) fn taken(&self) -> u64 {
+        self.taken.load(Ordering::Acquire)
+    }
+
+    /// Blocks are about to be taken from the file, or unwritten.
+    pub(crate) fn takes(&self) {
+        self.taken.fetch_add(1, Ordering::AcqRel);
     }
 
     /// A locked page for the index, whose lock the caller holds.

@@ -8,7 +8,7 @@ use extant_sys::{Refused, UserPages};
 use super::mutant::without;
 use super::server::{Entry, Shared};
 use crate::queue::{Epoch, Pool};
-use crate::{Access, Fault, MapId, SpaceWait};
+use crate::{Access, Fault, FaultWait, MapId};
 
 /// A thread that waits for a page. It is answered at the latest when this is dropped: with SIGBUS.
 pub(super) struct Pending {
@@ -17,7 +17,7 @@ pub(super) struct Pending {
     page: u32,
     access: Access,
     waiter: Waiter,
-    wait: SpaceWait,
+    wait: FaultWait,
     answered: bool,
 }
 
@@ -52,7 +52,7 @@ impl Pending {
         access: Access,
         waiter: Waiter,
     ) -> Self {
-        Self { shared, entry, page, access, waiter, wait: SpaceWait::default(), answered: false }
+        Self { shared, entry, page, access, waiter, wait: FaultWait::default(), answered: false }
     }
 
     pub(super) fn pool(&self) -> Pool {
@@ -83,7 +83,7 @@ impl Pending {
 
     /// Whether it is to be asked again.
     pub(super) fn may_have_space(&self) -> bool {
-        self.entry.handler.may_have_space(&self.wait)
+        self.entry.handler.may_have_space(&self.wait.space)
     }
 
     /// Carries out an answer that was asked for at `asked`.

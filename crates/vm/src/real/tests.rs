@@ -11,7 +11,7 @@ use super::mutant::Guard;
 use super::pending::Waiter;
 use super::suspects::{Suspects, Verdict};
 use super::{FaultHandler, FaultServer, FaultThreads, RealMapping, RealMmu};
-use crate::{Access, Fault, MapId, Mmu, SpaceWait};
+use crate::{Access, Fault, FaultWait, MapId, Mmu, SpaceWait};
 
 const PAGE: usize = 4096;
 const PAGES: u32 = 64;
@@ -123,7 +123,7 @@ impl FaultHandler for Toy {
         Some(self.install(map, page, access, state))
     }
 
-    fn fault(&self, map: MapId, page: u32, access: Access, _wait: &mut SpaceWait) -> Fault {
+    fn fault(&self, map: MapId, page: u32, access: Access, _wait: &mut FaultWait) -> Fault {
         self.asked.fetch_add(1, Ordering::Relaxed);
         assert!(!self.panics.swap(false, Ordering::Relaxed), "asked to");
         if let Some(fault) = self.instead.lock().pop() {

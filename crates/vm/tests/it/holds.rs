@@ -6,7 +6,7 @@ use std::time::Duration;
 use extant_device::BlockDevice;
 use extant_sync::{Arc, Mutex, Rank, thread};
 use extant_sys::transfers::UnderWay;
-use extant_vm::{Access, Fault, Mutant, ReadAhead, SpaceWait, pass};
+use extant_vm::{Access, Fault, FaultWait, Mutant, ReadAhead, pass};
 
 use crate::dax;
 use crate::faults::{BLOCK, PAGE, Rig, explore, load, store, task, together};
@@ -131,14 +131,14 @@ fn a_store_that_waits_for_held_blocks() {
         rig.punch(PAGE as u64, 2 * PAGE as u64);
         together(vec![
             task!([rig, mmu, map] {
-                let mut wait = SpaceWait::default();
+                let mut wait = FaultWait::default();
                 loop {
                     match rig.file.pages.fault_or_wait(&*rig.file, &map, 1, Access::Write, &mut wait) {
                         Fault::Mapped => break,
                         Fault::AwaitsSpace => {}
                         fault => panic!("{fault:?}"),
                     }
-                    while !rig.fs.cache.may_have_space(&wait) {
+                    while !rig.fs.cache.may_have_space(&wait.space) {
                         thread::yield_now();
                         rig.fs.cache.end_grace();
                     }

@@ -2,7 +2,7 @@
 //! crash, with no call to the filesystem.
 
 use extant_sync::Arc;
-use extant_vm::{Fault, MapView, Mutant, SimMmu};
+use extant_vm::{Fault, FaultWait, Host, MapView, Mutant, SimMmu};
 
 use crate::dax::{Rig, load};
 use crate::faults::{explore, task, together, view};
@@ -24,8 +24,9 @@ fn mapped(bytes: &[u8], size: u64, mutant: Mutant) -> (Arc<Rig>, Arc<SimMmu>, Ma
 
 /// Stores a byte, commits where the fault waits for that, and has the crash find it, in a block that is the file's.
 fn store_durably(rig: &Rig, mmu: &SimMmu, map: &MapView, at: u64, byte: u8) {
+    let mut wait = FaultWait::default();
     loop {
-        match mmu.store(&*rig.file, map, at, &[byte]) {
+        match mmu.store_or_wait(&*rig.file, map, at, &[byte], &mut wait) {
             Ok(()) => break,
             Err(Fault::Parked) => rig.file.commit(),
             Err(fault) => panic!("{fault:?}"),
@@ -111,4 +112,109 @@ fn a_fragmented_file_stays() {
         assert_eq!((got[7], got[PAGE + 8], got[9]), (2, 3, 1));
     }
     explore("map_sync: a fragmented file stays", scenario, &[Mutant::SyncStays]);
+}
+
+/// Does it beside a reader of the file.
+fn beside_a_reader(rig: &Arc<Rig>, work: impl FnOnce() + Send + 'static) {
+    together(vec![Box::new(work), task!([rig] { rig.read(); })]);
+}
+
+/// What a page is shown for, once it has been seen and its transaction is durable, however the file goes on growing: two commits are enough.
+/// The pages that it has gained meanwhile are not shown with it.
+#[test]
+fn an_appender_keeps_no_fault_waiting() {
+    fn append_and_store(rig: &Rig, mmu: &SimMmu, map: &MapView) {
+        rig.write(P, &[2; PAGE]);
+        let (mut wait, mut commits) = (FaultWait::default(), 0);
+        while let Err(fault) = mmu.store_or_wait(&*rig.file, map, P + 8, &[3], &mut wait) {
+            assert_eq!((fault, commits < 2), (Fault::Parked, true), "it waits for the appender");
+            // Changed before the commit, which says nothing of what comes after it.
+            rig.write(rig.file.size(), &[4; PAGE]);
+            rig.file.commit();
+            commits += 1;
+            rig.write(rig.file.size(), &[5; PAGE]);
+        }
+        store_durably(rig, mmu, map, P + 9, 6);
+        store_durably(rig, mmu, map, 2 * P + 9, 7);
+        store_durably(rig, mmu, map, 3 * P + 9, 8);
+    }
+    fn scenario(mutant: Mutant) {
+        let (rig, mmu, map) = mapped(&[1; PAGE], 2 * P, mutant);
+        beside_a_reader(&rig, {
+            let rig = Arc::clone(&rig);
+            move || append_and_store(&rig, &mmu, &map)
+        });
+        let got = rig.settled();
+        let at = |page: usize, byte: usize| got[page * PAGE + byte];
+        assert_eq!((at(1, 8), at(1, 9), at(2, 9), at(3, 9), at(3, 10)), (3, 6, 7, 8, 5));
+    }
+    explore("map_sync: an appender", scenario, &[Mutant::SyncPart]);
+}
+
+/// What was seen does not count when it is gone meanwhile, even if the same block has come back; nor for bytes that its page has gained.
+#[test]
+fn what_was_seen_and_is_gone() {
+    fn taken(mutant: Mutant) {
+        let (rig, mmu, map) = mapped(&[1; PAGE], 2 * P, mutant);
+        beside_a_reader(&Arc::clone(&rig), move || {
+            let mut wait = FaultWait::default();
+            let mut store = |byte| mmu.store_or_wait(&*rig.file, &map, P + 8, &[byte], &mut wait);
+            assert_eq!(store(3), Err(Fault::Parked));
+            rig.file.commit();
+            rig.punch(P, 2 * P);
+            rig.file.commit();
+            rig.write(P, &[2; PAGE]);
+            if store(4).is_err() {
+                rig.file.commit();
+                store(4).expect("it is durable");
+            }
+            assert_eq!(
+                rig.file.survives(P + 8).map(|(_, flushed)| flushed),
+                Some(4),
+                "a crash loses a store"
+            );
+        });
+    }
+    fn gained(mutant: Mutant) {
+        let (rig, mmu, map) = mapped(&[1; 700], 0, mutant);
+        beside_a_reader(&Arc::clone(&rig), move || {
+            rig.write(700, &[2; 10]);
+            let mut wait = FaultWait::default();
+            let mut store = |at| mmu.store_or_wait(&*rig.file, &map, at, &[3], &mut wait);
+            assert_eq!(store(6), Err(Fault::Parked));
+            rig.file.commit();
+            rig.write(3500, &[4; 10]);
+            if store(6).is_err() {
+                rig.file.commit();
+                store(6).expect("it is durable");
+            }
+            store(3000).expect("the same page");
+            assert_eq!(rig.file.survives(3000).map(|(_, flushed)| flushed), Some(3), "a crash loses a store");
+        });
+    }
+    explore("map_sync: a block that came back", taken, &[Mutant::SyncTaken]);
+    explore("map_sync: bytes that came meanwhile", gained, &[Mutant::SyncGained]);
+}
+
+/// A pin beside an appender: it waits for the commit of what it has seen.
+#[test]
+fn a_pin_beside_an_appender() {
+    fn scenario(mutant: Mutant) {
+        let (rig, mmu, map) = mapped(&[1; PAGE], 3 * P, mutant);
+        together(vec![
+            task!([rig, map] {
+                let pin = rig.file.pages.pin(&*rig.file, &map, 1..3).expect("a pin");
+                assert_eq!(pin.len(), 2);
+                drop(pin);
+            }),
+            task!([rig] {
+                rig.write(3 * P, &[4; PAGE]);
+                rig.write(4 * P, &[5; PAGE]);
+            }),
+        ]);
+        store_durably(&rig, &mmu, &map, P + 9, 6);
+        let got = rig.settled();
+        assert_eq!((got[PAGE + 9], got[4 * PAGE]), (6, 5));
+    }
+    explore("map_sync: a pin", scenario, &[]);
 }

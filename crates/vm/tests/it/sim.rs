@@ -5,7 +5,7 @@ use std::io;
 use std::ops::Range;
 
 use extant_device::{BlockDevice, DirectAccess, MemSlice, MemoryDevice};
-use extant_format::{Lblk, Pblk};
+use extant_format::{Lblk, Pblk, Tid};
 use extant_sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use extant_sync::{Arc, Condvar, Mutex, Rank};
 use extant_vm::{
@@ -367,13 +367,22 @@ impl Host for SimFile {
         self.seq.load(Ordering::Acquire)
     }
 
-    fn map_is_durable(&self) -> bool {
-        self.committed.lock().noted >= self.noted.load(Ordering::Acquire)
+    fn map_tid(&self) -> io::Result<Tid> {
+        Ok(Tid(self.noted.load(Ordering::Acquire) as u32))
     }
 
-    fn commit_map(&self) -> io::Result<bool> {
+    fn is_durable(&self, tid: Tid) -> bool {
+        self.committed.lock().noted >= u64::from(tid.0)
+    }
+
+    // Only there are mappings with MAP_SYNC.
+    #[cfg(feature = "shuttle")]
+    fn commit_map(&self, _tid: Tid, stay: bool) -> io::Result<bool> {
         // Who is answered that it is parked commits.
-        Ok(false)
+        if stay {
+            self.commit();
+        }
+        Ok(stay)
     }
 
     fn reserve(&self, lblk: Lblk, len: u32) -> io::Result<()> {
