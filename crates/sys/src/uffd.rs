@@ -24,7 +24,7 @@ use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, Setter, Updater, ioctl, opcode};
 use rustix::mm::{UserfaultfdFlags, userfaultfd};
 
 use crate::vma::Maps;
-use moves::Moves;
+use moves::{Moves, Probe};
 pub(crate) use watch::Watch;
 
 /// `UFFD_API`, and the group of the ioctls.
@@ -133,6 +133,10 @@ pub struct Uffd {
     kernel_faults: bool,
     woken: Woken,
     moves: Moves,
+    /// Says whether memory is being moved.
+    probe: Probe,
+    #[cfg(test)]
+    pub(crate) met_moves: AtomicU64,
     /// `None`: there is no `/proc`.
     maps: Option<Maps>,
 }
@@ -264,6 +268,9 @@ impl Uffd {
         // SAFETY: as above.
         match unsafe { ioctl(&fd, call) } {
             Ok(()) => Ok(Self {
+                probe: Probe::new(&fd)?,
+                #[cfg(test)]
+                met_moves: AtomicU64::new(0),
                 fd: crate::descriptor::lift(fd),
                 kernel_faults,
                 woken: Woken::new(),
@@ -303,6 +310,12 @@ impl Uffd {
     /// What the kernel has mapped in this process; `None` where that cannot be told.
     pub(crate) fn maps(&self) -> Option<&Maps> {
         self.maps.as_ref()
+    }
+
+    /// As on a kernel that does not answer for one address, or (`None`) without `/proc`.
+    #[cfg(test)]
+    pub(crate) fn set_maps(&mut self, maps: Option<Maps>) {
+        self.maps = maps;
     }
 
     /// Lets whoever waits for memory in the range look again. Harmless where nothing is registered.

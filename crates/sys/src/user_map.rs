@@ -5,6 +5,7 @@
 //! | [`UserMap`] | a mapping, owned: its address, its content, unmapped when dropped |
 //! | [`UserPages`] | its pages, shared: what a fault's handler and writeback do with them |
 //! | `pieces` | the ranges of addresses that a mapping consists of |
+//! | `poison` | pages that cannot be had, marked so |
 //! | `change` | unmapping, moving, growing, protecting parts of it |
 //! | `device` | windows: parts that show a device |
 //! | `kernel` | what the program did without telling: what the kernel says against what we have on record |
@@ -16,7 +17,8 @@
 //! A shared mapping is registered for missing, unmapped and protected pages, whatever its protection; a private one for the first
 //! two: what it stores goes to copies of its own, which no operation here takes away.
 //!
-//! Locks: `changing` over a change of the mapping's shape, with its system calls; then `state`, held shared over the ioctls of
+//! Locks: `changing` over a change of the mapping's shape, with its system calls; then, where what the kernel says and our books are to belong
+//! together, the reader's ([`Uffd::hold`]); then `state`, held shared over the ioctls of
 //! installing and protecting, exclusively for a few instructions or one ioctl. None of them is held while a thread waits for the
 //! reader of messages: a moved mapping is marked busy instead, and installing leaves busy pieces out.
 
@@ -25,6 +27,7 @@ mod change;
 mod device;
 mod kernel;
 mod pieces;
+mod poison;
 
 use std::io;
 use std::ops::Range;
@@ -166,8 +169,12 @@ impl UserMap {
         // From here on an error unmaps it.
         let map = Self { pages };
         kernel::add(&map.pages);
-        kernel::take_over(&(start..start + len), id);
-        map.pages.publish(&mut map.pages.write());
+        {
+            // In one step for who adopts addresses.
+            let _held = uffd.hold();
+            kernel::take_over(&(start..start + len), id);
+            map.pages.publish(&mut map.pages.write());
+        }
         map.pages.open(start..start + len, request.protection)?;
         Ok(map)
     }
@@ -412,7 +419,7 @@ impl UserPages {
     /// EFAULT when the file has no such page, and the page is not past its end; the system's. Some pages may then be visible.
     pub fn install(&self, pages: Range<u32>, writable: bool) -> io::Result<()> {
         let bytes = self.bytes(&pages);
-        let state = self.read_healed(&pages);
+        let Some(state) = self.read_healed(&pages) else { return Ok(()) };
         for piece in state.over(&bytes).filter(|p| !p.busy) {
             let range = piece.part(&bytes);
             if writable && self.shared && piece.is_writable() {
@@ -590,11 +597,15 @@ impl UserPages {
                 let byte = piece.file_byte(part.start);
                 self.zap_addresses(part, byte)?;
             }
+            // madvise(2) is not refused while memory moves, and `/proc` says where it is already.
+            let moving = self.uffd.is_moving();
             drop(state);
             // What the program has moved meanwhile goes where it is now.
-            if self.uffd.settled(moves) {
+            if !moving && self.uffd.settled(moves) {
                 return Ok(());
             }
+            // With nothing held: the reader, for which this waits, may want any of it.
+            std::thread::yield_now();
         }
     }
 
@@ -619,67 +630,6 @@ impl UserPages {
             }
             Sent::Runs => Refused::Gone,
             Sent::Never => Refused::Waits,
-        }
-    }
-
-    /// Makes accesses of a page that is not visible SIGBUS (in a system call: EFAULT), until [`Self::heal`] or the page is installed.
-    /// Wakes nobody. Left out is what [`Self::install`] leaves out.
-    ///
-    /// # Errors
-    /// The system's.
-    pub fn poison(&self, page: u32) -> io::Result<()> {
-        let bytes = self.bytes(&(page..page + 1));
-        let mut guard = self.write();
-        let state = &mut *guard;
-        for piece in state.pieces.iter().filter(|p| !p.busy && p.overlaps(&bytes)) {
-            for at in piece.part(&bytes).step_by(page_size()) {
-                let part = at..at + page_size();
-                // SAFETY: a registered part of this mapping, which stays what it is while `state` is held.
-                let mut outcome = unsafe { self.uffd.poison(part.clone()) };
-                if matches!(outcome, Outcome::Exists) && self.shared {
-                    // Visible without the right to store, or marked so: the page goes first, then the mark, so that no store slips
-                    // through in between. Nothing is installed meanwhile.
-                    self.zap_addresses(part.clone(), piece.file_byte(at))?;
-                    // SAFETY: as above.
-                    match unsafe { self.uffd.protect(part.clone(), false) } {
-                        Outcome::Done
-                        | Outcome::Part(_)
-                        | Outcome::Moving
-                        | Outcome::NotMapped
-                        | Outcome::NoProcess => {}
-                        other => return Err(other.error()),
-                    }
-                    // SAFETY: as above.
-                    outcome = unsafe { self.uffd.poison(part) };
-                }
-                match outcome {
-                    Outcome::Done | Outcome::Part(_) => {
-                        state.poisoned.insert(piece.file_byte(at));
-                    }
-                    // A private mapping's own copy, or a part that is being changed: who waits asks again.
-                    Outcome::Exists | Outcome::Moving | Outcome::NotMapped | Outcome::NoProcess => {}
-                    other => return Err(other.error()),
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Undoes [`Self::poison`]: the next access asks again.
-    pub fn heal(&self, pages: &Range<u32>) {
-        let bytes = self.bytes(pages);
-        if self.read().poisoned.range(bytes.clone()).next().is_none() {
-            return;
-        }
-        let mut state = self.write();
-        for byte in state.poisoned_idle(&bytes) {
-            if let Some(at) = state.address_of(byte) {
-                // What is there is the mark of poison, and no copy of a private mapping's: `install`, which would let one be made,
-                // heals first and excludes poison until it is done.
-                let result = self.zap_addresses(at..at + page_size(), byte);
-                debug_assert!(result.is_ok(), "zap of a poisoned page: {result:?}");
-            }
-            state.poisoned.remove(&byte);
         }
     }
 
@@ -740,19 +690,6 @@ impl UserPages {
 
     fn write(&self) -> RwLockWriteGuard<'_, State> {
         self.state.write().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The state, with nothing poisoned in the pages (busy parts apart).
-    fn read_healed(&self, pages: &Range<u32>) -> RwLockReadGuard<'_, State> {
-        let bytes = self.bytes(pages);
-        loop {
-            let state = self.read();
-            if state.poisoned.is_empty() || state.poisoned_idle(&bytes).is_empty() {
-                return state;
-            }
-            drop(state);
-            self.heal(pages);
-        }
     }
 
     /// The state, with no change under way in the range.

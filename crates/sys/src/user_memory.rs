@@ -71,12 +71,20 @@ pub fn maps_in(range: Range<usize>) -> Vec<u64> {
     all
 }
 
-/// The addresses around `addr` in the range that no mapping has; `None` when one has `addr`.
-pub(crate) fn gap(range: &Range<usize>, addr: usize) -> Option<Range<usize>> {
-    let tree = TREE.read().unwrap_or_else(PoisonError::into_inner);
+/// Gives a mapping the addresses around `addr` in the range that no mapping has, as the entry that `entry` makes of them, in one step; which.
+/// `None` when one has `addr`.
+pub(crate) fn claim(
+    range: &Range<usize>,
+    addr: usize,
+    entry: impl FnOnce(&Range<usize>) -> Entry,
+) -> Option<Range<usize>> {
+    let mut tree = TREE.write().unwrap_or_else(PoisonError::into_inner);
     let before = tree.range(..=addr).next_back().map_or(0, |(_, entry)| entry.end);
     let behind = tree.range(addr + 1..).next().map_or(usize::MAX, |(start, _)| *start);
-    (before <= addr).then(|| range.start.max(before)..range.end.min(behind))
+    let gap = (before <= addr).then(|| range.start.max(before)..range.end.min(behind))?;
+    tree.insert(gap.start, entry(&gap));
+    ENTRIES.store(tree.len(), Ordering::Release);
+    Some(gap)
 }
 
 /// Exchanges the entries of one mapping, in one step.

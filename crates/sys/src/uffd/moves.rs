@@ -3,13 +3,21 @@
 //! The kernel tells it by a message, and mremap(2) returns when that is read; until then operations over ranges are
 //! [`Moving`](super::Outcome::Moving). Between the read and the time that the books say so, an operation may look at the old addresses, and find
 //! nothing there. So both are done under one lock, and who has to reach every page compares [`Uffd::moves`] before with
-//! [`Uffd::settled`] after it.
+//! [`Uffd::settled`] after it. Who asks by a call that is not refused while memory moves (madvise(2), `/proc`) looks at [`Uffd::is_moving`] in
+//! between.
 
+use std::io;
 use std::ops::Range;
+use std::os::fd::OwnedFd;
+use std::ptr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::{EVENT_REMAP, Uffd};
+use rustix::ioctl::{Updater, ioctl};
+use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
+use rustix::param::page_size;
+
+use super::{EVENT_REMAP, Outcome, REGISTER_WP, RangeArg, RegisterArg, UFFDIO_REGISTER, Uffd};
 
 /// What a descriptor knows of moves.
 #[derive(Default)]
@@ -29,6 +37,47 @@ impl Moves {
 
     fn ours(&self) -> MutexGuard<'_, Vec<[Range<usize>; 2]>> {
         self.ours.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// [`Uffd::hold`].
+pub(crate) struct Held<'a> {
+    _reading: MutexGuard<'a, ()>,
+}
+
+/// A page without access or use, registered with a descriptor.
+pub(super) struct Probe(usize);
+
+impl Probe {
+    pub(super) fn new(fd: &OwnedFd) -> io::Result<Self> {
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+        // SAFETY: a new mapping at an address of the system's choice touches nothing that exists.
+        let start = unsafe { mmap_anonymous(ptr::null_mut(), page_size(), ProtFlags::empty(), flags) }?;
+        // From here on an error unmaps it.
+        let probe = Self(start.expose_provenance());
+        let mut arg = RegisterArg { range: RangeArg::of(&probe.range()), mode: REGISTER_WP, ioctls: 0 };
+        // SAFETY: UFFDIO_REGISTER takes a pointer to a `struct uffdio_register`, reads and writes nothing else.
+        let call = unsafe { Updater::<UFFDIO_REGISTER, RegisterArg>::new(&mut arg) };
+        // SAFETY: the page just made, which nobody can access.
+        unsafe { ioctl(fd, call) }?;
+        Ok(probe)
+    }
+
+    fn range(&self) -> Range<usize> {
+        self.0..self.0 + page_size()
+    }
+
+    fn ask(&self, uffd: &Uffd) -> Outcome {
+        // SAFETY: a page that nobody can access.
+        unsafe { uffd.protect(self.range(), true) }
+    }
+}
+
+impl Drop for Probe {
+    fn drop(&mut self) {
+        // SAFETY: exactly the mapping that was made here, which nobody knows.
+        let result = unsafe { munmap(ptr::with_exposed_provenance_mut(self.0), page_size()) };
+        debug_assert!(result.is_ok(), "munmap of an own mapping: {result:?}");
     }
 }
 
@@ -53,13 +102,38 @@ impl Uffd {
     /// locked.
     pub(crate) fn own_move(&self, from: Range<usize>, to: Range<usize>) -> OwnMove<'_> {
         let ranges = [from, to];
+        // Not while somebody who has looked for it takes addresses over: either he sees it, or it comes after him.
+        let _reading = self.moves.reading();
         self.moves.ours().push(ranges.clone());
         OwnMove { uffd: self, ranges }
     }
 
     /// Whether an address is one that this library moves memory from or to just now.
     pub(crate) fn is_own_move(&self, addr: usize) -> bool {
-        self.moves.ours().iter().flatten().any(|range| range.contains(&addr))
+        self.is_own_move_in(&(addr..addr + 1))
+    }
+
+    /// The same of any address in a range.
+    pub(crate) fn is_own_move_in(&self, addrs: &Range<usize>) -> bool {
+        let ours = self.moves.ours();
+        ours.iter().flatten().any(|range| range.start < addrs.end && addrs.start < range.end)
+    }
+
+    /// While this is held no message is read, and all that were are followed: with [`Self::is_moving`] false, what the kernel said before that,
+    /// and what the books say, belong together. Before the state of a mapping is locked, after `changing`; nothing that waits for the reader is
+    /// done under it.
+    pub(crate) fn hold(&self) -> Held<'_> {
+        Held { _reading: self.moves.reading() }
+    }
+
+    /// Whether the kernel is moving memory, and the reader has yet to read of it. Where not, every move that was seen to have happened, or that an
+    /// operation before this has missed, has been read. Asked by write protection of a page that nobody uses: that is refused for that time
+    /// alone. madvise(2), and what `/proc` says, are not.
+    pub(crate) fn is_moving(&self) -> bool {
+        let moving = self.probe.ask(self) == Outcome::Moving;
+        #[cfg(test)]
+        self.met_moves.fetch_add(u64::from(moving), Ordering::AcqRel);
+        moving
     }
 
     /// How many moves of the program's were followed.
@@ -67,7 +141,8 @@ impl Uffd {
         self.moves.followed.load(Ordering::Acquire)
     }
 
-    /// Whether nothing was moved since [`Self::moves`] said `before` that an operation since then could have missed. Not with the state of a
+    /// Whether nothing was moved since [`Self::moves`] said `before` that an operation since then could have missed, if that is refused while
+    /// memory moves, or [`Self::is_moving`] was false after it. Not with the state of a
     /// mapping locked.
     pub(crate) fn settled(&self, before: u64) -> bool {
         self.catch_up();

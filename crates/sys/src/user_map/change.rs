@@ -214,6 +214,8 @@ impl UserPages {
             let whole = |state: &State| state.inside(&range).any(|p| !p.busy && is_inside(&range, &p.range));
             // A window is no part of the memory file's mapping, and is not gone.
             let shows_device = self.bytes_at(&range).iter().any(|bytes| !changing.inside(bytes).is_empty());
+            // What has moved there, and is not followed yet, is not gone.
+            let _held = self.uffd.hold();
             // SAFETY: a part of this mapping, or nothing that is registered: then nothing is done.
             let there = || unsafe { self.uffd.protect(range.clone(), true) };
             if whole(&self.read()) && !shows_device && matches!(there(), crate::uffd::Outcome::NotMapped) {
@@ -278,8 +280,10 @@ impl UserPages {
         // SAFETY: a part of this mapping; without a flag it stays where it is, and nothing else is replaced.
         unsafe { mremap(start, old.len(), new_len, MremapFlags::empty()) }?;
         let new = old.start..old.start + new_len;
-        super::kernel::take_over(&(old.end..new.end), self.id);
         {
+            // In one step for who adopts addresses: somebody may be there already.
+            let _held = self.uffd.hold();
+            super::kernel::take_over(&(old.end..new.end), self.id);
             let mut state = self.write();
             state.take_out_idle(&(old.end..new.end));
             if let Some(piece) = state.pieces.iter_mut().find(|p| is_inside(old, &p.range)) {

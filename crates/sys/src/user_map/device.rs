@@ -9,7 +9,8 @@
 //! (`vm.max_map_count`); what this library has mapped takes a fourth of these at most, with a few windows that every mapping may have a half,
 //! and one mapping no more than 4,096. Who wants more is refused ([`Showing::TooMany`]), before the kernel refuses anything (`budget`).
 //!
-//! All of this happens under the mapping's `changing` lock, so that its shape stays what it is.
+//! All of this happens under the mapping's `changing` lock, so that its shape stays what it is. What the program has put in a part's place by a
+//! call of its own is looked for before, and left alone.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -230,7 +231,7 @@ impl UserPages {
         budget::keep_room();
         // What is replaced, if the file has grown behind a window.
         self.note_stores(&windows, &bytes);
-        let parts = self.parts(&bytes);
+        let parts = self.shown_parts(&mut windows, &bytes);
         for (range, byte, protection) in parts {
             let on_device = at + (byte - bytes.start);
             let inherited = match self.put_window(&range, protection, device, on_device) {
@@ -291,6 +292,65 @@ impl UserPages {
         state.over(bytes).map(part).collect()
     }
 
+    /// The same without what the program has unmapped, or put something else in the place of: that is no part of the mapping any more.
+    fn shown_parts(&self, windows: &mut Windows, bytes: &Range<u64>) -> Vec<(Range<usize>, u64, Protection)> {
+        let (shown, gone) = self.shown_and_gone(windows, bytes);
+        if gone.is_empty() {
+            return shown;
+        }
+        // Looked at again with the reader held: what the program has moved, and is not followed yet, is not gone.
+        let held = self.uffd.hold();
+        let (shown, gone) = self.shown_and_gone(windows, bytes);
+        if self.uffd.is_moving() {
+            return shown;
+        }
+        let mut state = self.write();
+        gone.iter().for_each(|(range, _)| state.take_out(range));
+        self.publish(&mut state);
+        drop(state);
+        drop(held);
+        for (range, byte) in gone {
+            // Windows of bytes that are shown elsewhere stay on record.
+            let bytes = byte..byte + range.len() as u64;
+            let mut left = self.parts(&bytes);
+            left.sort_unstable_by_key(|(_, byte, _)| *byte);
+            let mut at = bytes.start;
+            let ends = left.into_iter().map(|(range, byte, _)| byte..byte + range.len() as u64);
+            for next in ends.chain(std::iter::once(bytes.end..bytes.end)) {
+                if at < next.start {
+                    windows.remove(&(at..next.start));
+                }
+                at = at.max(next.end);
+            }
+        }
+        shown
+    }
+
+    /// What the kernel says of the parts that show these bytes: what is there, and what is not, each with its first byte.
+    #[expect(clippy::type_complexity, reason = "two lists of one function")]
+    fn shown_and_gone(
+        &self,
+        windows: &Windows,
+        bytes: &Range<u64>,
+    ) -> (Vec<(Range<usize>, u64, Protection)>, Vec<(Range<usize>, u64)>) {
+        let (mut shown, mut gone) = (Vec::new(), Vec::new());
+        for (range, byte, protection) in self.parts(bytes) {
+            let byte_at = |at: usize| byte + (at - range.start) as u64;
+            let mut at = range.start;
+            for part in self.still_shown(windows, &range, byte) {
+                if at < part.start {
+                    gone.push((at..part.start, byte_at(at)));
+                }
+                at = part.end;
+                shown.push((part.clone(), byte_at(part.start), protection));
+            }
+            if at < range.end {
+                gone.push((at..range.end, byte_at(at)));
+            }
+        }
+        (shown, gone)
+    }
+
     /// Begins to watch a window, which is whole; whether that can be. What was touched already is taken to be stored to.
     fn watch(&self, range: &Range<usize>) -> bool {
         let Some(watch) = Watch::of_process().filter(|_| range.len() <= LONGEST) else { return false };
@@ -318,7 +378,10 @@ impl UserPages {
                 if protection.write && (!watched || self.was_stored(&addresses)) {
                     self.stored_to_device.raise(Stored::Something);
                 }
-                if protection.write && !watched && self.watch(&addresses) {
+                // Not what is somebody else's by now.
+                let is_there =
+                    || self.still_shown(&windows, &addresses, bytes.start).first() == Some(&addresses);
+                if protection.write && !watched && is_there() && self.watch(&addresses) {
                     plain.push(bytes);
                 }
             }
@@ -371,7 +434,7 @@ impl UserPages {
         let (Some((first, _)), Some((last, _))) = (inside.first(), inside.last()) else { return Ok(()) };
         let span = first.start..last.end;
         self.note_stores(windows, &span);
-        let parts = self.parts(&span);
+        let parts = self.shown_parts(windows, &span);
         let bytes_of = |(range, byte, _): &(Range<usize>, u64, Protection)| *byte..*byte + range.len() as u64;
         for (n, part) in parts.iter().enumerate() {
             // The program may have mapped one byte of the file at two places of a mapping it moved; each has its own windows.

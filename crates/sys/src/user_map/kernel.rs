@@ -125,15 +125,9 @@ impl UserPages {
     fn parts_that(&self, range: &Range<usize>, wanted: impl Fn(&Vma, usize) -> bool) -> Vec<Range<usize>> {
         let Some(maps) = self.uffd.maps() else { return vec![range.clone()] };
         let mut parts: Vec<Range<usize>> = Vec::new();
-        let mut at = range.start;
-        while at < range.end {
-            let vma = match maps.at_or_behind(at) {
-                Ok(Some(vma)) if vma.range.start < range.end => vma,
-                Ok(_) => break,
-                Err(_) => return vec![range.clone()],
-            };
-            let part = vma.range.start.max(at)..vma.range.end.min(range.end);
-            at = part.end;
+        for vma in maps.walk(range.clone()) {
+            let Ok(vma) = vma else { return vec![range.clone()] };
+            let part = vma.range.start.max(range.start)..vma.range.end.min(range.end);
             if wanted(&vma, part.start) {
                 match parts.last_mut() {
                     Some(last) if last.end == part.start => last.end = part.end,
@@ -170,22 +164,20 @@ impl UserPages {
     /// messages.
     ///
     /// # Errors
-    /// The system's; then the thread asks again.
+    /// The system's. Where the kernel cannot be asked at all (there is no `/proc`), accesses of the page are SIGBUS; of what may pass (no
+    /// descriptor is free) the thread asks again.
     pub fn look_for(uffd: &Uffd, addr: usize) -> io::Result<()> {
         let page = addr & !(page_size() - 1);
-        let done = Self::find_owner(uffd, addr, page);
+        let done = match Self::find_owner(uffd, addr, page) {
+            Err(error) if !is_passing(&error) => refuse_unknown(uffd, addr, page).and(Err(error)),
+            done => done,
+        };
         uffd.wake(page..page + page_size());
         done
     }
 
     fn find_owner(uffd: &Uffd, addr: usize, page: usize) -> io::Result<()> {
-        let all: Vec<Arc<Self>> = {
-            let all = ALL.read().unwrap_or_else(PoisonError::into_inner);
-            all.values()
-                .filter_map(Weak::upgrade)
-                .filter(|p| std::ptr::eq(&raw const *p.uffd, uffd))
-                .collect()
-        };
+        let all = all_of(uffd);
         let is_in = |pages: &&Arc<Self>| pages.read().pieces.iter().any(|p| p.range.contains(&addr));
         if let Some(changed) = all.iter().find(is_in) {
             // Whoever changes it holds this until it is done.
@@ -205,42 +197,83 @@ impl UserPages {
         let owner = of_file.iter().find(goes_on).or_else(|| of_file.iter().find(shows)).or(of_file.first());
         match owner {
             Some(owner) => owner.adopt(addr),
-            None => refuse(uffd, &vma, page),
+            None => refuse(uffd, addr, page),
         }
     }
 
     /// Takes addresses that the kernel has mapped for this file, and that nobody is known to have, into the mapping.
+    ///
+    /// A thread may be at the new place of a move before the reader has read of it: the kernel hands out faults before events. These addresses
+    /// are not free but another mapping's, perhaps: with them this one would unmap that one's memory at its end. So all is looked at
+    /// and done with the reader held, and nothing while it has something to read (`nobody_adopts_what_another_mapping_moves`). Of new
+    /// mappings and of growth ([`UserPages::grow`]) the kernel says something before the books do, which is done with the reader held, too.
     fn adopt(&self, addr: usize) -> io::Result<()> {
         let changing = self.change();
+        let held = self.uffd.hold();
         let Some(vma) = covering(self.uffd.as_ref(), addr)? else { return Ok(()) };
         // Looked at after the kernel: who moves something says so before, and until the books have it.
-        if self.uffd.is_own_move(addr) || !self.is_of(&vma) || find(self.id).is_none() {
+        if self.uffd.is_moving()
+            || self.uffd.is_own_move_in(&vma.range)
+            || !self.is_of(&vma)
+            || find(self.id).is_none()
+        {
             return Ok(());
         }
-        let Some(gap) = user_memory::gap(&vma.range, addr) else { return Ok(()) };
         let protection = Protection { read: vma.read, write: vma.write && self.may_store(), exec: vma.exec };
-        {
-            let mut state = self.write();
-            let offset = vma.file_byte(gap.start);
-            state.pieces.push(Piece::new(gap, offset, protection));
-            state.merge();
-            self.publish(&mut state);
-        }
+        self.claim(&mut self.write(), &vma.range, addr, vma.offset, protection);
+        drop(held);
         drop(changing);
         // Who waits elsewhere in it has a message of his own.
         Ok(())
     }
 }
 
+/// All mappings whose faults are messages of a descriptor.
+fn all_of(uffd: &Uffd) -> Vec<Arc<UserPages>> {
+    let all = ALL.read().unwrap_or_else(PoisonError::into_inner);
+    all.values().filter_map(Weak::upgrade).filter(|p| std::ptr::eq(&raw const *p.uffd, uffd)).collect()
+}
+
 fn covering(uffd: &Uffd, addr: usize) -> io::Result<Option<Vma>> {
     let maps: &vma::Maps = uffd.maps().ok_or(Errno::NOENT)?;
-    Ok(maps.at_or_behind(addr)?.filter(|vma| vma.range.contains(&addr)))
+    maps.covering(addr)
+}
+
+/// Whether what the system could not do now it may do soon.
+fn is_passing(error: &io::Error) -> bool {
+    let passing = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::INTR, Errno::AGAIN];
+    passing.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }
 
 /// Makes accesses of a page SIGBUS that is left of a mapping which is gone.
-fn refuse(uffd: &Uffd, vma: &Vma, page: usize) -> io::Result<()> {
+pub(super) fn refuse(uffd: &Uffd, addr: usize, page: usize) -> io::Result<()> {
+    // What was looked at before this may have become a mapping's by now: as in `adopt`.
+    let _held = uffd.hold();
+    let Some(vma) = covering(uffd, addr)? else { return Ok(()) };
+    if all_of(uffd).iter().any(|pages| pages.is_of(&vma)) {
+        return Ok(());
+    }
+    refuse_nobodys(uffd, addr, page, || vma.shared)
+}
+
+/// The same where the kernel cannot be asked whose the page is: nobody's, by our books.
+fn refuse_unknown(uffd: &Uffd, addr: usize, page: usize) -> io::Result<()> {
+    let _held = uffd.hold();
+    if all_of(uffd).iter().any(|pages| pages.read().pieces.iter().any(|p| p.range.contains(&addr))) {
+        return Ok(());
+    }
+    // SAFETY: where it is registered for that it is a shared mapping's, and nobody's: the next store is refused.
+    let shared = || unsafe { uffd.protect(page..page + page_size(), true) } == Outcome::Done;
+    refuse_nobodys(uffd, addr, page, shared)
+}
+
+/// Makes accesses of a page SIGBUS, if nobody has got it meanwhile. With the reader held.
+fn refuse_nobodys(uffd: &Uffd, addr: usize, page: usize, shared: impl FnOnce() -> bool) -> io::Result<()> {
+    if uffd.is_moving() || uffd.is_own_move(addr) || user_memory::find(addr).is_some() {
+        return Ok(());
+    }
     let part = page..page + page_size();
-    if vma.shared {
+    if shared() {
         // Visible without the right to store.
         let start = std::ptr::with_exposed_provenance_mut(page);
         // SAFETY: a page of a memory file, which keeps its content; nobody has it but who waits for it.

@@ -158,6 +158,29 @@ impl State {
 }
 
 impl UserPages {
+    /// Takes addresses around `addr` in the range over that are nobody's in the process-wide tree; byte `offset` of the file is at the range's
+    /// start. Whether there are any.
+    pub(super) fn claim(
+        &self,
+        state: &mut State,
+        range: &Range<usize>,
+        addr: usize,
+        offset: u64,
+        protection: Protection,
+    ) -> bool {
+        let at = |start: usize| offset + (start - range.start) as u64;
+        let page_size = self.file.page_size();
+        let entry =
+            |gap: &Range<usize>| Entry { end: gap.end, map: self.id, offset: at(gap.start), page_size };
+        let Some(gap) = user_memory::claim(range, addr, entry) else { return false };
+        state.published.push(gap.start);
+        let offset = at(gap.start);
+        state.pieces.push(Piece::new(gap, offset, protection));
+        state.merge();
+        self.publish(state);
+        true
+    }
+
     /// Makes the process-wide tree say what the pieces say; busy ones are not in it.
     pub(super) fn publish(&self, state: &mut State) {
         state.counted.set(state.pieces.len());

@@ -1,6 +1,7 @@
 //! Mappings, with a test in the place of the handler.
 
 mod aligned;
+mod meanwhile;
 mod moved;
 mod unsaid;
 
@@ -58,7 +59,15 @@ fn rig(kernel: bool) -> Option<Rig> {
 }
 
 fn rig_in(turn: Turn, kernel: bool) -> Option<Rig> {
-    match Uffd::open() {
+    rig_of(turn, kernel, |_| ())
+}
+
+/// With a descriptor that was made another one.
+fn rig_of(turn: Turn, kernel: bool, make: impl FnOnce(&mut Uffd)) -> Option<Rig> {
+    match Uffd::open().map(|mut uffd| {
+        make(&mut uffd);
+        uffd
+    }) {
         Ok(uffd) if kernel && !uffd.handles_kernel_faults() => {
             println!("skipped: no userfaultfd that serves faults in system calls");
             None

@@ -48,6 +48,8 @@ pub(super) struct Shared {
     /// The thread whose faults are not parked; 0: none.
     impatient: AtomicU32,
     restarts: AtomicU64,
+    /// It was said that memory's owner could not be found out.
+    said_unknown: AtomicBool,
     pub(super) suspects: Mutex<Suspects>,
     /// The guard that is taken away.
     pub(super) mutant: Mutex<Guard>,
@@ -104,6 +106,7 @@ impl FaultServer {
             closed: AtomicBool::new(false),
             impatient: AtomicU32::new(0),
             restarts: AtomicU64::new(0),
+            said_unknown: AtomicBool::new(false),
             suspects: Mutex::new(Rank::LEAF, Suspects::default()),
             mutant: Mutex::new(Rank::LEAF, Guard::None),
             #[cfg(test)]
@@ -354,8 +357,11 @@ impl Shared {
                 }
                 Job::Refuse(pending) => drop(pending),
                 Job::Find(addr) => {
-                    if let Err(error) = UserPages::look_for(&self.uffd, addr) {
-                        // The thread asks again, and again: it hangs, but can be killed, and no wrong byte is seen.
+                    // Refused where that cannot be found out at all; of what may pass the thread asks again, and again: it hangs, but can
+                    // be killed, and no wrong byte is seen. Said once: there may be such a fault for every page, or one for ever.
+                    if let Err(error) = UserPages::look_for(&self.uffd, addr)
+                        && !self.said_unknown.swap(true, Ordering::Relaxed)
+                    {
                         tracing::error!(%error, "whose memory an access met could not be found out");
                     }
                 }
