@@ -177,7 +177,7 @@ pub(crate) struct Detached<A: Answer> {
     kind: PhantomData<fn(A)>,
 }
 
-impl<A: IntoBytes + Immutable> Reply<'_, A> {
+impl<A: Answer> Reply<'_, A> {
     /// The reply as a value of its own. Itself if the request occupies who serves it until it is answered, so that it must
     /// not wait.
     pub(crate) fn detach(mut self) -> Result<Detached<A>, Self> {
@@ -192,6 +192,14 @@ impl<A: IntoBytes + Immutable> Detached<A> {
     pub(crate) fn ok(mut self, body: &A) {
         self.answered = true;
         Reply::<A>::new(&self.channel, self.unique, 0).ok(body);
+    }
+}
+
+impl Detached<Empty> {
+    /// Answers with an error.
+    pub(crate) fn error(mut self, errno: Errno) {
+        self.answered = true;
+        Reply::<Empty>::new(&self.channel, self.unique, 0).error(errno);
     }
 }
 

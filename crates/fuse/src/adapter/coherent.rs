@@ -4,15 +4,19 @@
 //! so again. After an asynchronous one (io_submit(2), io_uring) it does not: a buffered read that was served between the two
 //! leaves old content in the cache for good. So the write is answered only after the server had the kernel drop the range.
 //!
+//! The same goes for what the kernel was not told of: a fallocate(2) that failed half-way, an append that went elsewhere than where the
+//! kernel thought the end.
+//!
 //! A reader must not wait for that: the kernel waits for locked pages, whose READs other readers serve. A thread of its own
-//! does it, started with the first such write. Files that are only read directly, or only by buffers, cost a counter.
+//! does it, started with the first such request. Files that are only read directly, or only by buffers, cost a counter.
 
 use extant_sync::atomic::{AtomicBool, Ordering};
 use extant_sync::{Arc, Condvar, Mutex, Rank, thread};
 use rustc_hash::FxHashMap;
+use rustix::io::Errno;
 
 use crate::notify::Notifier;
-use crate::reply::Detached;
+use crate::reply::{Detached, Empty};
 use crate::wire::WriteOut;
 
 const SHARDS: usize = 16;
@@ -82,12 +86,55 @@ impl SharedByInode {
     }
 }
 
-/// A direct write whose answer waits.
+/// What the kernel's cache of a file has wrong.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Stale {
+    /// Pages from this byte on, of so many bytes (0: up to the end).
+    pub(super) pages: Option<(u64, u32)>,
+    /// The size, where it is larger than the kernel was told, by zeros.
+    pub(super) grown_to: Option<u64>,
+}
+
+impl Stale {
+    /// Tells the kernel. Of an inode that it does not know (ENOENT) it caches nothing.
+    pub(super) fn tell(self, notifier: &Notifier, node: u64) -> Result<(), Errno> {
+        let unknown = |error| if error == Errno::NOENT { Ok(()) } else { Err(error) };
+        // Attributes that are not known any more do not change the size that the kernel appends at, a store behind it does.
+        let grown = match self.grown_to.and_then(|size| size.checked_sub(1)) {
+            Some(last) => notifier.store(node, last, &[0]).or_else(unknown),
+            None => Ok(()),
+        };
+        let dropped = match self.pages {
+            Some((offset, len)) => i64::try_from(offset)
+                .map_err(|_| Errno::FBIG)
+                .and_then(|offset| notifier.inval_inode(node, offset, len.into()).or_else(unknown)),
+            None => Ok(()),
+        };
+        grown.and(dropped)
+    }
+}
+
+/// What is to be done once the kernel was told.
+enum Then {
+    Written(Detached<WriteOut>, WriteOut),
+    Failed(Detached<Empty>, Errno),
+    Nothing,
+}
+
+impl Then {
+    fn run(self) {
+        match self {
+            Self::Written(reply, out) => reply.ok(&out),
+            Self::Failed(reply, errno) => reply.error(errno),
+            Self::Nothing => {}
+        }
+    }
+}
+
 struct Waiting {
     node: u64,
-    offset: u64,
-    reply: Detached<WriteOut>,
-    out: WriteOut,
+    stale: Stale,
+    then: Then,
 }
 
 #[derive(Default)]
@@ -97,7 +144,7 @@ struct Queue {
     thread: Option<thread::JoinHandle<()>>,
 }
 
-/// The thread that has ranges dropped and then answers.
+/// The thread that has the kernel told, and then answers.
 #[derive(Clone)]
 pub(super) struct Dropper {
     shared: Arc<(Mutex<Queue>, Condvar)>,
@@ -123,6 +170,28 @@ impl Dropper {
         reply: Detached<WriteOut>,
         out: WriteOut,
     ) {
+        let stale = Stale { pages: Some((offset, out.size)), grown_to: None };
+        self.queue(notifier, Waiting { node, stale, then: Then::Written(reply, out) });
+    }
+
+    /// Answers a request that failed after the kernel was told of what it has changed all the same.
+    pub(super) fn fail(
+        &self,
+        notifier: &Notifier,
+        node: u64,
+        stale: Stale,
+        reply: Detached<Empty>,
+        errno: Errno,
+    ) {
+        self.queue(notifier, Waiting { node, stale, then: Then::Failed(reply, errno) });
+    }
+
+    /// Tells the kernel soon.
+    pub(super) fn tell(&self, notifier: &Notifier, node: u64, stale: Stale) {
+        self.queue(notifier, Waiting { node, stale, then: Then::Nothing });
+    }
+
+    fn queue(&self, notifier: &Notifier, waiting: Waiting) {
         let (queue, changed) = &*self.shared;
         let mut held = queue.lock();
         if held.thread.is_none() && !held.ended {
@@ -133,11 +202,11 @@ impl Dropper {
         if held.thread.is_none() {
             drop(held);
             // No thread: rather an old page than no answer.
-            tracing::warn!(node, "a buffered read may see old content after an asynchronous direct write");
-            reply.ok(&out);
+            tracing::warn!(node = waiting.node, "a buffered read may see old content");
+            waiting.then.run();
             return;
         }
-        held.waiting.push(Waiting { node, offset, reply, out });
+        held.waiting.push(waiting);
         changed.notify_all();
     }
 
@@ -170,12 +239,10 @@ fn serve(shared: &(Mutex<Queue>, Condvar), notifier: &Notifier) {
             return;
         }
         for one in now {
-            let range = i64::try_from(one.offset).ok().zip(Some(i64::from(one.out.size)));
-            if let Some((offset, len)) = range {
-                // ENOENT: the kernel does not know the inode any more, and caches nothing of it.
-                let _ = notifier.inval_inode(one.node, offset, len);
+            if let Err(error) = one.stale.tell(notifier, one.node) {
+                tracing::warn!(%error, node = one.node, "a buffered read may see old content");
             }
-            one.reply.ok(&one.out);
+            one.then.run();
         }
     }
 }

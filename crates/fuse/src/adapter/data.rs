@@ -7,9 +7,10 @@ use extant_sync::Arc;
 use extant_sys::MemSlice;
 use rustix::io::Errno;
 
+use super::coherent::Stale;
 use super::open::{Open, is_direct};
 use super::{Adapter, caller, errno};
-use crate::reply::{Bytes, Reply};
+use crate::reply::{Bytes, Empty, Reply};
 use crate::server::Request;
 use crate::wire::{self, BmapIn, BmapOut, CopyFileRangeIn, FallocateIn, LseekIn, ReadIn, WriteIn, WriteOut};
 
@@ -90,6 +91,12 @@ impl Adapter {
             Err(errno) => return reply.error(errno),
         };
         let done = self.do_write(req, &file, args, data);
+        let done = done.map(|(out, at)| {
+            if at != args.offset {
+                self.appended_elsewhere(req.node(), &file, args.offset, at);
+            }
+            out
+        });
         match (done, self.notifier.get()) {
             (Ok(out), Some(notifier)) if file.may_leave_stale(args.flags) => {
                 match reply.detach() {
@@ -102,13 +109,22 @@ impl Adapter {
         }
     }
 
+    /// The kernel took the file to end elsewhere, and has what was appended in its pages there. It keeps the page that it has locked
+    /// until the write is answered, so nobody waits here for the drop.
+    fn appended_elsewhere(&self, node: u64, file: &Open, there: u64, at: u64) {
+        if let Some(notifier) = self.notifier.get().filter(|_| file.may_be_cached()) {
+            self.dropper.tell(notifier, node, Stale { pages: Some((there.min(at), 0)), grown_to: None });
+        }
+    }
+
+    /// What to answer, and where it was written.
     fn do_write(
         &self,
         req: &Request<'_>,
         file: &OpenFile,
         args: &WriteIn,
         data: &[u8],
-    ) -> Result<WriteOut, Errno> {
+    ) -> Result<(WriteOut, u64), Errno> {
         let flags = wire::WriteFlags::from_bits_retain(args.write_flags);
         let kill = flags.contains(wire::WriteFlags::KILL_SUIDGID);
         let before = if kill { file.inode().attr().mode } else { 0 };
@@ -116,16 +132,16 @@ impl Adapter {
         let direct = is_direct(args.flags) && !flags.contains(wire::WriteFlags::CACHE);
         let write = if direct { OpenFile::write_past_cache } else { OpenFile::write_killing };
         let written = write(file, args.offset, data, kill);
-        let size =
+        let (size, at) =
             self.or_with_resources(req, file, args.offset, data, kill, written).map_err(|e| errno(&e))?;
         if kill && before & SET_ID != 0 && file.inode().attr().mode != before {
             // The kernel asks for it, but keeps the mode it knows.
             self.attributes_changed(req.node());
         }
-        Ok(WriteOut { size: u32::try_from(size).unwrap_or(u32::MAX), padding: 0 })
+        Ok((WriteOut { size: u32::try_from(size).unwrap_or(u32::MAX), padding: 0 }, at))
     }
 
-    /// How much was written; if there was no space for everybody, as who the caller is: some may have the last blocks.
+    /// How much was written, and where; if there was no space for everybody, as who the caller is: some may have the last blocks.
     fn or_with_resources(
         &self,
         req: &Request<'_>,
@@ -134,8 +150,8 @@ impl Adapter {
         data: &[u8],
         kill_suidgid: bool,
         written: extant::Result<(usize, u64)>,
-    ) -> extant::Result<usize> {
-        let written = match written {
+    ) -> extant::Result<(usize, u64)> {
+        match written {
             Err(error) if caller::lacks_space(&error) => {
                 let mode = file.mode();
                 let (append, data_sync, sync) = (mode.append, mode.data_sync, mode.sync);
@@ -145,8 +161,7 @@ impl Adapter {
                 })
             }
             done => done,
-        };
-        written.map(|(size, _)| size)
+        }
     }
 
     pub(super) fn do_fsync(&self, fh: u64, data_only: bool) -> Result<(), Errno> {
@@ -157,14 +172,20 @@ impl Adapter {
         self.fs.fsync(&self.inode(req.node())?, data_only).map_err(|e| errno(&e))
     }
 
-    pub(super) fn do_fallocate(&self, req: &Request<'_>, args: &FallocateIn) -> Result<(), Errno> {
-        let (mode, keep_size) = FallocateMode::from_flags(args.mode).map_err(|e| errno(&e))?;
-        let file = self.file(args.fh)?;
-        let done = self.fallocate_as(req, &file, mode, args.offset, args.length, keep_size);
-        if done.is_err() {
-            self.allocated_in_part(req.node(), &file, mode, args.offset);
+    pub(super) fn answer_fallocate(&self, req: &Request<'_>, args: &FallocateIn, reply: Reply<'_, Empty>) {
+        let mode = FallocateMode::from_flags(args.mode).map_err(|e| errno(&e));
+        let (file, (mode, keep_size)) = match mode.and_then(|mode| Ok((self.file(args.fh)?, mode))) {
+            Ok(found) => found,
+            Err(errno) => return reply.error(errno),
+        };
+        let before = file.inode().attr().size;
+        match self.fallocate_as(req, &file, mode, args.offset, args.length, keep_size) {
+            Ok(()) => reply.done(),
+            Err(error) => {
+                let zeroed_from = (mode == FallocateMode::ZeroRange).then_some(args.offset);
+                self.answer_in_part(req.node(), &file, zeroed_from, before, reply, errno(&error));
+            }
         }
-        done.map_err(|e| errno(&e))
     }
 
     /// For what is open for writing.
@@ -239,7 +260,7 @@ impl Adapter {
                 }
                 let (at, data) = (args.off_out + copied, &buffer[..read]);
                 let written = to.write_killing(at, data, false);
-                self.or_with_resources(req, &to, at, data, false, written)
+                self.or_with_resources(req, &to, at, data, false, written).map(|(size, _)| size)
             });
             match moved {
                 Ok(0) => break,

@@ -5,9 +5,11 @@ use extant_sync::atomic::{AtomicBool, Ordering};
 use rustix::io::Errno;
 use zerocopy::{FromBytes, IntoBytes};
 
+use super::coherent::Stale;
 use super::open::Open;
 use super::{Adapter, caller, errno, node_of};
 use crate::private::{FIEMAP_ROOM, Fallocate, FiemapHead, MoveExt};
+use crate::reply::{Empty, Reply};
 use crate::server::Request;
 
 /// One thread at a time has the kernel drop pages: it waits for READs and WRITEs, which others serve, so there must be others.
@@ -82,14 +84,40 @@ impl Adapter {
 
     /// After a fallocate(2) that failed: the kernel takes the file to be as it was, but it may be longer, with blocks and zeros up to
     /// where the space was out (docs/fallocate.md).
-    pub(super) fn allocated_in_part(&self, node: u64, file: &Open, mode: FallocateMode, offset: u64) {
-        if mode == FallocateMode::ZeroRange && file.may_be_cached() {
-            match self.dropping.begin() {
-                Ok(right) => self.drop_after(&right, file, offset),
-                Err(error) => tracing::error!(%error, node, "the kernel may show content that was zeroed"),
-            }
-        }
+    pub(super) fn answer_in_part(
+        &self,
+        node: u64,
+        file: &Open,
+        zeroed_from: Option<u64>,
+        size_before: u64,
+        reply: Reply<'_, Empty>,
+        errno: Errno,
+    ) {
         self.attributes_changed(node);
+        let size = file.inode().attr().size;
+        let pages = zeroed_from.filter(|_| file.may_be_cached()).map(|offset| (offset, 0));
+        let grown_to = (size > size_before).then_some(size);
+        let stale = Stale { pages, grown_to };
+        let Some(notifier) = self.notifier.get().filter(|_| pages.is_some() || grown_to.is_some()) else {
+            return reply.error(errno);
+        };
+        if stale.grown_to.is_some() {
+            file.note_stored();
+        }
+        let reply = match reply.detach() {
+            Ok(reply) => return self.dropper.fail(notifier, node, stale, reply, errno),
+            Err(reply) => reply,
+        };
+        // A seat of a ring: one may wait, so that others are left to serve.
+        match self.dropping.begin() {
+            Ok(_right) => {
+                if let Err(error) = stale.tell(notifier, node) {
+                    tracing::error!(%error, node, "the kernel may show what the file was before");
+                }
+            }
+            Err(_) => self.dropper.tell(notifier, node, stale),
+        }
+        reply.error(errno);
     }
 
     /// The donor comes by number and generation, so whether the caller may write it is asked here; to whom it is not known, nothing

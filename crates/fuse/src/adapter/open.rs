@@ -29,6 +29,11 @@ impl Open {
         }
     }
 
+    /// The kernel is given a page.
+    pub(super) fn note_stored(&self) {
+        self.note_read(0);
+    }
+
     /// Whether the kernel may have pages of the file.
     pub(super) fn may_be_cached(&self) -> bool {
         self.shared.as_ref().is_some_and(|shared| shared.is_buffered())

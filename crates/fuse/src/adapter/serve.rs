@@ -288,7 +288,7 @@ impl Server for Adapter {
     }
 
     fn fallocate(&self, req: &Request<'_>, args: &FallocateIn, reply: Reply<'_, Empty>) {
-        reply.answer_empty(self.do_fallocate(req, args));
+        self.answer_fallocate(req, args, reply);
     }
 
     fn lseek(&self, req: &Request<'_>, args: &LseekIn, reply: Reply<'_, LseekOut>) {

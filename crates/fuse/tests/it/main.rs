@@ -9,4 +9,5 @@ mod null;
 mod odd;
 mod rights;
 mod served;
+mod stale;
 mod waits;
