@@ -440,10 +440,13 @@ impl Filesystem {
     }
 
     /// What making all blocks of a range unwritten may take: an extent at each end is split, and every written one that is longer than
-    /// an unwritten one can be.
+    /// an unwritten one can be. The ends may be in two branches, of which each is full. Content that is written until the gate is held
+    /// may make the tree a level deeper.
     fn conversion_space(&self, inode: &Inode, blocks: &Range<u32>) -> Result<Reservation> {
         let pieces = 2 + u64::from(blocks.end.saturating_sub(blocks.start) / (MOST_UNWRITTEN + 1));
-        let worst = self.map.tree_blocks_worst(inode.map_kind(), self.depth(inode)?, pieces);
+        let deeper = inode.data.get().is_some_and(|data| data.pages.is_dirty());
+        let depth = self.depth(inode)? + u16::from(deeper);
+        let worst = self.map.convert_blocks_worst(depth, pieces);
         Ok(self.alloc.reserve(0, worst, Privilege::Pool)?)
     }
 

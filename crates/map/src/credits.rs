@@ -123,6 +123,13 @@ impl MapFs {
         }
     }
 
+    /// Tree blocks that a conversion of one range of an extent tree may need which makes up to `pieces` extents more: those at its two
+    /// ends may be in different full leaves under different full nodes, the others follow each other.
+    #[must_use]
+    pub fn convert_blocks_worst(&self, depth: u16, pieces: u64) -> u64 {
+        self.tree_blocks_worst(MapKind::Extents, depth, pieces) + u64::from(depth) + 1
+    }
+
     /// As [`Self::tree_blocks_worst`] for one run of `len` blocks that follow each other.
     #[must_use]
     pub fn tree_blocks_for_run(&self, kind: MapKind, depth: u16, len: u64) -> u64 {
