@@ -392,7 +392,7 @@ impl Filesystem {
         }
         self.place_neighbours(inode, &(size..u64::MAX))?;
         data.pages.truncate(&guard, &**data, size)?;
-        let zeroed = self.write_tail(data, size);
+        let zeroed = self.write_tail(inode, size);
         let credits = ORPHAN + self.inode_credits() + self.removal_credits(inode);
         let mut handle = self.start_data(inode, credits)?;
         let done = (|| {
@@ -422,8 +422,12 @@ impl Filesystem {
     /// `data=ordered`; else, after a crash, the kernel would show the old bytes once the file grows (fs test
     /// `the_rest_of_a_cut_block_is_zero_after_a_crash`). A failure is remembered for fsync; the file is cut all the same, and the zeros
     /// are owed ([`Self::tail_owed`]). Whether the disk has them.
-    fn write_tail(&self, data: &Arc<FileData>, size: u64) -> bool {
-        if size.is_multiple_of(self.geo.block_size().into()) || data.disk_size() <= size {
+    ///
+    /// Of a file that is an orphan the zeros may be owed for the end that it has: then they are written where it is cut to that.
+    fn write_tail(&self, inode: &InodeRef, size: u64) -> bool {
+        let data = inode.data(self);
+        let owed = || !inode.is_dead() && self.orphans.has(inode.ino);
+        if size.is_multiple_of(self.geo.block_size().into()) || data.disk_size() <= size && !owed() {
             return true;
         }
         let written = data.pages.sync(&**data, size - 1..size);

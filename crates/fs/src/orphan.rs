@@ -67,6 +67,11 @@ fn slot_error(pblk: Pblk, e: &OrphanFileError) -> Error {
 }
 
 impl Orphans {
+    /// Whether an inode is recorded.
+    pub(crate) fn has(&self, ino: Ino) -> bool {
+        self.0.lock().records.contains_key(&ino.0)
+    }
+
     /// Whether the orphan file has an entry; `None` if that was not found out.
     pub(crate) fn fill_slots(&self) -> Option<bool> {
         let state = self.0.lock();

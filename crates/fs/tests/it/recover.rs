@@ -5,8 +5,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use extant::{
-    Credentials, Error, Filesystem, Ino, InodeRef, MountOptions, NewInode, OpenFile, OpenMode, RenameFlags,
-    SetAttr, Setup, ShutdownMode,
+    Credentials, Error, FallocateMode, Filesystem, Ino, InodeRef, MountOptions, NewInode, OpenFile, OpenMode,
+    RenameFlags, SetAttr, Setup, ShutdownMode,
 };
 use extant_device::{BlockDevice, OpenOptions};
 use extant_testkit::oracle::{self, assert_clean, mke2fs};
@@ -475,8 +475,8 @@ fn an_orphan_whose_last_block_fails_waits_for_the_next_mount() {
 fn what_is_written_to_the_last_block_of_such_an_orphan_is_missed() {
     need!(env::tools(&["mke2fs", "e2fsck", "debugfs"]));
     let mkfs = "-t ext4 -b 1024 -O ^orphan_file";
-    for change in ["overwritten", "longer"] {
-        let (dir, _, last) = interrupted(mkfs);
+    for change in ["overwritten", "longer", "cut where it ends"] {
+        let (dir, ino, last) = interrupted(mkfs);
         let sim = SimDevice::from_file(&dir.join("image"));
         sim.fail(Failpoint::all_from(Kind::Write, 0).within(last..last + 1024));
         let fs = Filesystem::open(Arc::clone(&sim) as _, Setup::default()).unwrap();
@@ -485,6 +485,14 @@ fn what_is_written_to_the_last_block_of_such_an_orphan_is_missed() {
             file.write_at(1100, &[8; 10]).unwrap();
             file.fsync(false).unwrap_err();
             fs.freeze(&root()).unwrap_err();
+            drop(file);
+            fs.unmount().unwrap_err();
+            1500
+        } else if change == "cut where it ends" {
+            file.fallocate(FallocateMode::Allocate, 8192, 4096, true).unwrap();
+            file.set_len(1500).unwrap();
+            fs.sync().unwrap_err();
+            assert_eq!(fs.superblock().last_orphan(), ino, "the zeros are still owed");
             drop(file);
             fs.unmount().unwrap_err();
             1500
