@@ -176,11 +176,17 @@ impl Filesystem {
     /// Frees what lies past i_size of a file whose truncation was interrupted, and takes it off the orphans; but not if the device
     /// refuses the rest of the last block, which is for the next mount to zero then.
     pub(crate) fn finish_truncate(&self, inode: &Inode) -> Result<()> {
+        // Who makes a filesystem writable that was not is beside writers already.
+        let _lock = inode.lock.write();
         let size = inode.size();
-        let mut owed = false;
+        let (mut owed, mut written_to) = (false, false);
+        let data = inode.is_regular().then(|| inode.data(self));
+        let _guard = data.map(|data| data.pages.exclusive());
         if self.check_content(inode).is_ok() && self.has_map(inode) {
             // Whoever was interrupted may have zeroed the rest of the last block, or not.
             let data = inode.data(self);
+            data.pages.note_stores(&**data);
+            written_to = data.pages.is_dirty();
             let zeroed = data.pages.zero_tail(&**data, size);
             match zeroed.and_then(|()| data.pages.sync(&**data, size.saturating_sub(1)..size)) {
                 Err(e @ Error::Io(_)) if !self.journal.is_aborted() => {
@@ -190,7 +196,9 @@ impl Filesystem {
                     );
                     // Nothing but the zeros is lost of it, which are the next mount's to write, or whose that lets the file grow: who
                     // unmounts, remounts or freezes is not told of what nobody has written.
-                    data.pages.drop_all(&**data);
+                    if !written_to {
+                        data.pages.drop_all(&**data);
+                    }
                     owed = true;
                 }
                 done => done?,
@@ -203,6 +211,9 @@ impl Filesystem {
                 if let Ok(from) = u32::try_from(blocks) {
                     self.remove_blocks(&mut handle, inode, Lblk(from))?;
                 }
+            }
+            if owed && written_to {
+                return self.tail_owed(&mut handle, inode);
             }
             if owed {
                 handle.ensure(self.inode_credits())?;

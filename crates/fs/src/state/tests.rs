@@ -1,12 +1,14 @@
 //! Remounts and freezes at the same time; what a filesystem that was stopped still writes.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
-use extant_device::OpenOptions;
+use extant_device::{BlockDevice, MemoryDevice, OpenOptions};
 use extant_testkit::{env, need, oracle, scratch};
 
-use crate::{Credentials, Error, Filesystem, MountOptions, Setup, ShutdownMode};
+use crate::data_rw::WriteFlags;
+use crate::icache::InodeRef;
+use crate::{Credentials, Error, Filesystem, MountOptions, NewInode, Setup, ShutdownMode};
 
 /// One remount waits for the other, and only one begins the mount for writing.
 #[test]
@@ -254,5 +256,79 @@ fn what_changes_the_mount_waits_for_a_remount() {
     }
     fs.unmount().unwrap();
     drop(fs);
+    oracle::assert_clean(&image);
+}
+
+/// Looks at each write to one block whether the inode is locked for writers.
+#[derive(Debug)]
+struct Watched {
+    inner: MemoryDevice,
+    block: std::ops::Range<u64>,
+    inode: Mutex<Option<InodeRef>>,
+    locked: Mutex<Vec<bool>>,
+}
+
+impl BlockDevice for Watched {
+    fn size(&self) -> u64 {
+        self.inner.size()
+    }
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<()> {
+        self.inner.read_at(offset, buf)
+    }
+    fn write_at(&self, offset: u64, buf: &[u8]) -> std::io::Result<()> {
+        if offset < self.block.end && offset + buf.len() as u64 > self.block.start {
+            let inode = self.inode.lock().unwrap();
+            let locked = inode.as_ref().is_some_and(|inode| inode.lock.try_write().is_none());
+            self.locked.lock().unwrap().push(locked);
+        }
+        self.inner.write_at(offset, buf)
+    }
+    fn flush(&self) -> std::io::Result<()> {
+        self.inner.flush()
+    }
+    fn discard(&self, offset: u64, len: u64) -> std::io::Result<()> {
+        self.inner.discard(offset, len)
+    }
+    fn write_zeroes(&self, offset: u64, len: u64) -> std::io::Result<()> {
+        self.inner.write_zeroes(offset, len)
+    }
+}
+
+/// A filesystem that becomes writable while it is in use finishes an interrupted truncation beside writers: who appends to that file
+/// waits for it.
+#[test]
+fn a_truncation_is_finished_under_the_lock_of_the_inode() {
+    need!(env::tools(&["mke2fs", "e2fsck", "debugfs"]));
+    let dir = scratch();
+    let image = dir.join("image");
+    oracle::mke2fs(&image, 16 << 20, "-t ext4 -b 1024 -O ^orphan_file");
+    let cred = Credentials::root();
+    let device = OpenOptions::new().write(true).open(&image).unwrap();
+    let fs = Filesystem::open(Arc::new(device), Setup::default()).unwrap();
+    let cut = fs.mknod(&fs.root().unwrap(), b"cut", &NewInode::file(0o644), &cred).unwrap();
+    fs.write_at(&cut, 0, &[7; 4096], WriteFlags::default(), &cred).unwrap();
+    let ino = cut.ino();
+    drop(cut);
+    fs.unmount().unwrap();
+    drop(fs);
+    let blocks = oracle::debugfs(&image, &["blocks /cut"]);
+    let blocks: Vec<u64> = blocks.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+    oracle::debugfs_write(&image, &["sif /cut size 1500", &format!("ssv last_orphan {ino}")]);
+    let device = Arc::new(Watched {
+        inner: MemoryDevice::from_bytes(&std::fs::read(&image).unwrap()),
+        block: blocks[1] * 1024..blocks[2] * 1024,
+        inode: Mutex::default(),
+        locked: Mutex::default(),
+    });
+    let fs = Filesystem::open(Arc::clone(&device) as _, Setup::with_options("ro").unwrap()).unwrap();
+    *device.inode.lock().unwrap() = Some(fs.lookup(&fs.root().unwrap(), b"cut", &cred).unwrap());
+    fs.remount(&MountOptions::parse("rw").unwrap()).unwrap();
+    assert_eq!(*device.locked.lock().unwrap(), [true]);
+    let cut = device.inode.lock().unwrap().take().unwrap();
+    assert_eq!((cut.attr().size, cut.attr().blocks), (1500, 4));
+    drop(cut);
+    fs.unmount().unwrap();
+    drop(fs);
+    std::fs::write(&image, device.inner.to_bytes()).unwrap();
     oracle::assert_clean(&image);
 }
