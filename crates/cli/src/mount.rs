@@ -3,7 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 
-use extant_fuse::command::{self, CommandError};
+use extant_fuse::command::{self, CommandError, Unmounted};
 use extant_fuse::null::{NullOptions, NullServer};
 use extant_fuse::{SessionOptions, Transport};
 
@@ -127,7 +127,15 @@ pub(crate) fn mount(args: MountArgs) -> Outcome {
 }
 
 pub(crate) fn umount(args: UmountArgs) -> Outcome {
-    command::umount(&command::UmountArgs { dir: args.dir, lazy: args.lazy }).map_err(failure)
+    let dir = args.dir.display().to_string();
+    let done = command::umount(&command::UmountArgs { dir: args.dir, lazy: args.lazy }).map_err(failure)?;
+    if let Unmounted::StillMounted(places) = done {
+        let places: Vec<String> = places.iter().map(|p| p.display().to_string()).collect();
+        let places =
+            if places.is_empty() { "elsewhere".to_owned() } else { format!("on {}", places.join(", ")) };
+        eprintln!("extant: {dir}: unmounted; the image stays in use: it is mounted {places} still");
+    }
+    Ok(())
 }
 
 pub(crate) fn exec(args: ExecArgs) -> Outcome {

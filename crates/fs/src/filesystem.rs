@@ -184,6 +184,12 @@ impl Filesystem {
     }
 
     /// Refuses everything after a shutdown.
+    /// Whether it was shut down, by [`Filesystem::shutdown`] or for damage, and not unmounted yet.
+    #[must_use]
+    pub fn is_shut_down(&self) -> bool {
+        self.mode() == Mode::Shutdown
+    }
+
     pub(crate) fn check_alive(&self) -> Result<()> {
         match self.mode() {
             Mode::Shutdown | Mode::Closed => Err(Error::Shutdown),

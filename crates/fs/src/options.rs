@@ -239,7 +239,7 @@ pub struct Presets {
 }
 
 /// Options after the superblock's defaults were applied: what the mount runs with.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Resolved {
     /// `errors=`.
     pub errors: OnError,
@@ -281,6 +281,14 @@ pub struct Resolved {
     pub dax: DaxMode,
     /// Everything that the superblock does not preset.
     pub given: MountOptions,
+}
+
+impl Resolved {
+    /// Whether a mount with the other options would do the same, however they were given.
+    pub(crate) fn does_as(&self, other: &Self) -> bool {
+        let in_force = |r: &Self| Self { given: r.given.without_resolved(), ..r.clone() };
+        in_force(self) == in_force(other)
+    }
 }
 
 /// Bits of `s_default_mount_opts` (ext4 documentation, "The Super Block": `s_default_mount_opts`).
@@ -459,6 +467,33 @@ impl MountOptions {
             _ => return Ok(false),
         }
         Ok(true)
+    }
+
+    /// The same options where those that [`Resolved`] has in force are not said.
+    fn without_resolved(&self) -> Self {
+        Self {
+            errors: None,
+            commit: None,
+            data: None,
+            barrier: None,
+            acl: None,
+            user_xattr: None,
+            resuid: None,
+            resgid: None,
+            grpid: None,
+            discard: None,
+            delalloc: None,
+            stripe: None,
+            auto_da_alloc: None,
+            minixdf: None,
+            init_itable: None,
+            max_dir_size_kb: None,
+            inode_readahead_blks: None,
+            mbcache: None,
+            dax: None,
+            data_err_abort: Some(self.data_err_abort.unwrap_or(false)),
+            ..self.clone()
+        }
     }
 
     /// Applies the superblock's presets under what was given.

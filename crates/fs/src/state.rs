@@ -209,6 +209,35 @@ impl Filesystem {
         Ok(())
     }
 
+    /// The words of `list` that this mount does not do: what a second mount of the same filesystem cannot have. Words that come to
+    /// what is in force already, `ro` and `rw` are not among them.
+    ///
+    /// # Errors
+    /// Words that are unknown or exclude each other.
+    pub fn options_not_in_force(&self, list: &str) -> Result<Vec<String>> {
+        let (now, presets) = (self.options(), crate::mount::presets(&self.superblock()));
+        let in_force = |list: &str| -> Result<bool> {
+            let mut given = now.given.clone();
+            given.apply(list)?;
+            given.read_only = now.given.read_only;
+            let mut would = given.resolve(&presets)?;
+            if given.dax == now.given.dax {
+                would.dax = now.dax;
+            }
+            Ok(would.does_as(&now))
+        };
+        if in_force(list)? {
+            return Ok(Vec::new());
+        }
+        let mut words = Vec::new();
+        for word in list.split(',') {
+            if !in_force(word)? {
+                words.push(word.to_owned());
+            }
+        }
+        Ok(words)
+    }
+
     fn use_options(&self, options: Arc<Resolved>) {
         self.alloc.set_discard(options.discard);
         self.alloc.set_stripe(options.stripe);
@@ -378,7 +407,7 @@ impl Filesystem {
     /// bytes were discarded.
     ///
     /// # Errors
-    /// `NotPermitted`, `Invalid`; the device's errors.
+    /// `NotPermitted`; `Invalid` for a range past the end or shorter than a block, and for runs longer than a group; the device's errors.
     pub fn trim(&self, start: u64, len: u64, min_len: u64, cred: &Credentials) -> Result<u64> {
         if !cred.has(Caps::SYS_ADMIN) {
             return Err(Error::NotPermitted);
@@ -387,6 +416,10 @@ impl Filesystem {
         let shift = self.geo.log_block_size();
         if start >= self.geo.blocks_count() << shift || len < 1 << shift {
             return Err(Error::Invalid("range to trim"));
+        }
+        // No run is longer than a group.
+        if min_len >> shift > u64::from(self.geo.blocks_per_group()) {
+            return Err(Error::Invalid("length of runs to trim"));
         }
         let end = start.saturating_add(len) >> shift;
         let (first, end) = (Pblk(start >> shift), Pblk(end.min(self.geo.blocks_count())));

@@ -28,7 +28,7 @@ use rustix::io::Errno;
 use crate::notify::Notifier;
 use crate::wire::{AttrOut, EntryOut, InitFlags};
 
-pub use ioctl::{ControlReply, control_remount, control_server};
+pub use ioctl::{ControlReply, ServerState, control_remount, control_second_mount, control_server};
 
 use coherent::Dropper;
 use nodes::Nodes;
@@ -67,6 +67,15 @@ impl std::fmt::Debug for AtEnd {
     }
 }
 
+/// What of a second mount's options this one cannot give.
+struct Second(Box<dyn Fn(&str) -> Result<(), String> + Send + Sync>);
+
+impl std::fmt::Debug for Second {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Second")
+    }
+}
+
 /// A mounted file system as a FUSE server.
 #[derive(Debug)]
 pub struct Adapter {
@@ -76,6 +85,7 @@ pub struct Adapter {
     options: AdapterOptions,
     notifier: OnceLock<Notifier>,
     at_end: OnceLock<AtEnd>,
+    second: OnceLock<Second>,
     dropper: Dropper,
     dropping: extents::Dropping,
     /// What [`Filesystem::unmount`] said, once it was called.
@@ -94,6 +104,7 @@ impl Adapter {
             options,
             notifier: OnceLock::new(),
             at_end: OnceLock::new(),
+            second: OnceLock::new(),
             dropper: Dropper::new(),
             dropping: extents::Dropping::default(),
             ended,
@@ -108,6 +119,12 @@ impl Adapter {
     /// What is to be done once the file system is unmounted, before umount(2) returns where it waits. Only the first call counts.
     pub fn set_at_end(&self, f: impl Fn() + Send + Sync + 'static) {
         let _ = self.at_end.set(AtEnd(Box::new(f)));
+    }
+
+    /// What answers [`control_second_mount`]: says why a second mount of the same cannot have these options. Only the first call
+    /// counts; before it every second mount is refused.
+    pub fn set_second_mount(&self, f: impl Fn(&str) -> Result<(), String> + Send + Sync + 'static) {
+        let _ = self.second.set(Second(Box::new(f)));
     }
 
     /// The kernel does not know that an ioctl has changed attributes (ctime). No data is concerned, so this may be said by the

@@ -34,7 +34,9 @@ mod server;
 mod session;
 pub mod wire;
 
-pub use adapter::{Adapter, AdapterOptions, ControlReply, control_remount, control_server};
+pub use adapter::{
+    Adapter, AdapterOptions, ControlReply, ServerState, control_remount, control_second_mount, control_server,
+};
 pub use notify::Notifier;
 pub use reply::{Answer, Bytes, Empty, Ioctl, Reply, XattrValue};
 pub use rustix::io::Errno;

@@ -18,6 +18,7 @@ use rustix::io::Errno;
 use rustix::mount::{FsPickFlags, MountFlags, UnmountFlags};
 
 pub use extant_sys::loopdev::LoopDevice;
+use extant_sys::mount_attr::{MountAttributes, set_attributes};
 pub use namespace::enter_namespace;
 pub(crate) use table::mounts_of;
 pub use table::{MountEntry, find_mount, mounts};
@@ -94,6 +95,28 @@ pub fn mount_direct(request: &MountRequest) -> io::Result<OwnedFd> {
     let options = CString::new(options).map_err(|_| Errno::INVAL)?;
     rustix::mount::mount(&request.source, &request.target, kind.as_str(), request.flags, options.as_c_str())?;
     Ok(device)
+}
+
+/// Mounts once more, on `target`, what `first` shows, with these of mount(2)'s flags: `ro`, `nosuid`, `nodev`, `noexec`,
+/// `nosymfollow`. It has them before anybody sees it; those of access times are as on `first`.
+pub fn mount_again(first: &MountEntry, target: &Path, flags: MountFlags) -> io::Result<()> {
+    use rustix::mount::{MoveMountFlags, OpenTreeFlags};
+    let flag = |flag| flags.contains(flag);
+    let attributes = MountAttributes {
+        read_only: flag(MountFlags::RDONLY),
+        nosuid: flag(MountFlags::NOSUID),
+        nodev: flag(MountFlags::NODEV),
+        noexec: flag(MountFlags::NOEXEC),
+        nosymfollow: flag(MountFlags::NOSYMFOLLOW),
+    };
+    let clone = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let tree = rustix::mount::open_tree(rustix::fs::CWD, &first.target, clone)?;
+    if !first.is_shown_by(&tree)? {
+        return Err(io::Error::other(format!("{} is covered by another mount", first.target.display())));
+    }
+    set_attributes(&tree, attributes)?;
+    let from_tree = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    Ok(rustix::mount::move_mount(&tree, "", rustix::fs::CWD, target, from_tree)?)
 }
 
 /// Mounts through `fusermount3`.

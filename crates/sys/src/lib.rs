@@ -14,6 +14,7 @@ mod fuse_ring;
 pub mod loopdev;
 mod mem;
 mod mem_file;
+pub mod mount_attr;
 pub mod namespace;
 mod owned_guard;
 mod page_pool;

@@ -105,6 +105,33 @@ fn without_it_foreign_ids_are_refused() {
     assert_eq!(String::from_utf8_lossy(&output.stdout), "0:0\n");
 }
 
+/// A command that cannot be run has env(1)'s statuses, and the image is clean.
+#[test]
+fn a_command_that_is_not_there() {
+    need!(env::root(), env::fuse(), env::tools(&["e2fsck"]));
+    let scratch = scratch();
+    let image = image(&scratch);
+    let text = scratch.join("text");
+    std::fs::write(&text, "no program").unwrap();
+    let missing = scratch.join("missing");
+    let cases = [
+        (Path::new("nonexistent-command"), 127),
+        (&missing, 127),
+        (&text, 126),
+        (Path::new("/"), 126),
+        (Path::new("true"), 0),
+        (Path::new("false"), 1),
+    ];
+    for (program, status) in cases {
+        let env = oracle::output(Command::new("env").arg(program)).unwrap();
+        assert_eq!(env.status.code(), Some(status), "env(1): {}", program.display());
+        let ran = crate::run::extant(&[&"exec", &image, &"--", &program]);
+        assert_eq!(ran.status, status, "{}: {}", program.display(), ran.err);
+        assert_eq!(ran.err.contains(program.to_str().unwrap()), status >= 126, "{}", ran.err);
+        oracle::assert_clean(&image);
+    }
+}
+
 /// Signals that ask it to end go to the command; the mount ends in order.
 #[test]
 fn a_signal_ends_the_command_and_leaves_the_image_clean() {

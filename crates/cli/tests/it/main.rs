@@ -17,6 +17,7 @@ mod mount;
 mod mounted;
 mod quota;
 mod run;
+mod second_mount;
 mod transfer;
 mod tree;
 mod user;

@@ -36,11 +36,15 @@ mod command {
     pub(super) const EXT4_SHUTDOWN: u32 = 0x8004_587d;
 }
 
-/// Our own: the server's process id. `_IOWR('E', 0xE0, u64)`.
+/// Our own: the server's process id, and [`SHUT_DOWN`]. `_IOWR('E', 0xE0, u64)`.
 const SERVER_PID: u32 = 0xc008_45e0;
 /// Our own: a remount. `_IOWR('E', 0xE1, [u8; 4096])`.
 const REMOUNT: u32 = 0xd000_45e1;
-/// Bytes of a [`REMOUNT`]: a status, a length, text.
+/// Our own: may the filesystem be mounted a second time with these options? `_IOWR('E', 0xE2, [u8; 4096])`.
+const SECOND_MOUNT: u32 = 0xd000_45e2;
+/// In the answer to [`SERVER_PID`]: the filesystem is shut down, or stopped for damage.
+const SHUT_DOWN: u64 = 1 << 32;
+/// Bytes of a [`REMOUNT`] and a [`SECOND_MOUNT`]: a status, a length, text.
 const CONTROL_SIZE: usize = 4096;
 const LABEL_MAX: usize = 256;
 
@@ -65,7 +69,7 @@ struct TrimRange {
     minlen: u64,
 }
 
-/// Text in both directions between `extant mount -o remount` and the server.
+/// Text in both directions between `extant mount` and the server.
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 struct Control {
@@ -96,12 +100,21 @@ impl Control {
 
 /// Asks the server of the mount that `root` is on to change its options to `list`.
 pub fn control_remount(root: impl AsFd, list: &str) -> io::Result<ControlReply> {
+    control::<REMOUNT>(root, list)
+}
+
+/// Asks the server of the mount that `root` is on whether a second mount may have the options `list`.
+pub fn control_second_mount(root: impl AsFd, list: &str) -> io::Result<ControlReply> {
+    control::<SECOND_MOUNT>(root, list)
+}
+
+fn control<const COMMAND: u32>(root: impl AsFd, list: &str) -> io::Result<ControlReply> {
     if list.len() > CONTROL_SIZE - 8 {
         return Err(Errno::TOOBIG.into());
     }
     let mut bytes = [0; CONTROL_SIZE];
     bytes.copy_from_slice(Control::new(list, 0).as_bytes());
-    extant_sys::fuse::exchange::<{ REMOUNT }, CONTROL_SIZE>(root, &mut bytes)?;
+    extant_sys::fuse::exchange::<COMMAND, CONTROL_SIZE>(root, &mut bytes)?;
     let answer = Control::read_from_bytes(&bytes).map_err(|_| io::Error::from(Errno::INVAL))?;
     Ok(match i32::try_from(answer.status) {
         Ok(0) => Ok(()),
@@ -109,11 +122,22 @@ pub fn control_remount(root: impl AsFd, list: &str) -> io::Result<ControlReply> 
     })
 }
 
-/// The process id of the server of the mount that `root` is on.
-pub fn control_server(root: impl AsFd) -> io::Result<u32> {
+/// A mount's server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ServerState {
+    /// Its process id.
+    pub pid: u32,
+    /// The filesystem was shut down (`EXT4_IOC_SHUTDOWN`, or for damage).
+    pub shut_down: bool,
+}
+
+/// The server of the mount that `root` is on.
+pub fn control_server(root: impl AsFd) -> io::Result<ServerState> {
     let mut bytes = [0; 8];
     extant_sys::fuse::exchange::<{ SERVER_PID }, 8>(root, &mut bytes)?;
-    u32::try_from(u64::from_ne_bytes(bytes)).map_err(|_| Errno::RANGE.into())
+    let word = u64::from_ne_bytes(bytes);
+    let pid = u32::try_from(word & !SHUT_DOWN).map_err(|_| io::Error::from(Errno::RANGE))?;
+    Ok(ServerState { pid, shut_down: word & SHUT_DOWN != 0 })
 }
 
 /// How `EXT4_IOC_SHUTDOWN` is to be done. Its number says that it only returns something, so the kernel does not bring the
@@ -146,6 +170,11 @@ impl Adapter {
     /// Flags and project come from the kernel's VFS, which has asked who the owner is and for `CAP_LINUX_IMMUTABLE`. Everything else it
     /// passes on as it comes, for whoever has the file open, if only for reading: that is checked here.
     pub(super) fn do_ioctl(&self, req: &Request<'_>, args: &IoctlIn, data: &[u8]) -> Result<Vec<u8>, Errno> {
+        if args.cmd == SERVER_PID {
+            // Of a filesystem that is shut down too, which has no inodes any more.
+            let shut_down = if self.fs.is_shut_down() { SHUT_DOWN } else { 0 };
+            return Ok((u64::from(std::process::id()) | shut_down).to_ne_bytes().to_vec());
+        }
         let inode = self.inode(req.node())?;
         let fail = |e: extant::Error| errno(&e);
         match native(args).ok_or(Errno::NOTTY)? {
@@ -215,7 +244,19 @@ impl Adapter {
                 let mode = shutdown_mode(req, args.arg)?;
                 self.fs.shutdown(mode, &cred).map_err(fail).map(|()| Vec::new())
             }
-            SERVER_PID => Ok(u64::from(std::process::id()).to_ne_bytes().to_vec()),
+            SECOND_MOUNT => {
+                let asked = Control::read_from_bytes(data).map_err(|_| Errno::INVAL)?;
+                if !caller::privileged(req).has(extant::Caps::SYS_ADMIN) {
+                    return Err(Errno::PERM);
+                }
+                let answer = match self.second.get() {
+                    Some(second) => second.0(&asked.text()),
+                    None => Err(String::from("it cannot be mounted a second time")),
+                };
+                let busy = Errno::BUSY.raw_os_error().unsigned_abs();
+                let answer = answer.map_or_else(|why| Control::new(&why, busy), |()| Control::new("", 0));
+                Ok(answer.as_bytes().to_vec())
+            }
             REMOUNT => {
                 let asked = Control::read_from_bytes(data).map_err(|_| Errno::INVAL)?;
                 if !caller::privileged(req).has(extant::Caps::SYS_ADMIN) {

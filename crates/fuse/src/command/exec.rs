@@ -33,11 +33,18 @@ pub struct ExecArgs {
     pub command: Vec<OsString>,
 }
 
+/// Statuses for a command that did not run, as of env(1).
+const NOT_FOUND: u8 = 127;
+const NOT_EXECUTABLE: u8 = 126;
+
+/// How a command ended, or why it did not run.
+type Ran = Result<ExitStatus, std::io::Error>;
+
 /// The variable that names the directory.
 const ROOT: &str = "EXTANT_ROOT";
 
 /// Runs a command in a namespace where the image is mounted at `$EXTANT_ROOT`; returns its exit status (128 and the
-/// signal's number if a signal ended it). SIGTERM and SIGHUP are passed on to it. The image is clean when it returns. Must be
+/// signal's number if a signal ended it; 127 if there is no such command, 126 if it cannot be run, as env(1)). SIGTERM and SIGHUP are passed on to it. The image is clean when it returns. Must be
 /// called while the process has one thread.
 pub fn exec(args: &ExecArgs) -> Result<u8, CommandError> {
     let options = Options::parse(&args.options.join(","))?;
@@ -72,14 +79,17 @@ pub fn exec(args: &ExecArgs) -> Result<u8, CommandError> {
             // What the command has left running may still use it; the mount ends with the last user.
             unmount(&dir.0, false).or_else(|_| unmount(&dir.0, true))?;
             let served = server.join().unwrap_or_else(|_| Err(std::io::Error::other("the server panicked")));
-            let status =
-                status.map_err(|e| std::io::Error::new(e.kind(), format!("{}: {e}", program.display())))?;
-            served.map(|()| status)
+            served.and(status)
         })
     });
     adapter.finish();
     let status = status.map_err(|e| at(&e))?;
+    let not_run = |e: std::io::Error| CommandError {
+        status: if e.kind() == std::io::ErrorKind::NotFound { NOT_FOUND } else { NOT_EXECUTABLE },
+        reason: format!("{}: {e}", program.display()),
+    };
     adapter.ended().unwrap_or(Ok(())).map_err(|e| at(&format!("unmount: {e}")))?;
+    let status = status.map_err(not_run)?;
     let code = status.code().or_else(|| status.signal().map(|s| 128 + s));
     Ok(code.and_then(|c| u8::try_from(c).ok()).unwrap_or(u8::MAX))
 }
@@ -144,19 +154,30 @@ impl Asked {
     }
 
     /// Runs the command to its end; not at all if a signal came before.
-    fn run(&self, command: &mut Command) -> std::io::Result<ExitStatus> {
+    fn run(&self, command: &mut Command) -> std::io::Result<Ran> {
         let mut child = {
             let mut running = self.0.lock();
             if let Some(signal) = running.early {
-                return Ok(ExitStatus::from_raw(signal));
+                return Ok(Ok(ExitStatus::from_raw(signal)));
             }
-            let child = command.spawn()?;
+            let child = match command.spawn() {
+                Ok(child) => child,
+                // No process to be had.
+                Err(e)
+                    if [Errno::AGAIN, Errno::NOMEM]
+                        .map(|n| Some(n.raw_os_error()))
+                        .contains(&e.raw_os_error()) =>
+                {
+                    return Err(e);
+                }
+                Err(e) => return Ok(Err(e)),
+            };
             // Nobody has waited for it yet, so the number is its own.
             let pid = Pid::from_raw(child.id().cast_signed()).ok_or(Errno::SRCH)?;
             running.command = Some(pidfd_open(pid, PidfdFlags::empty())?);
             child
         };
-        child.wait()
+        child.wait().map(Ok)
     }
 }
 

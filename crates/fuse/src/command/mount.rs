@@ -19,10 +19,10 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use super::options::flags_of;
 use super::previous::{self, Holder};
 use super::{Attach, CommandError, Options, daemon, log};
-use crate::adapter::{Adapter, AdapterOptions, control_remount};
+use crate::adapter::{Adapter, AdapterOptions, control_remount, control_second_mount};
 use crate::mount::{
-    How, LoopDevice, MountEntry, MountRequest, find_mount, mount_as_user, mount_direct, mounts, remount,
-    remount_super, unmount,
+    How, LoopDevice, MountEntry, MountRequest, find_mount, mount_again, mount_as_user, mount_direct, mounts,
+    remount, remount_super, unmount,
 };
 use crate::session::{Session, SessionOptions};
 
@@ -47,7 +47,7 @@ pub struct MountArgs {
 /// Mounts. In the background, returns once the mount is ready; in the foreground, after it has ended and the image is
 /// clean.
 pub fn mount(args: &MountArgs) -> Result<(), CommandError> {
-    let list = args.options.join(",");
+    let list = with_absolute_paths(&args.options.join(","))?;
     let options = Options::parse(&list)?;
     let dir = absolute(&args.dir)?;
     if options.remount {
@@ -57,7 +57,7 @@ pub fn mount(args: &MountArgs) -> Result<(), CommandError> {
     if !dir.is_dir() {
         return Err(CommandError::failure(format!("{}: not a directory", dir.display())));
     }
-    if !args.foreground && mounted_already(&image, &dir)? {
+    if !args.foreground && mounted_already(&image, &dir, &options, &list)? {
         return Ok(());
     }
     if args.foreground || args.server {
@@ -71,22 +71,81 @@ pub fn mount(args: &MountArgs) -> Result<(), CommandError> {
 }
 
 /// A block device that is mounted by extant is mounted a second time by showing the same tree there too, as the kernel does
-/// with its own file systems.
-fn mounted_already(image: &Path, dir: &Path) -> Result<bool, CommandError> {
+/// with its own file systems: one file system with one set of options, and flags for each mount. One is read-only if the other
+/// is; what else the first mount cannot give is refused.
+fn mounted_already(image: &Path, dir: &Path, options: &Options, list: &str) -> Result<bool, CommandError> {
     let at = |e: &dyn std::fmt::Display| CommandError::failure(format!("{}: {e}", dir.display()));
     if !is_block_device(image) {
         return Ok(false);
     }
     let all = mounts().map_err(|e| at(&e))?;
-    let Some(first) = all.into_iter().find(|m| m.is_ours() && m.source == image && m.root == Path::new("/"))
-    else {
+    let is_first = |m: &MountEntry| m.is_ours() && m.source == image && m.root == Path::new("/");
+    let is_visible = |m: &MountEntry| File::open(&m.target).is_ok_and(|d| m.is_shown_by(&d).unwrap_or(false));
+    let Some(first) = all.iter().find(|m| is_first(m) && is_visible(m)) else {
+        // One that is covered is found to be in use when the device is opened.
         return Ok(false);
     };
-    rustix::mount::mount_bind(&first.target, dir).map_err(|e| at(&e))?;
-    // A mount of its own: what is mounted below one does not show below the other.
-    let private = rustix::mount::MountPropagationFlags::PRIVATE;
-    rustix::mount::mount_change(dir, private).map_err(|e| at(&e))?;
+    let refused = |why: &str| {
+        let (image, first) = (image.display(), first.target.display());
+        Err(CommandError::failure(format!("{image} is already mounted on {first}: {why}")))
+    };
+    let mut flags = options.flags;
+    match (first.is_read_only(), flags.contains(MountFlags::RDONLY)) {
+        (false, true) => {
+            return refused(
+                "for writing, and a second mount cannot be read-only (`mount -o remount,bind,ro` can)",
+            );
+        }
+        (true, false) => {
+            log::start(tracing::Level::WARN);
+            let (image, first) = (image.display(), first.target.display());
+            tracing::warn!("WARNING: {image} is mounted read-only on {first}: mounted read-only");
+            flags |= MountFlags::RDONLY;
+        }
+        _ => {}
+    }
+    let root = File::open(&first.target).map_err(|e| at(&e))?;
+    match control_second_mount(&root, list) {
+        Ok(Ok(())) => {}
+        Ok(Err((_, why))) => return refused(&why),
+        Err(e) => return Err(at(&e)),
+    }
+    mount_again(first, dir, flags).map_err(|e| at(&e))?;
     Ok(true)
+}
+
+/// Whether what `options` have mounted can be mounted a second time with the options `list`; if not, why.
+fn allows_second(options: &Options, fs: &Filesystem, list: &str) -> Result<(), String> {
+    let asked = Options::parse(list).map_err(|e| e.reason)?;
+    let mut words: Vec<String> = options.not_shared(&asked).into_iter().map(str::to_owned).collect();
+    words.extend(fs.options_not_in_force(&asked.ext4).map_err(|e| e.to_string())?);
+    if words.is_empty() {
+        return Ok(());
+    }
+    let words = words.join("`, `");
+    Err(format!(
+        "`{words}` would be otherwise than there, and both mounts have the same options (`remount` changes them)"
+    ))
+}
+
+/// The same options where the paths in them are absolute: a server in the background has another working directory.
+fn with_absolute_paths(list: &str) -> Result<String, CommandError> {
+    let word = |word: &str| match word.split_once('=') {
+        Some((name @ "journal_path", path)) => {
+            let path = absolute(Path::new(path))?;
+            let text = path.to_str().filter(|text| !text.contains(','));
+            let text = text.ok_or_else(|| {
+                CommandError::usage(format!(
+                    "`{name}={}`: no mount option can hold this path",
+                    path.display()
+                ))
+            })?;
+            Ok(format!("{name}={text}"))
+        }
+        _ => Ok(word.to_owned()),
+    };
+    let words: Result<Vec<String>, CommandError> = list.split(',').map(word).collect();
+    Ok(words?.join(","))
 }
 
 fn absolute(path: &Path) -> Result<PathBuf, CommandError> {
@@ -153,6 +212,11 @@ fn serve(image: &Path, dir: &Path, options: &Options, background: bool) -> Resul
     };
     let adapter = Adapter::new(fs, adapter);
     let own = Arc::clone(&files[0]);
+    let (mine, served) = (options.clone(), Arc::downgrade(adapter.filesystem()));
+    adapter.set_second_mount(move |list| match served.upgrade() {
+        Some(fs) => allows_second(&mine, &fs, list),
+        None => Err("it is being unmounted".into()),
+    });
     // Whoever has waited for umount(2) may have the image, while this process still ends.
     adapter.set_at_end(move || files.iter().for_each(|file| drop(file.unlock())));
     let done = attach(image, dir, options, &adapter, &own).and_then(|(device, how)| {
@@ -333,9 +397,8 @@ fn attach(
     request.flags.set(MountFlags::RDONLY, fs.is_read_only());
     // The kernel's largest block size of a mount is a page.
     request.block_size = fs.geometry().block_size().min(4096);
-    let root = rustix::process::geteuid().is_root();
-    request.allow_other = options.allow_other.unwrap_or(root);
-    if !root {
+    request.allow_other = options.lets_others();
+    if !rustix::process::geteuid().is_root() {
         return Ok((mount_as_user(&request).map_err(|e| at(&e))?, How::Fusermount));
     }
     let kind = std::fs::metadata(image).map_err(|e| at(&e))?.file_type();

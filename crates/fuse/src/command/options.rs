@@ -178,6 +178,27 @@ impl Options {
         self.ext4.split(',').any(|word| ["ro", "rw"].contains(&word))
     }
 
+    /// What of `asked` a second mount of what these options have mounted cannot have, in words: of the options of the server, which
+    /// both share. ext4's own are not looked at.
+    pub(super) fn not_shared(&self, asked: &Self) -> Vec<&'static str> {
+        let differs = [
+            ("offset=", asked.offset != self.offset),
+            ("partition=", asked.partition != self.partition),
+            ("allow_other", asked.allow_other.is_some_and(|others| others != self.lets_others())),
+            ("writeback_cache", asked.writeback_cache && !self.writeback_cache),
+            ("readers=", asked.readers != 0 && asked.readers != self.readers),
+            ("pin", asked.pin && !self.pin),
+            ("transport=", asked.transport != Transport::default() && asked.transport != self.transport),
+            ("trace", asked.trace && !self.trace),
+        ];
+        differs.into_iter().filter(|(_, differs)| *differs).map(|(word, _)| word).collect()
+    }
+
+    /// Whether others than who mounts may enter.
+    pub(super) fn lets_others(&self) -> bool {
+        self.allow_other.unwrap_or_else(|| rustix::process::geteuid().is_root())
+    }
+
     fn names_atime(&self) -> bool {
         const WORDS: [&str; 6] =
             ["noatime", "atime", "relatime", "norelatime", "strictatime", "nostrictatime"];

@@ -1,6 +1,9 @@
 //! `extant umount`.
 
+use std::collections::HashSet;
 use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use extant_format::{Incompat, Superblock};
@@ -10,7 +13,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::CommandError;
 use crate::adapter::control_server;
-use crate::mount::{MountEntry, find_mount, unmount};
+use crate::mount::{MountEntry, find_mount, mounts, mounts_of, unmount};
 
 /// What `extant umount` is asked to do.
 #[derive(Clone, Debug, Default)]
@@ -21,8 +24,18 @@ pub struct UmountArgs {
     pub lazy: bool,
 }
 
-/// Unmounts; returns once the server has written everything and ended.
-pub fn umount(args: &UmountArgs) -> Result<(), CommandError> {
+/// What an unmount has come to.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Unmounted {
+    /// The server has written everything and ended; or with `lazy` will, with its last user.
+    Ended,
+    /// The directory is free, and the file system is mounted elsewhere still, so its server goes on: where, as far as that can be
+    /// seen.
+    StillMounted(Vec<PathBuf>),
+}
+
+/// Unmounts; returns once the server has written everything and ended, or at once where the file system is mounted elsewhere.
+pub fn umount(args: &UmountArgs) -> Result<Unmounted, CommandError> {
     let at = |e: &dyn std::fmt::Display| CommandError::failure(format!("{}: {e}", args.dir.display()));
     let entry = find_mount(&args.dir).map_err(|e| at(&e))?;
     let Some(entry) = entry.filter(MountEntry::is_ours) else {
@@ -30,31 +43,104 @@ pub fn umount(args: &UmountArgs) -> Result<(), CommandError> {
     };
     // A read-only mount leaves an image as it finds it.
     let image = if entry.is_read_only() { None } else { backing_image(&entry.source) };
-    let server = server_of(&entry.target);
+    let server = Server::of(&entry.target);
+    let connection = Connection::of(&entry);
     unmount(&entry.target, args.lazy).map_err(|e| at(&e))?;
     if args.lazy {
-        return Ok(());
+        return Ok(Unmounted::Ended);
     }
-    if let Some(server) = server {
-        wait_for_end(&server).map_err(|e| at(&e))?;
+    let others = other_mounts(&entry).map_err(|e| at(&e))?;
+    if !others.is_empty() || connection.lives() {
+        return Ok(Unmounted::StillMounted(others));
+    }
+    if let Server::Known { process, .. } = &server {
+        wait_for_end(process).map_err(|e| at(&e))?;
     }
     match image.as_deref().map(is_clean) {
-        Some(Some(false)) => Err(at(
-            &"the image could not be left clean; the system log says why (its journal holds all that was synced)",
-        )),
-        _ => Ok(()),
+        Some(Some(false)) => {
+            Err(at(&format!("the image could not be left clean: {}", server.why_not_clean())))
+        }
+        _ => Ok(Unmounted::Ended),
     }
 }
 
-/// The server's process; `None` if it cannot be known (another process namespace, a server that has died).
-fn server_of(dir: &Path) -> Option<std::os::fd::OwnedFd> {
-    let root = File::open(dir).ok()?;
-    let pid = control_server(&root).ok()?;
-    let pid = Pid::from_raw(i32::try_from(pid).ok()?)?;
-    pidfd_open(pid, PidfdFlags::empty()).ok()
+/// A mount's server, before the unmount.
+enum Server {
+    Known {
+        process: OwnedFd,
+        shut_down: bool,
+    },
+    /// It has ended, and the mount was dead.
+    Dead,
+    /// In another process namespace, or nobody who may ask.
+    Unknown,
 }
 
-pub(super) fn wait_for_end(server: &std::os::fd::OwnedFd) -> Result<(), Errno> {
+impl Server {
+    fn of(dir: &Path) -> Self {
+        let state = match File::open(dir).and_then(control_server) {
+            Ok(state) => state,
+            Err(e) if e.raw_os_error() == Some(Errno::NOTCONN.raw_os_error()) => return Self::Dead,
+            Err(_) => return Self::Unknown,
+        };
+        let pid = i32::try_from(state.pid).ok().and_then(Pid::from_raw);
+        match pid.map(|pid| pidfd_open(pid, PidfdFlags::empty())) {
+            Some(Ok(process)) => Self::Known { process, shut_down: state.shut_down },
+            _ => Self::Unknown,
+        }
+    }
+
+    fn why_not_clean(&self) -> &'static str {
+        match self {
+            Self::Dead => {
+                "its server had ended before, killed or by errors=panic (the journal holds all that was synced)"
+            }
+            Self::Known { shut_down: true, .. } => {
+                "the filesystem had been shut down (the journal holds all that was synced, unless that was not wanted)"
+            }
+            _ => "the system log says why (its journal holds all that was synced)",
+        }
+    }
+}
+
+/// What /sys/fs/fuse/connections has while a file system lives, if that is mounted: also one that is mounted in a namespace that is
+/// not to be seen from here, or that `umount -l` has left to its last user.
+struct Connection(Option<PathBuf>);
+
+impl Connection {
+    fn of(entry: &MountEntry) -> Self {
+        let (major, minor) = entry.dev;
+        // The kernel's own numbering of devices.
+        let number = u64::from(major) << 20 | u64::from(minor);
+        let path = PathBuf::from(format!("/sys/fs/fuse/connections/{number}"));
+        Self(path.exists().then_some(path))
+    }
+
+    fn lives(&self) -> bool {
+        self.0.as_ref().is_some_and(|path| path.exists())
+    }
+}
+
+/// Where else the file system of `entry` is mounted, in this mount namespace and in those of all processes that may be looked at.
+fn other_mounts(entry: &MountEntry) -> io::Result<Vec<PathBuf>> {
+    let same = |m: &MountEntry| m.is_ours() && m.dev == entry.dev;
+    let mut places: Vec<PathBuf> = mounts()?.into_iter().filter(same).map(|m| m.target).collect();
+    let mut seen = HashSet::new();
+    seen.extend(std::fs::read_link("/proc/self/ns/mnt"));
+    for process in std::fs::read_dir("/proc")? {
+        let process = process?;
+        let Some(pid) = process.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        // One that has ended meanwhile, or is somebody else's.
+        let Ok(namespace) = std::fs::read_link(process.path().join("ns/mnt")) else { continue };
+        if seen.insert(namespace) {
+            let theirs = mounts_of(pid).unwrap_or_default().into_iter();
+            places.extend(theirs.filter(same).map(|m| m.target));
+        }
+    }
+    Ok(places)
+}
+
+pub(super) fn wait_for_end(server: &OwnedFd) -> Result<(), Errno> {
     loop {
         match poll(&mut [PollFd::new(server, PollFlags::IN)], None) {
             Ok(_) => return Ok(()),

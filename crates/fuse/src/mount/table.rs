@@ -2,12 +2,15 @@
 
 use std::ffi::OsString;
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 /// One mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MountEntry {
+    /// Major and minor number of its file system's device, one for all mounts of it.
+    pub dev: (u32, u32),
     /// What of the file system is shown: `/` unless it is a bind mount of a part.
     pub root: PathBuf,
     /// Directory.
@@ -27,6 +30,12 @@ impl MountEntry {
     #[must_use]
     pub fn is_ours(&self) -> bool {
         matches!(self.kind.as_str(), "fuse.extant" | "fuseblk.extant")
+    }
+
+    /// Whether an open directory is of this mount's file system.
+    pub(crate) fn is_shown_by(&self, dir: impl AsFd) -> io::Result<bool> {
+        let dev = rustix::fs::fstat(dir)?.st_dev;
+        Ok((rustix::fs::major(dev), rustix::fs::minor(dev)) == self.dev)
     }
 
     /// Whether its file system is mounted read-only.
@@ -66,14 +75,17 @@ pub fn find_mount(target: &Path) -> io::Result<Option<MountEntry>> {
 /// `36 35 98:0 /root /target rw,noatime master:1 - type source superoptions`
 fn parse(line: &[u8]) -> Option<MountEntry> {
     let mut words = line.split(|&b| b == b' ');
-    let root = path(words.nth(3)?);
+    let dev = text(words.nth(2)?);
+    let (major, minor) = dev.split_once(':')?;
+    let dev = (major.parse().ok()?, minor.parse().ok()?);
+    let root = path(words.next()?);
     let target = path(words.next()?);
     let options = text(words.next()?);
     words.find(|w| *w == b"-")?;
     let kind = text(words.next()?);
     let source = path(words.next()?);
     let super_options = text(words.next()?);
-    Some(MountEntry { root, target, kind, source, options, super_options })
+    Some(MountEntry { dev, root, target, kind, source, options, super_options })
 }
 
 fn text(word: &[u8]) -> String {
@@ -113,6 +125,7 @@ mod tests {
             b"36 35 0:45 / /mnt/a\\040b rw,relatime shared:1 master:2 - fuse.extant /tmp/x.img rw,user_id=0";
         let entry = parse(line).unwrap();
         assert_eq!(entry.target.to_str(), Some("/mnt/a b"));
+        assert_eq!(entry.dev, (0, 45));
         assert_eq!(entry.source.to_str(), Some("/tmp/x.img"));
         assert_eq!((entry.kind.as_str(), entry.options.as_str()), ("fuse.extant", "rw,relatime"));
         assert!(entry.is_ours());
