@@ -78,7 +78,7 @@ impl Failure {
         let failure = Self::new(format!("{}: {err}", show_path(path)));
         match err {
             extant::Error::Corrupt(_) | extant::Error::Checksum(_) => {
-                failure.hint("the image is damaged: `extant fsck IMAGE` shows all of it")
+                failure.hint("the image is damaged: `extant fsck -f IMAGE` shows all of it")
             }
             extant::Error::NoSpace | extant::Error::NoInodes => {
                 failure.hint("the image is full: `extant info IMAGE` shows blocks and inodes")
@@ -93,12 +93,12 @@ impl Failure {
         match err {
             extant::Error::Corrupt(damage) if no_magic(&damage.kind) => {
                 Self::new(format!("{}: no ext2, ext3 or ext4 filesystem is there", image.display())).hint(
-                    "a disk with partitions needs --partition NUMBER; if the superblock was overwritten, `extant fsck IMAGE` \
+                    "a disk with partitions needs --partition NUMBER; if the superblock was overwritten, `extant fsck -f IMAGE` \
                      looks for its copies",
                 )
             }
             extant::Error::Corrupt(_) | extant::Error::Checksum(_) => failure.hint(
-                "`extant fsck IMAGE` shows what is wrong with it; `extant info IMAGE` what it says it is",
+                "`extant fsck -f IMAGE` shows what is wrong with it; `extant info IMAGE` what it says it is",
             ),
             _ => failure,
         }

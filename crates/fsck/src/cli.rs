@@ -1,11 +1,12 @@
 //! `extant fsck`: arguments, text, exit status.
 
-use crate::{Options, Report, Severity, check_with_journal, json};
+use crate::{Options, Report, Severity, check_with_journal, json, need_not_be_checked};
 use extant_device::{BlockDevice, OpenOptions, Window, partition_window};
 use std::ffi::OsString;
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// How the command is called.
 pub const SYNOPSIS: &str = "extant fsck [-n] [-f] [--json] [-b SUPERBLOCK] [-B BLOCKSIZE] [-j JOURNAL]
@@ -13,10 +14,12 @@ pub const SYNOPSIS: &str = "extant fsck [-n] [-f] [--json] [-b SUPERBLOCK] [-B B
 
 /// What it does.
 pub const HELP: &str = "\
-Checks the ext2, ext3 or ext4 filesystem in IMAGE and changes nothing.
+Checks the ext2, ext3 or ext4 filesystem in IMAGE and changes nothing. Without -f, one that says that it is clean is not
+checked, as e2fsck does not: its superblock and descriptors are in order, it was unmounted, has no errors on record, no journal to
+recover, and no check due for its mounts or its age.
 
+  -f            check even if the filesystem says that it is clean
   -n            answer no to everything (always so: nothing is repaired)
-  -f            check even if the filesystem says that it is clean (always so)
   -y, -p        refused: this command does not repair
   -b BLOCK      use the superblock in this block
   -B BYTES      the block size that goes with -b
@@ -24,8 +27,9 @@ Checks the ext2, ext3 or ext4 filesystem in IMAGE and changes nothing.
                 (An external journal as IMAGE is checked alone.)
   --offset BYTES, --partition NUMBER
                 where in the image the filesystem is (GPT or MBR, counted as Linux does)
-  --json        print the report as JSON: image, clean, exit_status, inodes, inodes_count, blocks, blocks_count, directories,
-                left_out (findings beyond the first 10,000), and findings, each with pass, place, kind, severity, values, text
+  --json        print the report as JSON: image, clean, checked (false: it says that it is clean), exit_status, inodes,
+                inodes_count, blocks, blocks_count, directories (null if not checked), left_out (findings beyond the first
+                10,000), and findings, each with pass, place, kind, severity, values, text
   --force-read  check although the image is in use
 
 Exit status: 0 clean, 4 errors were found, 8 the check could not be done, 16 wrong arguments.
@@ -37,6 +41,7 @@ struct Request {
     journal: Option<PathBuf>,
     json: bool,
     force_read: bool,
+    force: bool,
     part: Option<Part>,
     options: Options,
 }
@@ -103,16 +108,31 @@ pub fn run(args: impl IntoIterator<Item = OsString>, out: &mut dyn Write, err: &
         }
     };
     let journal = journal.as_ref().map(|file| file as &dyn BlockDevice);
-    let report = check_with_journal(&*device, journal, &request.options);
-    let text = if request.json { json::report(&report, &image) + "\n" } else { human(&report, &image) };
+    let stated =
+        if request.force { None } else { need_not_be_checked(&*device, journal, &request.options, now()) };
+    let checked = stated.is_none();
+    let report = match stated {
+        Some(totals) => Report { totals, clean: true, ..Report::default() },
+        None => check_with_journal(&*device, journal, &request.options),
+    };
+    let text = match (request.json, checked) {
+        (true, _) => json::report(&report, &image, checked) + "\n",
+        (false, true) => human(&report, &image),
+        (false, false) => stated_clean(&report, &image),
+    };
     match out.write_all(text.as_bytes()) {
         Ok(()) => report.exit_status(),
         Err(_) => 8,
     }
 }
 
+/// Seconds since the epoch.
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
 fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Option<Request>, String> {
-    let (mut image, mut json, mut force_read) = (None, false, false);
+    let (mut image, mut json, mut force_read, mut force) = (None, false, false, false);
     let (mut superblock, mut block_size, mut part, mut journal) = (None, None, None, None);
     let mut args = args.into_iter();
     let mut plain = false;
@@ -144,7 +164,7 @@ fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Option<Request>, St
                 part = Some(Part::Number(u32::try_from(number).map_err(|_| "--partition: not a number")?));
             }
             "-y" | "-p" | "-a" => return Err(format!("{text}: repairing is not supported, only checking")),
-            _ if text[1..].chars().all(|c| "nfvtC".contains(c)) => {}
+            _ if text[1..].chars().all(|c| "nfvtC".contains(c)) => force |= text.contains('f'),
             _ => return Err(format!("unknown option {text}")),
         }
     }
@@ -156,7 +176,13 @@ fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Option<Request>, St
         let size = u32::try_from(size).ok().filter(|_| valid).ok_or("-B: not a block size")?;
         options.superblock = Some((block, size));
     }
-    Ok(Some(Request { image, journal, json, force_read, part, options }))
+    Ok(Some(Request { image, journal, json, force_read, force, part, options }))
+}
+
+/// One that was not checked, in e2fsck's words.
+fn stated_clean(report: &Report, image: &str) -> String {
+    let t = &report.totals;
+    format!("{image}: clean, {}/{} files, {}/{} blocks\n", t.inodes, t.inodes_count, t.blocks, t.blocks_count)
 }
 
 fn human(report: &Report, image: &str) -> String {

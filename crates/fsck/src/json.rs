@@ -3,17 +3,20 @@
 use crate::{Finding, Place, Report, Severity};
 use std::fmt::Write as _;
 
-/// The report as one JSON object.
-pub(crate) fn report(report: &Report, image: &str) -> String {
+/// The report as one JSON object; of a filesystem that was not checked if not `checked`.
+pub(crate) fn report(report: &Report, image: &str, checked: bool) -> String {
     let mut out = String::from("{");
-    let _ = write!(out, "\"image\":{},\"clean\":{},", quote(image), report.is_clean());
+    let _ = write!(out, "\"image\":{},\"clean\":{},\"checked\":{checked},", quote(image), report.is_clean());
     let _ = write!(out, "\"exit_status\":{},", report.exit_status());
     let t = &report.totals;
     let _ = write!(
         out,
-        "\"inodes\":{},\"inodes_count\":{},\"blocks\":{},\"blocks_count\":{},\"directories\":{},",
-        t.inodes, t.inodes_count, t.blocks, t.blocks_count, t.directories
+        "\"inodes\":{},\"inodes_count\":{},\"blocks\":{},\"blocks_count\":{},",
+        t.inodes, t.inodes_count, t.blocks, t.blocks_count
     );
+    // Nobody has counted them otherwise.
+    let directories = if checked { t.directories.to_string() } else { "null".into() };
+    let _ = write!(out, "\"directories\":{directories},");
     let _ = write!(out, "\"left_out\":{},\"findings\":[", report.left_out);
     let findings: Vec<String> = report.findings.iter().map(finding).collect();
     out.push_str(&findings.join(","));

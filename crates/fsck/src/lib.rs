@@ -133,6 +133,29 @@ pub fn check_with_journal(
     Report { findings, left_out, totals, clean, fatal }
 }
 
+/// What the superblock counts, if it says that the filesystem need not be checked: cleanly unmounted, no errors on record, nothing to
+/// recover, nothing wrong with itself and the descriptors, and no check due for the number of mounts or, at `now` (seconds of the
+/// epoch), for its age. These are e2fsck's reasons to leave a filesystem alone that it is not forced to check, but that `e2fsck -n`
+/// passes over a journal that needs recovery.
+#[must_use]
+pub fn need_not_be_checked(
+    dev: &dyn BlockDevice,
+    journal: Option<&dyn BlockDevice>,
+    options: &Options,
+    now: u64,
+) -> Option<Totals> {
+    if options.superblock.is_some() || external::superblock_of(dev).is_some() {
+        return None;
+    }
+    let sink = context::Sink::new(1);
+    let mut cx = superblock::open(dev, &Options { threads: 1, ..*options }, &sink)?;
+    cx.journal = journal;
+    superblock::check(&mut cx);
+    let totals = superblock::says_clean(&cx, now);
+    // A note counts, too: such as one that it was not unmounted.
+    if sink.into_parts().0.is_empty() { totals } else { None }
+}
+
 fn run<'d>(
     dev: &'d dyn BlockDevice,
     journal: Option<&'d dyn BlockDevice>,

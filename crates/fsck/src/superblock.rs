@@ -1,12 +1,12 @@
 //! The first part: superblock, descriptors, metadata's own places, multiple-mount protection.
 
-use crate::Options;
 use crate::blocks::{BlockMap, Span, spans};
 use crate::context::{Context, Sink};
 use crate::finding::{Kind, Pass, Place};
+use crate::{Options, Totals};
 use extant_device::BlockDevice;
 use extant_format::mmp::{Mmp, MmpSeq};
-use extant_format::superblock::{RawSuperblock, SUPERBLOCK_SIZE, State};
+use extant_format::superblock::{RawSuperblock, SUPERBLOCK_SIZE, SbTime, State};
 use extant_format::{
     BgFlags, Compat, Corrupt, FormatError, GroupDesc, GroupNr, Incompat, Pblk, RoCompat, Superblock,
 };
@@ -494,6 +494,29 @@ pub(crate) fn check(cx: &mut Context<'_>) {
     descriptors(cx);
     claim_metadata(cx);
     mmp(cx);
+}
+
+/// What the fields of the superblock count, unless one of them asks for a check.
+pub(crate) fn says_clean(cx: &Context<'_>, now: u64) -> Option<Totals> {
+    let (raw, state) = (cx.sb.raw(), cx.sb.state());
+    let (inodes, free_inodes) = (u64::from(cx.geo.inodes_count()), u64::from(raw.s_free_inodes_count.get()));
+    // In blocks, with clusters too.
+    let free = raw.free_blocks_count();
+    let (mounts, max) = cx.sb.mount_counts();
+    let (last, interval) = (raw.time(SbTime::LastCheck), u64::from(raw.s_checkinterval.get()));
+    // One in the future is no check.
+    let too_old = interval != 0 && now.checked_sub(last).is_none_or(|age| age >= interval);
+    let too_often = max > 0 && i32::from(mounts) >= i32::from(max);
+    let elsewhere = cx.compat(Compat::HAS_JOURNAL) && raw.s_journal_inum.get() == 0 && cx.journal.is_none();
+    let asks =
+        !state.contains(State::VALID) || state.contains(State::ERROR) || too_old || too_often || elsewhere;
+    (!asks).then_some(Totals {
+        inodes: inodes.checked_sub(free_inodes)?,
+        inodes_count: inodes,
+        blocks: cx.geo.blocks_count().checked_sub(free)?,
+        blocks_count: cx.geo.blocks_count(),
+        directories: 0,
+    })
 }
 
 fn fields(cx: &Context<'_>) {

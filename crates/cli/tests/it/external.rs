@@ -127,7 +127,7 @@ fn a_journal_device_is_checked_alone_and_by_the_command() {
     let pair = Pair::new("-t ext4");
     assert!(ours(&pair.journal, None).is_clean());
     let run = |args: &[&Path]| {
-        let args = std::iter::once("-n".into()).chain(args.iter().map(|a| a.as_os_str().to_owned()));
+        let args = std::iter::once("-nf".into()).chain(args.iter().map(|a| a.as_os_str().to_owned()));
         let (mut out, mut err) = (Vec::new(), Vec::new());
         (cli::run(args, &mut out, &mut err), String::from_utf8(out).unwrap())
     };

@@ -10,6 +10,7 @@ mod exec;
 mod extents;
 mod external;
 mod fallocate_table;
+mod fsck;
 mod info;
 mod killed;
 mod look;

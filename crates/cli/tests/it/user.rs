@@ -47,7 +47,7 @@ fn a_partition_is_found_by_its_number_or_its_place() {
     let disk = disk(dir.path());
     for place in [&["--partition", "2"], &["--offset", "1048576"]] {
         assert_eq!(ok(&[&"cat", &place[0], &place[1], &disk, &"/docs/readme"]).text(), "read me\n");
-        assert!(ok(&[&"fsck", &place[0], &place[1], &disk]).text().contains("clean"));
+        assert!(ok(&[&"fsck", &"-f", &place[0], &place[1], &disk]).text().contains("clean"));
         assert_eq!(ok(&[&"info", &"--json", &place[0], &place[1], &disk]).json()["clean"], true);
     }
     ok(&[&"rm", &"--partition", &"2", &disk, &"/notes"]);

@@ -40,8 +40,9 @@ fn status_text_and_json_agree() {
     std::fs::write(&path, &bytes).unwrap();
     let (status, out, _) = command(&["-n", "-f", image]);
     assert!(status == 4 && out.contains("group 0: ") && out.contains("free inodes"), "{out}");
-    let (status, out, _) = command(&["--json", image]);
+    let (status, out, _) = command(&["--json", "-f", image]);
     assert_eq!(status, 4);
+    assert!(out.contains("\"checked\":true"), "{out}");
     assert!(out.contains("\"clean\":false") && out.contains("\"kind\":\"GroupFreeInodes\""), "{out}");
     assert!(out.contains("\\\"quoted\\\"") && out.contains("\"place\":{\"group\":0}"), "{out}");
     let (status, ..) = command(&["-b", "8193", "-B", "1024", image]);
