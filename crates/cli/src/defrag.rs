@@ -31,7 +31,8 @@ use plan::{Change, Defraggable};
 
 /// Make files lie in fewer pieces: of an image (IMAGE [PATH...]), or on a mount of an image (PATH...), while they are in use
 ///
-/// Directories are gone through with all that is below them; without a path, the whole image.
+/// Directories are gone through with all that is below them; without a path, the whole image. Extents are counted, and fragments: runs on
+/// the device, which are what filefrag counts.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -44,7 +45,7 @@ pub(crate) struct Args {
     /// Files too that stay as they are
     #[arg(short, long)]
     verbose: bool,
-    /// One JSON object
+    /// One JSON object; before and after are extents
     #[arg(long)]
     json: bool,
 }
@@ -148,14 +149,17 @@ impl Report<'_> {
     }
 
     fn change(&mut self, path: &[u8], change: Change) -> Outcome {
-        let Change { before, after, moved } = change;
+        let Change { before, after, fragments, moved } = change;
         self.files += 1;
         self.before += before;
         self.after += after;
         let better = after < before;
         self.better += usize::from(better);
         if self.args.json {
-            let mut object = json!({ "path": "", "before": before, "after": after, "moved": moved });
+            let mut object = json!({
+                "path": "", "before": before, "after": after,
+                "fragments_before": fragments.0, "fragments_after": fragments.1, "moved": moved,
+            });
             show::json_name(&mut object, "path", path);
             self.objects.push(object);
             return Ok(());
@@ -163,9 +167,16 @@ impl Report<'_> {
         if !better && !self.args.verbose {
             return Ok(());
         }
-        let may = if self.args.dry_run { "could be " } else { "" };
-        let words =
-            if better { format!("{before} extents, {may}{after}") } else { format!("{before} extents") };
+        let words = match (better, self.args.dry_run) {
+            (true, true) => format!("{before} extents in {} fragments, could be {after}", fragments.0),
+            (true, false) => {
+                format!(
+                    "{before} extents in {} fragments, {after} in {} afterwards",
+                    fragments.0, fragments.1
+                )
+            }
+            (false, _) => format!("{before} extents in {} fragments", fragments.1),
+        };
         self.out.line(&format!("{}: {words}", show::name(path)))
     }
 

@@ -8,7 +8,7 @@ use extant_format::inode::FileType;
 
 use crate::fail::{At as _, Failure, Outcome};
 use crate::image::ImageArgs;
-use crate::volume::{Visited, Volume, join};
+use crate::volume::{Visited, Volume, join, means_directory};
 
 /// Make directories
 #[derive(clap::Args, Debug)]
@@ -184,6 +184,7 @@ pub(crate) fn rm(args: &RmArgs) -> Outcome {
             return Err(Failure::inside(path, &extant::Error::NotFound));
         };
         if !inode.is_dir() {
+            refuse_slash(path)?;
             volume.fs.unlink(&dir, &name, &volume.cred).at(path)?;
         } else if args.recursive {
             remove_tree(&volume, &dir, &name, path)?;
@@ -239,9 +240,21 @@ pub(crate) fn mv(args: &MvArgs) -> Outcome {
             Some(dir) => (dir.clone(), old_name.clone()),
             None => volume.parent(to)?,
         };
+        let old = volume.fs.lookup(&old_dir, &old_name, &volume.cred).at(path)?;
+        if !old.is_dir() {
+            refuse_slash(path)?;
+            if into.is_none() {
+                refuse_slash(to)?;
+            }
+        }
         volume.fs.rename(&old_dir, &old_name, &new_dir, &new_name, flags, &volume.cred).at(path)?;
     }
     volume.close()
+}
+
+/// Refuses a path with a slash at its end, of what is no directory.
+fn refuse_slash(path: &[u8]) -> Outcome {
+    if means_directory(path) { Err(Failure::inside(path, &extant::Error::NotDirectory)) } else { Ok(()) }
 }
 
 /// `extant ln`
@@ -249,6 +262,9 @@ pub(crate) fn ln(args: &LnArgs) -> Outcome {
     let volume = Volume::write(&args.image)?;
     let (target, path) = (args.target.as_bytes(), args.path.as_bytes());
     let (dir, name) = volume.parent(path)?;
+    if means_directory(path) && volume.child(&dir, &name).at(path)?.is_none() {
+        return Err(Failure::inside(path, &extant::Error::NotFound));
+    }
     if args.symbolic {
         volume.fs.symlink(&dir, &name, target, &volume.cred).at(path)?;
     } else {

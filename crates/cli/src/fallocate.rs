@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use crate::fail::{At as _, Failure, OnHost as _, Outcome};
 use crate::image::ImageArgs;
 use crate::onmount::may_be_on_mount;
-use crate::volume::Volume;
+use crate::volume::{Volume, means_directory};
 
 /// Between two attempts while another program has the kernel drop what it caches.
 const PAUSE: Duration = Duration::from_millis(2);
@@ -130,6 +130,10 @@ fn on_mount(args: &Args, path: &Path) -> io::Result<()> {
 
 fn in_image(args: &Args, path: &[u8]) -> Outcome {
     let (mode, keep_size) = FallocateMode::from_flags(args.mode().bits()).at(path)?;
+    if args.makes() && means_directory(path) {
+        // As open(2) with O_CREAT, whatever is there.
+        return Err(Failure::inside(path, &extant::Error::IsDirectory));
+    }
     let volume = Volume::write(&args.image)?;
     let (dir, name) = volume.parent(path)?;
     let there = volume.child(&dir, &name).at(path)?;

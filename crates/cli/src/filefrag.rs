@@ -59,7 +59,8 @@ pub(crate) fn run(args: &Args) -> Outcome {
         if args.verbose {
             listing.print_extents(&mut out)?;
         }
-        let (n, plural) = (listing.fragments(), if listing.fragments() == 1 { "" } else { "s" });
+        let n = fragments(&listing.extents);
+        let plural = if n == 1 { "" } else { "s" };
         out.line(&format!("{}: {n} extent{plural} found", show::name(&listing.path)))
     };
     let first = &args.image.at.image;
@@ -102,13 +103,14 @@ fn in_image(volume: &Volume, path: &[u8], how: FiemapHow) -> Outcome<Listing> {
     Ok(Listing { path: path.to_vec(), size: inode.size(), block, extents })
 }
 
-impl Listing {
-    /// Pieces that lie apart on the device.
-    fn fragments(&self) -> usize {
-        let apart = self.extents.windows(2).filter(|two| two[0].physical + two[0].length != two[1].physical);
-        apart.count() + usize::from(!self.extents.is_empty())
-    }
+/// How many runs on the device the extents make: one that goes on where the one before ends is no more of them. This is what filefrag(8)
+/// counts, whatever its word for them.
+pub(crate) fn fragments(extents: &[FiemapExtent]) -> usize {
+    let apart = extents.windows(2).filter(|two| two[0].physical + two[0].length != two[1].physical);
+    apart.count() + usize::from(!extents.is_empty())
+}
 
+impl Listing {
     fn object(&self) -> Value {
         let extent = |extent: &FiemapExtent| {
             let flags: Vec<String> = self.words(extent);
@@ -118,7 +120,7 @@ impl Listing {
         };
         let extents: Vec<Value> = self.extents.iter().map(extent).collect();
         let mut object = json!({
-            "path": "", "size": self.size, "block_size": self.block, "fragments": self.fragments(),
+            "path": "", "size": self.size, "block_size": self.block, "fragments": fragments(&self.extents),
             "extents": extents,
         });
         show::json_name(&mut object, "path", &self.path);

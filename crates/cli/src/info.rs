@@ -132,7 +132,7 @@ impl Facts<'_> {
             ("journal", self.journal()),
             ("on errors", self.errors()),
             ("made", self.time(SbTime::Mkfs)),
-            ("last mounted", format!("{} on {}", self.time(SbTime::Mount), self.last_mounted())),
+            ("last mounted", self.last_mounted()),
             ("last written", self.time(SbTime::Write)),
             ("last checked", self.time(SbTime::LastCheck)),
             ("mounts", format!("{} since the last check", raw.s_mnt_count.get())),
@@ -159,9 +159,10 @@ impl Facts<'_> {
     }
 
     fn last_mounted(&self) -> String {
+        let time = self.time(SbTime::Mount);
         match text(&self.raw.s_last_mounted) {
-            b"" => "a place it does not know".into(),
-            path => show::name(path),
+            b"" => time,
+            place => format!("{time} on {}", show::name(place)),
         }
     }
 

@@ -51,6 +51,9 @@ pub(crate) struct TreeArgs {
     /// Go down this many levels only
     #[arg(short = 'L', long, value_name = "LEVELS")]
     level: Option<usize>,
+    /// One JSON array of objects, in the tree's order, each with its depth
+    #[arg(long)]
+    json: bool,
 }
 
 /// Show all that an inode says
@@ -250,10 +253,17 @@ pub(crate) fn tree(args: &TreeArgs) -> Outcome {
     let start = args.path.as_ref().map_or(b"/".to_vec(), |p| p.as_bytes().to_vec());
     let dir = volume.resolve(&start)?;
     let mut out = Out::new();
-    out.line(&show::name(&start))?;
-    let mut drawing = Drawing { volume: &volume, level: args.level.unwrap_or(usize::MAX), dirs: 0, files: 0 };
+    let level = args.level.unwrap_or(usize::MAX);
+    let objects = args.json.then(Vec::new);
+    let mut drawing = Drawing { volume: &volume, level, dirs: 0, files: 0, objects };
+    if !args.json {
+        out.line(&show::name(&start))?;
+    }
     drawing.draw(&dir, &start, &mut out)?;
-    out.line(&format!("{} directories, {} files", drawing.dirs, drawing.files))?;
+    match drawing.objects {
+        Some(objects) => out.json(&Value::Array(objects))?,
+        None => out.line(&format!("{} directories, {} files", drawing.dirs, drawing.files))?,
+    }
     out.finish()?;
     volume.close()
 }
@@ -263,6 +273,8 @@ struct Drawing<'a> {
     level: usize,
     dirs: u64,
     files: u64,
+    /// What is found, where it is not drawn.
+    objects: Option<Vec<Value>>,
 }
 
 impl Drawing<'_> {
@@ -279,7 +291,13 @@ impl Drawing<'_> {
             };
             let (dir, below) = (dir.clone(), join(path, &entry.name));
             let inode = self.volume.fs.lookup(&dir, &entry.name, &self.volume.cred).at(&below)?;
-            out.line(&self.line(&mut stack, &entry, &below, &inode)?)?;
+            if let Some(objects) = &mut self.objects {
+                let mut found = object(self.volume, &below, &inode)?;
+                found["depth"] = json!(stack.len());
+                objects.push(found);
+            } else {
+                out.line(&self.line(&mut stack, &entry, &below, &inode)?)?;
+            }
             if !inode.is_dir() {
                 self.files += 1;
                 continue;

@@ -39,7 +39,7 @@ impl Visited {
         }
         let path = crate::fail::show_path(path);
         Err(Failure::new(format!("{path}: a directory with a second name, or one that holds itself"))
-            .hint("the image is damaged: `extant fsck IMAGE` shows all of it"))
+            .hint("the image is damaged: `extant fsck -f IMAGE` shows all of it"))
     }
 }
 
@@ -82,7 +82,8 @@ impl Volume {
         self.walk(path, false)
     }
 
-    /// The directory in which a path's last name is or will be, and that name.
+    /// The directory in which a path's last name is or will be, and that name, without the slashes behind it
+    /// ([`means_directory`]).
     pub(crate) fn parent(&self, path: &[u8]) -> Outcome<(InodeRef, Vec<u8>)> {
         let trimmed = path.trim_ascii_end_slashes();
         let (dir, name) = match trimmed.iter().rposition(|b| *b == b'/') {
@@ -110,15 +111,18 @@ impl Volume {
         let mut todo: Vec<Vec<u8>> = components(path).rev().map(<[u8]>::to_vec).collect();
         let mut links = 0;
         while let Some(name) = todo.pop() {
+            let here = &trail[trail.len() - 1];
+            if !here.is_dir() {
+                return Err(Failure::inside(path, &extant::Error::NotDirectory));
+            }
             if name == b".." {
                 if trail.len() > 1 {
                     trail.pop();
                 }
                 continue;
             }
-            let here = &trail[trail.len() - 1];
-            if !here.is_dir() {
-                return Err(Failure::inside(path, &extant::Error::NotDirectory));
+            if name == b"." {
+                continue;
             }
             let inode = self.fs.lookup(here, &name, &self.cred).at(path)?;
             if inode.kind() != FileType::Symlink || (todo.is_empty() && !follow_last) {
@@ -196,9 +200,15 @@ pub(crate) fn join(dir: &[u8], name: &[u8]) -> Vec<u8> {
     }
 }
 
-/// The names in a path; `.` means nothing.
+/// The names in a path. A slash at its end is a `.`: it means a directory, and follows a symbolic link.
 fn components(path: &[u8]) -> impl DoubleEndedIterator<Item = &[u8]> {
-    path.split(|b| *b == b'/').filter(|name| !name.is_empty() && *name != b".")
+    let last = means_directory(path).then_some(&b"."[..]);
+    path.split(|b| *b == b'/').filter(|name| !name.is_empty()).chain(last)
+}
+
+/// Whether a path ends with a slash: only a directory can be meant.
+pub(crate) fn means_directory(path: &[u8]) -> bool {
+    path.ends_with(b"/")
 }
 
 trait TrimSlashes {

@@ -5,7 +5,7 @@ use std::io::Read as _;
 use std::os::unix::ffi::OsStrExt as _;
 
 use extant::{InodeRef, XattrSet};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::fail::{At as _, Failure, Outcome};
 use crate::image::{ImageArgs, ReadArgs};
@@ -27,8 +27,9 @@ enum Command {
         #[command(flatten)]
         image: ReadArgs,
         /// What to look at; symbolic links themselves
-        path: OsString,
-        /// One JSON object of names and values in hexadecimal
+        #[arg(required = true)]
+        paths: Vec<OsString>,
+        /// One JSON array of objects, each with its path and its names and values in hexadecimal
         #[arg(long)]
         json: bool,
     },
@@ -63,7 +64,7 @@ enum Command {
 /// `extant xattr`
 pub(crate) fn run(args: &Args) -> Outcome {
     match &args.command {
-        Command::Ls { image, path, json } => list(image, path.as_bytes(), *json),
+        Command::Ls { image, paths, json } => list(image, paths, *json),
         Command::Get { image, path, name } => {
             let volume = Volume::read(image)?;
             let inode = volume.resolve_link(path.as_bytes())?;
@@ -94,24 +95,37 @@ pub(crate) fn run(args: &Args) -> Outcome {
     }
 }
 
-fn list(image: &ReadArgs, path: &[u8], json: bool) -> Outcome {
+fn list(image: &ReadArgs, paths: &[OsString], json: bool) -> Outcome {
     let volume = Volume::read(image)?;
-    let inode = volume.resolve_link(path)?;
     let mut out = Out::new();
-    let mut object = json!({});
-    for name in volume.xattr_names(&inode, path)? {
-        let value = value_of(&volume, &inode, path, &name)?;
-        if json {
-            object[String::from_utf8_lossy(&name).into_owned()] = json!(show::hex(&value));
-            continue;
+    let mut objects = Vec::new();
+    for path in paths {
+        let path = path.as_bytes();
+        let inode = volume.resolve_link(path)?;
+        let mut values = json!({});
+        if paths.len() > 1 && !json {
+            out.line(&format!("{}:", show::name(path)))?;
         }
-        let plain = std::str::from_utf8(&value).is_ok_and(|text| !text.chars().any(char::is_control));
-        let text =
-            if plain { format!("\"{}\"", show::name(&value)) } else { format!("0x{}", show::hex(&value)) };
-        out.line(&format!("{}={text}", show::name(&name)))?;
+        for name in volume.xattr_names(&inode, path)? {
+            let value = value_of(&volume, &inode, path, &name)?;
+            if json {
+                values[String::from_utf8_lossy(&name).into_owned()] = json!(show::hex(&value));
+                continue;
+            }
+            let plain = std::str::from_utf8(&value).is_ok_and(|text| !text.chars().any(char::is_control));
+            let text = if plain {
+                format!("\"{}\"", show::name(&value))
+            } else {
+                format!("0x{}", show::hex(&value))
+            };
+            out.line(&format!("{}={text}", show::name(&name)))?;
+        }
+        let mut object = json!({ "path": "", "xattrs": values });
+        show::json_name(&mut object, "path", path);
+        objects.push(object);
     }
     if json {
-        out.json(&object)?;
+        out.json(&Value::Array(objects))?;
     }
     out.finish()?;
     volume.close()

@@ -6,6 +6,8 @@ use std::ops::Range;
 use extant::{FiemapExtent, FiemapFlags};
 use rustix::io::Errno;
 
+use crate::filefrag::fragments;
+
 /// Blocks of the longest written extent.
 const LONGEST: u64 = 32_768;
 /// Bytes that are moved by one call, so that an interrupt is not kept waiting.
@@ -33,11 +35,13 @@ pub(super) trait Defraggable {
 }
 
 /// A file's extents, before and after.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Change {
     pub(super) before: usize,
     /// If nothing was to be done: as few as there can be.
     pub(super) after: usize,
+    /// Runs on the device, before and as it is now ([`fragments`]).
+    pub(super) fragments: (usize, usize),
     /// Bytes.
     pub(super) moved: u64,
 }
@@ -45,7 +49,7 @@ pub(super) struct Change {
 /// Brings a file into fewer extents, if that can be; `dry_run`: says how few there could be.
 pub(super) fn defragment(file: &impl Defraggable, dry_run: bool) -> io::Result<Change> {
     let extents = file.extents()?;
-    let before = extents.len();
+    let (before, runs) = (extents.len(), fragments(&extents));
     let extents = up_to(extents, file.size()?.next_multiple_of(file.block()));
     let candidates: Vec<Range<u64>> = stretches(&extents)
         .into_iter()
@@ -56,10 +60,11 @@ pub(super) fn defragment(file: &impl Defraggable, dry_run: bool) -> io::Result<C
             .iter()
             .map(|stretch| count(&extents, stretch) - fewest(&extents, stretch, file.block()))
             .sum();
-        return Ok(Change { before, after: before - saved, moved: 0 });
+        return Ok(Change { before, after: before - saved, fragments: (runs, runs), moved: 0 });
     }
     let moved = improve(file, &extents, &candidates)?;
-    Ok(Change { before, after: file.extents()?.len(), moved })
+    let extents = file.extents()?;
+    Ok(Change { before, after: extents.len(), fragments: (runs, fragments(&extents)), moved })
 }
 
 /// What lies before `end`.

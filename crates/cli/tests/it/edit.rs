@@ -51,9 +51,35 @@ fn what_cannot_be_done_is_said_and_changes_nothing() {
         (vec!["mv", "/etc", "/etc/deep/inside"], "/etc"),
         (vec!["chmod", "u+q", "/etc"], "u+q"),
         (vec!["ln", "/etc", "/hard"], "/hard"),
+        // A slash at the end means a directory, as in open(2), unlink(2), rename(2), link(2).
+        (vec!["fallocate", "-l", "5000", "/new/"], "is a directory"),
+        (vec!["fallocate", "-l", "5000", "/sparse/"], "is a directory"),
+        (vec!["fallocate", "-p", "-l", "4096", "/sparse/"], "not a directory"),
+        (vec!["defrag", "/sparse/"], "not a directory"),
+        (vec!["defrag", "/sparse/."], "not a directory"),
+        (vec!["filefrag", "/sparse/.."], "not a directory"),
+        (vec!["cat", "/etc/hostname/"], "not a directory"),
+        (vec!["rm", "/sparse/"], "not a directory"),
+        (vec!["rm", "-r", "/absolute/"], "not a directory"),
+        (vec!["mv", "/sparse/", "/new"], "not a directory"),
+        (vec!["mv", "/sparse", "/new/"], "not a directory"),
+        (vec!["mv", "/absolute/", "/new"], "not a directory"),
+        (vec!["mv", "/sparse", "/etc/hostname/"], "not a directory"),
+        (vec!["ln", "/sparse", "/new/"], "no such file"),
+        (vec!["ln", "/sparse/", "/new"], "not a directory"),
+        (vec!["ln", "-s", "/sparse", "/new/"], "no such file"),
+        (vec!["ln", "-s", "/sparse", "/sparse/"], "exists"),
+        (vec!["chmod", "600", "/sparse/"], "not a directory"),
+        (vec!["put", "/etc/passwd", "/new/"], "not a directory"),
+        (vec!["mkdir", "/sparse/"], "exists"),
     ] {
         let (command, rest) = args.split_first().unwrap();
-        let mut all: Vec<&dyn AsRef<std::ffi::OsStr>> = vec![command, &image];
+        // The options, the image, the rest.
+        let paths = rest.iter().position(|word| word.starts_with('/')).unwrap_or(rest.len());
+        let (options, rest) = if *command == "fallocate" { rest.split_at(paths) } else { rest.split_at(0) };
+        let mut all: Vec<&dyn AsRef<std::ffi::OsStr>> = vec![command];
+        all.extend(options.iter().map(|a| a as &dyn AsRef<std::ffi::OsStr>));
+        all.push(&image);
         all.extend(rest.iter().map(|a| a as &dyn AsRef<std::ffi::OsStr>));
         let ran = extant(&all);
         assert!(ran.status == 1 && ran.err.contains(part), "{args:?}: {} {}", ran.status, ran.err);
@@ -61,6 +87,22 @@ fn what_cannot_be_done_is_said_and_changes_nothing() {
     assert_eq!(ok(&[&"rm", &image, &"-f", &"/nothing"]).status, 0);
     oracle::assert_clean(&image);
     assert_eq!(ok(&[&"find", &image, &"--json"]).json(), before);
+}
+
+/// Where the kernel takes a slash at the end, so do we.
+#[test]
+fn a_slash_at_the_end_of_a_directory() {
+    need!(env::kernel_mounts());
+    let Sample { image, dir: _dir } = Sample::new("-t ext4");
+    ok(&[&"mkdir", &image, &"/new/"]);
+    ok(&[&"mv", &image, &"/new/", &"/newer/"]);
+    ok(&[&"mv", &image, &"/sparse", &"/newer/"]);
+    ok(&[&"ln", &image, &"/fifo", &"/newer/fifo"]);
+    let stat = ok(&[&"stat", &"--json", &image, &"/absolute", &"/absolute/", &"/newer/sparse"]).json();
+    let kinds: Vec<&str> = (0..3).map(|n| stat[n]["type"].as_str().unwrap()).collect();
+    assert_eq!(kinds, ["symbolic link", "directory", "file"], "a link with a slash is followed");
+    ok(&[&"rm", &image, &"-r", &"/newer/"]);
+    oracle::assert_clean(&image);
 }
 
 #[test]

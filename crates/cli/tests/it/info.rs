@@ -29,7 +29,10 @@ fn info_agrees_with_dumpe2fs() {
         assert!(ours.contains(feature), "{feature} is not in {ours:?}");
     }
     assert_eq!(ours.len(), features.len());
-    assert!(ok(&[&"info", &image]).text().contains("a-label"));
+    let text = ok(&[&"info", &image]).text();
+    assert!(text.contains("a-label"));
+    let mounted = text.lines().find(|line| line.trim_start().starts_with("last mounted")).unwrap();
+    assert!(mounted.ends_with(" never"), "no place without a time: {mounted}");
 }
 
 #[test]

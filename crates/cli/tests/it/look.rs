@@ -104,7 +104,34 @@ fn stat_and_xattr_show_attributes() {
     assert_eq!(ok(&[&"xattr", &"get", &image, &"/etc/hostname", &"user.comment"]).text(), "a value");
     let text = ok(&[&"xattr", &"ls", &image, &"/etc/hostname"]).text();
     assert!(text.contains("user.comment=\"a value\"") && text.contains("trusted.raw=0x0001ff"), "{text}");
+    let several = ok(&[&"xattr", &"ls", &image, &"/etc/hostname", &"/fifo", &"/etc/other-name"]).text();
+    assert!(
+        several.starts_with("/etc/hostname:\n") && several.contains("\n/fifo:\n/etc/other-name:\n"),
+        "{several}"
+    );
+    let json = ok(&[&"xattr", &"ls", &"--json", &image, &"/etc/hostname", &"/fifo"]).json();
+    assert_eq!(json[0]["path"], "/etc/hostname");
+    assert_eq!(json[0]["xattrs"]["trusted.raw"], "0001ff");
+    assert_eq!(json[1]["xattrs"], serde_json::json!({}));
     assert!(ok(&[&"tree", &image, &"-L", &"1"]).text().contains("└── tty"));
+}
+
+/// The same objects as find's, in the same order, with the depth of each.
+#[test]
+fn a_tree_as_json() {
+    need!(env::kernel_mounts());
+    let Sample { image, dir: _dir } = Sample::new("-t ext4");
+    let tree = ok(&[&"tree", &"--json", &image]).json();
+    let mut tree = tree.as_array().unwrap().clone();
+    for object in &mut tree {
+        let depth = object.as_object_mut().unwrap().remove("depth").unwrap();
+        assert_eq!(depth, object["path"].as_str().unwrap().matches('/').count(), "{object}");
+    }
+    let found = ok(&[&"find", &"--json", &image]).json();
+    assert_eq!(tree, found.as_array().unwrap()[1..], "without the root itself");
+    let two = ok(&[&"tree", &"--json", &"-L", &"1", &image, &"/etc"]).json();
+    let names: Vec<&str> = two.as_array().unwrap().iter().map(|o| o["path"].as_str().unwrap()).collect();
+    assert_eq!(names, ["/etc/dangling", "/etc/deep", "/etc/hostname", "/etc/other-name"]);
 }
 
 #[test]
