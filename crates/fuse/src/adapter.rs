@@ -67,8 +67,11 @@ impl std::fmt::Debug for AtEnd {
     }
 }
 
-/// What of a second mount's options this one cannot give.
-struct Second(Box<dyn Fn(&str) -> Result<(), String> + Send + Sync>);
+/// Says why a second mount cannot have these options.
+type Refuses = dyn Fn(&str) -> Result<(), String> + Send + Sync;
+
+/// Whether a second mount may be.
+struct Second(Box<Refuses>);
 
 impl std::fmt::Debug for Second {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

@@ -84,6 +84,7 @@ fn the_last_word_about_access_times_counts_on_both_sides() {
 /// The flags that a remount asks for, of what mountinfo shows with these options of the mount and of the filesystem.
 fn remounted(options: &str, super_options: &str, list: &str) -> MountFlags {
     let entry = crate::mount::MountEntry {
+        dev: (0, 45),
         root: "/".into(),
         target: "/mnt".into(),
         kind: "fuse.extant".into(),
@@ -124,4 +125,19 @@ fn symbolic_links_may_be_left_alone_and_labels_of_a_mount_are_refused() {
         let reason = Options::parse(word).unwrap_err().reason;
         assert!(reason.contains("SELinux"), "{word}: {reason}");
     }
+}
+
+#[test]
+fn what_a_second_mount_cannot_have() {
+    let first = Options::parse("offset=1024,readers=3,allow_other").unwrap();
+    let refused = |list: &str| first.not_shared(&Options::parse(list).unwrap());
+    assert_eq!(refused("offset=1024"), Vec::<&str>::new());
+    assert_eq!(refused("offset=1024,readers=3,allow_other,transport=dev,nopin"), Vec::<&str>::new());
+    assert_eq!(refused(""), ["offset="]);
+    assert_eq!(refused("partition=2"), ["offset=", "partition="]);
+    let words = "offset=1024,noallow_other,writeback_cache,readers=2,pin,transport=uring,trace";
+    assert_eq!(
+        refused(words),
+        ["allow_other", "writeback_cache", "readers=", "pin", "transport=", "trace"]
+    );
 }
