@@ -136,6 +136,17 @@ fn an_image() {
     assert_eq!(said["failed"], 0, "{said}");
     let after = extents(&[&image, &"/d/f"]);
     assert!(after <= 2, "{after} extents");
+    // A written extent and one that is not, side by side.
+    let small = dir.join("small");
+    std::fs::write(&small, vec![1; 2 * BLOCK as usize]).unwrap();
+    ok(&[&"put", &image, &small, &"/d/half"]);
+    ok(&[&"fallocate", &"-n", &"-l", &"32K", &image, &"/d/half"]);
+    let half = ok(&[&"filefrag", &"--json", &image, &"/d/half"]).json();
+    assert_eq!(
+        (half[0]["extents"].as_array().unwrap().len(), &half[0]["fragments"]),
+        (2, &1.into()),
+        "{half}"
+    );
     // Extents that go on where the one before ends are fewer fragments: both commands count the same of each.
     let files = ok(&[&"defrag", &"-n", &"--json", &image, &"/d"]).json();
     for file in files["files"].as_array().unwrap() {

@@ -776,6 +776,8 @@ A cell is size and blocks (of 512 bytes, after an fsync) or the error that all s
   back from the disk. Ours is what it should be on both, and counts as alike with the one that is right.
 - A file in use for swapping is ETXTBSY to all modes, by the kernel itself, before it asks a filesystem (seen on its ext4); the library has
   no swapping.
+- On a read-only mount a file is not to be opened for writing: EROFS, and EROFS is what the library says to each mode there is; open for
+  reading it is as below.
 
 What collapse and insert do in a crash, and with pinned pages, is in `crates/fs/src/shift.rs`: one handle, so it is done or not; a tree with
 more nodes behind the range than a transaction takes (about 1,200,000 extents with a journal of 64 MiB) is moved in parts, and a

@@ -722,3 +722,49 @@ fn symbolic_links_are_left_alone_if_asked() {
         mounted.unmount();
     }
 }
+
+/// fallocate(2) where nothing can be written, on a mount of ours and on the kernel's, and the library's.
+#[test]
+fn no_fallocate_on_a_read_only_mount() {
+    need!(may_mount(), env::kernel_mounts());
+    use extant::{Credentials, FallocateMode, Filesystem, MountOptions, Setup};
+    let (dir, image) = image("-t ext4");
+    let mount = Mounted::new(&image, "");
+    fs::write(mount.path().join("file"), vec![1; 10_000]).unwrap();
+    mount.unmount();
+    let answers = |at: &Path| {
+        let _open = oracle::files_on_a_mount();
+        let path = at.join("file");
+        let to_write = fs::OpenOptions::new().read(true).write(true).open(&path).unwrap_err();
+        let to_read = File::open(&path).unwrap();
+        // Allocate, keep size, punch, punch without keep size, collapse, zero, insert, unshare.
+        let modes = [0, 1, 3, 2, 8, 16, 32, 64].map(|mode| {
+            let mode = rustix::fs::FallocateFlags::from_bits_retain(mode);
+            rustix::fs::fallocate(&to_read, mode, 0, 4096).unwrap_err().raw_os_error()
+        });
+        (to_write.raw_os_error(), modes)
+    };
+    let theirs = extant_testkit::kernel::KernelMount::ro(&image);
+    let expected = answers(theirs.path());
+    theirs.unmount();
+    let (erofs, ebadf, eopnotsupp) = (30, 9, 95);
+    let modes = [ebadf, ebadf, ebadf, eopnotsupp, ebadf, ebadf, ebadf, ebadf];
+    assert_eq!(expected, (Some(erofs), modes), "the kernel's");
+    for options in ["ro,attach=plain", "ro,attach=loop"] {
+        let mount = Mounted::of(&image, &dir.join("at"), options);
+        assert_eq!(answers(mount.path()), expected, "{options}");
+        mount.unmount();
+    }
+    let device = extant_device::OpenOptions::new().open(&image).unwrap();
+    let options = MountOptions::parse("ro").unwrap();
+    let fs = Filesystem::open(std::sync::Arc::new(device), Setup { options, ..Setup::default() }).unwrap();
+    let cred = Credentials::root();
+    let file = fs.lookup(&fs.root().unwrap(), b"file", &cred).unwrap();
+    for mode in [0, 1, 3, 8, 16, 17, 32] {
+        let (mode, keep) = FallocateMode::from_flags(mode).unwrap();
+        let refused = fs.fallocate(&file, mode, 0, 4096, keep, &cred).unwrap_err();
+        assert_eq!(refused.errno(), erofs, "{mode:?}");
+    }
+    drop(file);
+    fs.unmount().unwrap();
+}

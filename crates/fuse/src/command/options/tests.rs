@@ -136,8 +136,5 @@ fn what_a_second_mount_cannot_have() {
     assert_eq!(refused(""), ["offset="]);
     assert_eq!(refused("partition=2"), ["offset=", "partition="]);
     let words = "offset=1024,noallow_other,writeback_cache,readers=2,pin,transport=uring,trace";
-    assert_eq!(
-        refused(words),
-        ["allow_other", "writeback_cache", "readers=", "pin", "transport=", "trace"]
-    );
+    assert_eq!(refused(words), ["allow_other", "writeback_cache", "readers=", "pin", "transport=", "trace"]);
 }
