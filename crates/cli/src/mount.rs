@@ -128,12 +128,17 @@ pub(crate) fn mount(args: MountArgs) -> Outcome {
 
 pub(crate) fn umount(args: UmountArgs) -> Outcome {
     let dir = args.dir.display().to_string();
-    let done = command::umount(&command::UmountArgs { dir: args.dir, lazy: args.lazy }).map_err(failure)?;
+    let waits = |holders: &[i32]| {
+        let holders: Vec<String> = holders.iter().map(i32::to_string).collect();
+        let holders = holders.join(", ");
+        eprintln!("extant: {dir}: unmounted here; waiting for the mount namespaces of processes {holders}");
+    };
+    let args = command::UmountArgs { dir: args.dir, lazy: args.lazy };
+    let done = command::umount(&args, waits).map_err(failure)?;
     if let Unmounted::StillMounted(places) = done {
         let places: Vec<String> = places.iter().map(|p| p.display().to_string()).collect();
-        let places =
-            if places.is_empty() { "elsewhere".to_owned() } else { format!("on {}", places.join(", ")) };
-        eprintln!("extant: {dir}: unmounted; the image stays in use: it is mounted {places} still");
+        let places = places.join(", ");
+        eprintln!("extant: {dir}: unmounted; the image stays in use: it is mounted on {places} still");
     }
     Ok(())
 }

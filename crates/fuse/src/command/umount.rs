@@ -29,13 +29,14 @@ pub struct UmountArgs {
 pub enum Unmounted {
     /// The server has written everything and ended; or with `lazy` will, with its last user.
     Ended,
-    /// The directory is free, and the file system is mounted elsewhere still, so its server goes on: where, as far as that can be
-    /// seen.
+    /// The directory is free, and the file system is mounted elsewhere in this mount namespace, so its server goes on: where.
     StillMounted(Vec<PathBuf>),
 }
 
 /// Unmounts; returns once the server has written everything and ended, or at once where the file system is mounted elsewhere.
-pub fn umount(args: &UmountArgs) -> Result<Unmounted, CommandError> {
+/// Copies of the mount in other mount namespaces are waited for: they come and go with processes that know nothing of it. `waits` is told
+/// of a process in each first.
+pub fn umount(args: &UmountArgs, waits: impl FnOnce(&[i32])) -> Result<Unmounted, CommandError> {
     let at = |e: &dyn std::fmt::Display| CommandError::failure(format!("{}: {e}", args.dir.display()));
     let entry = find_mount(&args.dir).map_err(|e| at(&e))?;
     let Some(entry) = entry.filter(MountEntry::is_ours) else {
@@ -44,14 +45,17 @@ pub fn umount(args: &UmountArgs) -> Result<Unmounted, CommandError> {
     // A read-only mount leaves an image as it finds it.
     let image = if entry.is_read_only() { None } else { backing_image(&entry.source) };
     let server = Server::of(&entry.target);
-    let connection = Connection::of(&entry);
     unmount(&entry.target, args.lazy).map_err(|e| at(&e))?;
     if args.lazy {
         return Ok(Unmounted::Ended);
     }
     let others = other_mounts(&entry).map_err(|e| at(&e))?;
-    if !others.is_empty() || connection.lives() {
+    if !others.is_empty() {
         return Ok(Unmounted::StillMounted(others));
+    }
+    let holders = other_namespaces(&entry).map_err(|e| at(&e))?;
+    if !holders.is_empty() {
+        waits(&holders);
     }
     if let Server::Known { process, .. } = &server {
         wait_for_end(process).map_err(|e| at(&e))?;
@@ -103,41 +107,30 @@ impl Server {
     }
 }
 
-/// What /sys/fs/fuse/connections has while a file system lives, if that is mounted: also one that is mounted in a namespace that is
-/// not to be seen from here, or that `umount -l` has left to its last user.
-struct Connection(Option<PathBuf>);
-
-impl Connection {
-    fn of(entry: &MountEntry) -> Self {
-        let (major, minor) = entry.dev;
-        // The kernel's own numbering of devices.
-        let number = u64::from(major) << 20 | u64::from(minor);
-        let path = PathBuf::from(format!("/sys/fs/fuse/connections/{number}"));
-        Self(path.exists().then_some(path))
-    }
-
-    fn lives(&self) -> bool {
-        self.0.as_ref().is_some_and(|path| path.exists())
-    }
+/// Where else the file system of `entry` is mounted in this mount namespace.
+fn other_mounts(entry: &MountEntry) -> io::Result<Vec<PathBuf>> {
+    Ok(mounts()?.into_iter().filter(|m| shows_same(m, entry)).map(|m| m.target).collect())
 }
 
-/// Where else the file system of `entry` is mounted, in this mount namespace and in those of all processes that may be looked at.
-fn other_mounts(entry: &MountEntry) -> io::Result<Vec<PathBuf>> {
-    let same = |m: &MountEntry| m.is_ours() && m.dev == entry.dev;
-    let mut places: Vec<PathBuf> = mounts()?.into_iter().filter(same).map(|m| m.target).collect();
-    let mut seen = HashSet::new();
+fn shows_same(mount: &MountEntry, entry: &MountEntry) -> bool {
+    mount.is_ours() && mount.dev == entry.dev
+}
+
+/// Processes, one for each other mount namespace that has it mounted, of those that may be looked at.
+fn other_namespaces(entry: &MountEntry) -> io::Result<Vec<i32>> {
+    let (mut holders, mut seen) = (Vec::new(), HashSet::new());
     seen.extend(std::fs::read_link("/proc/self/ns/mnt"));
     for process in std::fs::read_dir("/proc")? {
         let process = process?;
         let Some(pid) = process.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
         // One that has ended meanwhile, or is somebody else's.
         let Ok(namespace) = std::fs::read_link(process.path().join("ns/mnt")) else { continue };
-        if seen.insert(namespace) {
-            let theirs = mounts_of(pid).unwrap_or_default().into_iter();
-            places.extend(theirs.filter(same).map(|m| m.target));
+        if seen.insert(namespace) && mounts_of(pid).is_ok_and(|all| all.iter().any(|m| shows_same(m, entry)))
+        {
+            holders.push(pid);
         }
     }
-    Ok(places)
+    Ok(holders)
 }
 
 pub(super) fn wait_for_end(server: &OwnedFd) -> Result<(), Errno> {
