@@ -549,6 +549,9 @@ impl AddressSpace {
         show_inline(first, self.cache.geometry().all_blocks(), &content);
         if access == Access::Write {
             host.leave_inline()?;
+            if without!(self.cache, FaultOnce) {
+                return Ok(Some(Fault::Retry));
+            }
             self.make_storable(host, &locked)?;
         }
         mmu.install(view.id, 0..1, access == Access::Write)?;

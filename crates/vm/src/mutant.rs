@@ -74,6 +74,8 @@ pub enum Mutant {
     FaultUndone,
     /// The lock of page 0 is held while a fault moves content out of the inode.
     InlineLock,
+    /// A store that moves content out of the inode gets its page with the same fault.
+    FaultOnce,
     /// Whether a file is in DAX mode is looked at under `invalidate_lock`.
     DaxLookedAt,
     /// A change of the mode exchanges what mappings show.

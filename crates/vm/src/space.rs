@@ -73,7 +73,7 @@ pub struct Gate<'a>(Option<MutexGuard<'a, ()>>);
 
 impl Gate<'_> {
     /// Nobody is kept out any more where a mutant says so.
-    pub(crate) fn unless(self, open: bool) -> Self {
+    pub fn unless(self, open: bool) -> Self {
         Self(self.0.filter(|_| !open))
     }
 }

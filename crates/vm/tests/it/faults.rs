@@ -32,7 +32,7 @@ pub(crate) fn explore(name: &str, scenario: impl Scenario, guards: &[Mutant]) {
 pub(crate) struct Rig {
     pub(crate) fs: SimFs,
     pub(crate) file: Arc<SimFile>,
-    inode: Mutex<()>,
+    pub(crate) inode: Mutex<()>,
 }
 
 impl Rig {

@@ -17,6 +17,8 @@ mod map_sync;
 #[cfg(not(feature = "shuttle"))]
 mod model;
 #[cfg(feature = "shuttle")]
+mod once;
+#[cfg(feature = "shuttle")]
 mod ranges;
 #[cfg_attr(feature = "shuttle", expect(dead_code, reason = "the explored scenarios use a part of it"))]
 mod sim;
