@@ -13,6 +13,7 @@ use crate::filesystem::Filesystem;
 use crate::freeze::Level;
 use crate::icache::InodeRef;
 use crate::mapping::{into_caller, of_caller};
+use crate::mutant::without;
 
 impl Filesystem {
     /// The number that offset and length of direct I/O must be multiples of.
@@ -166,7 +167,17 @@ impl Filesystem {
         if data.is_journalled() {
             return Ok(false);
         }
-        let done = data.pages.overwrite_past_cache(&**data, at, piece)?;
+        let done = if without!(self, UnalignedCached) {
+            // What this would be without the fallback: the blocks around it are read, changed, and written, beside others who do the same.
+            let block = u64::from(self.geo.block_size());
+            let from = at - at % block;
+            let mut whole = vec![0; ((at + piece.len() as u64).next_multiple_of(block) - from) as usize];
+            data.pages.read_past_cache(&**data, from, &mut whole)?;
+            whole[(at - from) as usize..][..piece.len()].copy_from_slice(piece);
+            data.pages.overwrite_past_cache(&**data, from, &whole)?
+        } else {
+            data.pages.overwrite_past_cache(&**data, at, piece)?
+        };
         if done {
             self.touch_written(inode);
         }
@@ -230,7 +241,9 @@ impl Filesystem {
             let _pass = self.gate.enter(Level::Internal);
             let data = inode.data(self);
             let range = start..start + done as u64;
-            data.pages.sync(&**data, range.clone())?;
+            if !without!(self, FallbackWritten) {
+                data.pages.sync(&**data, range.clone())?;
+            }
             data.pages.invalidate(range);
         }
         Ok((done, start))

@@ -16,6 +16,7 @@ use crate::filesystem::Filesystem;
 use crate::freeze::Level;
 use crate::icache::InodeRef;
 use crate::inode::Inode;
+use crate::mutant::without;
 
 /// So many groups' bitmaps are in memory before a range goes.
 const GROUPS_HELD: usize = 256;
@@ -219,7 +220,8 @@ impl Filesystem {
         let data = inode.data(self);
         // Delayed blocks of the range are reserved holes; afterwards they have their places, and none becomes delayed under the gate.
         // With bigalloc, blocks beside the range may be on their way into the same clusters.
-        let _gate = data.pages.place_delayed(guard, &**data, range.clone())?;
+        let gate = data.pages.place_delayed(guard, &**data, range.clone())?;
+        let _gate = gate.unless(without!(self, AllocateGated));
         let size = u64::from(self.geo.block_size());
         let end = u32::try_from(range.end.div_ceil(size)).map_err(|_| Error::FileTooBig)?;
         while let Some(left) = u64::from(end).checked_sub(*at).filter(|left| *left > 0) {
@@ -372,7 +374,7 @@ impl Filesystem {
         if extant_vm::bug!(PunchEnd) {
             clear.end -= (clear.end % u64::from(self.geo.block_size())).min(clear.end - clear.start);
         }
-        let _gate = self.clear_cache(inode, guard, clear)?;
+        let _gate = self.clear_cache(inode, guard, clear)?.unless(without!(self, PunchGated));
         if blocks.start >= blocks.end {
             return Ok(());
         }
@@ -424,7 +426,7 @@ impl Filesystem {
         if extant_vm::bug!(ZeroStart) {
             clear.start = clear.start.next_multiple_of(self.geo.block_size().into()).min(clear.end);
         }
-        let _gate = self.clear_cache(inode, guard, clear)?;
+        let _gate = self.clear_cache(inode, guard, clear)?.unless(without!(self, ZeroGated));
         let mut at = blocks.start;
         while at < blocks.end {
             let run = self.map_lookup(inode, Lblk(at), blocks.end - at)?;
@@ -453,7 +455,7 @@ impl Filesystem {
     /// Makes the unwritten whole blocks of a range written ones that hold zeros.
     fn write_zeroes(&self, inode: &InodeRef, range: &Range<u64>) -> Result<()> {
         // What a device has put into a block since it was zeros is written before, and the block is a written one, or after this.
-        let _gate = inode.data(self).pages.gate();
+        let _gate = inode.data(self).pages.gate().unless(without!(self, WrittenZerosGated));
         let blocks = self.whole_blocks(range);
         let mut at = blocks.start;
         while at < blocks.end {

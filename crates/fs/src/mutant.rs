@@ -22,6 +22,18 @@ pub enum Mutant {
     PlanHeld,
     /// Nothing of a file is written while its content is copied to other blocks and these enter its map.
     MoveGate,
+    /// Holes get blocks under the gate.
+    AllocateGated,
+    /// Blocks that are punched out leave the map under the gate under which they left the cache.
+    PunchGated,
+    /// The same of blocks that are zeroed and become unwritten ones.
+    ZeroGated,
+    /// Unwritten blocks become written ones that hold zeros under the gate.
+    WrittenZerosGated,
+    /// A direct write of a part of a block goes through the cache, under the exclusive inode lock.
+    UnalignedCached,
+    /// What went through the cache for that is on the device when the call returns.
+    FallbackWritten,
     /// A remount for reading counts pins once more when none can be made.
     PinsCounted,
     /// Nobody remounts while the filesystem is being frozen.

@@ -85,7 +85,9 @@ pub(crate) fn image(args: &'static str) -> Vec<u8> {
     let dir = scratch();
     let path = dir.join("image");
     // A journal has 1024 blocks at least.
-    mke2fs(&path, if args.contains("-b 4096") { 3 * SIZE } else { SIZE }, args);
+    let size =
+        [("-b 4096", 3 * SIZE), ("-b 2048", 2 * SIZE)].into_iter().find(|(with, _)| args.contains(with));
+    mke2fs(&path, size.map_or(SIZE, |(_, size)| size), args);
     let bytes = Arc::new(Mutex::new(std::fs::read(path).expect("image")));
     let shared = Arc::clone(&bytes);
     let fill = move || {

@@ -33,12 +33,12 @@ pub(crate) struct Op {
 
 /// A mapped file.
 pub(crate) struct File {
-    fs: Arc<Filesystem>,
-    inode: InodeRef,
+    pub(crate) fs: Arc<Filesystem>,
+    pub(crate) inode: InodeRef,
     pub(crate) buffered: OpenFile,
-    direct: OpenFile,
-    mmu: Arc<SimMmu>,
-    view: MapView,
+    pub(crate) direct: OpenFile,
+    pub(crate) mmu: Arc<SimMmu>,
+    pub(crate) view: MapView,
     /// KiB of a block: so much larger is the file and what is done to it.
     unit: u64,
     /// Bytes that a read may see anywhere.
@@ -47,17 +47,17 @@ pub(crate) struct File {
     cut_short: Mutex<Option<usize>>,
 }
 
-fn put(model: &mut Vec<u8>, at: usize, len: usize, byte: u8) {
+pub(crate) fn put(model: &mut Vec<u8>, at: usize, len: usize, byte: u8) {
     model.resize(model.len().max(at + len), 0);
     model[at..at + len].fill(byte);
 }
 
-fn cut(model: &mut [u8], from: usize, to: usize) {
+pub(crate) fn cut(model: &mut [u8], from: usize, to: usize) {
     let size = model.len();
     model[from.min(size)..to.min(size)].fill(0);
 }
 
-fn errno<T>(result: extant::Result<T>) -> Result<T, Errno> {
+pub(crate) fn errno<T>(result: extant::Result<T>) -> Result<T, Errno> {
     result.map_err(|e| Errno::from_raw_os_error(e.errno()))
 }
 
@@ -647,7 +647,7 @@ fn pairs_on_a_device_that_fails_to_write() {
 }
 
 /// One scenario with all guards, or without one of them.
-fn explore(name: &str, mutant: Mutant, scenario: impl Fn() + Clone + Send + Sync + 'static) {
+pub(crate) fn explore(name: &str, mutant: Mutant, scenario: impl Fn() + Clone + Send + Sync + 'static) {
     let lab = model::Lab::new(name, 100).deep(extant_testkit::env::seed(), STACK);
     match mutant {
         Mutant::None => lab.holds(scenario),

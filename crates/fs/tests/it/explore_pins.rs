@@ -21,7 +21,7 @@ fn pinned_beside(image: &[u8], mutant: Mutant, end: fn(&Filesystem) -> Result<()
     let file = OpenFile::new(&fs, &inode, mode, &cred).unwrap();
     file.write_at(0, &[1; 4096]).unwrap();
     let mmu = fs.map_simulated(&inode).unwrap();
-    let view = MapView { id: mmu.map(), pages: 0..1, advice: MapAdvice::Random };
+    let view = MapView { id: mmu.map(), pages: 0..1, advice: MapAdvice::Random, sync: false };
     let pin = Arc::new(Mutex::new(None));
     let ended = Arc::new(Mutex::new(None));
     let (a, b) = ((Arc::clone(&fs), Arc::clone(&pin)), (Arc::clone(&fs), Arc::clone(&ended)));

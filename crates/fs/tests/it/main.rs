@@ -20,7 +20,11 @@ mod direct;
 #[cfg(feature = "shuttle")]
 mod explore;
 #[cfg(feature = "shuttle")]
+mod explore_direct;
+#[cfg(feature = "shuttle")]
 mod explore_fail;
+#[cfg(feature = "shuttle")]
+mod explore_gates;
 #[cfg(feature = "shuttle")]
 mod explore_map;
 #[cfg(feature = "shuttle")]
@@ -29,6 +33,8 @@ mod explore_pins;
 mod fast_commit;
 #[cfg(not(feature = "shuttle"))]
 mod fiemap;
+#[cfg(not(feature = "shuttle"))]
+mod harmless;
 #[cfg(not(feature = "shuttle"))]
 mod hostile;
 #[cfg(not(feature = "shuttle"))]
