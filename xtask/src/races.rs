@@ -17,22 +17,22 @@ const SOME_SCHEDULES: &str = "1000";
 /// schedules after which it was noticed. `--estimate` runs some of each, in the long form's build, and says how long that would take. `--room`
 /// takes one of the rooms alone.
 pub(crate) fn command(args: &[String]) -> Verdict {
-    let (mut long, mut estimated) = (false, false);
-    let mut rooms = rooms()?;
+    let (mut long, mut estimated, mut one) = (false, false, None);
     let mut args = args.iter();
     while let Some(arg) = args.next() {
         match arg.as_str() {
             "--long" => long = true,
             "--estimate" => estimated = true,
-            "--room" => {
-                let name = args.next().ok_or("--room wants a package")?;
-                if !rooms.contains(name) {
-                    return Err(format!("{name}: not one of {}", rooms.join(", ")));
-                }
-                rooms = vec![name.clone()];
-            }
+            "--room" => one = Some(args.next().ok_or("--room wants a package")?),
             other => return Err(format!("{other:?}: only --long, --estimate and --room are known")),
         }
+    }
+    let mut rooms = rooms()?;
+    if let Some(name) = one {
+        if !rooms.contains(name) {
+            return Err(format!("{name}: not one of {}", rooms.join(", ")));
+        }
+        rooms = vec![name.clone()];
     }
     if estimated {
         return estimate(&rooms);
