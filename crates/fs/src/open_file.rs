@@ -183,6 +183,16 @@ impl OpenFile {
         self.write_killing(offset, bytes, kill_suidgid)
     }
 
+    /// [`Self::write_killing`] of what a cache above this one brings back: it goes where that has it, of a file opened for appending too.
+    ///
+    /// # Errors
+    /// As [`Self::write_at`].
+    pub fn write_back(&self, offset: u64, bytes: &[u8], kill_suidgid: bool) -> Result<(usize, u64)> {
+        self.may_write()?;
+        let flags = WriteFlags { append: false, ..self.write_flags(kill_suidgid) };
+        self.fs.write_at(&self.inode, offset, bytes, flags, &self.cred)
+    }
+
     fn write_flags(&self, kill_suidgid: bool) -> WriteFlags {
         let OpenMode { append, data_sync, sync, .. } = self.mode;
         WriteFlags { append, data_sync, sync, kill_suidgid }

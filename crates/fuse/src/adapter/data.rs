@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 
-use extant::{FallocateMode, OpenFile, PageRefs, SeekKind, WriteFlags};
+use extant::{FallocateMode, OpenFile, OpenMode, PageRefs, SeekKind, WriteFlags};
 use extant_sync::Arc;
 use extant_sys::MemSlice;
 use rustix::io::Errno;
@@ -128,12 +128,27 @@ impl Adapter {
         let flags = wire::WriteFlags::from_bits_retain(args.write_flags);
         let kill = flags.contains(wire::WriteFlags::KILL_SUIDGID);
         let before = if kill { file.inode().attr().mode } else { 0 };
-        // What the kernel's cache writes back is under the flags of any file that is open.
-        let direct = is_direct(args.flags) && !flags.contains(wire::WriteFlags::CACHE);
-        let write = if direct { OpenFile::write_past_cache } else { OpenFile::write_killing };
-        let written = write(file, args.offset, data, kill);
-        let (size, at) =
-            self.or_with_resources(req, file, args.offset, data, kill, written).map_err(|e| errno(&e))?;
+        // What the kernel's cache writes back is under the flags of any file that is open, O_APPEND and O_DIRECT among them.
+        let cached = flags.contains(wire::WriteFlags::CACHE);
+        let write = match cached {
+            true => OpenFile::write_back,
+            false if is_direct(args.flags) => OpenFile::write_past_cache,
+            false => OpenFile::write_killing,
+        };
+        let mode = flags_of(file);
+        let again = WriteFlags { append: mode.append && !cached, kill_suidgid: kill, ..mode };
+        let put = |offset, data| {
+            let written = write(file, offset, data, kill);
+            self.or_with_resources(req, file, offset, data, again, written).map_err(|e| errno(&e))
+        };
+        let (mut size, at) = put(args.offset, data)?;
+        // The kernel takes what it brings back for written as a whole, unless it is told of an error.
+        while cached && size < data.len() {
+            match put(args.offset + size as u64, &data[size..])? {
+                (0, _) => return Err(Errno::IO),
+                (more, _) => size += more,
+            }
+        }
         if kill && before & SET_ID != 0 && file.inode().attr().mode != before {
             // The kernel asks for it, but keeps the mode it knows.
             self.attributes_changed(req.node());
@@ -148,18 +163,13 @@ impl Adapter {
         file: &OpenFile,
         offset: u64,
         data: &[u8],
-        kill_suidgid: bool,
+        flags: WriteFlags,
         written: extant::Result<(usize, u64)>,
     ) -> extant::Result<(usize, u64)> {
         match written {
-            Err(error) if caller::lacks_space(&error) => {
-                let mode = file.mode();
-                let (append, data_sync, sync) = (mode.append, mode.data_sync, mode.sync);
-                let flags = WriteFlags { append, data_sync, sync, kill_suidgid };
-                self.once_more(req, caller::checked(req), |cred| {
-                    self.fs.write_at(file.inode(), offset, data, flags, cred)
-                })
-            }
+            Err(error) if caller::lacks_space(&error) => self.once_more(req, caller::checked(req), |cred| {
+                self.fs.write_at(file.inode(), offset, data, flags, cred)
+            }),
             done => done,
         }
     }
@@ -179,7 +189,16 @@ impl Adapter {
             Err(errno) => return reply.error(errno),
         };
         let before = file.inode().attr().size;
-        match self.fallocate_as(req, &file, mode, args.offset, args.length, keep_size) {
+        let as_asked = |keep_size| self.fallocate_as(req, &file, mode, args.offset, args.length, keep_size);
+        let longer = matches!(mode, FallocateMode::Allocate | FallocateMode::ZeroRange) && !keep_size;
+        // With the writeback cache the size is the kernel's, which may be ahead of ours and is not told of one that a call which fails
+        // leaves behind: so that is raised only once all of it is there.
+        let done = if self.options.writeback_cache && longer {
+            as_asked(true).and_then(|()| as_asked(false))
+        } else {
+            as_asked(keep_size)
+        };
+        match done {
             Ok(()) => reply.done(),
             Err(error) => {
                 let zeroed_from = (mode == FallocateMode::ZeroRange).then_some(args.offset);
@@ -260,7 +279,7 @@ impl Adapter {
                 }
                 let (at, data) = (args.off_out + copied, &buffer[..read]);
                 let written = to.write_killing(at, data, false);
-                self.or_with_resources(req, &to, at, data, false, written).map(|(size, _)| size)
+                self.or_with_resources(req, &to, at, data, flags_of(&to), written).map(|(size, _)| size)
             });
             match moved {
                 Ok(0) => break,
@@ -274,4 +293,10 @@ impl Adapter {
         }
         Ok(copied)
     }
+}
+
+/// What a write to an open file is asked for with.
+fn flags_of(file: &OpenFile) -> WriteFlags {
+    let OpenMode { append, data_sync, sync, .. } = file.mode();
+    WriteFlags { append, data_sync, sync, kill_suidgid: false }
 }

@@ -82,6 +82,14 @@ impl Adapter {
         Ok(data.to_vec())
     }
 
+    /// Whether the last byte is a zero, as after an allocation. If not, somebody has changed the file meanwhile (an ioctl, which the kernel lets
+    /// in beside a fallocate(2)), and nothing is told of the end.
+    fn ends_with_zero(&self, file: &Open, size: u64) -> bool {
+        let mut last = [0xFF];
+        let read = size.checked_sub(1).map(|last_byte| self.fs.read_at(file.inode(), last_byte, &mut last));
+        matches!(read, Some(Ok(1))) && last == [0]
+    }
+
     /// After a fallocate(2) that failed: the kernel takes the file to be as it was, but it may be longer, with blocks and zeros up to
     /// where the space was out (docs/fallocate.md).
     pub(super) fn answer_in_part(
@@ -96,7 +104,7 @@ impl Adapter {
         self.attributes_changed(node);
         let size = file.inode().attr().size;
         let pages = zeroed_from.filter(|_| file.may_be_cached()).map(|offset| (offset, 0));
-        let grown_to = (size > size_before).then_some(size);
+        let grown_to = (size > size_before && self.ends_with_zero(file, size)).then_some(size);
         let stale = Stale { pages, grown_to };
         let Some(notifier) = self.notifier.get().filter(|_| pages.is_some() || grown_to.is_some()) else {
             return reply.error(errno);

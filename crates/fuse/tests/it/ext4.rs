@@ -16,10 +16,18 @@ use crate::served::{Served, may_mount};
 
 /// The image mounted with `options`.
 pub(crate) fn mounted(image: &Path, options: &str) -> (Served, Arc<Adapter>) {
+    mounted_with(image, options, AdapterOptions::default())
+}
+
+pub(crate) fn mounted_with(
+    image: &Path,
+    options: &str,
+    adapter_options: AdapterOptions,
+) -> (Served, Arc<Adapter>) {
     let setup = Setup::with_options(options).unwrap();
     let device = OpenOptions::new().write(!setup.options.read_only).open(image).unwrap();
     let fs = Filesystem::open(Arc::new(device), setup).unwrap();
-    let adapter = Arc::new(Adapter::new(fs, AdapterOptions::default()));
+    let adapter = Arc::new(Adapter::new(fs, adapter_options));
     (Served::new(Arc::clone(&adapter)), adapter)
 }
 

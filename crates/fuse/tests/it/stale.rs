@@ -5,13 +5,13 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
 
-use extant_fuse::private;
+use extant_fuse::{AdapterOptions, private};
 use extant_testkit::{env, oracle};
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
 use zerocopy::IntoBytes;
 
-use crate::ext4::{finish, mounted};
+use crate::ext4::{finish, mounted, mounted_with};
 use crate::served::may_mount;
 
 /// More than the images here have.
@@ -88,6 +88,131 @@ fn pages_of_an_append_after_a_collapse_are_dropped() {
     finish(mount, &adapter);
     drop(open);
     oracle::assert_clean(&image);
+}
+
+/// What a mapping of a file that was opened for appending brings back goes where it was stored.
+#[test]
+fn stores_to_a_file_opened_for_appending_stay_where_they_are() {
+    if !may_mount("stores_to_a_file_opened_for_appending_stay_where_they_are") {
+        return;
+    }
+    need!(env::tools(&["mke2fs", "e2fsck", "python3"]));
+    const STORES: &str = "import mmap, os, sys\n\
+        fd = os.open(sys.argv[1], os.O_RDWR | os.O_APPEND)\n\
+        memory = mmap.mmap(fd, 8192)\n\
+        memory[:4096] = b'B' * 4096\n\
+        memory.flush()\n\
+        os.fsync(fd)\n\
+        os.write(fd, b'C' * 100)\n\
+        os.fsync(fd)\n";
+    for writeback_cache in [false, true] {
+        let scratch = env::scratch();
+        let image = scratch.sparse("image", 16 << 20);
+        oracle::mke2fs(&image, 16 << 20, "-t ext4 -b 4096");
+        let options = AdapterOptions { writeback_cache, ..AdapterOptions::default() };
+        let (mount, adapter) = mounted_with(&image, "", options);
+        adapter.set_notifier(mount.notifier().clone());
+        fs::write(mount.join("f"), [b'A'; 8192]).unwrap();
+        let mut program = std::process::Command::new("python3");
+        oracle::run_ok(program.args(["-c", STORES]).arg(mount.join("f")));
+        finish(mount, &adapter);
+        drop(adapter);
+        let (mount, adapter) = mounted(&image, "");
+        let got = fs::read(mount.join("f")).unwrap();
+        let want = [&[b'B'; 4096][..], &[b'A'; 4096], &[b'C'; 100]].concat();
+        assert!(got == want, "writeback_cache {writeback_cache}: {} bytes", got.len());
+        finish(mount, &adapter);
+        oracle::assert_clean(&image);
+    }
+}
+
+/// Stores to holes for which there is space in part only: fsync(2) says so, though the first of them could be written.
+#[test]
+fn stores_that_have_space_in_part_are_an_error() {
+    if !may_mount("stores_that_have_space_in_part_are_an_error") {
+        return;
+    }
+    need!(env::tools(&["mke2fs", "e2fsck", "python3"]));
+    const STORES: &str = "import errno, mmap, os, sys\n\
+        fd = os.open(sys.argv[1], os.O_RDWR)\n\
+        memory = mmap.mmap(fd, 1 << 20)\n\
+        memory[:] = b'B' * (1 << 20)\n\
+        try:\n    os.fsync(fd)\n\
+        except OSError as error:\n    assert error.errno == errno.ENOSPC, error\n\
+        else:\n    sys.exit('fsync of what has no space')\n";
+    let scratch = env::scratch();
+    let image = scratch.sparse("image", 16 << 20);
+    oracle::mke2fs(&image, 16 << 20, "-t ext4 -b 4096");
+    let (mount, adapter) = mounted(&image, "");
+    adapter.set_notifier(mount.notifier().clone());
+    let open = oracle::files_on_a_mount();
+    File::create(mount.join("f")).unwrap().set_len(MIB as u64).unwrap();
+    let free = rustix::fs::statvfs(&*mount.join("f")).unwrap().f_bfree;
+    let other = File::create(mount.join("other")).unwrap();
+    other.write_all_at(&vec![2; usize::try_from(free).unwrap() * 4096 - MIB / 2], 0).unwrap();
+    other.sync_all().unwrap();
+    drop(other);
+    drop(open);
+    let mut program = std::process::Command::new("python3");
+    oracle::run_ok(program.args(["-c", STORES]).arg(mount.join("f")));
+    finish(mount, &adapter);
+    oracle::assert_clean(&image);
+}
+
+/// With the writeback cache the kernel is ahead: what a fallocate(2) that fails does to the size is no business of its pages.
+#[test]
+fn a_failed_allocation_takes_nothing_that_the_kernel_has_not_written() {
+    if !may_mount("a_failed_allocation_takes_nothing_that_the_kernel_has_not_written") {
+        return;
+    }
+    need!(env::tools(&["mke2fs", "e2fsck"]));
+    for flags in [FallocateFlags::empty(), FallocateFlags::ZERO_RANGE] {
+        let scratch = env::scratch();
+        let image = scratch.sparse("image", 16 << 20);
+        oracle::mke2fs(&image, 16 << 20, "-t ext4 -b 4096 -O ^inline_data");
+        let options = AdapterOptions { writeback_cache: true, ..AdapterOptions::default() };
+        let (mount, adapter) = mounted_with(&image, "", options);
+        adapter.set_notifier(mount.notifier().clone());
+        let open = oracle::files_on_a_mount();
+        let size = fs::create_dir(mount.join("d"))
+            .and_then(|()| rustix::fs::statvfs(&*mount.join("d")).map_err(Into::into));
+        // All but a few blocks, so that the allocation ends inside of what is written below.
+        let free = usize::try_from(size.unwrap().f_bfree).unwrap() * 4096;
+        let other = File::create(mount.join("other")).unwrap();
+        other.write_all_at(&vec![2; free - (MIB / 2)], 0).unwrap();
+        other.sync_all().unwrap();
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(mount.join("f"))
+            .unwrap();
+        file.write_all(&vec![0xEE; MIB / 4]).unwrap();
+        // Behind what is written where zeros are asked for: those are to be there.
+        let from = if flags.is_empty() { 0 } else { MIB as u64 / 4 };
+        assert_eq!(fallocate(&file, flags, from, TOO_MUCH), Err(Errno::NOSPC));
+        // There is no space for all of it: that is said, whatever could be written.
+        let error = file.sync_all().expect_err("fsync of what has no space");
+        assert_eq!(error.raw_os_error(), Some(Errno::NOSPC.raw_os_error()), "{flags:?}");
+        let mut seen = vec![0; MIB / 4];
+        file.read_exact_at(&mut seen, 0).unwrap();
+        let changed = seen.iter().position(|byte| *byte != 0xEE);
+        assert!(changed.is_none(), "{flags:?}: byte {changed:?} is another");
+        other.set_len(0).unwrap();
+        file.write_all_at(&vec![0xEE; MIB / 4], 0).unwrap();
+        file.sync_all().unwrap();
+        drop(other);
+        drop(file);
+        drop(open);
+        finish(mount, &adapter);
+        drop(adapter);
+        let (mount, adapter) = mounted(&image, "");
+        let got = fs::read(mount.join("f")).unwrap();
+        assert!(got.len() == MIB / 4 && got.iter().all(|b| *b == 0xEE), "{flags:?}: {} bytes", got.len());
+        finish(mount, &adapter);
+        oracle::assert_clean(&image);
+    }
 }
 
 fn collapse_first_block(file: &File) {
