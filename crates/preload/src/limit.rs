@@ -50,14 +50,47 @@ fn kernel(new: Option<rlimit>) -> Result<rlimit, Errno> {
     if done == 0 { Ok(new.unwrap_or(now)) } else { Err(Errno(crate::abi::errno())) }
 }
 
-/// Whether this thread may raise a hard limit (CAP_SYS_RESOURCE).
-fn may_raise() -> bool {
+/// Whether this thread is in the first user namespace: the right of another one does not count for limits.
+fn in_first_namespace() -> bool {
+    /// PROC_USER_INIT_INO.
+    const FIRST: u64 = 0xeffffffd;
+    // SAFETY: a structure of integers.
+    let mut seen: libc::statx = unsafe { std::mem::zeroed() };
+    let path = c"/proc/thread-self/ns/user".as_ptr();
+    // SAFETY: a path, and room for the answer.
+    let done =
+        unsafe { libc::syscall(libc::SYS_statx, libc::AT_FDCWD, path, 0, libc::STATX_INO, &raw mut seen) };
+    done == 0 && seen.stx_ino == FIRST
+}
+
+/// Whether this thread has CAP_SYS_RESOURCE in its user namespace.
+fn has_capability() -> bool {
     const VERSION_3: u32 = 0x2008_0522;
     const SYS_RESOURCE: u32 = 24;
     let (head, mut sets) = ([VERSION_3, 0], [0_u32; 6]);
     // SAFETY: the head names this thread, and version 3 has two times three words.
     let done = unsafe { libc::syscall(libc::SYS_capget, head.as_ptr(), sets.as_mut_ptr()) };
     done == 0 && sets[0] & (1 << SYS_RESOURCE) != 0
+}
+
+/// Whether this thread may raise a hard limit; no where that cannot be shown.
+///
+/// Who has the right may be refused all the same (by a security module), so it is tried, where that costs the image nothing: past a
+/// limit, or back from one that no file reaches. `kernels` is the kernel's limit, before and after.
+fn may_raise(kernels: &mut rlimit) -> bool {
+    if !(has_capability() && in_first_namespace()) {
+        return false;
+    }
+    let with_hard = |hard| rlimit { rlim_cur: kernels.rlim_cur.min(hard), rlim_max: hard };
+    if kernels.rlim_max != RLIM_INFINITY {
+        return kernel(Some(with_hard(RLIM_INFINITY))).is_ok() && kernel(Some(*kernels)).is_ok();
+    }
+    let Ok(below) = kernel(Some(with_hard(RLIM_INFINITY - 1))) else { return false };
+    let may = kernel(Some(*kernels)).is_ok();
+    if !may {
+        *kernels = below;
+    }
+    may
 }
 
 /// What the program's limit is, while the kernel's is this.
@@ -82,13 +115,14 @@ pub(crate) fn get() -> Result<rlimit, Errno> {
 /// EINVAL for a soft limit above the hard one, EPERM for a higher hard limit without the right to it.
 pub(crate) fn set(new: rlimit) -> Result<rlimit, Errno> {
     let _state = STATE.write().unwrap_or_else(PoisonError::into_inner);
-    let kernels = kernel(None)?;
+    let mut kernels = kernel(None)?;
     let old = of_program(kernels);
     if new.rlim_cur > new.rlim_max {
         return Err(Errno(libc::EINVAL));
     }
-    let may_raise = may_raise();
-    if new.rlim_max > old.rlim_max && !may_raise {
+    let may_raise = new.rlim_max != old.rlim_max && may_raise(&mut kernels);
+    // Past its own limit the kernel knows.
+    if new.rlim_max > old.rlim_max && new.rlim_max <= kernels.rlim_max && !may_raise {
         return Err(Errno(libc::EPERM));
     }
     let hard = if RAISED.load(Ordering::Acquire) {
@@ -99,7 +133,7 @@ pub(crate) fn set(new: rlimit) -> Result<rlimit, Errno> {
         SOFT.store(new.rlim_cur, Ordering::Release);
         hard
     } else {
-        let hard = if may_raise { new.rlim_max } else { kernels.rlim_max };
+        let hard = if may_raise { new.rlim_max } else { kernels.rlim_max.max(new.rlim_max) };
         kernel(Some(rlimit { rlim_cur: new.rlim_cur, rlim_max: hard }))?.rlim_max
     };
     HARD.store(if hard == new.rlim_max { RLIM_INFINITY } else { new.rlim_max }, Ordering::Release);
@@ -129,12 +163,12 @@ pub(crate) fn raise(size: u64) -> Result<(), u64> {
 /// The image is unmounted: the kernel goes by the program's limit again.
 pub(crate) fn lower() {
     let _state = STATE.write().unwrap_or_else(PoisonError::into_inner);
-    let Ok(kernels) = kernel(None) else { return };
+    let Ok(mut kernels) = kernel(None) else { return };
     if !RAISED.load(Ordering::Acquire) {
         return;
     }
     let mut program = of_program(kernels);
-    let lowered = program.rlim_max == kernels.rlim_max || may_raise();
+    let lowered = program.rlim_max == kernels.rlim_max || may_raise(&mut kernels);
     if !lowered {
         program.rlim_max = kernels.rlim_max;
     }
@@ -187,12 +221,12 @@ pub(crate) fn starting<R>(in_place: bool, start: impl FnOnce() -> R) -> R {
         return start();
     }
     let state: RwLockWriteGuard<'_, ()> = STATE.write().unwrap_or_else(PoisonError::into_inner);
-    let kernels = kernel(None).ok();
+    let mut kernels = kernel(None).ok();
     let raised = RAISED.load(Ordering::Acquire);
-    let wanted = kernels.map(|kernels| {
-        let program = of_program(kernels);
+    let wanted = kernels.as_mut().map(|kernels| {
+        let program = of_program(*kernels);
         // What cannot be taken back is done only where it cannot cost the image.
-        let whole = may_raise() || (in_place && !raised);
+        let whole = program.rlim_max == kernels.rlim_max || (in_place && !raised) || may_raise(kernels);
         rlimit { rlim_max: if whole { program.rlim_max } else { kernels.rlim_max }, ..program }
     });
     let change = kernels.zip(wanted).filter(|(kernels, wanted)| !equal(*kernels, *wanted));

@@ -6,15 +6,41 @@ use extant_testkit::{env, need, oracle};
 
 use crate::support::{Image, interpreter, library, said};
 
-/// Runs a Python text over the library after the shell's `before`, which the library does not see. `without_right`: nor may the process
-/// raise a hard limit.
-fn run(image: &Image, python: &str, before: &str, without_right: bool, text: &str) -> (String, ExitStatus) {
-    let mut command = if without_right {
-        let mut command: Command = image.command("setpriv");
-        command.args(["--bounding-set=-sys_resource", "--inh-caps=-sys_resource", "sh"]);
+/// Whether a process may raise a hard limit.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Right {
+    /// As this one.
+    AsHere,
+    /// It lacks the capability.
+    Without,
+    /// It has the capability in a user namespace of its own alone, where that is no right.
+    OfItsNamespace,
+}
+
+/// Those without the right that can be had here.
+fn without_right() -> Vec<Right> {
+    let namespaces = env::tool("unshare").is_some()
+        && oracle::output(oracle::command("unshare").args(["-r", "true"])).is_ok_and(|o| o.status.success());
+    if namespaces {
+        return vec![Right::Without, Right::OfItsNamespace];
+    }
+    println!("skipped: no user namespaces here");
+    vec![Right::Without]
+}
+
+/// Runs a Python text over the library after the shell's `before`, which the library does not see.
+fn run(image: &Image, python: &str, before: &str, right: Right, text: &str) -> (String, ExitStatus) {
+    let within = |program: &str, args: &[&str]| {
+        let mut command: Command = image.command(program);
+        command.args(args);
         command
-    } else {
-        image.command("sh")
+    };
+    let mut command = match right {
+        Right::AsHere => within("sh", &[]),
+        Right::Without => {
+            within("setpriv", &["--bounding-set=-sys_resource", "--inh-caps=-sys_resource", "sh"])
+        }
+        Right::OfItsNamespace => within("unshare", &["-r", "sh"]),
     };
     let start = format!("{before}; LD_PRELOAD=\"$LIBRARY\" exec \"$0\" -c \"$1\"");
     command.env_remove("LD_PRELOAD").env("LIBRARY", library()).args(["-c", &start, python, text]);
@@ -56,7 +82,10 @@ def inherited(start):
 fn may_raise() -> bool {
     let status = std::fs::read_to_string("/proc/self/status").expect("a status");
     let caps = status.lines().find_map(|line| line.strip_prefix("CapEff:")).expect("capabilities");
-    u64::from_str_radix(caps.trim(), 16).expect("a number") & (1 << 24) != 0
+    let namespace = std::fs::read_link("/proc/self/ns/user").expect("a user namespace");
+    // The first one's number is the same everywhere.
+    let first = namespace.as_os_str() == "user:[4026531837]";
+    first && u64::from_str_radix(caps.trim(), 16).expect("a number") & (1 << 24) != 0
 }
 
 /// A limit that the process has from its start, of which the image is no part.
@@ -84,7 +113,7 @@ print(os.fstat(fd).st_size == soft, resource.getrlimit(FSIZE) == (soft, hard))
             continue;
         }
         let image = Image::new("-t ext4 -b 1024");
-        let (said, status) = run(&image, &python, before, false, &text);
+        let (said, status) = run(&image, &python, before, Right::AsHere, &text);
         assert!(status.success(), "{said}");
         assert_eq!(said, format!("True\n[True, True, True, True]\nTrue True\n{status}\n"));
         let bytes = oracle::debugfs_cat(&image.path, "/f");
@@ -105,10 +134,13 @@ import os
 try: os.mkdir(os.environ['T'] + '/d')
 except OSError as e: print(e.strerror, flush=True)
 ";
-    let (said, status) = run(&image, &python, "ulimit -f 1000", true, text);
-    assert!(status.success(), "{said}");
-    assert!(said.contains("File too large") && said.contains("RLIMIT_FSIZE"), "{said}");
-    assert!(std::fs::read(&image.path).expect("the image") == before, "it was written to: {said}");
+    for right in without_right() {
+        let (said, status) = run(&image, &python, "ulimit -f 1000", right, text);
+        assert!(status.success(), "{right:?}: {said}");
+        assert!(said.contains("File too large") && said.contains("RLIMIT_FSIZE"), "{right:?}: {said}");
+        let after = std::fs::read(&image.path).expect("the image");
+        assert!(after == before, "{right:?}: it was written to: {said}");
+    }
 }
 
 /// A program that lowers its own limits, without the right to take that back, has the image to its end.
@@ -142,18 +174,46 @@ resource.setrlimit(FSIZE, (80000, 80000))
 print(os.pwrite(fd, b'end', 79999), resource.getrlimit(FSIZE))
 "
     );
-    let image = Image::new("-t ext4 -b 1024");
-    let (said, status) = run(&image, &python, "true", true, &text);
-    assert!(status.success() && !said.contains("extant_preload:"), "{said}");
     let wanted = "not allowed to raise maximum limit\ncurrent limit exceeds maximum limit\n50000 (50000, 80000)\n\
                   [Errno 27] File too large\n[Errno 2] No such file or directory\n\
                   [('50000', 'unlimited'), ('50000', '80000'), ('50000', 'unlimited'), ('50000', 'unlimited')]\n\
                   [Errno 27] File too large";
-    assert!(said.starts_with(wanted), "{said}");
-    assert!(said.contains("1 (80000, 80000)\n"), "{said}");
-    assert_eq!(oracle::debugfs_cat(&image.path, "/f"), [b'f'; 50000]);
-    assert_eq!(oracle::debugfs_cat(&image.path, "/g").len(), 80000);
-    image.assert_clean();
+    for right in without_right() {
+        let image = Image::new("-t ext4 -b 1024");
+        let (said, status) = run(&image, &python, "true", right, &text);
+        assert!(status.success() && !said.contains("extant_preload:"), "{right:?}: {said}");
+        assert!(said.starts_with(wanted), "{right:?}: {said}");
+        assert!(said.contains("1 (80000, 80000)\n"), "{right:?}: {said}");
+        assert_eq!(oracle::debugfs_cat(&image.path, "/f"), [b'f'; 50000]);
+        assert_eq!(oracle::debugfs_cat(&image.path, "/g").len(), 80000);
+        image.assert_clean();
+    }
+}
+
+/// What is written and not yet synced when a program starts another under a limit that it has lowered is there in the end.
+#[test]
+fn what_is_not_yet_synced_survives_a_start_under_a_lowered_limit() {
+    need!(env::root(), env::tools(&["mke2fs", "e2fsck", "debugfs", "sh", "setpriv"]));
+    let Some(python) = interpreter() else { return };
+    let text = "
+import os, resource
+T = os.environ['T']
+fd = os.open(T + '/f', os.O_CREAT | os.O_RDWR)
+os.write(fd, b'f' * 60000)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100000, 100000))
+os.waitpid(os.posix_spawn('/bin/true', ['true'], os.environ), 0)
+os.write(fd, b'f' * 30000)
+os.fsync(fd)
+print('synced')
+";
+    for right in [Right::AsHere].into_iter().chain(without_right()) {
+        let image = Image::new("-t ext4 -b 1024");
+        let (said, status) = run(&image, &python, "true", right, text);
+        assert_eq!(said, format!("synced\n{status}\n"), "{right:?}");
+        assert!(status.success(), "{right:?}");
+        assert_eq!(oracle::debugfs_cat(&image.path, "/f"), [b'f'; 90000], "{right:?}");
+        image.assert_clean();
+    }
 }
 
 /// SIGXFSZ that nobody handles ends the process, and what it had written is there, as with a kernel's filesystem.
@@ -178,7 +238,7 @@ print('not here', flush=True)
 "
     );
     let image = Image::new("-t ext4 -b 1024");
-    let (said, status) = run(&image, &python, "true", false, &text);
+    let (said, status) = run(&image, &python, "true", Right::AsHere, &text);
     assert!(!status.success(), "{said}");
     assert!(said.starts_with("File too large True\n") && said.contains("(SIGXFSZ)"), "{said}");
     image.assert_clean();
@@ -216,7 +276,7 @@ for thread in threads: thread.join()
 print(failed, os.stat(T + '/appended').st_size)
 ";
     let image = Image::new("-t ext4 -b 1024");
-    let (said, status) = run(&image, &python, "true", false, text);
+    let (said, status) = run(&image, &python, "true", Right::AsHere, text);
     assert_eq!(said, format!("[] 100000\n{status}\n"));
     assert!(status.success(), "{said}");
     image.assert_clean();
