@@ -78,6 +78,8 @@ fn has_capability() -> bool {
 /// Who has the right may be refused all the same (by a security module), so it is tried, where that costs the image nothing: past a
 /// limit, or back from one that no file reaches. `kernels` is the kernel's limit, before and after.
 fn may_raise(kernels: &mut rlimit) -> bool {
+    /// Of any file. More, but for RLIM_INFINITY, is negative to the kernel, and every write beyond it.
+    const LONGEST: u64 = i64::MAX.cast_unsigned();
     if !(has_capability() && in_first_namespace()) {
         return false;
     }
@@ -85,7 +87,7 @@ fn may_raise(kernels: &mut rlimit) -> bool {
     if kernels.rlim_max != RLIM_INFINITY {
         return kernel(Some(with_hard(RLIM_INFINITY))).is_ok() && kernel(Some(*kernels)).is_ok();
     }
-    let Ok(below) = kernel(Some(with_hard(RLIM_INFINITY - 1))) else { return false };
+    let Ok(below) = kernel(Some(with_hard(LONGEST))) else { return false };
     let may = kernel(Some(*kernels)).is_ok();
     if !may {
         *kernels = below;
