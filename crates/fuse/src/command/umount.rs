@@ -45,16 +45,18 @@ pub fn umount(args: &UmountArgs, waits: impl FnOnce(&[i32])) -> Result<Unmounted
     // A read-only mount leaves an image as it finds it.
     let image = if entry.is_read_only() { None } else { backing_image(&entry.source) };
     let server = Server::of(&entry.target);
-    unmount(&entry.target, args.lazy).map_err(|e| at(&e))?;
     if args.lazy {
+        unmount(&entry.target, true).map_err(|e| at(&e))?;
         return Ok(Unmounted::Ended);
     }
-    let others = other_mounts(&entry).map_err(|e| at(&e))?;
-    if !others.is_empty() {
-        return Ok(Unmounted::StillMounted(others));
+    let before = Others::of(&entry).map_err(|e| at(&e))?;
+    unmount(&entry.target, false).map_err(|e| at(&e))?;
+    let others = Others::of(&entry).map_err(|e| at(&e))?.since(&before);
+    if !others.here.is_empty() {
+        return Ok(Unmounted::StillMounted(others.here.into_iter().map(|m| m.target).collect()));
     }
-    let holders = other_namespaces(&entry).map_err(|e| at(&e))?;
-    if !holders.is_empty() {
+    if !others.elsewhere.is_empty() {
+        let holders: Vec<i32> = others.elsewhere.iter().map(|(pid, _)| *pid).collect();
         waits(&holders);
     }
     if let Server::Known { process, .. } = &server {
@@ -107,30 +109,49 @@ impl Server {
     }
 }
 
-/// Where else the file system of `entry` is mounted in this mount namespace.
-fn other_mounts(entry: &MountEntry) -> io::Result<Vec<PathBuf>> {
-    Ok(mounts()?.into_iter().filter(|m| shows_same(m, entry)).map(|m| m.target).collect())
+/// The mounts of a file system beside the one that is unmounted.
+struct Others {
+    /// In this mount namespace.
+    here: Vec<MountEntry>,
+    /// In each other one that may be looked at, with a process of it.
+    elsewhere: Vec<(i32, Vec<MountEntry>)>,
 }
 
-fn shows_same(mount: &MountEntry, entry: &MountEntry) -> bool {
-    mount.is_ours() && mount.dev == entry.dev
-}
-
-/// Processes, one for each other mount namespace that has it mounted, of those that may be looked at.
-fn other_namespaces(entry: &MountEntry) -> io::Result<Vec<i32>> {
-    let (mut holders, mut seen) = (Vec::new(), HashSet::new());
-    seen.extend(std::fs::read_link("/proc/self/ns/mnt"));
-    for process in std::fs::read_dir("/proc")? {
-        let process = process?;
-        let Some(pid) = process.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-        // One that has ended meanwhile, or is somebody else's.
-        let Ok(namespace) = std::fs::read_link(process.path().join("ns/mnt")) else { continue };
-        if seen.insert(namespace) && mounts_of(pid).is_ok_and(|all| all.iter().any(|m| shows_same(m, entry)))
-        {
-            holders.push(pid);
+impl Others {
+    fn of(entry: &MountEntry) -> io::Result<Self> {
+        let here = beside(mounts()?, entry);
+        let (mut elsewhere, mut seen) = (Vec::new(), HashSet::new());
+        seen.extend(std::fs::read_link("/proc/self/ns/mnt"));
+        for process in std::fs::read_dir("/proc")? {
+            let process = process?;
+            let Some(pid) = process.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+            // One that has ended meanwhile, or is somebody else's.
+            let Ok(namespace) = std::fs::read_link(process.path().join("ns/mnt")) else { continue };
+            if seen.contains(&namespace) {
+                continue;
+            }
+            let Ok(all) = mounts_of(pid) else { continue };
+            seen.insert(namespace);
+            elsewhere.push((pid, beside(all, entry)));
         }
+        Ok(Self { here, elsewhere })
     }
-    Ok(holders)
+
+    /// Those that were there `before` too. After the unmount the device number alone says nothing: once the file system has
+    /// ended, the next one that is mounted may have it.
+    fn since(mut self, before: &Self) -> Self {
+        let noted = before.elsewhere.iter().map(|(_, all)| all).chain([&before.here]);
+        let noted: HashSet<u64> = noted.flatten().map(|m| m.id).collect();
+        self.here.retain(|m| noted.contains(&m.id));
+        self.elsewhere.retain(|(_, all)| all.iter().any(|m| noted.contains(&m.id)));
+        self
+    }
+}
+
+/// Those of `all` that show what `entry` does, but for that one.
+fn beside(mut all: Vec<MountEntry>, entry: &MountEntry) -> Vec<MountEntry> {
+    all.retain(|m| m.is_ours() && m.dev == entry.dev && m.id != entry.id);
+    all
 }
 
 pub(super) fn wait_for_end(server: &OwnedFd) -> Result<(), Errno> {
@@ -160,4 +181,39 @@ fn is_clean(image: &Path) -> Option<bool> {
     File::open(image).ok()?.read_exact_at(&mut bytes, 1024).ok()?;
     let sb = Superblock::read(&bytes).ok()?;
     Some(!sb.features().incompat.contains(Incompat::RECOVER))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Others, beside};
+    use crate::mount::MountEntry;
+
+    fn entry(id: u64, target: &str) -> MountEntry {
+        MountEntry {
+            id,
+            dev: (0, 45),
+            root: "/".into(),
+            target: target.into(),
+            kind: "fuse.extant".into(),
+            source: "/tmp/image".into(),
+            options: "rw".into(),
+            super_options: "rw".into(),
+        }
+    }
+
+    /// Another file system that is mounted right after the unmount may have the number of the device, and that of the mount.
+    #[test]
+    fn what_is_mounted_after_the_unmount_is_no_other_mount_of_it() {
+        let gone = entry(36, "/a");
+        let of = |here: &[MountEntry], elsewhere: &[MountEntry]| Others {
+            here: beside(here.to_vec(), &gone),
+            elsewhere: vec![(7, beside(elsewhere.to_vec(), &gone))],
+        };
+        let (bound, copied) = (entry(40, "/bound"), entry(50, "/a"));
+        let before = of(&[gone.clone(), bound.clone()], std::slice::from_ref(&copied));
+        let after = of(std::slice::from_ref(&bound), &[copied]).since(&before);
+        assert_eq!((after.here, after.elsewhere.len()), (vec![bound.clone()], 1));
+        let after = of(&[entry(36, "/b"), entry(37, "/b"), bound.clone()], &[entry(51, "/b")]).since(&before);
+        assert_eq!((after.here, after.elsewhere.len()), (vec![bound], 0));
+    }
 }

@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 /// One mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MountEntry {
+    /// The mount's number, no other's in any namespace while it lasts.
+    pub id: u64,
     /// Major and minor number of its file system's device, one for all mounts of it.
     pub dev: (u32, u32),
     /// What of the file system is shown: `/` unless it is a bind mount of a part.
@@ -75,7 +77,8 @@ pub fn find_mount(target: &Path) -> io::Result<Option<MountEntry>> {
 /// `36 35 98:0 /root /target rw,noatime master:1 - type source superoptions`
 fn parse(line: &[u8]) -> Option<MountEntry> {
     let mut words = line.split(|&b| b == b' ');
-    let dev = text(words.nth(2)?);
+    let id = text(words.next()?).parse().ok()?;
+    let dev = text(words.nth(1)?);
     let (major, minor) = dev.split_once(':')?;
     let dev = (major.parse().ok()?, minor.parse().ok()?);
     let root = path(words.next()?);
@@ -85,7 +88,7 @@ fn parse(line: &[u8]) -> Option<MountEntry> {
     let kind = text(words.next()?);
     let source = path(words.next()?);
     let super_options = text(words.next()?);
-    Some(MountEntry { dev, root, target, kind, source, options, super_options })
+    Some(MountEntry { id, dev, root, target, kind, source, options, super_options })
 }
 
 fn text(word: &[u8]) -> String {
@@ -125,7 +128,7 @@ mod tests {
             b"36 35 0:45 / /mnt/a\\040b rw,relatime shared:1 master:2 - fuse.extant /tmp/x.img rw,user_id=0";
         let entry = parse(line).unwrap();
         assert_eq!(entry.target.to_str(), Some("/mnt/a b"));
-        assert_eq!(entry.dev, (0, 45));
+        assert_eq!((entry.id, entry.dev), (36, (0, 45)));
         assert_eq!(entry.source.to_str(), Some("/tmp/x.img"));
         assert_eq!((entry.kind.as_str(), entry.options.as_str()), ("fuse.extant", "rw,relatime"));
         assert!(entry.is_ours());

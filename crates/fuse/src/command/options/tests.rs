@@ -84,6 +84,7 @@ fn the_last_word_about_access_times_counts_on_both_sides() {
 /// The flags that a remount asks for, of what mountinfo shows with these options of the mount and of the filesystem.
 fn remounted(options: &str, super_options: &str, list: &str) -> MountFlags {
     let entry = crate::mount::MountEntry {
+        id: 36,
         dev: (0, 45),
         root: "/".into(),
         target: "/mnt".into(),
