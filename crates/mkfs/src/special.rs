@@ -424,7 +424,8 @@ impl Builder {
             flags,
             ..self.fresh(0o100600)
         };
-        self.put_inode(ino, &inode, None)?;
+        // It belongs to nobody, and with contents the quota files are written after it.
+        self.put_uncharged(ino, &inode, None)?;
         let seed = self.has_csum().then(|| self.csum().inode_seed(ino, 0));
         let mut bytes = vec![0; size as usize];
         for run in &runs {

@@ -31,6 +31,7 @@ const WAYS: &[&str] = &[
     "-t ext4 -O ^dir_index,^filetype",
     "-t ext4 -O ^extent",
     "-t ext4 -O quota,project",
+    "-t ext4 -O quota,project,orphan_file",
     "-t ext4 -O meta_bg,^resize_inode,^flex_bg -b 1024",
     "-t ext4 -O sparse_super2,mmp,fast_commit",
     "-t ext4 -G 4 -N 5000",

@@ -2,6 +2,7 @@
 //! anything is written.
 
 use std::fmt::Display;
+use std::path::Path;
 
 use extant_device::OpenOptions;
 use extant_mkfs::{MkfsError, Silent};
@@ -120,15 +121,32 @@ fn kibibytes(r: &mut Random) -> usize {
     if r.percent(50) { exact } else { exact.next_multiple_of(64) }
 }
 
+/// Some files, directories and links in `root`, and its path.
+fn small_tree(root: &Path) -> String {
+    std::fs::create_dir_all(root.join("a/b")).unwrap();
+    for (name, len) in [("empty", 0), ("inline", 40), ("a/block", 4000), ("a/b/blocks", 50_000)] {
+        std::fs::write(root.join(name), vec![0x33; len]).unwrap();
+    }
+    for n in 0..40 {
+        std::fs::write(root.join(format!("a/one of the files, number {n}")), b"x").unwrap();
+    }
+    std::os::unix::fs::symlink("b".repeat(100), root.join("a/link")).unwrap();
+    root.to_str().unwrap().to_owned()
+}
+
 #[test]
 fn what_is_accepted_is_clean() {
     let mut r = Random::new();
     let scratch = Scratch::new();
     let image = scratch.path("image");
+    let tree = small_tree(&scratch.path("tree"));
     let old = vec![0xa5; 8192];
     let (mut made, mut wrong) = (0, Vec::new());
-    for _ in 0..ROUNDS {
-        let (line, size) = (line(&mut r), format!("{}k", kibibytes(&mut r)));
+    for round in 0..ROUNDS {
+        let (mut line, size) = (line(&mut r), format!("{}k", kibibytes(&mut r)));
+        if round % 3 == 0 {
+            line += &format!(" -d {tree}");
+        }
         let _ = std::fs::remove_file(&image);
         std::fs::write(&image, &old).unwrap();
         let args = format!("-q -F -U {UUID} {line}");
