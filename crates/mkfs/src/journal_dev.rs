@@ -104,7 +104,7 @@ pub(crate) struct External {
     pub(crate) device: u32,
 }
 
-/// A journal at hand with room for one more user.
+/// A journal at hand.
 pub(crate) struct Found {
     device: FileDevice,
     /// Byte of its superblock, and the superblock.
@@ -115,8 +115,27 @@ pub(crate) struct Found {
     uuid: [u8; 16],
 }
 
-/// Looks whether the file or device at `path` is a journal that a filesystem can use.
-pub(crate) fn look(path: &Path, block_size: u32) -> Result<Found> {
+impl Found {
+    /// The filesystems that are entered.
+    fn users(&self) -> impl Iterator<Item = &[u8]> {
+        self.log[USERS_AT..].chunks_exact(16).take(self.users)
+    }
+}
+
+/// Refuses a journal of another filesystem than `user`.
+pub(crate) fn refuse_sharing(path: &Path, block_size: u32, user: [u8; 16]) -> Result<()> {
+    if look(path, block_size, user)?.users().all(|u| u == user) {
+        return Ok(());
+    }
+    refuse(
+        path,
+        "another filesystem uses it, and e2fsck cannot check filesystems that share a journal; \
+         use another one, or -F to share it",
+    )
+}
+
+/// Looks whether the file or device at `path` is a journal that the filesystem `user` can use.
+pub(crate) fn look(path: &Path, block_size: u32, user: [u8; 16]) -> Result<Found> {
     let device = OpenOptions::new().write(true).open(path)?;
     let fail = device_error("reading the journal device");
     let mut bytes = [0; 1024];
@@ -133,14 +152,15 @@ pub(crate) fn look(path: &Path, block_size: u32) -> Result<Found> {
     let mut log = [0; 1024];
     device.read_at(at, &mut log).map_err(&fail)?;
     let users = usize::from(log[NR_USERS_AT + 3]) | usize::from(log[NR_USERS_AT + 2]) << 8;
-    if users >= MAX_USERS {
-        return refuse(path, "no further filesystem can use it");
-    }
     let blocks = raw.blocks_count();
     if JournalSuperblock::decode(&log, block_size, blocks).is_err() {
         return refuse(path, "its superblock is damaged; make it anew with -O journal_dev");
     }
-    Ok(Found { device, at, log, users, blocks, uuid: raw.s_uuid })
+    let found = Found { device, at, log, users, blocks, uuid: raw.s_uuid };
+    if users > MAX_USERS || users == MAX_USERS && !found.users().any(|u| u == user) {
+        return refuse(path, "no further filesystem can use it");
+    }
+    Ok(found)
 }
 
 fn refuse<T>(path: &Path, what: &str) -> Result<T> {
@@ -149,8 +169,15 @@ fn refuse<T>(path: &Path, what: &str) -> Result<T> {
 
 /// Enters the filesystem `user` into the journal at `path`.
 pub(crate) fn join(path: &Path, block_size: u32, user: [u8; 16]) -> Result<External> {
-    let Found { device, at, mut log, users, blocks, uuid } = look(path, block_size)?;
+    let found = look(path, block_size, user)?;
     let fail = device_error("writing the journal device");
+    let meta = std::fs::metadata(path).map_err(&fail)?;
+    let number = if meta.file_type().is_block_device() { meta.rdev() as u32 } else { 0 };
+    let external = External { uuid: found.uuid, device: number };
+    if found.users().any(|u| u == user) {
+        return Ok(external);
+    }
+    let Found { device, at, mut log, users, blocks, .. } = found;
     log[USERS_AT + users * 16..USERS_AT + (users + 1) * 16].copy_from_slice(&user);
     log[NR_USERS_AT..NR_USERS_AT + 4].copy_from_slice(&(users as u32 + 1).to_be_bytes());
     let Ok(decoded) = JournalSuperblock::decode(&log, block_size, blocks) else {
@@ -158,7 +185,5 @@ pub(crate) fn join(path: &Path, block_size: u32, user: [u8; 16]) -> Result<Exter
     };
     device.write_at(at, &decoded.to_bytes()).map_err(&fail)?;
     device.flush().map_err(&fail)?;
-    let meta = std::fs::metadata(path).map_err(&fail)?;
-    let number = if meta.file_type().is_block_device() { meta.rdev() as u32 } else { 0 };
-    Ok(External { uuid, device: number })
+    Ok(external)
 }

@@ -51,6 +51,11 @@ pub fn run(command: &Command, out: &mut dyn Write, progress: &dyn Progress) -> R
     if params.is_journal_device() {
         return journal_dev::run(command, &params, out);
     }
+    if let Some(journal) = &params.journal_device
+        && !command.force
+    {
+        journal_dev::refuse_sharing(journal, params.block_size, params.uuid)?;
+    }
     let layout = Layout::new(&params)?;
     if !command.quiet {
         describe(out, &layout)?;

@@ -216,7 +216,7 @@ impl Builder {
         }
         if let Some(path) = self.params.journal_device.clone() {
             if self.rehearsal {
-                return crate::journal_dev::look(&path, self.block_size()).map(drop);
+                return crate::journal_dev::look(&path, self.block_size(), self.params.uuid).map(drop);
             }
             let journal = crate::journal_dev::join(&path, self.block_size(), self.params.uuid)?;
             self.layout.sb.update(|raw| {

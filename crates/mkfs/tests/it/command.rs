@@ -1,7 +1,7 @@
 //! The whole command: what it opens, grows, refuses.
 
 use std::os::unix::fs::FileExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use extant_device::BlockDevice as _;
 
@@ -16,8 +16,12 @@ fn bytes(path: &Path, at: u64, len: usize) -> Vec<u8> {
 
 /// The command without `-F`.
 fn careful(image: &Path, size: &str) -> Result<(), String> {
-    let args = ["-q".into(), image.as_os_str().to_owned(), size.into()];
-    let command = extant_mkfs::cli::parse(args).map_err(|e| e.to_string())?;
+    plainly("-q", image, size)
+}
+
+fn plainly(line: &str, image: &Path, size: &str) -> Result<(), String> {
+    let args = line.split_whitespace().map(Into::into);
+    let command = extant_mkfs::cli::parse(args.chain([image.as_os_str().to_owned(), size.into()])).map_err(|e| e.to_string())?;
     extant_mkfs::run(&command, &mut std::io::sink(), &extant_mkfs::Silent).map_err(|e| e.to_string())
 }
 
@@ -143,6 +147,43 @@ fn external_journals() {
     std::fs::File::create(&plain).unwrap().set_len(8 << 20).unwrap();
     let e = mkfs(&format!("-t ext4 -J device={}", plain.display()), &scratch.path("image"), &[]).unwrap_err();
     assert!(e.contains("not an external journal"), "{e}");
+}
+
+/// An external journal of `block` bytes a block, and the option that names it.
+fn journal(scratch: &Scratch, block: u32) -> (PathBuf, String) {
+    let path = scratch.path("journal");
+    mkfs(&format!("-O journal_dev -b {block}"), &path, &["8m"]).unwrap();
+    let option = format!("-b {block} -J device={}", path.display());
+    (path, option)
+}
+
+/// A filesystem that is made again is not a further user, and there is no second one by mistake.
+#[test]
+fn an_external_journal_is_of_one_filesystem() {
+    let scratch = Scratch::new();
+    let image = scratch.path("image");
+    for block in [1024, 4096] {
+        let (journal, option) = journal(&scratch, block);
+        let line = format!("-t ext4 {option} -U {UUID}");
+        mkfs(&line, &image, &["32m"]).unwrap();
+        let once = std::fs::read(&journal).unwrap();
+        mkfs(&line, &image, &["32m"]).unwrap();
+        assert!(std::fs::read(&journal).unwrap() == once, "entered twice");
+        if let Some(e2fsck) = tool("e2fsck") {
+            let paths = [journal.to_string_lossy(), image.to_string_lossy()];
+            let out = run(&e2fsck, &["-fn", "-j", &paths[0], &paths[1]]);
+            assert!(out.status.success(), "{}", text(&out));
+        }
+        let other = scratch.path("other");
+        let e = plainly(&format!("-q {option}"), &other, "32m").unwrap_err();
+        assert!(e.contains("another filesystem uses it") && e.contains("-F"), "{e}");
+        assert!(std::fs::read(&journal).unwrap() == once && !other.exists());
+        // A new image of the one user is not another filesystem.
+        plainly(&format!("-q {line}"), &other, "32m").unwrap();
+        mkfs(&option, &other, &["32m"]).unwrap();
+        assert!(std::fs::read(&journal).unwrap() != once, "the second user is not entered");
+        std::fs::remove_file(&other).unwrap();
+    }
 }
 
 /// What was there is there still.
