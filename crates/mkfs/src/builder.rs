@@ -8,6 +8,7 @@ use extant_format::{
 };
 
 use crate::error::{MkfsError, Result};
+use crate::journal_dev;
 use crate::layout::Layout;
 use crate::params::Params;
 use crate::writer::Writer;
@@ -31,6 +32,8 @@ pub(crate) struct Builder {
     next_ino: u32,
     pub(crate) usage: [BTreeMap<u32, Usage>; 3],
     pub(crate) journal_clusters: u64,
+    /// The external journal, which the filesystem enters when all but its primary superblock is written.
+    pub(crate) journal: Option<journal_dev::Found>,
     /// Where contents go on.
     pub(crate) data_goal: u64,
     /// Inode tables that nothing was written to are known to read as zeros, or will be zeroed here.
@@ -51,6 +54,7 @@ impl Builder {
             next_ino,
             usage: [BTreeMap::new(), BTreeMap::new(), BTreeMap::new()],
             journal_clusters: 0,
+            journal: None,
             data_goal: 0,
             itable_zeroed,
             rehearsal: false,
@@ -401,6 +405,12 @@ impl Builder {
         })?;
         let groups: Vec<GroupNr> = geo.super_groups().collect();
         for group in groups.into_iter().rev() {
+            if group.0 == 0
+                && let Some(journal) = self.journal.take()
+            {
+                self.writer.finish()?;
+                journal.join(self.params.uuid)?;
+            }
             let mut copy = self.layout.sb.clone();
             copy.update(|raw| {
                 raw.s_block_group_nr.set(group.0 as u16);

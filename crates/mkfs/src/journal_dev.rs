@@ -15,6 +15,7 @@ use crate::error::{Result, invalid};
 use crate::layout::set_hash_seed;
 use crate::params::Params;
 use crate::run::{open, say};
+use crate::special::broken;
 use crate::writer::device_error;
 
 /// `s_nr_users` and the table of users in a journal's superblock, in bytes.
@@ -95,15 +96,6 @@ fn superblock(p: &Params) -> RawSuperblock {
     sb
 }
 
-/// What a filesystem stores about its external journal.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct External {
-    /// Its UUID.
-    pub(crate) uuid: [u8; 16],
-    /// Its device number as `s_journal_dev` has it, 0 for a file.
-    pub(crate) device: u32,
-}
-
 /// A journal at hand.
 pub(crate) struct Found {
     device: FileDevice,
@@ -111,14 +103,32 @@ pub(crate) struct Found {
     at: u64,
     log: [u8; 1024],
     users: usize,
+    block_size: u32,
     blocks: u64,
-    uuid: [u8; 16],
+    /// Its UUID.
+    pub(crate) uuid: [u8; 16],
+    /// Its device number as `s_journal_dev` has it, 0 for a file.
+    pub(crate) number: u32,
 }
 
 impl Found {
     /// The filesystems that are entered.
     fn users(&self) -> impl Iterator<Item = &[u8]> {
         self.log[USERS_AT..].chunks_exact(16).take(self.users)
+    }
+
+    /// Enters the filesystem `user`, if it is not there yet.
+    pub(crate) fn join(mut self, user: [u8; 16]) -> Result<()> {
+        if self.users().any(|u| u == user) {
+            return Ok(());
+        }
+        let fail = device_error("writing the journal device");
+        let end = USERS_AT + self.users * 16;
+        self.log[end..end + 16].copy_from_slice(&user);
+        self.log[NR_USERS_AT..NR_USERS_AT + 4].copy_from_slice(&(self.users as u32 + 1).to_be_bytes());
+        let decoded = JournalSuperblock::decode(&self.log, self.block_size, self.blocks).map_err(broken)?;
+        self.device.write_at(self.at, &decoded.to_bytes()).map_err(&fail)?;
+        self.device.flush().map_err(&fail)
     }
 }
 
@@ -156,7 +166,9 @@ pub(crate) fn look(path: &Path, block_size: u32, user: [u8; 16]) -> Result<Found
     if JournalSuperblock::decode(&log, block_size, blocks).is_err() {
         return refuse(path, "its superblock is damaged; make it anew with -O journal_dev");
     }
-    let found = Found { device, at, log, users, blocks, uuid: raw.s_uuid };
+    let meta = std::fs::metadata(path).map_err(&fail)?;
+    let number = if meta.file_type().is_block_device() { meta.rdev() as u32 } else { 0 };
+    let found = Found { device, at, log, users, block_size, blocks, uuid: raw.s_uuid, number };
     if users > MAX_USERS || users == MAX_USERS && !found.users().any(|u| u == user) {
         return refuse(path, "no further filesystem can use it");
     }
@@ -165,25 +177,4 @@ pub(crate) fn look(path: &Path, block_size: u32, user: [u8; 16]) -> Result<Found
 
 fn refuse<T>(path: &Path, what: &str) -> Result<T> {
     invalid(format!("-J device={}: {what}", path.display()))
-}
-
-/// Enters the filesystem `user` into the journal at `path`.
-pub(crate) fn join(path: &Path, block_size: u32, user: [u8; 16]) -> Result<External> {
-    let found = look(path, block_size, user)?;
-    let fail = device_error("writing the journal device");
-    let meta = std::fs::metadata(path).map_err(&fail)?;
-    let number = if meta.file_type().is_block_device() { meta.rdev() as u32 } else { 0 };
-    let external = External { uuid: found.uuid, device: number };
-    if found.users().any(|u| u == user) {
-        return Ok(external);
-    }
-    let Found { device, at, mut log, users, blocks, .. } = found;
-    log[USERS_AT + users * 16..USERS_AT + (users + 1) * 16].copy_from_slice(&user);
-    log[NR_USERS_AT..NR_USERS_AT + 4].copy_from_slice(&(users as u32 + 1).to_be_bytes());
-    let Ok(decoded) = JournalSuperblock::decode(&log, block_size, blocks) else {
-        return refuse(path, "its superblock is damaged; make it anew with -O journal_dev");
-    };
-    device.write_at(at, &decoded.to_bytes()).map_err(&fail)?;
-    device.flush().map_err(&fail)?;
-    Ok(external)
 }

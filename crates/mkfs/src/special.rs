@@ -208,21 +208,19 @@ impl Builder {
         self.write_block(block, &bytes)
     }
 
-    /// The internal journal; nothing for an external one or none.
+    /// The internal journal; for an external one, that it can be used.
     pub(crate) fn make_journal(&mut self) -> Result<()> {
         let compat = self.sb().features().compat;
         if !compat.contains(Compat::HAS_JOURNAL) {
             return Ok(());
         }
         if let Some(path) = self.params.journal_device.clone() {
-            if self.rehearsal {
-                return crate::journal_dev::look(&path, self.block_size(), self.params.uuid).map(drop);
-            }
-            let journal = crate::journal_dev::join(&path, self.block_size(), self.params.uuid)?;
+            let journal = crate::journal_dev::look(&path, self.block_size(), self.params.uuid)?;
             self.layout.sb.update(|raw| {
                 raw.s_journal_uuid = journal.uuid;
-                raw.s_journal_dev.set(journal.device);
+                raw.s_journal_dev.set(journal.number);
             })?;
+            self.journal = Some(journal);
             return Ok(());
         }
         let fast = compat.contains(Compat::FAST_COMMIT);

@@ -186,6 +186,27 @@ fn an_external_journal_is_of_one_filesystem() {
     }
 }
 
+/// Nor does the journal hear of a filesystem that is not there.
+#[test]
+fn what_cannot_be_made_enters_no_journal() {
+    let scratch = Scratch::new();
+    let (journal, option) = journal(&scratch, 4096);
+    let source = scratch.path("source");
+    std::fs::create_dir(&source).unwrap();
+    std::fs::write(source.join("lost+found"), b"not a directory").unwrap();
+    let before = std::fs::read(&journal).unwrap();
+    let contents = format!("-d {}", source.display());
+    for (line, word) in [
+        ("-O orphan_file -E orphan_file_size=8m", "orphan_file_size"),
+        (contents.as_str(), "lost+found"),
+    ] {
+        let image = scratch.path("image");
+        let e = mkfs(&format!("-t ext4 {option} {line}"), &image, &["32m"]).unwrap_err();
+        assert!(e.contains(word), "{line}: {e}");
+        assert!(std::fs::read(&journal).unwrap() == before, "{line}: the journal is changed");
+    }
+}
+
 /// What was there is there still.
 #[test]
 fn what_cannot_be_made_overwrites_nothing() {
