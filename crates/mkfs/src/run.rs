@@ -60,12 +60,12 @@ pub fn run(command: &Command, out: &mut dyn Write, progress: &dyn Progress) -> R
     if !command.quiet {
         describe(out, &layout)?;
     }
+    if !options.super_only {
+        // What is there stays as it is where this cannot be made, and what is not there does not come.
+        rehearse(&params, tree.as_ref())?;
+    }
     if command.dry_run {
         return Ok(());
-    }
-    if existing.as_ref().is_some_and(|m| m.len() > 0 || !m.is_file()) && !options.super_only {
-        // What is there stays as it is where this cannot be made.
-        rehearse(&params, tree.as_ref())?;
     }
     let (device, zeroed) = open(command, &params, existing.as_ref())?;
     let made = make_with(&params, device, zeroed, tree.as_ref(), options.super_only, progress)?;

@@ -234,6 +234,13 @@ fn what_cannot_be_made_overwrites_nothing() {
         let e = mkfs(line, &image, &[]).err().unwrap_or_else(|| panic!("{line} was made"));
         assert!(e.contains(word), "{line}: {e}");
         assert!(std::fs::read(&image).unwrap() == before, "{line} changed the image");
+        // Nor does a new image come, and a dry run says the same.
+        for dry in ["", "-n "] {
+            let new = scratch.path("new");
+            let e = mkfs(&format!("{dry}{line}"), &new, &["32m"]).err();
+            assert!(e.as_ref().is_some_and(|e| e.contains(word)), "{dry}{line}: {e:?}");
+            assert!(!new.exists(), "{dry}{line} left a file");
+        }
     }
     assert_clean(&image);
 }
