@@ -100,6 +100,9 @@ pub struct Params {
 const NAMESPACE_HASH_SEED: &[u8] = b"hash_seed";
 const NAMESPACE_JOURNAL: &[u8] = b"journal";
 
+/// Bytes of the largest file.
+const MAX_FILE: u64 = i64::MAX as u64;
+
 /// A time stamp for what is made: `SOURCE_DATE_EPOCH` where it is set, else now.
 #[must_use]
 pub fn now() -> u64 {
@@ -222,6 +225,16 @@ impl Resolver<'_> {
             warnings: std::mem::take(&mut self.warnings),
         };
         check(&params)?;
+        // With this, no place in the image has an offset without room.
+        let end = params.blocks_asked.checked_mul(u64::from(block_size)).and_then(|b| b.checked_add(offset));
+        if end.is_none_or(|end| end > MAX_FILE) {
+            return invalid(match offset {
+                0 => format!("a filesystem of {blocks_asked} blocks is larger than a file can be"),
+                _ => format!(
+                    "-E offset={offset}: a filesystem of {blocks_asked} blocks would end past what a file can hold"
+                ),
+            });
+        }
         Ok(params)
     }
 

@@ -104,7 +104,7 @@ fn refuse_overwriting(command: &Command, existing: Option<&Metadata>) -> Result<
     let offset = command.options.extended.offset.unwrap_or(0);
     let device = OpenOptions::new().force_read(true).open(&command.image)?;
     let mut magic = [0; 2];
-    if device.size() < offset + 2048 {
+    if device.size() < offset.saturating_add(2048) {
         return Ok(());
     }
     device.read_at(offset + 1024 + 0x38, &mut magic).map_err(device_error("looking at the image"))?;
@@ -134,9 +134,7 @@ pub(crate) fn open(
     let e = &command.options.extended;
     let offset = e.offset.unwrap_or(0);
     let bytes = params.blocks * u64::from(params.block_size);
-    let Some(end) = offset.checked_add(bytes) else {
-        return invalid("-E offset: the filesystem would end past what a file can hold");
-    };
+    let end = offset + bytes;
     let whole_file = existing.is_none_or(|m| m.is_file() && m.len() <= end) && offset == 0;
     if whole_file && !command.options.super_only {
         return Ok((Arc::new(FileDevice::create(&command.image, end)?), true));

@@ -21,7 +21,8 @@ fn careful(image: &Path, size: &str) -> Result<(), String> {
 
 fn plainly(line: &str, image: &Path, size: &str) -> Result<(), String> {
     let args = line.split_whitespace().map(Into::into);
-    let command = extant_mkfs::cli::parse(args.chain([image.as_os_str().to_owned(), size.into()])).map_err(|e| e.to_string())?;
+    let command = extant_mkfs::cli::parse(args.chain([image.as_os_str().to_owned(), size.into()]))
+        .map_err(|e| e.to_string())?;
     extant_mkfs::run(&command, &mut std::io::sink(), &extant_mkfs::Silent).map_err(|e| e.to_string())
 }
 
@@ -69,6 +70,29 @@ fn an_offset_leaves_what_is_before_and_behind() {
     let inner = scratch.path("inner");
     std::fs::write(&inner, bytes(&image, 1 << 20, 20 << 20)).unwrap();
     assert_clean(&inner);
+}
+
+/// Sizes and offsets whose sum or product has no room in 64 bits, or none in a file's size.
+#[test]
+fn nothing_is_larger_than_a_file() {
+    let scratch = Scratch::new();
+    let (new, there) = (scratch.path("new"), scratch.path("there"));
+    std::fs::write(&there, vec![0x5a; 1 << 20]).unwrap();
+    let huge = "-b 65536 -O bigalloc -C 256m";
+    for (line, size, word) in [
+        (huge, "281474976710656", "larger than a file can be"),
+        (huge, "281474976714752", "larger than a file can be"),
+        (huge, "140737488355328", "larger than a file can be"),
+        ("-O journal_dev -b 65536", "281474976710656", "larger than a file can be"),
+        ("-E offset=18446744073709551000", "4m", "-E offset"),
+        ("-E offset=9223372036854774784", "4m", "-E offset"),
+    ] {
+        for image in [&new, &there] {
+            let e = plainly(&format!("-q {line}"), image, size).unwrap_err();
+            assert!(e.contains(word), "{line} {size}: {e}");
+            assert!(!new.exists() && std::fs::read(&there).unwrap() == vec![0x5a; 1 << 20], "{line}");
+        }
+    }
 }
 
 #[test]
@@ -196,10 +220,9 @@ fn what_cannot_be_made_enters_no_journal() {
     std::fs::write(source.join("lost+found"), b"not a directory").unwrap();
     let before = std::fs::read(&journal).unwrap();
     let contents = format!("-d {}", source.display());
-    for (line, word) in [
-        ("-O orphan_file -E orphan_file_size=8m", "orphan_file_size"),
-        (contents.as_str(), "lost+found"),
-    ] {
+    for (line, word) in
+        [("-O orphan_file -E orphan_file_size=8m", "orphan_file_size"), (contents.as_str(), "lost+found")]
+    {
         let image = scratch.path("image");
         let e = mkfs(&format!("-t ext4 {option} {line}"), &image, &["32m"]).unwrap_err();
         assert!(e.contains(word), "{line}: {e}");
