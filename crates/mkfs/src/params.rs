@@ -103,14 +103,31 @@ const NAMESPACE_JOURNAL: &[u8] = b"journal";
 /// Bytes of the largest file.
 const MAX_FILE: u64 = i64::MAX as u64;
 
+/// `SOURCE_DATE_EPOCH`, where it is set.
+///
+/// # Errors
+/// [`crate::MkfsError::Usage`]: it is no number of seconds.
+pub(crate) fn source_date() -> Result<Option<u64>> {
+    let Some(text) = std::env::var_os("SOURCE_DATE_EPOCH") else { return Ok(None) };
+    match text.to_str().and_then(|t| t.trim().parse::<u64>().ok()).filter(|&t| i64::try_from(t).is_ok()) {
+        Some(time) => Ok(Some(time)),
+        None => usage(format!(
+            "SOURCE_DATE_EPOCH={}: not a number of seconds since 1970; correct it or unset it",
+            text.display()
+        )),
+    }
+}
+
 /// A time stamp for what is made: `SOURCE_DATE_EPOCH` where it is set, else now.
-#[must_use]
-pub fn now() -> u64 {
-    let fixed = std::env::var("SOURCE_DATE_EPOCH").ok().and_then(|v| v.trim().parse().ok());
-    fixed.unwrap_or_else(|| {
-        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-        since.map_or(0, |d| d.as_secs())
-    })
+///
+/// # Errors
+/// [`crate::MkfsError::Usage`]: `SOURCE_DATE_EPOCH` is no number of seconds.
+pub fn now() -> Result<u64> {
+    if let Some(time) = source_date()? {
+        return Ok(time);
+    }
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    Ok(since.map_or(0, |d| d.as_secs()))
 }
 
 /// What a size in bytes or blocks is in blocks.
@@ -203,7 +220,7 @@ impl Resolver<'_> {
             errors: o.errors.unwrap_or(1),
             creator_os: o.creator_os.unwrap_or(0),
             default_mount_opts: self.default_mount_opts()?,
-            time: o.time.unwrap_or_else(now),
+            time: o.time.map_or_else(now, Ok)?,
             periodic_check: self.conf.boolean(&self.types, "enable_periodic_fsck").unwrap_or(false),
             // What has no room in the product is too large for any filesystem anyway.
             journal_blocks: o.journal_size.map(|mib| mib.saturating_mul(1 << 20) / u64::from(block_size)),

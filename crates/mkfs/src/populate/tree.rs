@@ -12,6 +12,7 @@ use super::{scan, tarball};
 use crate::archive::Data;
 use crate::error::Result;
 use crate::options::{Options, Source};
+use crate::params::source_date;
 use crate::progress::Progress;
 
 /// Number of a node; the root directory is 0.
@@ -102,7 +103,7 @@ impl Tree {
             Source::Path(path) => tarball::read_path(path, options, progress)?,
             Source::Stdin => tarball::read_stdin(options, progress)?,
         };
-        tree.apply(options);
+        tree.apply(options)?;
         tree.sort();
         Ok(tree)
     }
@@ -149,8 +150,8 @@ impl Tree {
     }
 
     /// Overrides owners and cuts times.
-    fn apply(&mut self, options: &Options) {
-        let limit = options.time.or_else(|| std::env::var("SOURCE_DATE_EPOCH").ok()?.trim().parse().ok());
+    fn apply(&mut self, options: &Options) -> Result<()> {
+        let limit = options.time.map_or_else(source_date, |time| Ok(Some(time)))?;
         for node in &mut self.nodes {
             if let Some((uid, gid)) = options.owner {
                 (node.meta.uid, node.meta.gid) = (uid, gid);
@@ -172,6 +173,7 @@ impl Tree {
         if let Some(perms) = options.extended.root_perms {
             root.perms = perms;
         }
+        Ok(())
     }
 
     /// Sorts every directory by name.

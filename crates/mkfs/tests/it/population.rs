@@ -187,6 +187,29 @@ fn twice_the_same_bytes() {
     }
 }
 
+/// A time that is no number is not taken for none, with contents or without.
+#[test]
+fn the_time_of_the_source_is_a_number() {
+    let scratch = Scratch::new();
+    let (image, root) = (scratch.path("image"), scratch.path("tree"));
+    std::fs::create_dir(&root).unwrap();
+    let without = scratch.path("there");
+    std::fs::write(&without, vec![0; 4 << 20]).unwrap();
+    for time in ["", "yesterday", "-1", "1600000000.5", "9223372036854775808", "1600000000"] {
+        for (line, image) in [(format!("-d {}", root.display()), &image), (String::new(), &without)] {
+            let out = Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", "population::helper_makes_one", "--nocapture"])
+                .env("SOURCE_DATE_EPOCH", time)
+                .env("MKFS_HELPER", format!("{line} {}", image.display()))
+                .output()
+                .unwrap();
+            let refused = text(&out).contains(&format!("SOURCE_DATE_EPOCH={time}: not a number"));
+            assert_eq!(out.status.success(), time == "1600000000", "{time} {line}: {}", text(&out));
+            assert_eq!(refused, time != "1600000000", "{time} {line}: {}", text(&out));
+        }
+    }
+}
+
 /// Runs as a process of its own, so that the time can come from the environment.
 #[test]
 fn helper_makes_one() {
