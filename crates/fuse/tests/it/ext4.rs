@@ -85,6 +85,7 @@ fn names_through_a_mount_leave_a_clean_image() {
     let image = scratch.sparse("image", 64 << 20);
     oracle::mke2fs(&image, 64 << 20, "-t ext4");
     let (mount, adapter) = mounted(&image, "rw");
+    let open = oracle::files_on_a_mount();
     fs::create_dir(mount.join("d")).unwrap();
     for i in 0..2000 {
         File::create(mount.join(&format!("d/{i:05}"))).unwrap();
@@ -116,6 +117,7 @@ fn names_through_a_mount_leave_a_clean_image() {
     assert!(node.file_type().is_block_device());
     assert_eq!(node.rdev(), rustix::fs::makedev(300, 70_000));
     assert_eq!(fs::remove_dir(mount.join("e")).unwrap_err().kind(), std::io::ErrorKind::DirectoryNotEmpty);
+    drop(open);
     finish(mount, &adapter);
     oracle::assert_clean(&image);
 }
@@ -129,6 +131,7 @@ fn an_inode_without_a_name_lives_while_the_kernel_knows_it() {
     let image = scratch.sparse("image", 16 << 20);
     oracle::mke2fs(&image, 16 << 20, "-t ext4");
     let (mount, adapter) = mounted(&image, "rw");
+    let open = oracle::files_on_a_mount();
     fs::create_dir(mount.join("gone")).unwrap();
     let gone = rustix::fs::open(
         mount.join("gone"),
@@ -146,6 +149,7 @@ fn an_inode_without_a_name_lives_while_the_kernel_knows_it() {
     let after = rustix::fs::fstat(&gone).unwrap();
     assert_eq!((after.st_ino, after.st_nlink), (before.st_ino, 0));
     drop(gone);
+    drop(open);
     finish(mount, &adapter);
     oracle::assert_clean(&image);
 }

@@ -112,13 +112,17 @@ fn stores_to_a_file_opened_for_appending_stay_where_they_are() {
         let options = AdapterOptions { writeback_cache, ..AdapterOptions::default() };
         let (mount, adapter) = mounted_with(&image, "", options);
         adapter.set_notifier(mount.notifier().clone());
+        let open = oracle::files_on_a_mount();
         fs::write(mount.join("f"), [b'A'; 8192]).unwrap();
+        drop(open);
         let mut program = std::process::Command::new("python3");
         oracle::run_ok(program.args(["-c", STORES]).arg(mount.join("f")));
         finish(mount, &adapter);
         drop(adapter);
         let (mount, adapter) = mounted(&image, "");
+        let open = oracle::files_on_a_mount();
         let got = fs::read(mount.join("f")).unwrap();
+        drop(open);
         let want = [&[b'B'; 4096][..], &[b'A'; 4096], &[b'C'; 100]].concat();
         assert!(got == want, "writeback_cache {writeback_cache}: {} bytes", got.len());
         finish(mount, &adapter);
@@ -208,7 +212,9 @@ fn a_failed_allocation_takes_nothing_that_the_kernel_has_not_written() {
         finish(mount, &adapter);
         drop(adapter);
         let (mount, adapter) = mounted(&image, "");
+        let open = oracle::files_on_a_mount();
         let got = fs::read(mount.join("f")).unwrap();
+        drop(open);
         assert!(got.len() == MIB / 4 && got.iter().all(|b| *b == 0xEE), "{flags:?}: {} bytes", got.len());
         finish(mount, &adapter);
         oracle::assert_clean(&image);
