@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use extant::{Credentials, Mutant, NewInode, OpenFile, OpenMode};
-use extant_device::{BlockDevice, DirectAccess, MemoryDevice};
+use extant_device::{BlockDevice, MemoryDevice};
 use extant_fsck::Kind as Found;
 use extant_sync::model;
 use extant_testkit::env::{seed, tools};
@@ -16,6 +16,7 @@ use rustix::io::Errno;
 
 use crate::explore::{Plain, STACK, image, open, together};
 use crate::explore_map::{Before, FLIP, INLINE, MEMORY, OPS, Op, in_memory, mapped};
+use crate::failing::{Call, Failing, Failure};
 
 /// What no file has.
 const FOREIGN: u8 = 0xEE;
@@ -23,75 +24,6 @@ const FOREIGN: u8 = 0xEE;
 const PAINTED: usize = 1 << 20;
 /// The first failure is within so many calls of its kind: few pairs make more.
 const REACH: u32 = 24;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Call {
-    Read,
-    Write,
-    Flush,
-}
-
-/// The next failure: of which call, after how many, and whether it stays so.
-#[derive(Clone, Copy, Debug)]
-struct Failure {
-    call: Call,
-    after: u32,
-    for_good: bool,
-}
-
-#[derive(Debug)]
-struct Failing {
-    inner: Box<dyn BlockDevice>,
-    next: Mutex<Option<Failure>>,
-    failed: AtomicU32,
-}
-
-impl Failing {
-    fn may_fail(&self, call: Call) -> std::io::Result<()> {
-        let mut next = self.next.lock().unwrap();
-        match &mut *next {
-            Some(failure) if failure.call == call && failure.after > 0 => failure.after -= 1,
-            Some(failure) if failure.call == call => {
-                if !failure.for_good {
-                    *next = None;
-                }
-                self.failed.fetch_add(1, Ordering::Relaxed);
-                return Err(Errno::IO.into());
-            }
-            _ => {}
-        }
-        Ok(())
-    }
-}
-
-impl BlockDevice for Failing {
-    fn size(&self) -> u64 {
-        self.inner.size()
-    }
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<()> {
-        self.may_fail(Call::Read)?;
-        self.inner.read_at(offset, buf)
-    }
-    fn write_at(&self, offset: u64, buf: &[u8]) -> std::io::Result<()> {
-        self.may_fail(Call::Write)?;
-        self.inner.write_at(offset, buf)
-    }
-    fn flush(&self) -> std::io::Result<()> {
-        self.may_fail(Call::Flush)?;
-        self.inner.flush()
-    }
-    fn discard(&self, offset: u64, len: u64) -> std::io::Result<()> {
-        self.may_fail(Call::Write)?;
-        self.inner.discard(offset, len)
-    }
-    fn write_zeroes(&self, offset: u64, len: u64) -> std::io::Result<()> {
-        self.may_fail(Call::Write)?;
-        self.inner.write_zeroes(offset, len)
-    }
-    fn direct_access(&self) -> Option<DirectAccess> {
-        self.inner.direct_access()
-    }
-}
 
 /// The image with [`FOREIGN`] in free blocks.
 fn painted(image: Vec<u8>) -> Vec<u8> {
@@ -118,12 +50,11 @@ fn painted(image: Vec<u8>) -> Vec<u8> {
     bytes.clone()
 }
 
-fn pair(device: Box<dyn BlockDevice>, before: Before, ops: [&'static Op; 2], failure: Failure) -> bool {
+fn pair(device: &Arc<Failing>, before: Before, ops: [&'static Op; 2], failure: Failure) -> bool {
     let what = format!("{before:?}: {} beside {}, {failure:?}", ops[0].name, ops[1].name);
-    let device = Arc::new(Failing { inner: device, next: Mutex::new(None), failed: AtomicU32::new(0) });
-    let fs = open(&device, Mutant::None);
+    let fs = open(device, Mutant::None);
     let file = Arc::new(mapped(&fs, before));
-    *device.next.lock().unwrap() = Some(failure);
+    device.will(failure);
     let tasks = ops.map(|op| -> Box<dyn FnOnce() + Send> {
         let file = Arc::clone(&file);
         Box::new(move || {
@@ -141,9 +72,9 @@ fn pair(device: Box<dyn BlockDevice>, before: Before, ops: [&'static Op; 2], fai
     drop(file);
     let _result = fs.unmount();
     drop(fs);
-    *device.next.lock().unwrap() = None;
+    let failed = device.heal();
 
-    let fs = open(&device, Mutant::None);
+    let fs = open(device, Mutant::None);
     let noted = fs.superblock().state().bits() & ERRORS_SEEN != 0;
     let mut got = vec![0; largest];
     // What was never synced need not be there.
@@ -167,14 +98,14 @@ fn pair(device: Box<dyn BlockDevice>, before: Before, ops: [&'static Op; 2], fai
     let wrong: Vec<String> =
         report.errors().filter(|finding| !excused(&finding.kind)).map(ToString::to_string).collect();
     assert!(wrong.is_empty(), "{what}, errors recorded: {noted}: {wrong:#?}");
-    device.failed.load(Ordering::Relaxed) > 0
+    failed > 0
 }
 
 /// `EXTANT_ERROR_FS` of the superblock's state.
 const ERRORS_SEEN: u16 = 2;
 
 /// Runs all pairs, so many schedules together; each has a failure of its own.
-fn pairs(name: &str, image: Vec<u8>, befores: &[Before], device: fn(&[u8]) -> Box<dyn BlockDevice>) {
+fn pairs(name: &str, image: Vec<u8>, befores: &[Before], device: fn(&[u8]) -> Arc<Failing>) {
     let image: Arc<[u8]> = painted(image).into();
     let (number, failed) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
     let (befores, seed) = (befores.to_vec(), seed());
@@ -194,10 +125,11 @@ fn pairs(name: &str, image: Vec<u8>, befores: &[Before], device: fn(&[u8]) -> Bo
             call: [Call::Read, Call::Write, Call::Write, Call::Flush][pick(4)],
             after: pick(REACH as usize) as u32,
             for_good: pick(2) == 0,
+            of_content: false,
         };
         let (a, b) = (ops[pick(ops.len())], ops[pick(ops.len())]);
         let before = befores[pick(befores.len())];
-        if pair(device(&image), before, [a, b], failure) {
+        if pair(&device(&image), before, [a, b], failure) {
             count.fetch_add(1, Ordering::Relaxed);
         }
     };
@@ -214,7 +146,7 @@ fn pairs_while_the_device_fails_anywhere() {
         "pairs while the device fails anywhere",
         image(INLINE),
         &[Before::Small, Before::Written, Before::Delayed],
-        |image| Box::new(MemoryDevice::from_bytes(image)),
+        |image| Failing::on(MemoryDevice::from_bytes(image)),
     );
 }
 
@@ -225,6 +157,6 @@ fn pairs_in_dax_mode_while_the_device_fails_anywhere() {
         "pairs in DAX mode while the device fails anywhere",
         image(MEMORY),
         &[Before::Dax, Before::Written, Before::Delayed],
-        |image| Box::new(in_memory(image)),
+        |image| Failing::on(in_memory(image)),
     );
 }

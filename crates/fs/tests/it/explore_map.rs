@@ -13,12 +13,13 @@ use extant::{
     Credentials, FallocateMode, Fault, Filesystem, InodeFlags, InodeRef, MapAdvice, MapView, MoveRange,
     Mutant, NewInode, OpenFile, OpenMode, SimMmu,
 };
-use extant_device::{BlockDevice, DirectAccess, FileDevice, MemoryDevice};
+use extant_device::{BlockDevice, FileDevice, MemoryDevice};
 use extant_sync::model;
 use extant_testkit::env::tools;
 use rustix::io::Errno;
 
 use crate::explore::{STACK, close, find, image, open, together};
+use crate::failing::{Call, Failing, Failure};
 
 /// What an operation may do to a file, in a model of bytes; with the unit of [`File::unit`].
 type OnModel = fn(&mut Vec<u8>, usize);
@@ -332,13 +333,7 @@ enum Trouble {
     /// So many blocks are free.
     Space(u64),
     /// The device fails to read, or to write, content of the file, once, after so many times.
-    Device(Transfer, u32),
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Transfer {
-    Read,
-    Write,
+    Device(Call, u32),
 }
 
 impl Trouble {
@@ -357,60 +352,6 @@ std::thread_local! {
     static FAILED: Cell<usize> = const { Cell::new(0) };
     /// Those in which a collapse, and in which an insert, moved something.
     static MOVED: Cell<[usize; 2]> = const { Cell::new([0; 2]) };
-}
-
-/// A device that fails once, at content of the file: what begins with the same byte twice, one of those that the operations write.
-#[derive(Debug)]
-struct Failing {
-    inner: Box<dyn BlockDevice>,
-    fails: Mutex<Option<(Transfer, u32)>>,
-}
-
-impl Failing {
-    fn on(inner: impl BlockDevice + 'static) -> Arc<Self> {
-        Arc::new(Self { inner: Box::new(inner), fails: Mutex::new(None) })
-    }
-
-    fn may_fail(&self, kind: Transfer, bytes: &[u8]) -> std::io::Result<()> {
-        // At byte 100: some operations write less from the start on.
-        let is_content = bytes.len() >= 512 && (1..=6).contains(&bytes[100]) && bytes[100] == bytes[101];
-        let mut fails = self.fails.lock().unwrap();
-        match &mut *fails {
-            Some((of, left)) if *of == kind && is_content && *left > 0 => *left -= 1,
-            Some((of, _)) if *of == kind && is_content => {
-                *fails = None;
-                return Err(Errno::IO.into());
-            }
-            _ => {}
-        }
-        Ok(())
-    }
-}
-
-impl BlockDevice for Failing {
-    fn size(&self) -> u64 {
-        self.inner.size()
-    }
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<()> {
-        self.inner.read_at(offset, buf)?;
-        self.may_fail(Transfer::Read, buf)
-    }
-    fn write_at(&self, offset: u64, buf: &[u8]) -> std::io::Result<()> {
-        self.may_fail(Transfer::Write, buf)?;
-        self.inner.write_at(offset, buf)
-    }
-    fn flush(&self) -> std::io::Result<()> {
-        self.inner.flush()
-    }
-    fn discard(&self, offset: u64, len: u64) -> std::io::Result<()> {
-        self.inner.discard(offset, len)
-    }
-    fn write_zeroes(&self, offset: u64, len: u64) -> std::io::Result<()> {
-        self.inner.write_zeroes(offset, len)
-    }
-    fn direct_access(&self) -> Option<DirectAccess> {
-        self.inner.direct_access()
-    }
 }
 
 /// One schedule of two operations.
@@ -440,7 +381,9 @@ fn pair_on(device: &Arc<Failing>, mutant: Mutant, before: Before, ops: [&'static
     match trouble {
         Trouble::None => {}
         Trouble::Space(left) => fill(&fs, b"full", left),
-        Trouble::Device(kind, after) => *device.fails.lock().unwrap() = Some((kind, after)),
+        Trouble::Device(call, after) => {
+            device.will(Failure { call, after, for_good: false, of_content: true });
+        }
     }
     let mut start = vec![1; file.inode.size() as usize];
     start.shrink_to_fit();
@@ -453,8 +396,7 @@ fn pair_on(device: &Arc<Failing>, mutant: Mutant, before: Before, ops: [&'static
         })
     });
     together(tasks.collect());
-    let to_come = device.fails.lock().unwrap().take().is_some();
-    if matches!(trouble, Trouble::Device(..)) && !to_come {
+    if device.heal() > 0 {
         FAILED.set(FAILED.get() + 1);
     }
     let answers = *answers.lock().unwrap();
@@ -628,21 +570,21 @@ fn pairs_in_dax_mode_and_beside_flips() {
 #[test]
 fn pairs_in_dax_mode_on_a_device_that_fails() {
     need!(tools(&["mke2fs"]));
-    pairs_on_memory(Trouble::Device(Transfer::Write, 0));
-    pairs_on_memory(Trouble::Device(Transfer::Read, 0));
+    pairs_on_memory(Trouble::Device(Call::Write, 0));
+    pairs_on_memory(Trouble::Device(Call::Read, 0));
 }
 
 #[test]
 fn pairs_on_a_device_that_fails_to_read() {
     need!(tools(&["mke2fs"]));
-    (0..2).for_each(|after| pairs(Before::Written, Trouble::Device(Transfer::Read, after)));
+    (0..2).for_each(|after| pairs(Before::Written, Trouble::Device(Call::Read, after)));
 }
 
 #[test]
 fn pairs_on_a_device_that_fails_to_write() {
     need!(tools(&["mke2fs"]));
     for before in [Before::Small, Before::Written, Before::Delayed] {
-        (0..2).for_each(|after| pairs(before, Trouble::Device(Transfer::Write, after)));
+        (0..2).for_each(|after| pairs(before, Trouble::Device(Call::Write, after)));
     }
 }
 

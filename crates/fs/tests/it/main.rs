@@ -29,6 +29,8 @@ mod explore_gates;
 mod explore_map;
 #[cfg(feature = "shuttle")]
 mod explore_pins;
+#[cfg(feature = "shuttle")]
+mod failing;
 #[cfg(not(feature = "shuttle"))]
 mod fast_commit;
 #[cfg(not(feature = "shuttle"))]

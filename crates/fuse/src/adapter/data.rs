@@ -189,14 +189,15 @@ impl Adapter {
             Err(errno) => return reply.error(errno),
         };
         let before = file.inode().attr().size;
-        let as_asked = |keep_size| self.fallocate_as(req, &file, mode, args.offset, args.length, keep_size);
+        let asked =
+            |mode, keep_size| self.fallocate_as(req, &file, mode, args.offset, args.length, keep_size);
         let longer = matches!(mode, FallocateMode::Allocate | FallocateMode::ZeroRange) && !keep_size;
         // With the writeback cache the size is the kernel's, which may be ahead of ours and is not told of one that a call which fails
         // leaves behind: so that is raised only once all of it is there.
         let done = if self.options.writeback_cache && longer {
-            as_asked(true).and_then(|()| as_asked(false))
+            asked(mode, true).and_then(|()| asked(FallocateMode::Allocate, false))
         } else {
-            as_asked(keep_size)
+            asked(mode, keep_size)
         };
         match done {
             Ok(()) => reply.done(),
