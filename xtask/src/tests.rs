@@ -32,17 +32,17 @@ pub(crate) fn command(args: &[String]) -> Verdict {
 /// Runs `cargo test` with these options; prints a line for each test binary and everything about failures. The whole
 /// output goes to `target/test.log`.
 pub(crate) fn run(options: &[&str], more: &[String]) -> Result<(bool, Count), String> {
-    run_with(options, more, None)
+    run_with(options, more, &[])
 }
 
-/// The same with a variable in the tests' environment.
+/// The same with variables in the tests' environment.
 pub(crate) fn run_with(
     options: &[&str],
     more: &[String],
-    variable: Option<(&str, &str)>,
+    variables: &[(&str, &str)],
 ) -> Result<(bool, Count), String> {
     let mut command = proc::cargo();
-    command.envs(variable);
+    command.envs(variables.iter().copied());
     command.args(["test", "--locked", "--no-fail-fast"]).args(options);
     let split = more.iter().position(|a| a == "--").unwrap_or(more.len());
     command.args(&more[..split]).args(["--", "--show-output"]).args(more.iter().skip(split + 1));

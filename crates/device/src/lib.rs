@@ -2,7 +2,7 @@
 //!
 //! [`BlockDevice`] is the trait; `Arc<dyn BlockDevice>` is what is passed around. Here are
 //! - [`FileDevice`]: an image file or a block device, opened so that two masters cannot meet,
-//! - [`MemoryDevice`]: memory, sparse,
+//! - [`MemoryDevice`]: memory, sparse; [`MemoryImage`]: what one holds at a moment, from which others can begin,
 //! - [`Window`]: a part of another device (a byte offset, a partition found with [`partitions`]),
 //! - [`ReadOnly`], [`Overlay`] (writes go to memory, the base stays untouched), [`Counting`].
 //!
@@ -30,7 +30,7 @@ pub use counting::{Counting, Counts};
 pub use direct_access::DirectAccess;
 pub use file::{FileDevice, OpenError, OpenOptions};
 pub use live::Live;
-pub use memory::MemoryDevice;
+pub use memory::{MemoryDevice, MemoryImage};
 pub use overlay::Overlay;
 pub use partition::{Partition, PartitionError, PartitionKind, partition_window, partitions};
 pub use read_only::ReadOnly;

@@ -187,7 +187,7 @@ pub(crate) fn ranges(_: &Rig) -> Result<Shown, String> {
 pub(crate) fn map_threads(_: &Rig) -> Result<Shown, String> {
     let options = ["--release", "-p", "extant", "--test", "it", "map_stress::"];
     let more = ["--".to_owned(), "--test-threads=1".to_owned()];
-    let (held, count) = crate::tests::run_with(&options, &more, Some(("EXTANT_STRESS", "600")))?;
+    let (held, count) = crate::tests::run_with(&options, &more, &[("EXTANT_STRESS", "600")])?;
     let bound = "5 passed: no lost update, no foreign byte, e2fsck clean, equal on the kernel";
     Ok(Shown::new(count.to_string(), bound, held && count.passed == 5))
 }
@@ -199,9 +199,10 @@ pub(crate) fn defrag(_: &Rig) -> Result<Shown, String> {
     let said = crate::proc::output(cargo.args(["--", "--nocapture"]).env("EXTANT_DEFRAG", "long"))?;
     let figure = said.lines().find_map(|line| line.split_once("defrag: ")).map(|(_, figure)| figure);
     let figure = figure.ok_or_else(|| format!("no figure in: {said}"))?;
-    let after = figure.split(", ").nth(1).and_then(|words| words.split(' ').next()?.parse::<u32>().ok());
-    let bound = "at most 4 extents, never another byte, e2fsck clean";
-    Ok(Shown::new(figure, bound, after.is_some_and(|after| after <= 4)))
+    let number = |part: usize| figure.split(", ").nth(part)?.split(' ').next()?.parse::<u32>().ok();
+    let (after, read) = (number(1), number(2));
+    let bound = "at most 4 extents, read meanwhile and never another byte, e2fsck clean";
+    Ok(Shown::new(figure, bound, after.is_some_and(|after| after <= 4) && read.is_some_and(|read| read > 0)))
 }
 
 pub(crate) fn mkfs(_: &Rig) -> Result<Shown, String> {

@@ -4,7 +4,7 @@ use std::io::{IoSlice, IoSliceMut};
 use std::sync::Arc;
 
 use extant_device::{
-    BlockDevice, Counting, Counts, FileDevice, MemSlice, MemoryDevice, Overlay, ReadOnly, Window,
+    BlockDevice, Counting, Counts, FileDevice, MemSlice, MemoryDevice, MemoryImage, Overlay, ReadOnly, Window,
 };
 
 use crate::common::Random;
@@ -92,6 +92,40 @@ fn memory() {
     refuses_what_is_outside(&device);
     let bytes: Vec<u8> = (0..SIZE).map(|i| (i * 7) as u8).collect();
     assert!(MemoryDevice::from_bytes(&bytes).to_bytes() == bytes);
+}
+
+/// An image has what the device held, whatever it and the devices that begin with it do later.
+#[test]
+fn images_of_memory_stay_as_they_are() {
+    // The last piece is shorter than the others, and some of them are zeros.
+    let mut bytes = vec![0; 100_001];
+    for at in [0, 5_000, 70_000, 100_000] {
+        bytes[at] = 7;
+    }
+    let device = MemoryDevice::from_bytes(&bytes);
+    let image = device.image();
+    assert!(image.to_bytes() == bytes && MemoryImage::from_bytes(&bytes).to_bytes() == bytes);
+    let pieces: usize = image.pieces().map(|(_, piece)| piece.len()).sum();
+    assert!(pieces < bytes.len(), "zeros are in memory");
+    for (offset, piece) in image.pieces() {
+        assert_eq!(piece, &bytes[offset as usize..][..piece.len()]);
+    }
+
+    let second = MemoryDevice::from_image(&image);
+    device.write_at(4_990, &[8; 20]).unwrap();
+    device.discard(65_000, 10_000).unwrap();
+    second.write_at(99_999, &[9; 2]).unwrap();
+    assert!(image.to_bytes() == bytes);
+    let changed = |at: usize, with: &[u8]| {
+        let mut all = bytes.clone();
+        all[at..at + with.len()].copy_from_slice(with);
+        all
+    };
+    assert!(second.to_bytes() == changed(99_999, &[9; 2]));
+    let mut first = changed(4_990, &[8; 20]);
+    first[70_000] = 0;
+    assert!(device.to_bytes() == first);
+    assert!(image.write_at(0, &[1]).is_err() && image.read_at(100_001, &mut [0]).is_err());
 }
 
 #[test]

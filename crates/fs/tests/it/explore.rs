@@ -13,8 +13,9 @@ use extant::{
     Credentials, Error, Filesystem, InodeRef, Mutant, NewInode, RenameFlags, SetAttr, Setup, WriteFlags,
     XattrSet,
 };
-use extant_device::{BlockDevice, MemoryDevice};
+use extant_device::{BlockDevice, FileDevice, MemoryDevice, MemoryImage};
 use extant_format::{Incompat, Superblock};
+use extant_fsck::Report;
 use extant_sync::{model, thread};
 use extant_testkit::env::{scratch, seed, tools};
 use extant_testkit::model::Model;
@@ -75,8 +76,8 @@ const POOL: &[&str] = &[
 ];
 
 /// Images as mke2fs makes them, with what the scripts begin with.
-pub(crate) fn image(args: &'static str) -> Vec<u8> {
-    type Images = Vec<(&'static str, Vec<u8>)>;
+pub(crate) fn image(args: &'static str) -> MemoryImage {
+    type Images = Vec<(&'static str, MemoryImage)>;
     static MADE: OnceLock<Mutex<Images>> = OnceLock::new();
     let mut made = MADE.get_or_init(Mutex::default).lock().unwrap();
     if let Some((_, bytes)) = made.iter().find(|(a, _)| *a == args) {
@@ -88,10 +89,10 @@ pub(crate) fn image(args: &'static str) -> Vec<u8> {
     let size =
         [("-b 4096", 3 * SIZE), ("-b 2048", 2 * SIZE)].into_iter().find(|(with, _)| args.contains(with));
     mke2fs(&path, size.map_or(SIZE, |(_, size)| size), args);
-    let bytes = Arc::new(Mutex::new(std::fs::read(path).expect("image")));
+    let bytes = Arc::new(Mutex::new(MemoryImage::from_bytes(&std::fs::read(path).expect("image"))));
     let shared = Arc::clone(&bytes);
     let fill = move || {
-        let device = Arc::new(MemoryDevice::from_bytes(&shared.lock().unwrap().clone()));
+        let device = Arc::new(MemoryDevice::from_image(&shared.lock().unwrap()));
         let fs = open(&device, Mutant::None);
         let mut executor = LibExecutor::new(Arc::clone(&fs));
         for op in parse(BEFORE).unwrap() {
@@ -100,7 +101,7 @@ pub(crate) fn image(args: &'static str) -> Vec<u8> {
         drop(executor);
         fs.unmount().unwrap();
         drop(fs);
-        *shared.lock().unwrap() = device.to_bytes();
+        *shared.lock().unwrap() = device.image();
     };
     model::check_random_deep(fill, 1, 1, STACK);
     let bytes = bytes.lock().unwrap().clone();
@@ -119,44 +120,31 @@ pub(crate) fn open<D: BlockDevice + 'static>(device: &Arc<D>, mutant: Mutant) ->
     Filesystem::open(Arc::clone(device) as Arc<dyn BlockDevice>, setup).expect("mount")
 }
 
-/// A device for the checker, whose threads are none of the runtime's.
-#[derive(Debug)]
-pub(crate) struct Plain(pub(crate) Vec<u8>);
+/// A device that the checker can read, whose threads are none of the runtime's.
+pub(crate) trait Checked: BlockDevice {
+    fn checked(&self) -> Report;
+}
 
-impl BlockDevice for Plain {
-    fn size(&self) -> u64 {
-        self.0.len() as u64
-    }
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<()> {
-        let at = offset as usize;
-        let bytes = self.0.get(at..at + buf.len()).ok_or(std::io::ErrorKind::UnexpectedEof)?;
-        buf.copy_from_slice(bytes);
-        Ok(())
-    }
-    fn write_at(&self, _: u64, _: &[u8]) -> std::io::Result<()> {
-        Err(std::io::ErrorKind::ReadOnlyFilesystem.into())
-    }
-    fn flush(&self) -> std::io::Result<()> {
-        Ok(())
-    }
-    fn discard(&self, _: u64, _: u64) -> std::io::Result<()> {
-        Err(std::io::ErrorKind::ReadOnlyFilesystem.into())
-    }
-    fn write_zeroes(&self, _: u64, _: u64) -> std::io::Result<()> {
-        Err(std::io::ErrorKind::ReadOnlyFilesystem.into())
+impl Checked for MemoryDevice {
+    fn checked(&self) -> Report {
+        extant_fsck::check(&self.image(), &extant_fsck::Options::default())
     }
 }
 
-fn assert_clean(device: &impl BlockDevice, what: &str) {
-    let mut bytes = vec![0; device.size() as usize];
-    device.read_at(0, &mut bytes).expect("all inside");
-    let report = extant_fsck::check(&Plain(bytes), &extant_fsck::Options::default());
+impl Checked for FileDevice {
+    fn checked(&self) -> Report {
+        extant_fsck::check(self, &extant_fsck::Options::default())
+    }
+}
+
+fn assert_clean(device: &impl Checked, what: &str) {
+    let report = device.checked();
     let errors: Vec<_> = report.errors().map(|e| format!("{e:?}")).collect();
     assert!(report.is_clean(), "{what}: {errors:#?}");
 }
 
 /// Unmounts, and checks what is left.
-pub(crate) fn close(fs: Arc<Filesystem>, device: &impl BlockDevice, what: &str) {
+pub(crate) fn close(fs: Arc<Filesystem>, device: &impl Checked, what: &str) {
     fs.unmount().unwrap_or_else(|e| panic!("{what}: unmount: {e}"));
     drop(fs);
     assert_clean(device, what);
@@ -272,7 +260,7 @@ fn explained(scripts: &[Vec<&'static str>; 2], answers: &[Answers; 2], tree: &Tr
 }
 
 /// One schedule of two random scripts.
-fn random_pair(args: &'static str, image: &[u8], seed: u64, number: u64) {
+fn random_pair(args: &'static str, image: &MemoryImage, seed: u64, number: u64) {
     let mut rng = Rng::new(seed).fork(number);
     let mut script = || -> Vec<&'static str> { (0..2).map(|_| *rng.pick(POOL)).collect() };
     let mut scripts = [script(), script()];
@@ -285,7 +273,7 @@ fn random_pair(args: &'static str, image: &[u8], seed: u64, number: u64) {
     // What was written through a reference, and where a path leads whose directory is moved on the way, is not the model's to say.
     let beyond_model = scripts.iter().flatten().any(|words| ["#hold a", "rename d e"].contains(words));
     let what = format!("SEED={seed} number {number} {args}: {scripts:?}");
-    let device = Arc::new(MemoryDevice::from_bytes(image));
+    let device = Arc::new(MemoryDevice::from_image(image));
     let fs = open(&device, Mutant::None);
     let answers = Arc::new(Mutex::new([Vec::new(), Vec::new()]));
     let tasks = (0..2).map(|who: usize| -> Box<dyn FnOnce() + Send> {
@@ -307,7 +295,7 @@ fn random_pair(args: &'static str, image: &[u8], seed: u64, number: u64) {
     if !beyond_model && let Err(why) = explained(&scripts, &answers, &tree) {
         panic!("{what}\n{answers:?}\nno order of the operations explains it:\n{why}");
     }
-    close(fs, &device, &what);
+    close(fs, &*device, &what);
 }
 
 fn random_pairs(args: &'static str, times: usize) {
@@ -341,12 +329,12 @@ fn pairs_of_scripts_without_journal() {
 }
 
 /// Runs a scenario; as a mutant, until it is caught.
-pub(crate) fn explore(scenario: fn(&[u8], Mutant), args: &'static str, mutant: Mutant, times: usize) {
+pub(crate) fn explore(scenario: fn(&MemoryImage, Mutant), args: &'static str, mutant: Mutant, times: usize) {
     need!(tools(&["mke2fs"]));
     explore_on(image(args), scenario, mutant, times);
 }
 
-fn explore_on(image: Vec<u8>, scenario: fn(&[u8], Mutant), mutant: Mutant, times: usize) {
+fn explore_on(image: MemoryImage, scenario: fn(&MemoryImage, Mutant), mutant: Mutant, times: usize) {
     let seed = seed();
     println!("seed={seed}");
     let run = move || scenario(&image, mutant);
@@ -369,8 +357,8 @@ const INLINE: &str =
     "-t ext4 -b 1024 -I 256 -N 64 -J size=1 -O ^resize_inode,inline_data,ea_inode,^orphan_file";
 
 /// The content of a file leaves the inode while it is read: whoever reads finds it, before, meanwhile and afterwards.
-fn inline_moves(image: &[u8], mutant: Mutant) {
-    let device = Arc::new(MemoryDevice::from_bytes(image));
+fn inline_moves(image: &MemoryImage, mutant: Mutant) {
+    let device = Arc::new(MemoryDevice::from_image(image));
     let fs = open(&device, mutant);
     let (file, cred) = (find(&fs, "d/b"), Credentials::root());
     let mut before = [0; 40];
@@ -392,7 +380,7 @@ fn inline_moves(image: &[u8], mutant: Mutant) {
     fs.read_at(&file, 0, &mut after).unwrap();
     assert_eq!(after, before, "the cache keeps something else");
     drop(file);
-    close(fs, &device, "inline content that moves");
+    close(fs, &*device, "inline content that moves");
 }
 
 #[test]
@@ -406,8 +394,8 @@ fn mutant_readers_beside_the_move() {
 }
 
 /// A directory leaves its inode for a block while it is renamed, which looks at its `..`, and while somebody tries to remove it.
-fn directory_moves(image: &[u8], mutant: Mutant) {
-    let device = Arc::new(MemoryDevice::from_bytes(image));
+fn directory_moves(image: &MemoryImage, mutant: Mutant) {
+    let device = Arc::new(MemoryDevice::from_image(image));
     let fs = open(&device, mutant);
     let (a, b) = ((Arc::clone(&fs), find(&fs, "d")), (Arc::clone(&fs), fs.root().unwrap()));
     together(vec![
@@ -424,7 +412,7 @@ fn directory_moves(image: &[u8], mutant: Mutant) {
             assert!(matches!(refused, extant::Error::NotEmpty), "{refused}");
         }),
     ]);
-    close(fs, &device, "a directory that leaves its inode");
+    close(fs, &*device, "a directory that leaves its inode");
 }
 
 #[test]
@@ -438,8 +426,8 @@ fn mutant_a_directory_on_its_way_has_no_parent() {
 }
 
 /// A large value is replaced while it is read: the old one or the new one comes, never damage.
-fn value_replaced(image: &[u8], mutant: Mutant) {
-    let device = Arc::new(MemoryDevice::from_bytes(image));
+fn value_replaced(image: &MemoryImage, mutant: Mutant) {
+    let device = Arc::new(MemoryDevice::from_image(image));
     let fs = open(&device, mutant);
     let (file, cred) = (find(&fs, "a"), Credentials::root());
     let name: &[u8] = b"user.large";
@@ -457,7 +445,7 @@ fn value_replaced(image: &[u8], mutant: Mutant) {
         }),
     ]);
     drop(file);
-    close(fs, &device, "a value that is replaced");
+    close(fs, &*device, "a value that is replaced");
 }
 
 #[test]
@@ -471,8 +459,8 @@ fn mutant_values_read_without_the_lock() {
 }
 
 /// The last attribute with a value goes while another file gets the same value.
-fn value_shared(image: &[u8], mutant: Mutant) {
-    let device = Arc::new(MemoryDevice::from_bytes(image));
+fn value_shared(image: &MemoryImage, mutant: Mutant) {
+    let device = Arc::new(MemoryDevice::from_image(image));
     let fs = open(&device, mutant);
     let (one, other, cred) = (find(&fs, "a"), find(&fs, "d/b"), Credentials::root());
     let name: &[u8] = b"user.large";
@@ -490,7 +478,7 @@ fn value_shared(image: &[u8], mutant: Mutant) {
     ]);
     assert_eq!(fs.get_xattr(&other, name, &cred).unwrap(), [1; 3000]);
     drop(other);
-    close(fs, &device, "a value that is shared as it goes");
+    close(fs, &*device, "a value that is shared as it goes");
 }
 
 #[test]
@@ -512,8 +500,8 @@ pub(crate) const PLAIN: &str = "-t ext4 -b 1024 -I 256 -N 64 -J size=1 -O ^resiz
 
 /// An inode's attributes are changed, others commit, and its content is written in the background. What fsync says afterwards
 /// is on the device.
-fn synced(image: &[u8], mutant: Mutant) {
-    let device = Arc::new(MemoryDevice::from_bytes(image));
+fn synced(image: &MemoryImage, mutant: Mutant) {
+    let device = Arc::new(MemoryDevice::from_image(image));
     let fs = open(&device, mutant);
     let (file, other) = (find(&fs, "d/b"), find(&fs, "a"));
     fs.write_at(&file, 1024, &[8; 1024], WriteFlags::default(), &Credentials::root()).unwrap();
@@ -530,14 +518,14 @@ fn synced(image: &[u8], mutant: Mutant) {
         }),
     ]);
     fs.fsync(&file, false).unwrap();
-    let now = Arc::new(MemoryDevice::from_bytes(&device.to_bytes()));
+    let now = Arc::new(MemoryDevice::from_image(&device.image()));
     let crashed = Filesystem::open(now as Arc<dyn BlockDevice>, Setup::read_only()).unwrap();
     let mut bytes = [0; 1024];
     let got = crashed.read_at(&find(&crashed, "d/b"), 1024, &mut bytes).unwrap();
     assert!(got == 1024 && bytes == [8; 1024], "fsync returned, and {got} bytes are there");
     crashed.unmount().unwrap();
     drop(file);
-    close(fs, &device, "what was synced");
+    close(fs, &*device, "what was synced");
 }
 
 #[test]
@@ -546,8 +534,8 @@ fn fsync_waits_for_the_newest_change() {
 }
 
 /// Two threads make the same name: one of them does.
-fn same_name(image: &[u8], mutant: Mutant) {
-    let device = Arc::new(MemoryDevice::from_bytes(image));
+fn same_name(image: &MemoryImage, mutant: Mutant) {
+    let device = Arc::new(MemoryDevice::from_image(image));
     let fs = open(&device, mutant);
     let made = Arc::new(AtomicU64::new(0));
     let tasks = [0o600, 0o640].map(|mode| -> Box<dyn FnOnce() + Send> {
@@ -559,7 +547,7 @@ fn same_name(image: &[u8], mutant: Mutant) {
     });
     together(tasks.into());
     assert_eq!(made.load(Ordering::Relaxed), 1);
-    close(fs, &device, "one name");
+    close(fs, &*device, "one name");
 }
 
 #[test]
@@ -573,8 +561,8 @@ fn mutant_unlocked_before_the_name_is_entered() {
 }
 
 /// The first two inodes of a block of the inode table come at the same time, in different directories.
-fn fresh_table_block(image: &[u8], mutant: Mutant) {
-    let device = Arc::new(MemoryDevice::from_bytes(image));
+fn fresh_table_block(image: &MemoryImage, mutant: Mutant) {
+    let device = Arc::new(MemoryDevice::from_image(image));
     let fs = open(&device, mutant);
     let tasks = ["d", "d/s"].map(|dir| -> Box<dyn FnOnce() + Send> {
         let (fs, dir) = (Arc::clone(&fs), find(&fs, dir));
@@ -585,7 +573,7 @@ fn fresh_table_block(image: &[u8], mutant: Mutant) {
         })
     });
     together(tasks.into());
-    close(fs, &device, "inodes of one table block");
+    close(fs, &*device, "inodes of one table block");
 }
 
 #[test]
@@ -594,8 +582,8 @@ fn creation_in_one_table_block() {
 }
 
 /// Two files lose their names and are freed while others come and the list of orphans changes.
-fn removal(image: &[u8], mutant: Mutant) {
-    let device = Arc::new(MemoryDevice::from_bytes(image));
+fn removal(image: &MemoryImage, mutant: Mutant) {
+    let device = Arc::new(MemoryDevice::from_image(image));
     let fs = open(&device, mutant);
     let (a, b) = (Arc::clone(&fs), Arc::clone(&fs));
     together(vec![
@@ -611,7 +599,7 @@ fn removal(image: &[u8], mutant: Mutant) {
             b.set_attr(&gone, &SetAttr { size: Some(100), ..SetAttr::default() }, &cred).unwrap();
         }),
     ]);
-    close(fs, &device, "removal");
+    close(fs, &*device, "removal");
 }
 
 #[test]
@@ -621,8 +609,8 @@ fn removing_and_freeing() {
 
 /// The filesystem is frozen while it is remounted: as long as it is frozen the image says that nothing is under way, and stays as it
 /// is.
-fn frozen_beside_a_remount(image: &[u8], mutant: Mutant) {
-    let device = Arc::new(MemoryDevice::from_bytes(image));
+fn frozen_beside_a_remount(image: &MemoryImage, mutant: Mutant) {
+    let device = Arc::new(MemoryDevice::from_image(image));
     let fs = open(&device, mutant);
     let (a, b) = ((Arc::clone(&fs), Arc::clone(&device)), Arc::clone(&fs));
     together(vec![
@@ -645,7 +633,7 @@ fn frozen_beside_a_remount(image: &[u8], mutant: Mutant) {
             }
         }),
     ]);
-    close(fs, &device, "frozen beside a remount");
+    close(fs, &*device, "frozen beside a remount");
 }
 
 #[test]
@@ -659,20 +647,20 @@ fn mutant_remounted_while_it_is_being_frozen() {
 }
 
 /// Three directories, each in the next, with a `..` that says so; the first is in the root too.
-fn circle() -> Vec<u8> {
+fn circle() -> MemoryImage {
     let dir = scratch();
     let path = dir.join("image");
-    std::fs::write(&path, image(PLAIN)).unwrap();
+    std::fs::write(&path, image(PLAIN).to_bytes()).unwrap();
     let forge =
         ["mkdir /x", "mkdir /x/y", "mkdir /x/y/z", "ln /x /x/y/z/x", "unlink /x/..", "ln /x/y/z /x/.."];
     extant_testkit::oracle::debugfs_write(&path, &forge);
-    std::fs::read(path).unwrap()
+    MemoryImage::from_bytes(&std::fs::read(path).unwrap())
 }
 
 /// A tree is removed from below while somebody else, who has found the lock of a directory in it taken by a third, looks what is above:
 /// what is gone by then is no damage.
-fn removed_from_below(image: &[u8], mutant: Mutant) {
-    let device = Arc::new(MemoryDevice::from_bytes(image));
+fn removed_from_below(image: &MemoryImage, mutant: Mutant) {
+    let device = Arc::new(MemoryDevice::from_image(image));
     let fs = open(&device, mutant);
     let cred = Credentials::root();
     let root = fs.root().unwrap();
@@ -701,7 +689,7 @@ fn removed_from_below(image: &[u8], mutant: Mutant) {
             drop(fs.rmdir(&root, b"p", &cred).unwrap());
         }),
     ]);
-    close(fs, &device, "directories that are removed from below");
+    close(fs, &*device, "directories that are removed from below");
 }
 
 #[test]
@@ -716,8 +704,8 @@ fn mutant_what_is_above_what_is_gone_is_damage() {
 
 /// Each of three threads holds one directory of the circle and wants the next: nobody waits for ever, and what is refused is so for
 /// the damage.
-fn in_a_circle(image: &[u8], mutant: Mutant) {
-    let device = Arc::new(MemoryDevice::from_bytes(image));
+fn in_a_circle(image: &MemoryImage, mutant: Mutant) {
+    let device = Arc::new(MemoryDevice::from_image(image));
     let fs = open(&device, mutant);
     let dirs = ["x", "x/y", "x/y/z"].map(|path| find(&fs, path));
     let names: [&[u8]; 3] = [b"y", b"z", b"x"];

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use extant::{FallocateMode, Mutant};
-use extant_device::MemoryDevice;
+use extant_device::{MemoryDevice, MemoryImage};
 use extant_testkit::env::tools;
 
 use crate::explore::{close, find, image, open, together};
@@ -66,8 +66,8 @@ fn contents(fs: &extant::Filesystem) -> Vec<u8> {
     got
 }
 
-fn direct_writes(image: &[u8], mutant: Mutant, beside: Beside) {
-    let device = Arc::new(MemoryDevice::from_bytes(image));
+fn direct_writes(image: &MemoryImage, mutant: Mutant, beside: Beside) {
+    let device = Arc::new(MemoryDevice::from_image(image));
     let fs = open(&device, mutant);
     let file = Arc::new(mapped(&fs, Before::Written));
     let start = vec![1; file.inode.size() as usize];
@@ -81,7 +81,7 @@ fn direct_writes(image: &[u8], mutant: Mutant, beside: Beside) {
     let other = Arc::clone(&file);
     together(vec![direct(0, 6), direct(2 * SECTOR, 5), Box::new(move || (beside.run)(&other))]);
     if beside.apart {
-        let crashed = open(&Arc::new(MemoryDevice::from_bytes(&device.to_bytes())), Mutant::None);
+        let crashed = open(&Arc::new(MemoryDevice::from_image(&device.image())), Mutant::None);
         let got = contents(&crashed);
         let byte = |at: usize, byte: u8| got[at..at + SECTOR].iter().all(|b| *b == byte);
         assert!(byte(0, 6) && byte(2 * SECTOR, 5), "a direct write is not on the device");
@@ -116,7 +116,7 @@ fn direct_writes(image: &[u8], mutant: Mutant, beside: Beside) {
 
 fn explored(mutant: Mutant, beside: Beside) {
     need!(tools(&["mke2fs"]));
-    let image: Arc<[u8]> = image(HALF_PAGES).into();
+    let image = image(HALF_PAGES);
     let name = format!("direct writes to parts of a block beside {}", beside.name);
     explore(&name, mutant, move || direct_writes(&image, mutant, beside));
 }

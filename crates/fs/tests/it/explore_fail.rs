@@ -8,13 +8,13 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use extant::{Credentials, Mutant, NewInode, OpenFile, OpenMode};
-use extant_device::{BlockDevice, MemoryDevice};
+use extant_device::{MemoryDevice, MemoryImage};
 use extant_fsck::Kind as Found;
 use extant_sync::model;
 use extant_testkit::env::{seed, tools};
 use rustix::io::Errno;
 
-use crate::explore::{Plain, STACK, image, open, together};
+use crate::explore::{Checked, STACK, image, open, together};
 use crate::explore_map::{Before, FLIP, INLINE, MEMORY, OPS, Op, in_memory, mapped};
 use crate::failing::{Call, Failing, Failure};
 
@@ -26,11 +26,11 @@ const PAINTED: usize = 1 << 20;
 const REACH: u32 = 24;
 
 /// The image with [`FOREIGN`] in free blocks.
-fn painted(image: Vec<u8>) -> Vec<u8> {
+fn painted(image: MemoryImage) -> MemoryImage {
     let bytes = Arc::new(Mutex::new(image));
     let shared = Arc::clone(&bytes);
     let paint = move || {
-        let device = Arc::new(MemoryDevice::from_bytes(&shared.lock().unwrap().clone()));
+        let device = Arc::new(MemoryDevice::from_image(&shared.lock().unwrap()));
         let (fs, cred) = (open(&device, Mutant::None), Credentials::root());
         let root = fs.root().unwrap();
         let inode = fs.mknod(&root, b"paint", &NewInode::file(0o644), &cred).unwrap();
@@ -43,7 +43,7 @@ fn painted(image: Vec<u8>) -> Vec<u8> {
         drop(root);
         fs.unmount().unwrap();
         drop(fs);
-        *shared.lock().unwrap() = device.to_bytes();
+        *shared.lock().unwrap() = device.image();
     };
     model::check_random_deep(paint, 1, 1, STACK);
     let bytes = bytes.lock().unwrap();
@@ -87,9 +87,7 @@ fn pair(device: &Arc<Failing>, before: Before, ops: [&'static Op; 2], failure: F
     assert!(foreign.is_none(), "{what}: byte {foreign:?} on the device is foreign");
     fs.unmount().unwrap_or_else(|e| panic!("{what}: unmount after recovery: {e}"));
     drop(fs);
-    let mut bytes = vec![0; device.size() as usize];
-    device.read_at(0, &mut bytes).expect("all inside");
-    let report = extant_fsck::check(&Plain(bytes), &extant_fsck::Options::default());
+    let report = device.checked();
     // What nobody could write down that it is free: a check of the whole is asked for.
     let excused = |kind: &Found| match kind {
         Found::ZeroDtime { .. } | Found::BlockMarkedUsed { .. } | Found::InodeMarkedUsed { .. } => noted,
@@ -105,8 +103,8 @@ fn pair(device: &Arc<Failing>, before: Before, ops: [&'static Op; 2], failure: F
 const ERRORS_SEEN: u16 = 2;
 
 /// Runs all pairs, so many schedules together; each has a failure of its own.
-fn pairs(name: &str, image: Vec<u8>, befores: &[Before], device: fn(&[u8]) -> Arc<Failing>) {
-    let image: Arc<[u8]> = painted(image).into();
+fn pairs(name: &str, image: MemoryImage, befores: &[Before], device: fn(&MemoryImage) -> Arc<Failing>) {
+    let image = painted(image);
     let (number, failed) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
     let (befores, seed) = (befores.to_vec(), seed());
     let ops: Vec<&'static Op> = OPS.iter().chain([&FLIP]).collect();
@@ -146,7 +144,7 @@ fn pairs_while_the_device_fails_anywhere() {
         "pairs while the device fails anywhere",
         image(INLINE),
         &[Before::Small, Before::Written, Before::Delayed],
-        |image| Failing::on(MemoryDevice::from_bytes(image)),
+        |image| Failing::on(MemoryDevice::from_image(image)),
     );
 }
 

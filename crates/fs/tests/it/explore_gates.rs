@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use extant::{FallocateMode, Mutant};
-use extant_device::MemoryDevice;
+use extant_device::{MemoryDevice, MemoryImage};
 use extant_sync::model;
 use extant_testkit::env::{seed, tools};
 
@@ -19,8 +19,8 @@ use crate::explore_map::{Before, errno, mapped};
 const BLOCK: std::ops::Range<u64> = 2048..4096;
 const AT: usize = 2500;
 
-fn changed_beside_a_device(image: &[u8], mutant: Mutant, mode: FallocateMode) {
-    let device = Arc::new(MemoryDevice::from_bytes(image));
+fn changed_beside_a_device(image: &MemoryImage, mutant: Mutant, mode: FallocateMode) {
+    let device = Arc::new(MemoryDevice::from_image(image));
     let fs = open(&device, mutant);
     let file = Arc::new(mapped(&fs, Before::Written));
     let size = file.inode.size() as usize;
@@ -49,7 +49,7 @@ fn changed_beside_a_device(image: &[u8], mutant: Mutant, mode: FallocateMode) {
     want[BLOCK.start as usize..BLOCK.end as usize].fill(0);
     want[AT] = seen;
     file.buffered.fsync(true).expect("fsync");
-    let crashed = open(&Arc::new(MemoryDevice::from_bytes(&device.to_bytes())), Mutant::None);
+    let crashed = open(&Arc::new(MemoryDevice::from_image(&device.image())), Mutant::None);
     let mut got = vec![0; size];
     crashed.read_at(&find(&crashed, "m"), 0, &mut got).expect("read");
     let differs = got.iter().zip(&want).position(|(a, b)| a != b);
@@ -61,7 +61,7 @@ fn changed_beside_a_device(image: &[u8], mutant: Mutant, mode: FallocateMode) {
 
 fn explored(mutant: Mutant, mode: FallocateMode) {
     need!(tools(&["mke2fs"]));
-    let image: Arc<[u8]> = image(HALF_PAGES).into();
+    let image = image(HALF_PAGES);
     let name = format!("a device beside fallocate, {mode:?}");
     let lab = model::Lab::new(&name, 100).deep(seed(), STACK);
     let scenario = move || changed_beside_a_device(&image, mutant, mode);

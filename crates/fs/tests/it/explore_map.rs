@@ -13,7 +13,7 @@ use extant::{
     Credentials, FallocateMode, Fault, Filesystem, InodeFlags, InodeRef, MapAdvice, MapView, MoveRange,
     Mutant, NewInode, OpenFile, OpenMode, SimMmu,
 };
-use extant_device::{BlockDevice, FileDevice, MemoryDevice};
+use extant_device::{BlockDevice, FileDevice, MemoryDevice, MemoryImage};
 use extant_sync::model;
 use extant_testkit::env::tools;
 use rustix::io::Errno;
@@ -290,16 +290,16 @@ pub(crate) fn mapped(fs: &Arc<Filesystem>, before: Before) -> File {
 const ROOM: u64 = 256;
 
 /// The same image with a file that takes all but [`ROOM`] blocks: what is left of them goes in each schedule, and that is short.
-fn nearly_full(image: Vec<u8>) -> Vec<u8> {
+fn nearly_full(image: MemoryImage) -> MemoryImage {
     let bytes = Arc::new(Mutex::new(image));
     let shared = Arc::clone(&bytes);
     let make = move || {
-        let device = Arc::new(MemoryDevice::from_bytes(&shared.lock().unwrap().clone()));
+        let device = Arc::new(MemoryDevice::from_image(&shared.lock().unwrap()));
         let fs = open(&device, Mutant::None);
         fill(&fs, b"most", ROOM);
         fs.unmount().unwrap();
         drop(fs);
-        *shared.lock().unwrap() = device.to_bytes();
+        *shared.lock().unwrap() = device.image();
     };
     model::check_random_deep(make, 1, 1, STACK);
     let bytes = bytes.lock().unwrap();
@@ -355,22 +355,19 @@ std::thread_local! {
 }
 
 /// One schedule of two operations.
-fn pair(image: &[u8], mutant: Mutant, before: Before, ops: [&'static Op; 2], trouble: Trouble) {
-    pair_on(&Failing::on(MemoryDevice::from_bytes(image)), mutant, before, ops, trouble);
+fn pair(image: &MemoryImage, mutant: Mutant, before: Before, ops: [&'static Op; 2], trouble: Trouble) {
+    pair_on(&Failing::on(MemoryDevice::from_image(image)), mutant, before, ops, trouble);
 }
 
-/// A device that can be mapped, with what an image has: of blocks of zeros (most of a journal) it has none.
-pub(crate) fn in_memory(image: &[u8]) -> FileDevice {
-    let device = FileDevice::in_memory(image.len() as u64).expect("a memory file");
-    for (n, block) in image.chunks(4096).enumerate().filter(|(_, block)| *block != &[0; 4096][..block.len()])
-    {
-        device.write_at(n as u64 * 4096, block).expect("inside");
-    }
+/// A device that can be mapped, with what an image has.
+pub(crate) fn in_memory(image: &MemoryImage) -> FileDevice {
+    let device = FileDevice::in_memory(image.size()).expect("a memory file");
+    image.pieces().for_each(|(offset, bytes)| device.write_at(offset, bytes).expect("inside"));
     device
 }
 
 /// The same on a device that can be mapped.
-fn pair_on_memory(image: &[u8], before: Before, ops: [&'static Op; 2], trouble: Trouble) {
+fn pair_on_memory(image: &MemoryImage, before: Before, ops: [&'static Op; 2], trouble: Trouble) {
     pair_on(&Failing::on(in_memory(image)), Mutant::None, before, ops, trouble);
 }
 
@@ -492,15 +489,15 @@ fn held(what: &str, trouble: Trouble, all: usize, start: Instant) {
 }
 
 fn pairs(before: Before, trouble: Trouble) {
-    let image: Arc<[u8]> = match trouble {
-        Trouble::Space(_) => nearly_full(image(INLINE)).into(),
-        _ => image(INLINE).into(),
+    let image = match trouble {
+        Trouble::Space(_) => nearly_full(image(INLINE)),
+        _ => image(INLINE),
     };
     let (times, start) = (schedules(), Instant::now());
     let seed = extant_testkit::env::seed();
     for (n, a) in OPS.iter().enumerate() {
         for b in &OPS[n..] {
-            let image = Arc::clone(&image);
+            let image = image.clone();
             let scenario = move || pair(&image, Mutant::None, before, [a, b], trouble);
             model::check_random_deep(scenario.clone(), seed, times, STACK);
             model::check_pct_deep(scenario, seed, times, 3, STACK);
@@ -544,11 +541,11 @@ pub(crate) const MEMORY: &str = "-t ext4 -b 4096 -I 256 -N 64 -J size=4 -O ^resi
 
 /// Every pair of operations on a file in DAX mode, and every operation beside a flip of the mode, both ways (S3, S4).
 fn pairs_on_memory(trouble: Trouble) {
-    let image: Arc<[u8]> = image(MEMORY).into();
+    let image = image(MEMORY);
     let (times, start) = (schedules(), Instant::now());
     let seed = extant_testkit::env::seed();
     let run = |before, a: &'static Op, b: &'static Op| {
-        let image = Arc::clone(&image);
+        let image = image.clone();
         let scenario = move || pair_on_memory(&image, before, [a, b], trouble);
         model::check_random_deep(scenario.clone(), seed, times, STACK);
         model::check_pct_deep(scenario, seed, times, 3, STACK);
@@ -599,7 +596,7 @@ pub(crate) fn explore(name: &str, mutant: Mutant, scenario: impl Fn() + Clone + 
 
 /// A store moves content out of the inode while a writer changes it there (S0): with the lock of page 0, and without.
 fn inline_write_against_store(mutant: Mutant) {
-    let image: Arc<[u8]> = image(INLINE).into();
+    let image = image(INLINE);
     let op = |name: &str| OPS.iter().find(|op| op.name == name).expect("an operation");
     let ops = [op("write inside"), op("store")];
     let scenario = move || pair(&image, mutant, Before::Small, ops, Trouble::None);
@@ -620,8 +617,8 @@ fn mutant_writers_without_the_lock_of_page_0() {
 
 /// A device writes into a pinned page, and fsync says that this is durable, while the content moves to other blocks: it is there after a
 /// crash, whichever came first.
-fn moved_while_pinned(image: &[u8], mutant: Mutant) {
-    let device = Arc::new(MemoryDevice::from_bytes(image));
+fn moved_while_pinned(image: &MemoryImage, mutant: Mutant) {
+    let device = Arc::new(MemoryDevice::from_image(image));
     let fs = open(&device, mutant);
     let file = Arc::new(mapped(&fs, Before::Written));
     let pin = fs.pin_simulated(&file.inode, &file.view, 0..1).expect("a pin");
@@ -634,7 +631,7 @@ fn moved_while_pinned(image: &[u8], mutant: Mutant) {
             b.buffered.fsync(true).expect("fsync");
         }),
     ]);
-    let crashed = Arc::new(MemoryDevice::from_bytes(&device.to_bytes()));
+    let crashed = Arc::new(MemoryDevice::from_image(&device.image()));
     let recovered = open(&crashed, Mutant::None);
     let mut got = vec![0; 5000];
     recovered.read_at(&find(&recovered, "m"), 0, &mut got).expect("read");
@@ -644,11 +641,11 @@ fn moved_while_pinned(image: &[u8], mutant: Mutant) {
     assert!(differs.is_none(), "byte {differs:?} after a crash");
     recovered.unmount().expect("unmount");
     drop((recovered, pin, file));
-    close(fs, &device, "a move under a pin");
+    close(fs, &*device, "a move under a pin");
 }
 
 fn explore_moves(mutant: Mutant) {
-    let image: Arc<[u8]> = image(INLINE).into();
+    let image = image(INLINE);
     explore("moving a pinned page", mutant, move || moved_while_pinned(&image, mutant));
 }
 
@@ -666,7 +663,7 @@ fn mutant_moving_beside_writeback() {
 
 /// Who holds a pin writes, stores, loads, reads and asks for another mode, while somebody else waits to change the mode: nobody waits for
 /// himself.
-fn flipped_while_pinned(image: &[u8], mutant: Mutant, before: Before) {
+fn flipped_while_pinned(image: &MemoryImage, mutant: Mutant, before: Before) {
     let device = Arc::new(in_memory(image));
     let fs = open(&device, mutant);
     let file = Arc::new(mapped(&fs, before));
@@ -704,7 +701,7 @@ fn flipped_while_pinned(image: &[u8], mutant: Mutant, before: Before) {
 }
 
 fn explore_flips(mutant: Mutant, before: Before) {
-    let image: Arc<[u8]> = image(MEMORY).into();
+    let image = image(MEMORY);
     let name = format!("flipping the mode of a pinned file, {before:?}");
     explore(&name, mutant, move || flipped_while_pinned(&image, mutant, before));
 }

@@ -7,13 +7,13 @@ use extant::{
     Credentials, Error, Fault, Filesystem, MapAdvice, MapView, MountOptions, Mutant, NewInode, OpenFile,
     OpenMode, Result,
 };
-use extant_device::MemoryDevice;
+use extant_device::{MemoryDevice, MemoryImage};
 
 use crate::explore::{PLAIN, close, explore, open, together};
 
 /// A pin beside `end`.
-fn pinned_beside(image: &[u8], mutant: Mutant, end: fn(&Filesystem) -> Result<()>) {
-    let device = Arc::new(MemoryDevice::from_bytes(image));
+fn pinned_beside(image: &MemoryImage, mutant: Mutant, end: fn(&Filesystem) -> Result<()>) {
+    let device = Arc::new(MemoryDevice::from_image(image));
     let fs = open(&device, mutant);
     let cred = Credentials::root();
     let inode = fs.mknod(&fs.root().unwrap(), b"m", &NewInode::file(0o600), &cred).unwrap();
@@ -47,16 +47,16 @@ fn pinned_beside(image: &[u8], mutant: Mutant, end: fn(&Filesystem) -> Result<()
     drop((pin, file));
     match ended {
         // It is the mount's end that was refused, or it is there still.
-        Err(_) => close(fs, &device, "a pin beside the end"),
+        Err(_) => close(fs, &*device, "a pin beside the end"),
         Ok(()) => fs.unmount().unwrap(),
     }
 }
 
-fn beside_unmount(image: &[u8], mutant: Mutant) {
+fn beside_unmount(image: &MemoryImage, mutant: Mutant) {
     pinned_beside(image, mutant, Filesystem::unmount);
 }
 
-fn beside_remount(image: &[u8], mutant: Mutant) {
+fn beside_remount(image: &MemoryImage, mutant: Mutant) {
     pinned_beside(image, mutant, |fs| fs.remount(&MountOptions::parse("ro").unwrap()));
 }
 

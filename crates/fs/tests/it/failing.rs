@@ -4,7 +4,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use extant_device::{BlockDevice, DirectAccess};
+use extant_fsck::Report;
 use rustix::io::Errno;
+
+use crate::explore::Checked;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Call {
@@ -27,13 +30,13 @@ pub(crate) struct Failure {
 
 #[derive(Debug)]
 pub(crate) struct Failing {
-    inner: Box<dyn BlockDevice>,
+    inner: Box<dyn Checked>,
     next: Mutex<Option<Failure>>,
     failed: AtomicU32,
 }
 
 impl Failing {
-    pub(crate) fn on(inner: impl BlockDevice + 'static) -> Arc<Self> {
+    pub(crate) fn on(inner: impl Checked + 'static) -> Arc<Self> {
         Arc::new(Self { inner: Box::new(inner), next: Mutex::new(None), failed: AtomicU32::new(0) })
     }
 
@@ -92,5 +95,11 @@ impl BlockDevice for Failing {
     }
     fn direct_access(&self) -> Option<DirectAccess> {
         self.inner.direct_access()
+    }
+}
+
+impl Checked for Failing {
+    fn checked(&self) -> Report {
+        self.inner.checked()
     }
 }
