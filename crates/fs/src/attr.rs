@@ -92,6 +92,8 @@ pub struct SetAttr {
     pub ctime: Option<Timestamp>,
     /// Clear set-user-id, and set-group-id where it means execution, as a write does.
     pub kill_suidgid: bool,
+    /// The times are what a cache above this one noted of writes that it took: the flags IMMUTABLE and APPEND do not forbid them.
+    pub noted_by_cache: bool,
 }
 
 /// What statfs says.
@@ -206,6 +208,8 @@ impl Filesystem {
         let sets_time = |t: Option<SetTime>| matches!(t, Some(SetTime::At(_)));
         let exact_times = sets_time(change.atime) || sets_time(change.mtime) || change.ctime.is_some();
         let touches = change.atime.is_some() || change.mtime.is_some();
+        let only_times = !changes_owner && change.size.is_none() && change.atime.is_none();
+        let flags = if change.noted_by_cache && only_times { InodeFlags::empty() } else { flags };
         if flags.intersects(InodeFlags::IMMUTABLE) && (changes_owner || touches || change.size.is_some()) {
             return Err(Error::NotPermitted);
         }

@@ -119,7 +119,7 @@ pub use mount::Setup;
 pub use move_ext::MoveRange;
 #[cfg(feature = "shuttle")]
 pub use mutant::Mutant;
-pub use open_file::{OpenFile, OpenMode};
+pub use open_file::{OpenFile, OpenMode, PassedOn, WritePlace};
 pub use options::{
     AtimePolicy, DataMode, DaxMode, DaxSwitch, InitItable, MountOptions, OnError, Presets, QuotaOptions,
     Resolved, WITHOUT_EFFECT,

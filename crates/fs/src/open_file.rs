@@ -1,5 +1,6 @@
 //! An open regular file: what an open adds to an inode.
 
+use extant_format::inode::InodeFlags;
 use extant_sync::atomic::Ordering;
 use extant_sync::{Arc, Mutex, Rank};
 use extant_vm::{ErrCursor, PageRefs, ReadAhead};
@@ -11,7 +12,6 @@ use crate::fallocate::{FallocateMode, SeekKind};
 use crate::fiemap::{FiemapExtent, FiemapHow};
 use crate::filesystem::Filesystem;
 use crate::icache::InodeRef;
-use crate::mapping::of_caller;
 use crate::move_ext::MoveRange;
 
 /// How a file is open.
@@ -29,6 +29,29 @@ pub struct OpenMode {
     pub sync: bool,
     /// Content goes past the page cache (O_DIRECT): offset and length are multiples of [`Filesystem::direct_alignment`].
     pub direct: bool,
+}
+
+/// Where a write goes that a server passes on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum WritePlace {
+    /// To the offset.
+    #[default]
+    At,
+    /// To the end, wherever that is when the inode lock is held.
+    End,
+    /// To the offset, where a cache above this one has it already: also of a file that may only grow.
+    Cached,
+}
+
+/// A write that a server passes on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PassedOn {
+    /// Where to.
+    pub place: WritePlace,
+    /// It was made with O_DIRECT.
+    pub past_cache: bool,
+    /// As in [`WriteFlags`].
+    pub kill_suidgid: bool,
 }
 
 /// An open regular file. Permission was checked by whoever made it; the rights to space are those of the credentials given then.
@@ -152,45 +175,43 @@ impl OpenFile {
     /// # Errors
     /// `BadFile` when not open for writing; as [`Filesystem::write_at`].
     pub fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<(usize, u64)> {
-        self.write_killing(offset, bytes, false)
-    }
-
-    /// The same; `kill_suidgid` as in [`WriteFlags`].
-    ///
-    /// # Errors
-    /// As [`Self::write_at`].
-    pub fn write_killing(&self, offset: u64, bytes: &[u8], kill_suidgid: bool) -> Result<(usize, u64)> {
         self.may_write()?;
-        let flags = self.write_flags(kill_suidgid);
+        let flags = self.write_flags(false);
         if self.mode.direct {
             return self.fs.write_direct(&self.inode, offset, bytes, flags, &self.cred);
         }
         self.fs.write_at(&self.inode, offset, bytes, flags, &self.cred)
     }
 
-    /// [`Self::write_killing`] for O_DIRECT as a server passes it on: what overwrites blocks in place goes past the cache, if
-    /// nothing in memory is newer; the rest is written as any other. Any offset and length.
+    /// A write as a server passes it on: it says where that goes, since fcntl(2) may have changed what the file was opened with. Any offset
+    /// and length: what goes past the cache is what overwrites blocks in place, if nothing in memory is newer.
     ///
     /// # Errors
-    /// As [`Self::write_at`].
-    pub fn write_past_cache(&self, offset: u64, bytes: &[u8], kill_suidgid: bool) -> Result<(usize, u64)> {
-        self.may_write()?;
-        let own = of_caller(bytes);
-        let bytes = &*own;
-        if self.fs.overwrite_clean(&self.inode, offset, bytes, self.write_flags(kill_suidgid), &self.cred)? {
+    /// As [`Self::write_at`]; `NotPermitted` to leave the end of a file that may only grow, which was opened for that.
+    pub fn write_passed_on(&self, offset: u64, bytes: &[u8], passed: PassedOn) -> Result<(usize, u64)> {
+        self.may_write_to(passed.place)?;
+        let flags = self.flags_for(passed);
+        let past = passed.past_cache && passed.place != WritePlace::Cached;
+        if past && self.fs.overwrite_clean(&self.inode, offset, bytes, flags, &self.cred)? {
             return Ok((bytes.len(), offset));
         }
-        self.write_killing(offset, bytes, kill_suidgid)
+        self.fs.write_at(&self.inode, offset, bytes, flags, &self.cred)
     }
 
-    /// [`Self::write_killing`] of what a cache above this one brings back: it goes where that has it, of a file opened for appending too.
-    ///
-    /// # Errors
-    /// As [`Self::write_at`].
-    pub fn write_back(&self, offset: u64, bytes: &[u8], kill_suidgid: bool) -> Result<(usize, u64)> {
+    /// The flags with which [`Filesystem::write_at`] does the same as somebody else.
+    #[must_use]
+    pub fn flags_for(&self, passed: PassedOn) -> WriteFlags {
+        WriteFlags { append: passed.place == WritePlace::End, ..self.write_flags(passed.kill_suidgid) }
+    }
+
+    /// fcntl(2) takes O_APPEND from no file that may only grow; where a kernel does not know that it is one, it is refused here.
+    fn may_write_to(&self, place: WritePlace) -> Result<()> {
         self.may_write()?;
-        let flags = WriteFlags { append: false, ..self.write_flags(kill_suidgid) };
-        self.fs.write_at(&self.inode, offset, bytes, flags, &self.cred)
+        let leaves = place == WritePlace::At && self.mode.append;
+        if leaves && self.inode.flags().contains(InodeFlags::APPEND) {
+            return Err(Error::NotPermitted);
+        }
+        Ok(())
     }
 
     fn write_flags(&self, kill_suidgid: bool) -> WriteFlags {

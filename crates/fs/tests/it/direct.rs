@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use extant::{
-    Credentials, Error, FallocateMode, Filesystem, InodeRef, NewInode, OpenFile, OpenMode, ReadAhead, Setup,
+    Credentials, Error, FallocateMode, Filesystem, InodeRef, NewInode, OpenFile, OpenMode, PassedOn,
+    ReadAhead, Setup, WritePlace,
 };
 use extant_device::{BlockDevice, Counting, OpenOptions};
 use extant_testkit::env::{scratch, seed};
@@ -13,6 +14,7 @@ use extant_testkit::rng::Rng;
 use crate::support::{open_ro, open_rw};
 
 const SIZE: u64 = 3 << 20;
+const PAST_CACHE: PassedOn = PassedOn { place: WritePlace::At, past_cache: true, kill_suidgid: false };
 
 fn open(fs: &Arc<Filesystem>, inode: &InodeRef, direct: bool) -> OpenFile {
     let mode = OpenMode { read: true, write: true, direct, ..OpenMode::default() };
@@ -43,7 +45,7 @@ fn step(rng: &mut Rng, buffered: &OpenFile, direct: &OpenFile, model: &mut Vec<u
         }
         10 | 11 => {
             let at = at + rng.below(2) * 100;
-            assert_eq!(buffered.write_past_cache(at, &bytes, false).unwrap(), (bytes.len(), at));
+            assert_eq!(buffered.write_passed_on(at, &bytes, PAST_CACHE).unwrap(), (bytes.len(), at));
             put(model, at, &bytes);
         }
         12 => {
@@ -254,8 +256,9 @@ fn past_the_cache_where_that_serves() {
         let after = device.counts();
         (after.bytes_read - before.bytes_read, after.bytes_written - before.bytes_written)
     };
-    let write =
-        |at, len| moved(&|| assert_eq!(file.write_past_cache(at, &vec![2; len], false).unwrap(), (len, at)));
+    let write = |at, len| {
+        moved(&|| assert_eq!(file.write_passed_on(at, &vec![2; len], PAST_CACHE).unwrap(), (len, at)))
+    };
     let read = |at, value| {
         moved(&|| {
             let mut got = [0; 8192];

@@ -76,6 +76,9 @@ pub(super) fn set_attr(args: &SetattrIn) -> SetAttr {
             .contains(FattrFlags::CTIME)
             .then_some(Timestamp { sec: args.ctime, nsec: args.ctimensec }),
         kill_suidgid: valid.contains(FattrFlags::KILL_SUIDGID),
+        // What the kernel flushes before an fsync, which would fail with it, is no different from what utimensat(2) asks for of that time alone.
+        noted_by_cache: valid.contains(FattrFlags::MTIME | FattrFlags::CTIME)
+            && !valid.contains(FattrFlags::MTIME_NOW),
     }
 }
 

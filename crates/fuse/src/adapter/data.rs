@@ -2,9 +2,10 @@
 
 use std::cell::RefCell;
 
-use extant::{FallocateMode, OpenFile, OpenMode, PageRefs, SeekKind, WriteFlags};
+use extant::{FallocateMode, OpenFile, PageRefs, PassedOn, SeekKind, WritePlace};
 use extant_sync::Arc;
 use extant_sys::MemSlice;
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use super::coherent::Stale;
@@ -128,19 +129,13 @@ impl Adapter {
         let flags = wire::WriteFlags::from_bits_retain(args.write_flags);
         let kill = flags.contains(wire::WriteFlags::KILL_SUIDGID);
         let before = if kill { file.inode().attr().mode } else { 0 };
-        // What the kernel's cache writes back is under the flags of any file that is open, O_APPEND and O_DIRECT among them.
         let cached = flags.contains(wire::WriteFlags::CACHE);
-        let write = match cached {
-            true => OpenFile::write_back,
-            false if is_direct(args.flags) => OpenFile::write_past_cache,
-            false => OpenFile::write_killing,
+        let passed = PassedOn {
+            place: self.place(args.flags, cached),
+            past_cache: is_direct(args.flags),
+            kill_suidgid: kill,
         };
-        let mode = flags_of(file);
-        let again = WriteFlags { append: mode.append && !cached, kill_suidgid: kill, ..mode };
-        let put = |offset, data| {
-            let written = write(file, offset, data, kill);
-            self.or_with_resources(req, file, offset, data, again, written).map_err(|e| errno(&e))
-        };
+        let put = |offset, data| self.put(req, file, offset, data, passed).map_err(|e| errno(&e));
         let (mut size, at) = put(args.offset, data)?;
         // The kernel takes what it brings back for written as a whole, unless it is told of an error.
         while cached && size < data.len() {
@@ -156,19 +151,29 @@ impl Adapter {
         Ok((WriteOut { size: u32::try_from(size).unwrap_or(u32::MAX), padding: 0 }, at))
     }
 
+    /// Where a WRITE goes. What the kernel's cache writes back is under the flags of any file that is open, O_APPEND and O_DIRECT among them;
+    /// and with the writeback cache the end of a file is where the kernel has it, which may be behind ours.
+    fn place(&self, flags: u32, cached: bool) -> WritePlace {
+        match OFlags::from_bits_retain(flags).contains(OFlags::APPEND) {
+            _ if cached => WritePlace::Cached,
+            false => WritePlace::At,
+            true if self.options.writeback_cache => WritePlace::Cached,
+            true => WritePlace::End,
+        }
+    }
+
     /// How much was written, and where; if there was no space for everybody, as who the caller is: some may have the last blocks.
-    fn or_with_resources(
+    fn put(
         &self,
         req: &Request<'_>,
         file: &OpenFile,
         offset: u64,
         data: &[u8],
-        flags: WriteFlags,
-        written: extant::Result<(usize, u64)>,
+        passed: PassedOn,
     ) -> extant::Result<(usize, u64)> {
-        match written {
+        match file.write_passed_on(offset, data, passed) {
             Err(error) if caller::lacks_space(&error) => self.once_more(req, caller::checked(req), |cred| {
-                self.fs.write_at(file.inode(), offset, data, flags, cred)
+                self.fs.write_at(file.inode(), offset, data, file.flags_for(passed), cred)
             }),
             done => done,
         }
@@ -278,9 +283,9 @@ impl Adapter {
                 if read == 0 {
                     return Ok(0);
                 }
-                let (at, data) = (args.off_out + copied, &buffer[..read]);
-                let written = to.write_killing(at, data, false);
-                self.or_with_resources(req, &to, at, data, flags_of(&to), written).map(|(size, _)| size)
+                // The kernel refuses it to a file that is open for appending.
+                let at = args.off_out + copied;
+                self.put(req, &to, at, &buffer[..read], PassedOn::default()).map(|(size, _)| size)
             });
             match moved {
                 Ok(0) => break,
@@ -294,10 +299,4 @@ impl Adapter {
         }
         Ok(copied)
     }
-}
-
-/// What a write to an open file is asked for with.
-fn flags_of(file: &OpenFile) -> WriteFlags {
-    let OpenMode { append, data_sync, sync, .. } = file.mode();
-    WriteFlags { append, data_sync, sync, kill_suidgid: false }
 }

@@ -1,6 +1,6 @@
 //! Our own ioctls ([`crate::private`]): extents, moving blocks, the other modes of fallocate(2).
 
-use extant::{Access, FallocateMode, FiemapHow, Ino, InodeRef, MoveRange};
+use extant::{Access, FallocateMode, FiemapHow, Ino, InodeFlags, InodeRef, MoveRange};
 use extant_sync::atomic::{AtomicBool, Ordering};
 use rustix::io::Errno;
 use zerocopy::{FromBytes, IntoBytes};
@@ -104,7 +104,9 @@ impl Adapter {
         self.attributes_changed(node);
         let size = file.inode().attr().size;
         let pages = zeroed_from.filter(|_| file.may_be_cached()).map(|offset| (offset, 0));
-        let grown_to = (size > size_before && self.ends_with_zero(file, size)).then_some(size);
+        // With the writeback cache it is what the kernel brings back beside the call that makes the file longer.
+        let grown = size > size_before && !self.options.writeback_cache;
+        let grown_to = (grown && self.ends_with_zero(file, size)).then_some(size);
         let stale = Stale { pages, grown_to };
         let Some(notifier) = self.notifier.get().filter(|_| pages.is_some() || grown_to.is_some()) else {
             return reply.error(errno);
@@ -174,6 +176,14 @@ impl Adapter {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
             Err(errno) => Err(errno),
         }
+    }
+
+    /// Before a file can no more be changed: what was stored to it comes first, as the kernel's ext4 has it.
+    pub(super) fn bring_back(&self, inode: &InodeRef) -> Result<(), Errno> {
+        let already = inode.attr().flags.contains(InodeFlags::IMMUTABLE);
+        let Some(writer) = self.files.writer_of(inode).filter(|_| !already) else { return Ok(()) };
+        let right = self.dropping.begin()?;
+        self.drop_cached(&right, &writer, 0)
     }
 
     /// The same after the operation, whose answer it does not change: who is told of an error would do it again.

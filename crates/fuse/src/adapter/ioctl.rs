@@ -46,6 +46,7 @@ const SECOND_MOUNT: u32 = 0xd000_45e2;
 const SHUT_DOWN: u64 = 1 << 32;
 /// Bytes of a [`REMOUNT`] and a [`SECOND_MOUNT`]: a status, a length, text.
 const CONTROL_SIZE: usize = 4096;
+const XFLAG_IMMUTABLE: u32 = 8;
 const LABEL_MAX: usize = 256;
 
 /// `struct fsxattr`.
@@ -186,6 +187,9 @@ impl Adapter {
                 let (flags, _) = u32::read_from_prefix(data).map_err(|_| Errno::INVAL)?;
                 let flags = InodeFlags::from_bits_retain(flags);
                 let cred = caller::with_resources(req, caller::checked(req));
+                if flags.contains(InodeFlags::IMMUTABLE) {
+                    self.bring_back(&inode)?;
+                }
                 self.fs.set_flags(&inode, flags, &cred).map_err(fail)?;
                 self.attributes_changed(req.node());
                 Ok(Vec::new())
@@ -202,6 +206,9 @@ impl Adapter {
                 }
                 let attr = FsxAttr { xflags: new.xflags, project: new.projid };
                 let cred = caller::with_resources(req, caller::checked(req));
+                if attr.xflags & XFLAG_IMMUTABLE != 0 {
+                    self.bring_back(&inode)?;
+                }
                 self.fs.set_fsx_attr(&inode, attr, &cred).map_err(fail)?;
                 self.attributes_changed(req.node());
                 Ok(Vec::new())

@@ -1,6 +1,6 @@
 //! Open files.
 
-use extant::{AtimePolicy, InodeRef, NewInode, OpenFile, OpenMode};
+use extant::{AtimePolicy, InodeFlags, InodeRef, NewInode, OpenFile, OpenMode};
 use extant_sync::{Arc, Mutex, Rank, Weak};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
@@ -19,19 +19,27 @@ pub(super) struct Open {
     /// `None` only while it is closed.
     shared: Option<Arc<Shared>>,
     files: Weak<SharedByInode>,
+    /// The kernel does not use its cache for this one, whatever a request's flags say.
+    uncached: bool,
 }
 
 impl Open {
     /// Notes a READ; `flags` are those of the request.
     pub(super) fn note_read(&self, flags: u32) {
-        if let Some(shared) = self.shared.as_ref().filter(|_| !is_direct(flags)) {
+        if let Some(shared) = self.shared.as_ref().filter(|_| !self.is_uncached(flags)) {
             shared.note_buffered();
         }
     }
 
     /// The kernel is given a page.
     pub(super) fn note_stored(&self) {
-        self.note_read(0);
+        if let Some(shared) = &self.shared {
+            shared.note_buffered();
+        }
+    }
+
+    fn is_uncached(&self, flags: u32) -> bool {
+        self.uncached || is_direct(flags)
     }
 
     /// Whether the kernel may have pages of the file.
@@ -46,7 +54,7 @@ impl Open {
 
     /// Whether a WRITE with these flags may leave old pages in the kernel's cache.
     pub(super) fn may_leave_stale(&self, flags: u32) -> bool {
-        is_direct(flags) && self.shared.as_ref().is_some_and(|shared| shared.is_buffered())
+        self.is_uncached(flags) && self.shared.as_ref().is_some_and(|shared| shared.is_buffered())
     }
 }
 
@@ -96,12 +104,12 @@ impl OpenFiles {
     }
 
     /// Keeps a file; its handle is never 0.
-    fn insert(&self, file: OpenFile, flags: OFlags) -> u64 {
+    fn insert(&self, file: OpenFile, flags: OFlags, uncached: bool) -> u64 {
         let shared = self.shared.open(file.inode().ino().0);
-        if !flags.contains(OFlags::DIRECT) {
+        if !uncached && !flags.contains(OFlags::DIRECT) {
             shared.note_buffered();
         }
-        let file = Open { file, shared: Some(shared), files: Arc::downgrade(&self.shared) };
+        let file = Open { file, shared: Some(shared), files: Arc::downgrade(&self.shared), uncached };
         let shard = self.next.fetch_add(1, extant_sync::atomic::Ordering::Relaxed) % SHARDS;
         let mut slots = self.shards[shard].lock();
         let file = Some(Arc::new(file));
@@ -188,12 +196,15 @@ impl Adapter {
     fn opened(&self, req: &Request<'_>, inode: &InodeRef, flags: OFlags) -> Result<OpenOut, Errno> {
         let mode = mode_of(flags);
         let file = OpenFile::new(&self.fs, inode, mode, &caller::checked(req)).map_err(|e| errno(&e))?;
-        let fh = self.files.insert(file, flags);
+        // The kernel does not know that it may only grow: it would let a mapping store to what is there.
+        let uncached = mode.write && inode.attr().flags.contains(InodeFlags::APPEND);
+        let fh = self.files.insert(file, flags, uncached);
         let mut flags = FopenFlags::KEEP_CACHE | FopenFlags::NOFLUSH | FopenFlags::PARALLEL_DIRECT_WRITES;
         // What the kernel reads from its own cache changes no access time here; with `strictatime` that would be seen.
         if self.fs.options().given.atime == AtimePolicy::Strictatime {
             flags -= FopenFlags::KEEP_CACHE;
         }
+        flags.set(FopenFlags::DIRECT_IO, uncached);
         Ok(OpenOut { fh, open_flags: flags.bits(), backing_id: 0 })
     }
 

@@ -90,7 +90,6 @@ impl Server for Adapter {
             | InitFlags::ASYNC_DIO
             | InitFlags::HAS_IOCTL_DIR
             | InitFlags::NO_OPENDIR_SUPPORT
-            | InitFlags::DIRECT_IO_ALLOW_MMAP
             | InitFlags::ABORT_ERROR;
         if !self.fs.options().acl {
             config.flags -= InitFlags::POSIX_ACL;

@@ -7,6 +7,7 @@ mod direct;
 mod ext4;
 mod null;
 mod odd;
+mod placement;
 mod rights;
 mod served;
 mod stale;

@@ -260,6 +260,7 @@ const NOW: SetAttr = SetAttr {
     mtime: Some(SetTime::Now),
     ctime: None,
     kill_suidgid: false,
+    noted_by_cache: false,
 };
 
 fn set_times_at(route: &mut Route, times: *const timespec, flags: c_int) -> Answer<c_int> {

@@ -9,12 +9,13 @@ use std::sync::{Arc, OnceLock};
 
 use extant::{
     Credentials, FallocateMode, Filesystem, InodeRef, MapOptions, Mapping, NewInode, OpenFile, OpenMode,
-    Protection, RenameFlags, Setup, SyncMode, XattrSet,
+    PassedOn, Protection, RenameFlags, Setup, SyncMode, WritePlace, XattrSet,
 };
 use extant_device::BlockDevice;
 use extant_testkit::{env, need, oracle, scratch};
 
 const PAGE: usize = 4096;
+const PAST_CACHE: PassedOn = PassedOn { place: WritePlace::At, past_cache: true, kill_suidgid: false };
 
 fn userfaultfd() -> Result<(), String> {
     File::open("/dev/userfaultfd").map(drop).map_err(|e| format!("/dev/userfaultfd: {e}"))
@@ -189,7 +190,9 @@ fn one_call(call: &str) {
         }
         "get_xattr" => fs.get_xattr(inode, word(b"user.name"), &cred).map(drop),
         "remove_xattr" => fs.remove_xattr(inode, word(b"user.name"), &cred),
-        "write_past_cache" => file.write_past_cache(8 * PAGE as u64, bytes(&map, 0, PAGE), false).map(drop),
+        "write_past_cache" => {
+            file.write_passed_on(8 * PAGE as u64, bytes(&map, 0, PAGE), PAST_CACHE).map(drop)
+        }
         "write" => file.write_at(8 * PAGE as u64, bytes(&map, 0, PAGE)).map(drop),
         "lookup" => fs.lookup(&root, word(b"file"), &cred).map(drop),
         "mknod" => fs.mknod(&root, word(b"other"), &NewInode::file(0o644), &cred).map(drop),
