@@ -532,6 +532,8 @@ fn who_holds_a_pin_does_not_wait_for_pins() {
                 }),
             ]);
             rig.file.pages.bar_pins().wait().expect("no pin is left");
+            // What is on the list of dirty files is held by it, and holds the cache.
+            rig.fs.cache.sync_all().expect("sync");
         },
         300,
     );

@@ -195,6 +195,8 @@ fn reclaim_against_everything() {
             want[1000..2000].fill(2);
             assert!(content(&file) == want && file.after_crash() == want);
             assert!(fs.cache.stats().pages <= 2 && file.size() == 8 * BLOCK as u64);
+            // What is on the list of dirty files is held by it, and holds the cache.
+            fs.cache.sync_all().expect("sync");
         },
         300,
     );
@@ -222,6 +224,7 @@ fn nobody_sleeps_for_ever() {
             ]);
             fs.cache.stop_threads();
             assert!(file.after_crash() == [2; 2 * BLOCK]);
+            fs.cache.sync_all().expect("sync");
         },
         300,
     );
