@@ -14,7 +14,7 @@ use crate::maps::{self, Map, Run};
 /// `lost+found`, the first inode that is not reserved.
 const LOST_FOUND: Ino = Ino(11);
 /// The largest journal, fast commits included.
-const MAX_JOURNAL_BLOCKS: u64 = 10_240_000;
+pub(crate) const MAX_JOURNAL_BLOCKS: u64 = 10_240_000;
 
 impl Builder {
     pub(crate) fn dir_layout(&self) -> DirLayout {

@@ -12,10 +12,12 @@ use crate::layout::Layout;
 use crate::options::Options;
 use crate::params::Params;
 use crate::size::Size;
-use crate::special::default_journal_blocks;
+use crate::special::{MAX_JOURNAL_BLOCKS, default_journal_blocks};
 
 /// Attempts before a size that keeps failing is given up; each adds what was missing.
 const ATTEMPTS: usize = 200;
+/// Attempts in which the layout itself has no room; each is larger by an eighth.
+const TOO_SMALL: usize = 64;
 
 /// The parameters of a filesystem for `tree`: of the size asked for, of the device's, or as small as the contents
 /// allow. Inodes are raised where the caller did not fix their number.
@@ -40,27 +42,62 @@ pub(crate) fn fit(options: &Options, conf: &Conf, device_bytes: Option<u64>, tre
         }
         return Ok(params);
     }
-    // The usage type, hence the block size, follows from the size: start from the contents.
-    let guess = tree.data_bytes() + tree.nodes.len() as u64 * 512 + (1 << 20);
+    // The usage type, hence the block size, follows from the size: start from the contents and the inodes asked for.
+    let inodes = options.inodes.unwrap_or(0).max(tree.nodes.len() as u64);
+    let tables = inodes.saturating_mul(options.inode_size.unwrap_or(256).max(256));
+    let guess = (tree.data_bytes() + (1 << 20)).saturating_add(tables);
     let sized = |size| Options { size: Some(size), ..options.clone() };
     let mut params = Params::resolve(&sized(Size::Bytes(guess)), conf, None)?;
     let block = u64::from(params.block_size);
     // Resolve again with blocks fixed, so that growth does not change the block size under the count.
     let fixed = Options { block_size: Some(block as i64), ..options.clone() };
     let mut blocks = guess / block + 64;
-    for _ in 0..ATTEMPTS {
+    let (mut last, mut too_small) = ("no size fits the source; give a SIZE".to_owned(), 0);
+    for attempt in 0..ATTEMPTS {
         let asked = Options { size: Some(Size::Blocks(blocks)), ..fixed.clone() };
         params = Params::resolve(&asked, conf, None)?;
         params.blocks = params.blocks.max(1);
         raise_inodes(&mut params, tree);
-        match missing(&params, tree) {
-            Ok((0, _)) => return Ok(params),
-            Ok((n, _)) => blocks += n.max(u64::from(params.cluster_ratio)),
-            Err(MkfsError::TooSmall(_)) => blocks += 256 * u64::from(params.cluster_ratio),
+        let ratio = u64::from(params.cluster_ratio);
+        match Layout::new(&params) {
+            Ok(layout) => {
+                let contents = needed(&params, &layout, tree).saturating_sub(layout.free_blocks());
+                let journal = least_blocks(&params).saturating_sub(layout.geometry().blocks_count());
+                let short = contents.max(journal);
+                if short == 0 {
+                    return Ok(params);
+                }
+                // What is added can be a last group that is too small to stay.
+                let least = if attempt < ATTEMPTS / 4 { ratio } else { ratio.max(blocks / 64) };
+                blocks += short.max(least);
+            }
+            // The layout does not say how much is missing.
+            Err(MkfsError::TooSmall(what)) => {
+                (last, too_small) = (what, too_small + 1);
+                if too_small == TOO_SMALL {
+                    break;
+                }
+                blocks += (blocks / 8).max(256 * ratio);
+            }
             Err(e) => return Err(e),
         }
     }
-    Err(MkfsError::TooSmall("no size fits the source; give a SIZE".to_owned()))
+    Err(MkfsError::TooSmall(last))
+}
+
+/// A journal whose size is given takes at most half of the filesystem, whose size is then no less than this.
+fn least_blocks(params: &Params) -> u64 {
+    let compat = params.features.compat;
+    if !compat.contains(Compat::HAS_JOURNAL) || params.journal_device.is_some() {
+        return 0;
+    }
+    let fast = params.fast_commit_blocks.filter(|_| compat.contains(Compat::FAST_COMMIT));
+    let log = params.journal_blocks.or_else(|| {
+        fast?;
+        default_journal_blocks(params.blocks).map(u64::from)
+    });
+    // More is refused for what it is.
+    log.unwrap_or(0).saturating_add(fast.unwrap_or(0)).min(MAX_JOURNAL_BLOCKS) * 2
 }
 
 /// Reserved inodes, lost+found, quota and orphan files come on top of the source's.
@@ -140,7 +177,9 @@ fn special_blocks(params: &Params, layout: &Layout) -> u64 {
     if params.features.compat.contains(Compat::HAS_JOURNAL) && params.journal_device.is_none() {
         let log =
             params.journal_blocks.or_else(|| default_journal_blocks(blocks).map(u64::from)).unwrap_or(0);
-        let fast = params.fast_commit_blocks.unwrap_or(log / 64);
+        // More is refused for what it is, when it is placed.
+        let log = log.min(MAX_JOURNAL_BLOCKS);
+        let fast = params.fast_commit_blocks.unwrap_or(log / 64).min(MAX_JOURNAL_BLOCKS);
         sum +=
             (log + fast).next_multiple_of(ratio) + indirect::blocks_for(log, params.block_size) + 2 * ratio;
     }

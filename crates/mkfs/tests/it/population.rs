@@ -187,6 +187,31 @@ fn twice_the_same_bytes() {
     }
 }
 
+/// Without a SIZE, what is asked for beside the contents has room too.
+#[test]
+fn a_size_is_found_where_there_is_one() {
+    let scratch = Scratch::new();
+    let (image, root) = (scratch.path("image"), scratch.path("tree"));
+    std::fs::create_dir(&root).unwrap();
+    std::fs::write(root.join("file"), b"contents").unwrap();
+    let root = root.to_string_lossy().into_owned();
+    for (line, mib) in [
+        ("-t ext4 -N 2000000", 600),
+        ("-t ext4 -b 1024 -N 2000000", 600),
+        ("-t ext4 -I 1024 -N 200000", 300),
+        ("-t ext4 -g 256 -b 4096 -I 1024 -N 200000", 700),
+        ("-t ext4 -J size=4", 10),
+        ("-t ext4 -J size=64", 140),
+        ("-t ext4 -b 1024 -O fast_commit -J size=4,fast_commit_size=40000", 100),
+    ] {
+        let _ = std::fs::remove_file(&image);
+        mkfs(line, &image, &["-d", &root]).unwrap_or_else(|e| panic!("{line}: {e}"));
+        let bytes = std::fs::metadata(&image).unwrap().len();
+        assert!(bytes < mib << 20, "{line}: {bytes} bytes");
+        assert_clean(&image);
+    }
+}
+
 /// A time that is no number is not taken for none, with contents or without.
 #[test]
 fn the_time_of_the_source_is_a_number() {
