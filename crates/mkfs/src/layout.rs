@@ -282,9 +282,11 @@ impl Counts {
                 continue;
             }
             if u64::from(blocks_per_group) < overhead && p.log_groups_per_flex == 0 {
-                return invalid(
-                    "the tables of a group do not fit into it; give larger groups (-g) or fewer inodes (-i, -N)",
-                );
+                return Err(too_small(
+                    "the tables of a group do not fit into it; give larger groups (-g), fewer inodes (-i, -N) or a \
+                     larger SIZE"
+                        .to_owned(),
+                ));
             }
             return Ok(counts);
         }

@@ -2,7 +2,7 @@
 
 use extant_format::extent::blocks_for_extents;
 use extant_format::indirect;
-use extant_format::{Compat, Incompat};
+use extant_format::{Compat, Incompat, RoCompat};
 
 use super::attrs;
 use super::tree::{Kind, Tree};
@@ -52,11 +52,21 @@ pub(crate) fn fit(options: &Options, conf: &Conf, device_bytes: Option<u64>, tre
     // Resolve again with blocks fixed, so that growth does not change the block size under the count.
     let fixed = Options { block_size: Some(block as i64), ..options.clone() };
     let mut blocks = guess / block + 64;
+    if params.features.ro_compat.contains(RoCompat::BIGALLOC) {
+        // Groups are not made smaller for their inode bitmaps: there are as many as the inodes ask for.
+        let full = inodes / (8 * block);
+        blocks = blocks.max(full.saturating_mul(blocks_per_group(&params)));
+    }
     let (mut last, mut too_small) = ("no size fits the source; give a SIZE".to_owned(), 0);
     for attempt in 0..ATTEMPTS {
         let asked = Options { size: Some(Size::Blocks(blocks)), ..fixed.clone() };
         params = Params::resolve(&asked, conf, None)?;
         params.blocks = params.blocks.max(1);
+        if !params.inodes_fixed {
+            // Where one inode is as large as what it stands for, no size has room for anything else.
+            let half = params.blocks.saturating_mul(block) / 2 / u64::from(params.inode_size);
+            params.inodes = params.inodes.min(half).max(1);
+        }
         raise_inodes(&mut params, tree);
         let ratio = u64::from(params.cluster_ratio);
         match Layout::new(&params) {
@@ -109,11 +119,17 @@ fn raise_inodes(params: &mut Params, tree: &Tree) {
         .filter(|(_, v)| v.len() > params.block_size as usize / 2)
         .count();
     // Rounding to multiples of 8 takes up to 7 from every group.
-    let groups = params.blocks / (u64::from(params.block_size) * 8) + 1;
+    let groups = params.blocks / blocks_per_group(params) + 1;
     let needed = tree.nodes.len() as u64 + held as u64 + 16 + 8 * groups;
     if !params.inodes_fixed && params.inodes < needed {
         params.inodes = needed;
     }
+}
+
+/// Blocks of a group that is not made smaller for its inodes.
+fn blocks_per_group(params: &Params) -> u64 {
+    let full = (params.block_size * 8).min(65528) * params.cluster_ratio;
+    u64::from(params.blocks_per_group.unwrap_or(full))
 }
 
 /// Blocks that are missing, and that are needed.
@@ -170,7 +186,8 @@ fn special_blocks(params: &Params, layout: &Layout) -> u64 {
     let blocks = layout.geometry().blocks_count();
     let mut sum = (12 + 1 + 1 + 8 * 3 + 512 + 1) * ratio;
     if params.features.compat.contains(Compat::ORPHAN_FILE) {
-        sum += params.orphan_file_size.unwrap_or(0) / u64::from(params.block_size);
+        // More is refused for what it is, when it is placed.
+        sum += (params.orphan_file_size.unwrap_or(0) / u64::from(params.block_size)).min(512);
     } else {
         sum -= 512 * ratio;
     }
@@ -179,7 +196,9 @@ fn special_blocks(params: &Params, layout: &Layout) -> u64 {
             params.journal_blocks.or_else(|| default_journal_blocks(blocks).map(u64::from)).unwrap_or(0);
         // More is refused for what it is, when it is placed.
         let log = log.min(MAX_JOURNAL_BLOCKS);
-        let fast = params.fast_commit_blocks.unwrap_or(log / 64).min(MAX_JOURNAL_BLOCKS);
+        let given =
+            params.fast_commit_blocks.filter(|_| params.features.compat.contains(Compat::FAST_COMMIT));
+        let fast = given.unwrap_or(log / 64).min(MAX_JOURNAL_BLOCKS);
         sum +=
             (log + fast).next_multiple_of(ratio) + indirect::blocks_for(log, params.block_size) + 2 * ratio;
     }

@@ -203,12 +203,61 @@ fn a_size_is_found_where_there_is_one() {
         ("-t ext4 -J size=4", 10),
         ("-t ext4 -J size=64", 140),
         ("-t ext4 -b 1024 -O fast_commit -J size=4,fast_commit_size=40000", 100),
+        // The largest journal.
+        ("-t ext4 -b 1024 -J size=10000", 20_480),
+        // Tables inside their groups.
+        ("-t ext2 -N 2000000", 700),
+        ("-t ext4 -O ^flex_bg -N 2000000", 700),
+        // Twelve inode bitmaps' groups of 8 GiB hold too few.
+        ("-t ext4 -b 1024 -O bigalloc -C 1m -N 100000", 112 << 10),
+        ("-t ext4 -b 1024 -O bigalloc -C 1m -N 2000000", 2304 << 10),
+        // No room is kept for what is not made.
+        ("-t ext4 -J size=4,fast_commit_size=40000", 10),
     ] {
         let _ = std::fs::remove_file(&image);
         mkfs(line, &image, &["-d", &root]).unwrap_or_else(|e| panic!("{line}: {e}"));
         let bytes = std::fs::metadata(&image).unwrap().len();
-        assert!(bytes < mib << 20, "{line}: {bytes} bytes");
+        assert!(bytes <= mib << 20, "{line}: {bytes} bytes");
         assert_clean(&image);
+    }
+    // More files than the inode bitmap of one large group has bits.
+    for n in 0..9000 {
+        std::fs::write(Path::new(&root).join(n.to_string()), b"").unwrap();
+    }
+    for (line, mib) in
+        [("-b 1024 -O bigalloc -C 1m", 9 << 10), ("-b 4096 -I 4096", 45), ("-b 1024 -I 1024", 12)]
+    {
+        std::fs::remove_file(&image).unwrap();
+        mkfs(line, &image, &["-d", &root]).unwrap_or_else(|e| panic!("{line}: {e}"));
+        let bytes = std::fs::metadata(&image).unwrap().len();
+        assert!(bytes <= mib << 20, "{line}: {bytes} bytes");
+        assert_clean(&image);
+    }
+}
+
+/// Without a SIZE, what no size has room for is refused for what it is, and no size is tried for it.
+#[test]
+fn what_no_size_has_room_for_is_named() {
+    let scratch = Scratch::new();
+    let (image, root) = (scratch.path("image"), scratch.path("tree"));
+    std::fs::create_dir(&root).unwrap();
+    let root = root.to_string_lossy().into_owned();
+    let max = u64::MAX;
+    for (line, said) in [
+        ("-t ext4 -J size=40000".to_owned(), "-J size: the journal would have 40960000 blocks"),
+        (format!("-t ext4 -J size={max}"), "-J size: the journal would have 18014398509481983 blocks"),
+        (
+            format!("-t ext4 -b 1024 -O fast_commit -J size=4,fast_commit_size={max}"),
+            "-J fast_commit_size: 18014398509481983 blocks and a log of 4096",
+        ),
+        (
+            "-t ext4 -b 1024 -J size=4 -O orphan_file -E orphan_file_size=4611686018427387904".to_owned(),
+            "-E orphan_file_size: 4503599627370496 blocks",
+        ),
+        ("-t ext4 -b 1024 -O bigalloc -C 1m -i 1024".to_owned(), "inodes are more than bitmaps of 8192 bits"),
+    ] {
+        let e = mkfs(&line, &image, &["-d", &root]).expect_err(&line);
+        assert!(e.contains(said), "{line}: {e}");
     }
 }
 
