@@ -8,7 +8,7 @@ use extant_format::geometry::SUPERBLOCK_OFFSET;
 use extant_format::indirect;
 use extant_format::inode::{Inode as RawInode, InodeFormat};
 use extant_format::superblock::SbTime;
-use extant_format::{FormatError, GroupDesc, GroupNr, Ino, Pblk, Superblock};
+use extant_format::{FormatError, GroupDesc, GroupNr, Incompat, Ino, Pblk, Superblock};
 
 use crate::error::{CorruptKind, Error, Place, Result};
 
@@ -32,6 +32,13 @@ pub(crate) fn read_state(device: &dyn BlockDevice, sb: Option<u64>) -> Result<(u
     let at = offset_of(kib)?;
     let named = Superblock::read(&super_bytes(device, at)?)?;
     Ok(primary_of(device, &named).map_or((at, named), |primary| (SUPERBLOCK_OFFSET, primary)))
+}
+
+/// Whether the primary superblock says that nothing is to be replayed. A backup does not know: mkfs and the kernel write it as a rule
+/// without a word of what is under way, so where only a backup is left the journal is replayed, as e2fsck does.
+pub(crate) fn says_clean(device: &dyn BlockDevice, sb: &Superblock) -> Result<bool> {
+    let Ok(primary) = Superblock::read(&super_bytes(device, SUPERBLOCK_OFFSET)?) else { return Ok(false) };
+    Ok(primary.uuid() == sb.uuid() && !primary.features().incompat.contains(Incompat::RECOVER))
 }
 
 fn offset_of(kib: u64) -> Result<u64> {

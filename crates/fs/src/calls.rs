@@ -164,6 +164,7 @@ impl Filesystem {
             return self.check_not_aborted();
         }
         if !datasync {
+            let _pass = self.gate.enter(Level::Internal);
             self.write_own_times(inode)?;
         }
         let tid = if datasync { &inode.datasync_tid } else { &inode.sync_tid };

@@ -87,8 +87,12 @@ impl Filesystem {
         }
     }
 
-    /// Writes all times that changed in memory only. The caller is inside the freeze gate, or has closed it.
+    /// Writes all times that changed in memory only. The caller is inside the freeze gate, or has closed it. Nothing where it has been
+    /// remounted for reading since: the image says that there is nothing to recover.
     pub(crate) fn flush_times(&self) -> Result<()> {
+        if self.mode() != Mode::ReadWrite {
+            return Ok(());
+        }
         // Who flushes waits for the flush that has taken the list.
         let _flushing = self.mount.flushing_times.lock();
         let listed = std::mem::take(&mut *self.dirty_times.lock());
@@ -97,7 +101,7 @@ impl Filesystem {
 
     /// Writes those whose time has come; as [`Self::flush_times`].
     pub(crate) fn flush_times_due(&self) -> Result<()> {
-        if !self.options().given.lazytime {
+        if !self.options().given.lazytime || self.mode() != Mode::ReadWrite {
             return self.flush_times();
         }
         let _flushing = self.mount.flushing_times.lock();
@@ -131,9 +135,9 @@ impl Filesystem {
         Ok(())
     }
 
-    /// Writes the times of an inode that changed in memory only.
+    /// Writes the times of an inode that changed in memory only; as [`Self::flush_times`].
     pub(crate) fn write_own_times(&self, inode: &Inode) -> Result<()> {
-        if !inode.state().times_dirty {
+        if !inode.state().times_dirty || self.mode() != Mode::ReadWrite {
             return Ok(());
         }
         let mut handle = self.start_data(inode, 1)?;

@@ -416,11 +416,15 @@ fn backup_of(sb: &Superblock) -> Option<(u64, [u8; 1024])> {
 /// Whether a read-only mount is asked to recover the image, there is something to recover, and nothing stands against writing.
 fn recovers_on_device(device: &Arc<dyn BlockDevice>, sb: &Superblock, setup: &Setup) -> bool {
     let features = sb.features();
-    let needed = features.incompat.contains(Incompat::RECOVER)
-        || features.ro_compat.contains(RoCompat::ORPHAN_PRESENT)
-        || sb.last_orphan().0 != 0;
+    // A log that is only to be wiped is wiped, as by the kernel.
+    let needed = || {
+        features.incompat.contains(Incompat::RECOVER)
+            || features.ro_compat.contains(RoCompat::ORPHAN_PRESENT)
+            || sb.last_orphan().0 != 0
+            || log_is_empty(device, sb, setup) == Some(false)
+    };
     setup.recover_on_device
-        && needed
+        && needed()
         && !setup.options.noload
         && !device.is_read_only()
         && !setup.journal_device.as_ref().is_some_and(extant_device::BlockDevice::is_read_only)
@@ -435,11 +439,13 @@ fn may_turn_writable(device: &Arc<dyn BlockDevice>, sb: &Superblock, setup: &Set
     if !device.may_turn_writable() || setup.options.noload || unclean || journal {
         return false;
     }
-    let empty = || {
-        let log = find_log(device, sb, setup).ok()?;
-        log.map_or(Some(true), |log| log.read_superblock().ok().map(|sb| sb.start() == 0))
-    };
-    gate(sb, &setup.options, false, device.size()).is_ok() && empty() == Some(true)
+    gate(sb, &setup.options, false, device.size()).is_ok() && log_is_empty(device, sb, setup) == Some(true)
+}
+
+/// Whether the log says that there is nothing in it, or there is none; `None` if that is not to be found out.
+fn log_is_empty(device: &Arc<dyn BlockDevice>, sb: &Superblock, setup: &Setup) -> Option<bool> {
+    let log = find_log(device, sb, setup).ok()?;
+    log.map_or(Some(true), |log| log.read_superblock().ok().map(|sb| sb.start() == 0))
 }
 
 /// Refuses what this program cannot mount, each with a sentence.

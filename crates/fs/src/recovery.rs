@@ -14,13 +14,17 @@ use std::time::Duration;
 use extant_device::{BlockDevice, Counting, Overlay};
 use extant_format::superblock::State;
 use extant_format::{Pblk, Superblock};
-use extant_journal::{LogPlace, Recovery, recover as replay};
+use extant_journal::{LogPlace, Recovery, pass_over, recover as replay};
 
 use crate::bootstrap;
 use crate::error::Result;
 use crate::mount::{Setup, build};
 
 /// Replays the journal onto `device` if it needs it; true if it did. For writing, the log is then marked empty.
+///
+/// Where the superblock says that no recovery is needed nothing is replayed: what the log holds is none of this filesystem's changes.
+/// A mount says so before its first commit, and no longer only when its log is empty; so this is the log of another one that was
+/// made with the same UUID on the same external journal, or of one that `mke2fs -S` made over. The kernel wipes it too.
 ///
 /// `counting` is what lies beneath `device`.
 pub(crate) fn recover(
@@ -31,8 +35,13 @@ pub(crate) fn recover(
     log: &LogPlace,
     read_only: bool,
 ) -> Result<bool> {
-    let mut recovery = replay(log, device, sb.geometry().blocks_count())?;
-    let needed = recovery.was_needed();
+    let says_clean = bootstrap::says_clean(&**device, sb)?;
+    let mut recovery =
+        if says_clean { pass_over(log)? } else { replay(log, device, sb.geometry().blocks_count())? };
+    let needed = recovery.was_needed() && !says_clean;
+    if recovery.was_needed() && says_clean {
+        tracing::warn!("the journal has data, but the superblock needs no recovery: they are not replayed");
+    }
     let errno = recovery.recorded_errno();
     if !recovery.fast_commits().is_empty() {
         apply_fast_commits(device, counting, setup, log, &mut recovery, read_only)?;

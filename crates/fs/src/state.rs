@@ -66,8 +66,7 @@ impl Filesystem {
         self.gate.close(Level::Internal);
         // What readers touched, and what was under way, since.
         self.flush_times()?;
-        self.journal.checkpoint_all()?;
-        Ok(())
+        Ok(self.journal.rest()?)
     }
 
     fn write_still(&self) -> Result<()> {

@@ -9,7 +9,7 @@
 //! | [`BlockCache`], [`Buf`] | metadata blocks in memory: bounded, one read for concurrent callers |
 //! | [`Journal`], [`Handle`] | transactions, credits, group commit, abort; with a log or without one |
 //! | [`LogPlace`] | where the log's blocks are: an inode's extents, or an external device |
-//! | [`recover`], [`Recovery`] | replay after a crash, from anything Linux writes |
+//! | [`recover`], [`pass_over`], [`Recovery`] | replay after a crash, from anything Linux writes, or a log that is none of the filesystem's |
 //! | [`CommitObserver`], [`Clock`] | what a filesystem hears from the journal, and the time it is told |
 //!
 //! # Content of a buffer
@@ -48,4 +48,4 @@ pub use log::{LogPlace, LogRun};
 #[cfg(feature = "shuttle")]
 pub use mutant::Mutant;
 pub use options::{Clock, JournalOptions, SystemClock, WantedFeatures};
-pub use recovery::{Recovery, recover};
+pub use recovery::{Recovery, pass_over, recover};

@@ -76,6 +76,30 @@ pub fn recover(place: &LogPlace, device: &Arc<dyn BlockDevice>, fs_blocks: u64) 
     Ok(recovery)
 }
 
+/// In place of [`recover`], for a filesystem that says that it needs no recovery: what the log at `place` holds is none of its
+/// changes, and is not replayed. [`Recovery::finish`] marks the log empty.
+///
+/// # Errors
+/// The journal superblock is refused, or the device fails.
+pub fn pass_over(place: &LogPlace) -> Result<Recovery> {
+    let mut superblock = place.read_superblock()?;
+    let (needed, head) = (superblock.start() != 0, superblock.start());
+    if needed {
+        superblock.pass_over_log();
+    }
+    Ok(Recovery {
+        place: place.clone(),
+        needed,
+        next: superblock.sequence(),
+        head,
+        superblock,
+        transactions: 0,
+        blocks: 0,
+        revoked: 0,
+        fast_commits: Vec::new(),
+    })
+}
+
 impl Recovery {
     /// Whether the log was in use; it may still have been empty.
     #[must_use]

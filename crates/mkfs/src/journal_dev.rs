@@ -5,7 +5,7 @@ use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::Path;
 
 use extant_device::{BlockDevice, FileDevice, OpenOptions};
-use extant_format::jbd2::{NewJournal, Superblock as JournalSuperblock};
+use extant_format::jbd2::{CompatFeatures, IncompatFeatures, NewJournal, Superblock as JournalSuperblock};
 use extant_format::superblock::EXT4_SUPER_MAGIC;
 use extant_format::{Incompat, RawSuperblock, Superblock};
 use zerocopy::IntoBytes as _;
@@ -15,12 +15,8 @@ use crate::error::{Result, invalid};
 use crate::layout::set_hash_seed;
 use crate::params::Params;
 use crate::run::{open, say};
-use crate::special::broken;
 use crate::writer::device_error;
 
-/// `s_nr_users` and the table of users in a journal's superblock, in bytes.
-const NR_USERS_AT: usize = 0x40;
-const USERS_AT: usize = 0x100;
 /// Filesystems that can share a journal.
 const MAX_USERS: usize = 48;
 
@@ -101,10 +97,7 @@ pub(crate) struct Found {
     device: FileDevice,
     /// Byte of its superblock, and the superblock.
     at: u64,
-    log: [u8; 1024],
-    users: usize,
-    block_size: u32,
-    blocks: u64,
+    log: JournalSuperblock,
     /// Its UUID.
     pub(crate) uuid: [u8; 16],
     /// Its device number as `s_journal_dev` has it, 0 for a file.
@@ -112,39 +105,67 @@ pub(crate) struct Found {
 }
 
 impl Found {
-    /// The filesystems that are entered.
-    fn users(&self) -> impl Iterator<Item = &[u8]> {
-        self.log[USERS_AT..].chunks_exact(16).take(self.users)
+    /// Whether it lists another filesystem than `user`.
+    fn has_others(&self, user: [u8; 16]) -> bool {
+        self.log.users().iter().any(|u| *u != user)
     }
 
-    /// Enters the filesystem `user`, if it is not there yet.
+    fn is_empty(&self) -> bool {
+        self.log.start() == 0
+    }
+
+    /// Enters the filesystem `user`, if it is not there yet. What the log holds, or says of an error, is of a filesystem that was there
+    /// before, with the same UUID perhaps: nothing of it must reach the new one. Where others use the journal too its log is
+    /// empty ([`look`]), and stays as it is.
     pub(crate) fn join(mut self, user: [u8; 16]) -> Result<()> {
-        if self.users().any(|u| u == user) {
+        let empties = !self.has_others(user) && (!self.is_empty() || self.log.errno() != 0);
+        let enters = !self.log.users().contains(&user);
+        if empties {
+            empty(&mut self.log);
+        }
+        if enters && !self.log.add_user(user) {
+            return invalid("no further filesystem can use the journal");
+        }
+        if !empties && !enters {
             return Ok(());
         }
         let fail = device_error("writing the journal device");
-        let end = USERS_AT + self.users * 16;
-        self.log[end..end + 16].copy_from_slice(&user);
-        self.log[NR_USERS_AT..NR_USERS_AT + 4].copy_from_slice(&(self.users as u32 + 1).to_be_bytes());
-        let decoded = JournalSuperblock::decode(&self.log, self.block_size, self.blocks).map_err(broken)?;
-        self.device.write_at(self.at, &decoded.to_bytes()).map_err(&fail)?;
+        self.device.write_at(self.at, &self.log.to_bytes()).map_err(&fail)?;
         self.device.flush().map_err(&fail)
     }
 }
 
-/// Refuses a journal of another filesystem than `user`.
-pub(crate) fn refuse_sharing(path: &Path, block_size: u32, user: [u8; 16]) -> Result<()> {
-    if look(path, block_size, user)?.users().all(|u| u == user) {
-        return Ok(());
-    }
-    refuse(
-        path,
-        "another filesystem uses it, and e2fsck cannot check filesystems that share a journal; \
-         use another one, or -F to share it",
-    )
+/// A journal's superblock with nothing left of who used it: an empty log, no error, and the features of a new one (a mount adds
+/// others).
+fn empty(log: &mut JournalSuperblock) {
+    log.pass_over_log();
+    log.set_errno(0);
+    log.clear_head();
+    log.set_features(CompatFeatures::empty(), IncompatFeatures::empty());
 }
 
-/// Looks whether the file or device at `path` is a journal that the filesystem `user` can use.
+/// Refuses a journal of another filesystem than `user`, and one with changes that it would lose.
+pub(crate) fn refuse_use(path: &Path, block_size: u32, user: [u8; 16]) -> Result<()> {
+    let found = look(path, block_size, user)?;
+    if found.has_others(user) {
+        return refuse(
+            path,
+            "another filesystem uses it, and e2fsck cannot check filesystems that share a journal; \
+             use another one, or -F to share it",
+        );
+    }
+    if !found.is_empty() {
+        return refuse(
+            path,
+            "its log holds changes that its filesystem does not have yet; \
+             mount that one or check it with e2fsck -j first, or use -F to drop them",
+        );
+    }
+    Ok(())
+}
+
+/// Looks whether the file or device at `path` is a journal that the filesystem `user` can use; not while its log holds changes of
+/// another one.
 pub(crate) fn look(path: &Path, block_size: u32, user: [u8; 16]) -> Result<Found> {
     let device = OpenOptions::new().write(true).open(path)?;
     let fail = device_error("reading the journal device");
@@ -161,16 +182,21 @@ pub(crate) fn look(path: &Path, block_size: u32, user: [u8; 16]) -> Result<Found
     let at = journal_block(block_size) * u64::from(block_size);
     let mut log = [0; 1024];
     device.read_at(at, &mut log).map_err(&fail)?;
-    let users = usize::from(log[NR_USERS_AT + 3]) | usize::from(log[NR_USERS_AT + 2]) << 8;
-    let blocks = raw.blocks_count();
-    if JournalSuperblock::decode(&log, block_size, blocks).is_err() {
+    let Ok(log) = JournalSuperblock::decode(&log, block_size, raw.blocks_count()) else {
         return refuse(path, "its superblock is damaged; make it anew with -O journal_dev");
-    }
+    };
     let meta = std::fs::metadata(path).map_err(&fail)?;
     let number = if meta.file_type().is_block_device() { meta.rdev() as u32 } else { 0 };
-    let found = Found { device, at, log, users, block_size, blocks, uuid: raw.s_uuid, number };
-    if users > MAX_USERS || users == MAX_USERS && !found.users().any(|u| u == user) {
+    let found = Found { device, at, log, uuid: raw.s_uuid, number };
+    let users = found.log.users();
+    if users.len() == MAX_USERS && !users.contains(&user) {
         return refuse(path, "no further filesystem can use it");
+    }
+    if !found.is_empty() && found.has_others(user) {
+        return refuse(
+            path,
+            "its log holds changes of another filesystem; mount that one or check it with e2fsck -j first",
+        );
     }
     Ok(found)
 }

@@ -54,7 +54,7 @@ pub fn run(command: &Command, out: &mut dyn Write, progress: &dyn Progress) -> R
     if let Some(journal) = &params.journal_device
         && !command.force
     {
-        journal_dev::refuse_sharing(journal, params.block_size, params.uuid)?;
+        journal_dev::refuse_use(journal, params.block_size, params.uuid)?;
     }
     let layout = Layout::new(&params)?;
     if !command.quiet {

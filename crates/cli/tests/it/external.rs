@@ -7,7 +7,7 @@ use std::sync::Arc;
 use extant::{Credentials, Filesystem, Setup, ShutdownMode};
 use extant_device::OpenOptions;
 use extant_fsck::{Options, check, check_with_journal, cli};
-use extant_testkit::kernel::Loop;
+use extant_testkit::kernel::{DeviceMount, Loop};
 use extant_testkit::{Scratch, env, oracle};
 
 use crate::mounted;
@@ -165,11 +165,15 @@ fn made_by_us() -> Pair {
 impl Pair {
     /// Leaves a file in the journal only, as a machine that stops does.
     fn crash(&self) {
+        self.crash_with(b"in-the-journal");
+    }
+
+    fn crash_with(&self, name: &[u8]) {
         let open = |path: &Path| Arc::new(OpenOptions::new().write(true).open(path).unwrap());
         let setup = Setup { journal_device: Some(open(&self.journal)), ..Setup::default() };
         let fs = Filesystem::open(open(&self.fs), setup).unwrap();
         let (root, cred) = (fs.root().unwrap(), Credentials::root());
-        fs.mkdir(&root, b"in-the-journal", 0o755, &cred).unwrap();
+        fs.mkdir(&root, name, 0o755, &cred).unwrap();
         fs.fsync(&root, false).unwrap();
         fs.shutdown(ShutdownMode::NoFlush, &cred).unwrap();
         drop(root);
@@ -257,4 +261,54 @@ fn a_read_only_mount_recovers_through_an_external_journal() {
     drop((fs, journal));
     assert!(ok(&[&"ls", &"--noload", &pair.fs]).text().contains("in-the-journal"), "recovered on the device");
     assert_eq!(pair.verdicts(), (true, true));
+}
+
+/// A filesystem that is made again, with its UUID, on the journal that the old one left with changes in it: nothing of the old one is in the
+/// new one, whether we mount it or the kernel does.
+#[test]
+fn a_filesystem_is_made_again_on_its_used_journal() {
+    need!(env::tools(&["e2fsck", "dumpe2fs"]));
+    let pair = made_by_us();
+    let (fs, journal) = (&pair.fs, &pair.journal);
+    let header = oracle::dumpe2fs_header(fs);
+    let uuid = &header.iter().find(|(name, _)| name == "Filesystem UUID").unwrap().1;
+    pair.crash();
+    let source = pair.scratch.join("source");
+    std::fs::create_dir(&source).unwrap();
+    std::fs::write(source.join("new"), "content").unwrap();
+    let device = format!("device={}", journal.display());
+    let again: [&dyn AsRef<std::ffi::OsStr>; 10] =
+        [&"mkfs", &"-q", &"-b", &"1024", &"-J", &device, &"-U", uuid, &"-d", &source];
+    let used = pair.bytes();
+    let other = pair.scratch.join("other");
+    let mut command = again.to_vec();
+    command.extend::<[&dyn AsRef<std::ffi::OsStr>; 2]>([&other, &"32m"]);
+    let refused = extant(&command);
+    assert!(refused.status != 0 && refused.err.contains("its log holds changes"), "{}", refused.err);
+    assert!(pair.bytes() == used && !other.exists());
+    let mut command = again.to_vec();
+    command.extend::<[&dyn AsRef<std::ffi::OsStr>; 3]>([&"-F", fs, &"32m"]);
+    ok(&command);
+    assert_eq!(pair.verdicts(), (true, true));
+    let kernel = pair.copy();
+    let names = |pair: &Pair| {
+        let names = ok(&[&"ls", &"--noload", &pair.fs]).text();
+        assert!(names.contains("new") && !names.contains("in-the-journal"), "{names}");
+        assert_eq!(pair.verdicts(), (true, true));
+    };
+    ok(&[&"mkdir", &"--journal", journal, fs, &"/d"]);
+    names(&pair);
+    // Nor after a crash of the new one.
+    pair.crash_with(b"newer");
+    ok(&[&"mkdir", &"--journal", journal, fs, &"/e"]);
+    names(&pair);
+    if env::kernel_mounts().is_ok() {
+        let (fs, journal) = (Loop::attach(&kernel.fs, false), Loop::attach(&kernel.journal, false));
+        let options = format!("journal_path={}", journal.device().display());
+        let mount = DeviceMount::new(fs.device(), &options).unwrap();
+        std::fs::create_dir(mount.path().join("d")).unwrap();
+        mount.unmount();
+        drop((fs, journal));
+        names(&kernel);
+    }
 }

@@ -312,6 +312,14 @@ impl Superblock {
         self.raw.s_start.set(start);
     }
 
+    /// Says that there is nothing to recover, whatever the log holds. What is logged from here on is not continued by anything
+    /// that is left in it, fast commits included: a transaction takes a block at least, so none has the sequence number that
+    /// comes next.
+    pub fn pass_over_log(&mut self) {
+        let sequence = self.sequence().0.wrapping_add(self.max_len());
+        self.set_tail(Tid(sequence), 0);
+    }
+
     /// Forgets where the last clean unmount left the log's head (`s_head`), a hint that only Linux uses.
     pub fn clear_head(&mut self) {
         if self.version == SuperblockVersion::V2 {
@@ -385,6 +393,19 @@ impl Superblock {
         let count =
             if self.version == SuperblockVersion::V1 { 0 } else { self.raw.s_nr_users.get().min(MAX_USERS) };
         self.raw.s_users[..count as usize].to_vec()
+    }
+
+    /// Adds a user; false, with nothing changed, where there is no room. Only for an empty log: a version-1 superblock, which has no
+    /// users, becomes one of version 2.
+    pub fn add_user(&mut self, user: [u8; 16]) -> bool {
+        let count = self.users().len();
+        if count == self.raw.s_users.len().min(MAX_USERS as usize) {
+            return false;
+        }
+        self.upgrade();
+        self.raw.s_users[count] = user;
+        self.raw.s_nr_users.set(count as u32 + 1);
+        true
     }
 
     /// The layout of the log's blocks.

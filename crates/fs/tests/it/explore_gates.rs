@@ -1,4 +1,5 @@
-//! What fallocate(2) holds over its changes of the map, under the exploring runtime.
+//! What goes through the gates of a freeze, under the exploring runtime: what fallocate(2) holds over its changes of the map, and that
+//! nothing is written while it is frozen.
 //!
 //! A device puts something into a pinned page while a block of it is punched out, zeroed, made of zeros that are written, or allocated, and
 //! fsync finds it: it meets the map as it was or as it will be. What a load sees then is on the disk, and every block is somebody's.
@@ -6,12 +7,13 @@
 
 use std::sync::Arc;
 
-use extant::{FallocateMode, Mutant};
+use extant::{Credentials, FallocateMode, MountOptions, Mutant};
 use extant_device::{MemoryDevice, MemoryImage};
-use extant_sync::model;
+use extant_format::{Incompat, Superblock};
+use extant_sync::{model, thread};
 use extant_testkit::env::{seed, tools};
 
-use crate::explore::{STACK, close, find, image, open, together};
+use crate::explore::{PLAIN, STACK, close, find, image, open, together};
 use crate::explore_direct::HALF_PAGES;
 use crate::explore_map::{Before, errno, mapped};
 
@@ -102,4 +104,59 @@ fn mutant_written_zeros_beside_writeback() {
 #[test]
 fn mutant_allocating_beside_writeback() {
     explored(Mutant::AllocateGated, FallocateMode::Allocate);
+}
+
+/// Times that a reader has changed in memory are written neither while the filesystem is frozen nor after it has turned read-only: the
+/// image says then that nothing is to be recovered, and stays as it is.
+fn still_beside_a_sync(image: &MemoryImage, how: Still) {
+    let device = Arc::new(MemoryDevice::from_image(image));
+    let fs = open(&device, Mutant::None);
+    let file = find(&fs, "a");
+    let (a, b) = ((Arc::clone(&fs), Arc::clone(&device)), Arc::clone(&fs));
+    together(vec![
+        Box::new(move || {
+            let ((fs, device), cred) = (a, Credentials::root());
+            match how {
+                Still::Frozen => fs.freeze(&cred).unwrap(),
+                _ => fs.remount(&MountOptions::parse("ro").unwrap()).unwrap(),
+            }
+            let still = device.to_bytes();
+            let sb = Superblock::read(&still[1024..2048]).unwrap();
+            assert!(!sb.features().incompat.contains(Incompat::RECOVER), "{how:?}, and said to be in use");
+            thread::yield_now();
+            assert!(still == device.to_bytes(), "written to while it is {how:?}");
+            if how == Still::Frozen {
+                fs.thaw(&cred).unwrap();
+            }
+        }),
+        Box::new(move || {
+            let fs = b;
+            let mut byte = [0];
+            assert_eq!(fs.read_at(&file, 0, &mut byte).unwrap(), 1);
+            match how {
+                Still::ReadOnlyBesideSync => fs.sync().unwrap(),
+                Still::ReadOnlyBesideFsync => fs.fsync(&file, false).unwrap(),
+                _ => fs.sync_inode(&file, false).unwrap(),
+            }
+        }),
+    ]);
+    close(fs, &*device, "times beside a freeze");
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Still {
+    Frozen,
+    ReadOnly,
+    ReadOnlyBesideSync,
+    ReadOnlyBesideFsync,
+}
+
+#[test]
+fn times_are_not_written_while_it_is_still() {
+    need!(tools(&["mke2fs"]));
+    for how in [Still::Frozen, Still::ReadOnly, Still::ReadOnlyBesideSync, Still::ReadOnlyBesideFsync] {
+        let image = image(PLAIN);
+        let name = format!("times while it is still, {how:?}");
+        model::Lab::new(&name, 400).deep(seed(), STACK).holds(move || still_beside_a_sync(&image, how));
+    }
 }

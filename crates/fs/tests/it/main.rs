@@ -85,3 +85,5 @@ mod values;
 mod visible_quota;
 #[cfg(not(feature = "shuttle"))]
 mod whole;
+#[cfg(not(feature = "shuttle"))]
+mod wiped;

@@ -210,6 +210,69 @@ fn an_external_journal_is_of_one_filesystem() {
     }
 }
 
+/// Where the log starts and which sequence number is expected there, as the journal's superblock says, and the error on record.
+fn tail(journal: &Path, block: u64) -> (u32, u32, u32) {
+    let bytes = bytes(journal, if block == 1024 { 2048 } else { block }, 1024);
+    let word = |at: usize| u32::from_be_bytes(bytes[at..at + 4].try_into().unwrap());
+    (word(0x1c), word(0x18), word(0x20))
+}
+
+/// What is left in the log of a filesystem that was there before, or its error, reaches no new one: without `-F` it is not made, with it the
+/// log is emptied, if it is nobody else's.
+#[test]
+fn a_journal_with_changes_in_it() {
+    let scratch = Scratch::new();
+    let image = scratch.path("image");
+    for block in [1024, 4096] {
+        let (journal, option) = journal(&scratch, block);
+        let line = format!("-t ext4 {option} -U {UUID}");
+        mkfs(&line, &image, &["32m"]).unwrap();
+        let first = if block == 1024 { 3 } else { 2 };
+        assert_eq!(tail(&journal, block.into()), (0, 1, 0));
+        let put = |at: u64, word: u32| {
+            let at = if block == 1024 { 2048 } else { 4096 } + at;
+            let file = std::fs::OpenOptions::new().write(true).open(&journal).unwrap();
+            file.write_all_at(&word.to_be_bytes(), at).unwrap();
+        };
+        put(0x1c, first);
+        put(0x18, 7);
+        put(0x20, (-5_i32) as u32);
+        let used = std::fs::read(&journal).unwrap();
+        let new = scratch.path("new");
+        for line in [format!("-q {line}"), format!("-q -n {line}")] {
+            let e = plainly(&line, &new, "32m").unwrap_err();
+            assert!(e.contains("its log holds changes") && e.contains("-F"), "{line}: {e}");
+            assert!(std::fs::read(&journal).unwrap() == used && !new.exists(), "{line}");
+        }
+        // Another one would lose them to it, or it to them.
+        let before = std::fs::read(&image).unwrap();
+        let e = mkfs(&option, &image, &["32m"]).unwrap_err();
+        assert!(e.contains("changes of another filesystem"), "{e}");
+        assert!(std::fs::read(&journal).unwrap() == used && std::fs::read(&image).unwrap() == before);
+        mkfs(&line, &image, &["32m"]).unwrap();
+        let blocks = (8 << 20) / block;
+        assert_eq!(tail(&journal, block.into()), (0, 7 + blocks, 0), "start, sequence, error");
+        if let Some(e2fsck) = tool("e2fsck") {
+            let paths = [journal.to_string_lossy(), image.to_string_lossy()];
+            let out = run(&e2fsck, &["-fn", "-j", &paths[0], &paths[1]]);
+            let said = text(&out);
+            assert!(out.status.success() && !said.contains("journal has data"), "{said}");
+        }
+        // Nobody's changes: nobody is listed.
+        put(0x40, 0);
+        put(0x1c, first);
+        let e = plainly(&format!("-q {line}"), &new, "32m").unwrap_err();
+        assert!(e.contains("its log holds changes"), "{e}");
+        mkfs(&line, &image, &["32m"]).unwrap();
+        assert_eq!(tail(&journal, block.into()), (0, 7 + 2 * blocks, 0));
+        // An error alone does not keep it from being made, and is not the new one's.
+        put(0x20, (-5_i32) as u32);
+        plainly(&format!("-q {line}"), &new, "32m").unwrap();
+        assert_eq!(tail(&journal, block.into()).2, 0);
+        std::fs::remove_file(&new).unwrap();
+    }
+}
+
 /// Nor does the journal hear of a filesystem that is not there.
 #[test]
 fn what_cannot_be_made_enters_no_journal() {
