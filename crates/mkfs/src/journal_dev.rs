@@ -12,7 +12,7 @@ use zerocopy::IntoBytes as _;
 
 use crate::cli::Command;
 use crate::error::{Result, invalid};
-use crate::layout::set_hash_seed;
+use crate::layout::{set_hash_seed, set_times};
 use crate::params::Params;
 use crate::run::{open, say};
 use crate::writer::device_error;
@@ -86,9 +86,7 @@ fn superblock(p: &Params) -> RawSuperblock {
     sb.s_feature_incompat.set(Incompat::JOURNAL_DEV.bits());
     sb.s_uuid = p.uuid;
     sb.s_volume_name[..p.label.len()].copy_from_slice(&p.label);
-    for time in [&mut sb.s_wtime, &mut sb.s_lastcheck, &mut sb.s_mkfs_time] {
-        time.set(p.time as u32);
-    }
+    set_times(&mut sb, p.time);
     sb
 }
 

@@ -447,7 +447,8 @@ pub(crate) fn set_hash_seed(sb: &mut RawSuperblock, p: &Params) {
     sb.s_def_hash_version = p.hash_version;
 }
 
-fn set_times(sb: &mut RawSuperblock, time: u64) {
+/// Every time that a new superblock has.
+pub(crate) fn set_times(sb: &mut RawSuperblock, time: u64) {
     let (low, high) = (time as u32, (time >> 32) as u8);
     sb.s_wtime.set(low);
     sb.s_lastcheck.set(low);

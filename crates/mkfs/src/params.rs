@@ -118,6 +118,22 @@ pub(crate) fn source_date() -> Result<Option<u64>> {
     }
 }
 
+/// The latest time that an inode of `inode_size` bytes has room for: 34 bits of seconds from 1901 on, or 32 in one of 128 bytes.
+const fn latest_time(inode_size: u16) -> u64 {
+    if inode_size == 128 { i32::MAX as u64 } else { 0x3_7fff_ffff }
+}
+
+/// A time that was asked for, where inodes of `inode_size` bytes have room for it.
+fn fitting(time: u64, inode_size: u16) -> Result<u64> {
+    let latest = latest_time(inode_size);
+    if time > latest {
+        return usage(format!(
+            "SOURCE_DATE_EPOCH={time}: inodes of {inode_size} bytes have no times after {latest} seconds since 1970"
+        ));
+    }
+    Ok(time)
+}
+
 /// A time stamp for what is made: `SOURCE_DATE_EPOCH` where it is set, else now.
 ///
 /// # Errors
@@ -126,8 +142,12 @@ pub fn now() -> Result<u64> {
     if let Some(time) = source_date()? {
         return Ok(time);
     }
+    Ok(clock())
+}
+
+fn clock() -> u64 {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    Ok(since.map_or(0, |d| d.as_secs()))
+    since.map_or(0, |d| d.as_secs())
 }
 
 /// What a size in bytes or blocks is in blocks.
@@ -220,7 +240,10 @@ impl Resolver<'_> {
             errors: o.errors.unwrap_or(1),
             creator_os: o.creator_os.unwrap_or(0),
             default_mount_opts: self.default_mount_opts()?,
-            time: o.time.map_or_else(now, Ok)?,
+            time: match o.time.map_or_else(source_date, |time| Ok(Some(time)))? {
+                Some(time) => fitting(time, inode_size)?,
+                None => clock(),
+            },
             periodic_check: self.conf.boolean(&self.types, "enable_periodic_fsck").unwrap_or(false),
             // What has no room in the product is too large for any filesystem anyway.
             journal_blocks: o.journal_size.map(|mib| mib.saturating_mul(1 << 20) / u64::from(block_size)),

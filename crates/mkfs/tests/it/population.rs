@@ -284,6 +284,49 @@ fn the_time_of_the_source_is_a_number() {
     }
 }
 
+/// Nor is one taken for another that has no room: in inodes of 256 bytes, of 128, and in the superblock of an external journal.
+#[test]
+fn the_time_of_the_source_has_room() {
+    let scratch = Scratch::new();
+    let root = scratch.path("tree");
+    std::fs::create_dir(&root).unwrap();
+    let contents = format!("-d {}", root.display());
+    let (most, most_small) = (15_032_385_535_u64, 2_147_483_647_u64);
+    for (line, latest) in [
+        ("-t ext4", most),
+        (contents.as_str(), most),
+        ("-O journal_dev", most),
+        ("-t ext4 -I 128", most_small),
+        ("-t ext2 -I 128 -r 0", most_small),
+    ] {
+        for (time, fits) in [(latest, true), (latest + 1, false), (u64::MAX / 2, false)] {
+            let image = scratch.path("image");
+            let _ = std::fs::remove_file(&image);
+            if line != contents {
+                std::fs::File::create(&image).unwrap().set_len(8 << 20).unwrap();
+            }
+            let out = Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", "population::helper_makes_one", "--nocapture"])
+                .env("SOURCE_DATE_EPOCH", time.to_string())
+                .env("MKFS_HELPER", format!("{line} {}", image.display()))
+                .output()
+                .unwrap();
+            assert_eq!(out.status.success(), fits, "{time} {line}: {}", text(&out));
+            if !fits {
+                assert!(text(&out).contains("have no times after"), "{time} {line}: {}", text(&out));
+                continue;
+            }
+            let bytes = std::fs::read(&image).unwrap();
+            let sb = &bytes[1024..2048];
+            // s_mkfs_time and its high byte, s_wtime and s_lastcheck and theirs (kernel ext4 documentation, "Super Block").
+            for (low, high) in [(0x108, 0x276), (0x30, 0x274), (0x40, 0x277)] {
+                let low = u32::from_le_bytes(sb[low..low + 4].try_into().unwrap());
+                assert_eq!(u64::from(sb[high]) << 32 | u64::from(low), time, "{line}, byte {high:#x}");
+            }
+        }
+    }
+}
+
 /// Runs as a process of its own, so that the time can come from the environment.
 #[test]
 fn helper_makes_one() {
