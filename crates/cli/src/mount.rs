@@ -3,7 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 
-use extant_fuse::command::{self, CommandError, Unmounted};
+use extant_fuse::command::{self, CommandError, Unmounted, Waits};
 use extant_fuse::null::{NullOptions, NullServer};
 use extant_fuse::{SessionOptions, Transport};
 
@@ -128,10 +128,18 @@ pub(crate) fn mount(args: MountArgs) -> Outcome {
 
 pub(crate) fn umount(args: UmountArgs) -> Outcome {
     let dir = args.dir.display().to_string();
-    let waits = |holders: &[i32]| {
-        let holders: Vec<String> = holders.iter().map(i32::to_string).collect();
-        let holders = holders.join(", ");
-        eprintln!("extant: {dir}: unmounted here; waiting for the mount namespaces of processes {holders}");
+    let waits = |what| match what {
+        Waits::Namespaces(holders) => {
+            let holders: Vec<String> = holders.iter().map(i32::to_string).collect();
+            let holders = holders.join(", ");
+            eprintln!(
+                "extant: {dir}: unmounted here; waiting for the mount namespaces of processes {holders}"
+            );
+        }
+        Waits::Server(pid) => eprintln!(
+            "extant: {dir}: unmounted here; waiting for its server, process {pid}, which is writing, or kept by files that are open \
+             on a copy of the mount that was unmounted lazily"
+        ),
     };
     let args = command::UmountArgs { dir: args.dir, lazy: args.lazy };
     let done = command::umount(&args, waits).map_err(failure)?;

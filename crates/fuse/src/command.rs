@@ -18,7 +18,7 @@ pub use exec::{ExecArgs, exec};
 pub use helper::mount_helper;
 pub use mount::{MountArgs, mount};
 pub use options::{Attach, Options};
-pub use umount::{UmountArgs, Unmounted, umount};
+pub use umount::{UmountArgs, Unmounted, Waits, umount};
 
 /// Exit statuses of mount(8).
 pub mod status {

@@ -136,6 +136,37 @@ fn an_unmount_of_one_mount_does_not_wait_for_the_others() {
     }
 }
 
+/// A server that goes on for files that are open on a copy that was unmounted lazily is waited for, and in time that is said. (What did not
+/// say so would wait with the test for ever.)
+#[test]
+fn an_unmount_says_which_server_it_waits_for() {
+    need!(may_mount());
+    let (dir, image) = image();
+    let second = dir.join("second");
+    fs::create_dir(&second).unwrap();
+    let mounted = Mounted::new(&image, "attach=plain");
+    fs::write(mounted.path().join("file"), "content").unwrap();
+    rustix::mount::mount_bind(mounted.path(), &second).unwrap();
+    let mut command = Command::new("sh");
+    command.args(["-c", "exec 3<\"$0\"; echo there; read line"]).arg(second.join("file"));
+    let mut user = oracle::start(command.stdin(Stdio::piped()).stdout(Stdio::piped())).unwrap();
+    let mut line = String::new();
+    BufReader::new(user.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let mut command = extant();
+    assert!(oracle::output(command.args(["umount", "-l"]).arg(&second)).unwrap().status.success());
+    let mut command = extant();
+    command.arg("umount").arg(mounted.path()).stderr(Stdio::piped());
+    let mut umount = oracle::start(&mut command).unwrap();
+    mounted.gone();
+    // Another test may have a namespace, which is said first.
+    let mut said = BufReader::new(umount.stderr.take().unwrap()).lines().map(Result::unwrap);
+    assert!(said.any(|line| line.contains("waiting for its server, process")));
+    drop(user.stdin.take());
+    user.wait().unwrap();
+    assert!(umount.wait().unwrap().success());
+    oracle::assert_clean(&image);
+}
+
 /// A copy in the mount namespace of another process is waited for, and that is said.
 #[test]
 fn an_unmount_says_which_namespace_it_waits_for() {
@@ -151,8 +182,8 @@ fn an_unmount_says_which_namespace_it_waits_for() {
     command.arg("umount").arg(mounted.path()).stderr(Stdio::piped());
     let mut umount = oracle::start(&mut command).unwrap();
     mounted.gone();
-    let mut waits = String::new();
-    BufReader::new(umount.stderr.take().unwrap()).read_line(&mut waits).unwrap();
+    let (mut waits, mut said) = (String::new(), BufReader::new(umount.stderr.take().unwrap()));
+    said.read_line(&mut waits).unwrap();
     // Another test may have a namespace, too.
     assert!(waits.contains("waiting for the mount namespaces of processes"), "{waits}");
     let pids: Vec<u32> = waits.split(|c: char| !c.is_ascii_digit()).filter_map(|w| w.parse().ok()).collect();

@@ -5,9 +5,10 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use extant_format::{Incompat, Superblock};
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
@@ -33,10 +34,23 @@ pub enum Unmounted {
     StillMounted(Vec<PathBuf>),
 }
 
+/// What an unmount waits for.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Waits {
+    /// Copies of the mount in other mount namespaces: a process of each.
+    Namespaces(Vec<i32>),
+    /// The server, this process, which has not ended yet though no mount of it is to be seen: it is still writing, or somebody has files open
+    /// on a copy that was unmounted lazily.
+    Server(i32),
+}
+
+/// How long a server is waited for without a word.
+const WORDLESS: Duration = Duration::from_secs(5);
+
 /// Unmounts; returns once the server has written everything and ended, or at once where the file system is mounted elsewhere.
 /// Copies of the mount in other mount namespaces are waited for: they come and go with processes that know nothing of it. `waits` is told
-/// of a process in each first.
-pub fn umount(args: &UmountArgs, waits: impl FnOnce(&[i32])) -> Result<Unmounted, CommandError> {
+/// of them first, and of the server once that has taken some seconds.
+pub fn umount(args: &UmountArgs, mut waits: impl FnMut(Waits)) -> Result<Unmounted, CommandError> {
     let at = |e: &dyn std::fmt::Display| CommandError::failure(format!("{}: {e}", args.dir.display()));
     let entry = find_mount(&args.dir).map_err(|e| at(&e))?;
     let Some(entry) = entry.filter(MountEntry::is_ours) else {
@@ -51,15 +65,19 @@ pub fn umount(args: &UmountArgs, waits: impl FnOnce(&[i32])) -> Result<Unmounted
     }
     let before = Others::of(&entry).map_err(|e| at(&e))?;
     unmount(&entry.target, false).map_err(|e| at(&e))?;
-    let others = Others::of(&entry).map_err(|e| at(&e))?.since(&before);
+    let after = Others::of(&entry).map_err(|e| at(&e))?;
+    // Looked at after the mounts: while it runs, none of them is of a later file system.
+    let others = after.since(&before, server.may_run().then_some(&entry));
     if !others.here.is_empty() {
         return Ok(Unmounted::StillMounted(others.here.into_iter().map(|m| m.target).collect()));
     }
     if !others.elsewhere.is_empty() {
-        let holders: Vec<i32> = others.elsewhere.iter().map(|(pid, _)| *pid).collect();
-        waits(&holders);
+        waits(Waits::Namespaces(others.elsewhere.iter().map(|(pid, _)| *pid).collect()));
     }
-    if let Server::Known { process, .. } = &server {
+    if let Server::Known { process, pid, .. } = &server {
+        if !ends_within(process, WORDLESS).map_err(|e| at(&e))? {
+            waits(Waits::Server(*pid));
+        }
         wait_for_end(process).map_err(|e| at(&e))?;
     }
     match image.as_deref().map(is_clean) {
@@ -74,6 +92,7 @@ pub fn umount(args: &UmountArgs, waits: impl FnOnce(&[i32])) -> Result<Unmounted
 enum Server {
     Known {
         process: OwnedFd,
+        pid: i32,
         shut_down: bool,
     },
     /// It has ended, and the mount was dead.
@@ -90,9 +109,18 @@ impl Server {
             Err(_) => return Self::Unknown,
         };
         let pid = i32::try_from(state.pid).ok().and_then(Pid::from_raw);
-        match pid.map(|pid| pidfd_open(pid, PidfdFlags::empty())) {
-            Some(Ok(process)) => Self::Known { process, shut_down: state.shut_down },
+        match pid.map(|pid| (pid.as_raw_nonzero().get(), pidfd_open(pid, PidfdFlags::empty()))) {
+            Some((pid, Ok(process))) => Self::Known { process, pid, shut_down: state.shut_down },
             _ => Self::Unknown,
+        }
+    }
+
+    /// Whether it has not ended, or that is not known.
+    fn may_run(&self) -> bool {
+        match self {
+            Self::Known { process, .. } => !ends_within(process, Duration::ZERO).unwrap_or(false),
+            Self::Dead => false,
+            Self::Unknown => true,
         }
     }
 
@@ -137,13 +165,15 @@ impl Others {
         Ok(Self { here, elsewhere })
     }
 
-    /// Those that were there `before` too. After the unmount the device number alone says nothing: once the file system has
-    /// ended, the next one that is mounted may have it.
-    fn since(mut self, before: &Self) -> Self {
+    /// Those that were there `before` too, and those of the same source and type as `running`: they were made since then. After
+    /// the unmount the device number alone says nothing: once the file system has ended, the next one that is mounted may have it.
+    fn since(mut self, before: &Self, running: Option<&MountEntry>) -> Self {
         let noted = before.elsewhere.iter().map(|(_, all)| all).chain([&before.here]);
         let noted: HashSet<u64> = noted.flatten().map(|m| m.id).collect();
-        self.here.retain(|m| noted.contains(&m.id));
-        self.elsewhere.retain(|(_, all)| all.iter().any(|m| noted.contains(&m.id)));
+        let made = |m: &MountEntry| running.is_some_and(|of| m.source == of.source && m.kind == of.kind);
+        let is_other = |m: &MountEntry| noted.contains(&m.id) || made(m);
+        self.here.retain(is_other);
+        self.elsewhere.retain(|(_, all)| all.iter().any(is_other));
         self
     }
 }
@@ -152,6 +182,17 @@ impl Others {
 fn beside(mut all: Vec<MountEntry>, entry: &MountEntry) -> Vec<MountEntry> {
     all.retain(|m| m.is_ours() && m.dev == entry.dev && m.id != entry.id);
     all
+}
+
+/// Whether a process ends within that time.
+fn ends_within(process: &OwnedFd, time: Duration) -> Result<bool, Errno> {
+    let time = Timespec { tv_sec: time.as_secs() as i64, tv_nsec: time.subsec_nanos().into() };
+    match poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&time)) {
+        Ok(ready) => Ok(ready != 0),
+        // What is said a moment early does no harm.
+        Err(Errno::INTR) => Ok(false),
+        Err(errno) => Err(errno),
+    }
 }
 
 pub(super) fn wait_for_end(server: &OwnedFd) -> Result<(), Errno> {
@@ -211,9 +252,27 @@ mod tests {
         };
         let (bound, copied) = (entry(40, "/bound"), entry(50, "/a"));
         let before = of(&[gone.clone(), bound.clone()], std::slice::from_ref(&copied));
-        let after = of(std::slice::from_ref(&bound), &[copied]).since(&before);
+        let after = of(std::slice::from_ref(&bound), &[copied]).since(&before, None);
         assert_eq!((after.here, after.elsewhere.len()), (vec![bound.clone()], 1));
-        let after = of(&[entry(36, "/b"), entry(37, "/b"), bound.clone()], &[entry(51, "/b")]).since(&before);
+        let later = of(&[entry(36, "/b"), entry(37, "/b"), bound.clone()], &[entry(51, "/b")]);
+        let after = later.since(&before, None);
+        assert_eq!((after.here, after.elsewhere.len()), (vec![bound.clone()], 0));
+        // The server runs, or nobody knows: of another image, or of another type.
+        let other = |id| MountEntry { source: "/tmp/other".into(), ..entry(id, "/b") };
+        let block = MountEntry { kind: "fuseblk.extant".into(), ..entry(38, "/b") };
+        let later = of(&[other(37), block, bound.clone()], &[other(51)]);
+        let after = later.since(&before, Some(&gone));
         assert_eq!((after.here, after.elsewhere.len()), (vec![bound], 0));
+    }
+
+    /// A mount of it that was made after the look before the unmount is another one all the same.
+    #[test]
+    fn what_was_bound_meanwhile_is_another_mount_of_it() {
+        let gone = entry(36, "/a");
+        let none = Others { here: Vec::new(), elsewhere: Vec::new() };
+        let (bound, copied) = (entry(41, "/bound"), entry(52, "/a"));
+        let after = Others { here: vec![bound.clone()], elsewhere: vec![(7, vec![copied])] };
+        let after = after.since(&none, Some(&gone));
+        assert_eq!((after.here, after.elsewhere.len()), (vec![bound], 1));
     }
 }
