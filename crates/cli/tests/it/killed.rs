@@ -1,9 +1,11 @@
 //! What survives when the server is killed: for each kind of mount, the promises of docs/mount.md.
 
+use std::ffi::OsStr;
+use std::io::{BufRead as _, BufReader};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 
 use extant_testkit::kernel::{Loop, wait_until_detached};
 use extant_testkit::{Scratch, env, need, oracle, scratch};
@@ -170,34 +172,79 @@ fn on_a_plain_mount_fsync_survives_and_sync_does_nothing() {
 /// As on a plain mount.
 #[test]
 fn on_a_users_mount_fsync_survives_and_sync_does_nothing() {
-    need!(env::root(), env::fuse(), env::tools(&["setpriv", "fusermount3"]));
-    let mode = |path: &Path| std::fs::metadata(path).map_or(0, |m| m.mode());
+    need!(
+        env::root(),
+        env::fuse(),
+        env::tools(&["setpriv", "fusermount3", "unshare", "nsenter", "mknod", "umount"])
+    );
     let program = env::tool("fusermount3").expect("asked for");
-    need!(if mode(&program) & 0o4000 != 0 { Ok(()) } else { Err("fusermount3 is not set-user-id") });
-    need!(if mode(Path::new("/dev/fuse")) & 0o6 == 6 {
-        Ok(())
-    } else {
-        Err("/dev/fuse is not for everybody")
-    });
+    let mode = std::fs::metadata(&program).map_or(0, |m| m.mode());
+    need!(if mode & 0o4000 != 0 { Ok(()) } else { Err("fusermount3 is not set-user-id") });
     let dir = scratch();
-    let image = image(&dir);
+    let place = Place::new(&dir);
     let mnt = dir.join("mnt");
     std::fs::create_dir(&mnt).expect("folder");
-    for path in [dir.path(), &image, &mnt] {
-        std::os::unix::fs::chown(path, Some(NOBODY), Some(NOBODY)).expect("chown");
+    let owned = |path: &Path| std::os::unix::fs::chown(path, Some(NOBODY), Some(NOBODY)).expect("chown");
+    [dir.path(), &mnt].into_iter().for_each(owned);
+    // Where the tests are built need not be for everybody.
+    let program = dir.join("extant");
+    std::fs::copy(extant().get_program(), &program).expect("a copy");
+    for (options, work) in [("rw", Work::Fsync), ("commit=300", Work::Sync)] {
+        let image = image(&dir);
+        owned(&image);
+        run(place.as_nobody(&program).args(["mount", "-o", options]).arg(&image).arg(&mnt));
+        let server = server_of(&mnt);
+        run(place.as_nobody("sh").args(["-c", work.script(), "sh"]).arg(&mnt));
+        kill(server);
+        run(place.inside("umount").arg(&mnt));
+        match work {
+            Work::Fsync => check(&image, work),
+            Work::Sync => check_unsynced(&image),
+        }
     }
-    let as_nobody = |program: &std::ffi::OsStr| {
-        let mut command = oracle::command("setpriv");
-        command.args([format!("--reuid={NOBODY}"), format!("--regid={NOBODY}"), "--clear-groups".into()]);
-        command.arg(program);
+}
+
+/// A mount namespace in which `/dev/fuse` is for everybody, as on an ordinary machine. It ends with its last process.
+struct Place {
+    holder: Child,
+}
+
+impl Place {
+    fn new(dir: &Scratch) -> Self {
+        let script = "mknod \"$1/fuse\" c 10 229 && chmod 666 \"$1/fuse\" && mount --bind \"$1/fuse\" /dev/fuse && \
+                      echo ready && read -r end";
+        let mut holder = oracle::command("unshare");
+        holder.args(["--mount", "sh", "-c", script, "sh"]).arg(dir.path());
+        let mut holder =
+            oracle::start(holder.stdin(Stdio::piped()).stdout(Stdio::piped())).expect("unshare starts");
+        let mut said = String::new();
+        let out = holder.stdout.take().expect("asked for");
+        BufReader::new(out).read_line(&mut said).expect("read");
+        assert_eq!(said, "ready\n", "no node of its own");
+        Self { holder }
+    }
+
+    /// A program there.
+    fn inside(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = oracle::command("nsenter");
+        command.arg(format!("--mount=/proc/{}/ns/mnt", self.holder.id())).arg("--").arg(program);
         command
-    };
-    run(as_nobody(extant().get_program()).arg("mount").arg(&image).arg(&mnt));
-    work_and_kill(&mnt, as_nobody("sh".as_ref()), Work::Fsync);
-    check(&image, Work::Fsync);
-    run(as_nobody(extant().get_program()).args(["mount", "-o", "commit=300"]).arg(&image).arg(&mnt));
-    work_and_kill(&mnt, as_nobody("sh".as_ref()), Work::Sync);
-    check_unsynced(&image);
+    }
+
+    fn as_nobody(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = self.inside("setpriv");
+        command.args([format!("--reuid={NOBODY}"), format!("--regid={NOBODY}"), "--clear-groups".into()]);
+        command.arg(program.as_ref());
+        command
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        // It reads the end of its input.
+        drop(self.holder.stdin.take());
+        let _status = self.holder.wait();
+    }
 }
 
 /// The command kills the program that serves it.
