@@ -163,7 +163,7 @@ impl Filesystem {
             self.check_alive()?;
             return self.check_not_aborted();
         }
-        if !datasync {
+        if !datasync && inode.state().times_dirty {
             let _pass = self.gate.enter(Level::Internal);
             self.write_own_times(inode)?;
         }

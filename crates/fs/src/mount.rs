@@ -206,9 +206,20 @@ impl Filesystem {
     /// # Errors
     /// `Incompatible` with nothing written: the journal is too small. Damage; the device's.
     pub(crate) fn begin(&self) -> Result<()> {
+        self.announce()?;
+        self.take_up()
+    }
+
+    /// What comes before the first change: the superblock says that there may be something to recover. A log under one that does not is
+    /// wiped, so nothing may be committed before.
+    pub(crate) fn announce(&self) -> Result<()> {
         self.check_journal_size()?;
         self.mount.begun.store(true, Ordering::Release);
-        self.mark_mounted()?;
+        self.mark_mounted()
+    }
+
+    /// The first changes.
+    pub(crate) fn take_up(&self) -> Result<()> {
         self.quota_open()?;
         self.process_orphans()?;
         self.record_found_early()

@@ -278,7 +278,7 @@ impl Filesystem {
 
     /// The first time that it is writable.
     fn begin_late(&self) -> Result<()> {
-        let begun = self.turn_writable().and_then(|()| self.begin());
+        let begun = self.announce().and_then(|()| self.turn_writable()).and_then(|()| self.take_up());
         if begun.is_err() {
             self.set_mode(Mode::ReadOnly);
             self.end_begun();

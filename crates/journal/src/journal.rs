@@ -344,18 +344,22 @@ impl Journal {
     /// commit says otherwise. Counts as taking rank 60.
     #[track_caller]
     pub fn rest(&self) -> Result<()> {
-        self.checkpoint_all()?;
-        let Some(log) = &self.log else { return Ok(()) };
-        let mut state = self.state.lock();
-        while state.committing {
-            self.changed.wait(&mut state);
+        let Some(log) = &self.log else { return self.checkpoint_all() };
+        loop {
+            self.checkpoint_all()?;
+            let mut state = self.state.lock();
+            while state.committing {
+                self.changed.wait(&mut state);
+            }
+            if state.committed.is_empty() {
+                // No commit begins meanwhile: it would take the log for one that is said to be in use.
+                state.committing = true;
+                break;
+            }
+            // Somebody was not kept out. What is in the log now would be lost: the caller says that nothing is.
         }
-        // No commit begins meanwhile: it would take the log for one that is said to be in use.
-        state.committing = true;
-        let empty = state.committed.is_empty();
-        drop(state);
         let mut under_way = UnderWay::new(self, |state| &mut state.committing);
-        let outcome = self.check().and_then(|()| if empty { self.mark_empty(log) } else { Ok(()) });
+        let outcome = self.check().and_then(|()| self.mark_empty(log));
         under_way.over = true;
         drop(under_way);
         outcome

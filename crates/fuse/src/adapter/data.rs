@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 
-use extant::{FallocateMode, OpenFile, PageRefs, PassedOn, SeekKind, WritePlace};
+use extant::{FallocateMode, InodeFlags, OpenFile, PageRefs, PassedOn, SeekKind, WritePlace};
 use extant_sync::Arc;
 use extant_sys::MemSlice;
 use rustix::fs::OFlags;
@@ -130,6 +130,11 @@ impl Adapter {
         let kill = flags.contains(wire::WriteFlags::KILL_SUIDGID);
         let before = if kill { file.inode().attr().mode } else { 0 };
         let cached = flags.contains(wire::WriteFlags::CACHE);
+        // The kernel puts what is appended at the end that it knows. Before it comes what RWF_NOAPPEND asked for, of which it says nothing.
+        let before_end = !cached && file.mode().append && args.offset < file.inode().size();
+        if before_end && file.inode().attr().flags.contains(InodeFlags::APPEND) {
+            return Err(Errno::PERM);
+        }
         let passed = PassedOn {
             place: self.place(args.flags, cached),
             past_cache: is_direct(args.flags),

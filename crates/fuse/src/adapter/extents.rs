@@ -70,6 +70,14 @@ impl Adapter {
         }
         refuse_reader(&file)?;
         refuse_swap(&file)?;
+        let resizes = match mode {
+            FallocateMode::CollapseRange | FallocateMode::InsertRange => true,
+            _ => !keep_size,
+        };
+        // Then the size is the kernel's, which is told of none that becomes smaller: it would put what is appended elsewhere than at the end.
+        if resizes && self.options.writeback_cache {
+            return Err(Errno::OPNOTSUPP);
+        }
         // Also where nothing is cached yet: a page that is read meanwhile must go.
         let right = self.dropping.begin()?;
         // Before, so that nothing of what the kernel has written for others is lost in the move; after, since it is elsewhere then.
@@ -181,7 +189,10 @@ impl Adapter {
     /// Before a file can no more be changed: what was stored to it comes first, as the kernel's ext4 has it.
     pub(super) fn bring_back(&self, inode: &InodeRef) -> Result<(), Errno> {
         let already = inode.attr().flags.contains(InodeFlags::IMMUTABLE);
-        let Some(writer) = self.files.writer_of(inode).filter(|_| !already) else { return Ok(()) };
+        let Some(writer) = self.files.writer_of(inode).filter(|writer| !already && writer.may_be_cached())
+        else {
+            return Ok(());
+        };
         let right = self.dropping.begin()?;
         self.drop_cached(&right, &writer, 0)
     }

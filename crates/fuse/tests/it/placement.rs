@@ -109,6 +109,13 @@ const CASES: &[Case] = &[
         want: &[(b'A', 8192), (b'C', 100), (b'D', 100)],
     },
     Case {
+        name: "RWF_NOAPPEND to what may only grow",
+        program: "flag(APPEND_ONLY)\n\
+            fd = os.open(path, os.O_RDWR | os.O_APPEND)\n\
+            refused(lambda: os.pwritev(fd, [b'B' * 4096], 0, 0x20))\n",
+        want: &[(b'A', 8192)],
+    },
+    Case {
         name: "a file that was open before it could only grow",
         program: "fd = os.open(path, os.O_RDWR)\n\
             flag(APPEND_ONLY)\n\

@@ -234,3 +234,39 @@ fn collapse_first_block(file: &File) {
     )
     .unwrap();
 }
+
+/// With the writeback cache the size is the kernel's: an append after one that changed behind it would overwrite what is there.
+#[test]
+fn no_ioctl_changes_a_size_under_the_writeback_cache() {
+    if !may_mount("no_ioctl_changes_a_size_under_the_writeback_cache") {
+        return;
+    }
+    need!(env::tools(&["mke2fs", "e2fsck"]));
+    let scratch = env::scratch();
+    let image = scratch.sparse("image", 16 << 20);
+    oracle::mke2fs(&image, 16 << 20, "-t ext4 -b 4096");
+    let options = AdapterOptions { writeback_cache: true, ..AdapterOptions::default() };
+    let (mount, adapter) = mounted_with(&image, "", options);
+    adapter.set_notifier(mount.notifier().clone());
+    let open = oracle::files_on_a_mount();
+    fs::write(mount.join("f"), [b'A'; 16_384]).unwrap();
+    let mut file = OpenOptions::new().read(true).append(true).open(mount.join("f")).unwrap();
+    for mode in [FallocateFlags::INSERT_RANGE, FallocateFlags::COLLAPSE_RANGE, FallocateFlags::ZERO_RANGE] {
+        let refused = private::fallocate(&file, mode.bits(), 0, 4096).map(drop).unwrap_err();
+        let errno = Errno::from_io_error(&refused);
+        assert_eq!(errno, Some(Errno::OPNOTSUPP), "{mode:?}");
+    }
+    file.write_all(&[b'D'; 4096]).unwrap();
+    file.sync_all().unwrap();
+    drop(file);
+    drop(open);
+    finish(mount, &adapter);
+    drop(adapter);
+    let (mount, adapter) = mounted(&image, "");
+    let open = oracle::files_on_a_mount();
+    let got = fs::read(mount.join("f")).unwrap();
+    drop(open);
+    assert!(got == [&[b'A'; 16_384][..], &[b'D'; 4096]].concat(), "{} bytes", got.len());
+    finish(mount, &adapter);
+    oracle::assert_clean(&image);
+}

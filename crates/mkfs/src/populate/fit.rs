@@ -46,6 +46,8 @@ pub(crate) fn fit(options: &Options, conf: &Conf, device_bytes: Option<u64>, tre
     let inodes = options.inodes.unwrap_or(0).max(tree.nodes.len() as u64);
     let tables = inodes.saturating_mul(options.inode_size.unwrap_or(256).max(256));
     let guess = (tree.data_bytes() + (1 << 20)).saturating_add(tables);
+    // Of clusters there are some at least.
+    let guess = guess.max(options.cluster_size.unwrap_or(0).saturating_mul(16));
     let sized = |size| Options { size: Some(size), ..options.clone() };
     let mut params = Params::resolve(&sized(Size::Bytes(guess)), conf, None)?;
     let block = u64::from(params.block_size);
