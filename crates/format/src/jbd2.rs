@@ -23,8 +23,8 @@ pub use log::{
     escape, is_escapable,
 };
 pub use superblock::{
-    ChecksumType, CompatFeatures, DEFAULT_FAST_COMMIT_BLOCKS, IncompatFeatures, MIN_LOG_BLOCKS, NewJournal,
-    SUPERBLOCK_SIZE, Superblock, SuperblockError, SuperblockVersion,
+    ChecksumType, CompatFeatures, DEFAULT_FAST_COMMIT_BLOCKS, IncompatFeatures, MAX_USERS, MIN_LOG_BLOCKS,
+    NewJournal, SUPERBLOCK_SIZE, Superblock, SuperblockError, SuperblockVersion,
 };
 
 /// The number every journal control block starts with.

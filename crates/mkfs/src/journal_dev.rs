@@ -5,7 +5,9 @@ use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::Path;
 
 use extant_device::{BlockDevice, FileDevice, OpenOptions};
-use extant_format::jbd2::{CompatFeatures, IncompatFeatures, NewJournal, Superblock as JournalSuperblock};
+use extant_format::jbd2::{
+    CompatFeatures, IncompatFeatures, MAX_USERS, NewJournal, Superblock as JournalSuperblock,
+};
 use extant_format::superblock::EXT4_SUPER_MAGIC;
 use extant_format::{Incompat, RawSuperblock, Superblock};
 use zerocopy::IntoBytes as _;
@@ -16,9 +18,6 @@ use crate::layout::{set_hash_seed, set_times};
 use crate::params::Params;
 use crate::run::{open, say};
 use crate::writer::device_error;
-
-/// Filesystems that can share a journal.
-const MAX_USERS: usize = 48;
 
 /// The block of the journal's own superblock: behind the one with the filesystem superblock.
 const fn journal_block(block_size: u32) -> u64 {
@@ -187,7 +186,7 @@ pub(crate) fn look(path: &Path, block_size: u32, user: [u8; 16]) -> Result<Found
     let number = if meta.file_type().is_block_device() { meta.rdev() as u32 } else { 0 };
     let found = Found { device, at, log, uuid: raw.s_uuid, number };
     let users = found.log.users();
-    if users.len() == MAX_USERS && !users.contains(&user) {
+    if users.len() == MAX_USERS as usize && !users.contains(&user) {
         return refuse(path, "no further filesystem can use it");
     }
     if !found.is_empty() && found.has_others(user) {

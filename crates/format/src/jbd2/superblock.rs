@@ -15,7 +15,8 @@ pub const SUPERBLOCK_SIZE: usize = 1024;
 pub const MIN_LOG_BLOCKS: u32 = 1024;
 /// Length of the fast-commit area when `s_num_fc_blks` is zero, in blocks.
 pub const DEFAULT_FAST_COMMIT_BLOCKS: u32 = 256;
-const MAX_USERS: u32 = 48;
+/// Filesystems that can share an external journal (`JBD2_USERS_MAX`).
+pub const MAX_USERS: u32 = 48;
 
 bitflags! {
     /// `s_feature_compat`.

@@ -186,6 +186,14 @@ impl Adapter {
         }
     }
 
+    /// The same after the operation, whose answer it does not change: who is told of an error would do it again.
+    fn drop_after(&self, right: &MayDrop<'_>, file: &Open, offset: u64) {
+        if let Err(error) = self.drop_cached(right, file, offset) {
+            let ino = file.inode().ino().0;
+            tracing::error!(%error, ino, offset, "the kernel may show old content of a file whose blocks moved");
+        }
+    }
+
     /// Before a file can no more be changed: what was stored to it comes first, as the kernel's ext4 has it.
     pub(super) fn bring_back(&self, inode: &InodeRef) -> Result<(), Errno> {
         let already = inode.attr().flags.contains(InodeFlags::IMMUTABLE);
@@ -195,14 +203,6 @@ impl Adapter {
         };
         let right = self.dropping.begin()?;
         self.drop_cached(&right, &writer, 0)
-    }
-
-    /// The same after the operation, whose answer it does not change: who is told of an error would do it again.
-    fn drop_after(&self, right: &MayDrop<'_>, file: &Open, offset: u64) {
-        if let Err(error) = self.drop_cached(right, file, offset) {
-            let ino = file.inode().ino().0;
-            tracing::error!(%error, ino, offset, "the kernel may show old content of a file whose blocks moved");
-        }
     }
 }
 
