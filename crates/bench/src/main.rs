@@ -81,17 +81,7 @@ fn run(name: &str, t: &dyn Target, args: &Args) -> Result<Outcome> {
         "walk" => (out.entries, out.bytes) = work::walk(t, base, Visit::Stat)?,
         "visit" => (out.entries, out.bytes) = work::walk(t, base, Visit::StatAndRead)?,
         "read-tree" if threads == 1 => (out.entries, out.bytes) = work::walk(t, base, Visit::Read)?,
-        "read-tree" => {
-            let tops = t.list("")?;
-            work::on_threads(threads, |i| {
-                for (name, kind) in tops.iter().skip(i).step_by(threads) {
-                    if *kind == target::Kind::Dir && name != "lost+found" {
-                        work::walk(t, name, Visit::Read)?;
-                    }
-                }
-                Ok(())
-            })?;
-        }
+        "read-tree" => (out.entries, out.bytes) = work::walk_together(t, base, Visit::Read, threads)?,
         "seq-write" => {
             let fsync = args.number("fsync", 1)? != 0;
             work::seq_write(t, path, args.number("mib", 256)?, fsync)?;

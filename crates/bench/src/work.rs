@@ -1,5 +1,8 @@
 //! The workloads. Each prepares nothing by itself: what it reads must be there (`fill` makes it).
 
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Condvar, Mutex, PoisonError};
+
 use crate::target::{Kind, Result, Target};
 
 /// A seeded generator for sizes and places (splitmix64): the same work for every target.
@@ -78,17 +81,71 @@ pub(crate) fn walk(t: &dyn Target, path: &str, visit: Visit) -> Result<(u64, u64
     let mut todo = vec![path.to_owned()];
     let (mut entries, mut bytes) = (0, 0);
     while let Some(dir) = todo.pop() {
-        for (name, kind) in t.list(&dir)? {
-            let child = join(&dir, &name);
-            entries += 1;
-            match kind {
-                Kind::Dir => todo.push(child),
-                Kind::File => {
-                    let told = if visit == Visit::Read { 0 } else { t.stat(&child)? };
-                    bytes += if visit == Visit::Stat { told } else { t.read(&child, &mut buf)? };
-                }
-                Kind::Other => {}
+        let more = walk_one(t, &dir, visit, &mut buf, |child| todo.push(child))?;
+        entries += more.0;
+        bytes += more.1;
+    }
+    Ok((entries, bytes))
+}
+
+/// The same by several threads, each of which takes the next directory when it is done with one.
+pub(crate) fn walk_together(t: &dyn Target, path: &str, visit: Visit, threads: usize) -> Result<(u64, u64)> {
+    struct Todo {
+        dirs: Vec<String>,
+        /// Directories that a thread is at, which may have others in them.
+        under_way: usize,
+        failed: bool,
+    }
+    let todo = Mutex::new(Todo { dirs: vec![path.to_owned()], under_way: 0, failed: false });
+    let changed = Condvar::new();
+    let (entries, bytes) = (AtomicU64::new(0), AtomicU64::new(0));
+    let lock = || todo.lock().unwrap_or_else(PoisonError::into_inner);
+    on_threads(threads, |_| {
+        let mut buf = vec![0; 256 << 10];
+        loop {
+            let waited = changed.wait_while(lock(), |todo| todo.dirs.is_empty() && todo.under_way > 0);
+            let mut now = waited.unwrap_or_else(PoisonError::into_inner);
+            if now.failed {
+                return Ok(());
             }
+            let Some(dir) = now.dirs.pop() else { return Ok(()) };
+            now.under_way += 1;
+            drop(now);
+            let mut found = Vec::new();
+            let done = walk_one(t, &dir, visit, &mut buf, |child| found.push(child));
+            let mut now = lock();
+            now.under_way -= 1;
+            now.failed |= done.is_err();
+            now.dirs.append(&mut found);
+            drop(now);
+            changed.notify_all();
+            let more = done?;
+            entries.fetch_add(more.0, Relaxed);
+            bytes.fetch_add(more.1, Relaxed);
+        }
+    })?;
+    Ok((entries.into_inner(), bytes.into_inner()))
+}
+
+/// One directory; `inner` gets the directories in it.
+fn walk_one(
+    t: &dyn Target,
+    dir: &str,
+    visit: Visit,
+    buf: &mut [u8],
+    mut inner: impl FnMut(String),
+) -> Result<(u64, u64)> {
+    let (mut entries, mut bytes) = (0, 0);
+    for (name, kind) in t.list(dir)? {
+        let child = join(dir, &name);
+        entries += 1;
+        match kind {
+            Kind::Dir => inner(child),
+            Kind::File => {
+                let told = if visit == Visit::Read { 0 } else { t.stat(&child)? };
+                bytes += if visit == Visit::Stat { told } else { t.read(&child, buf)? };
+            }
+            Kind::Other => {}
         }
     }
     Ok((entries, bytes))

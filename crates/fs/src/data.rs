@@ -31,6 +31,7 @@ use crate::cred::{Caps, Credentials};
 use crate::error::{CorruptKind, Error, Place, Result};
 use crate::filesystem::Filesystem;
 use crate::freeze::Level;
+use crate::heap;
 use crate::inode::Inode;
 use crate::options::DataMode;
 
@@ -121,6 +122,7 @@ impl Inode {
             return data;
         }
         // Made before the cell is entered: making it takes locks, and who waits for a cell waits outside of all ranks.
+        heap::announce(size_of::<FileData>());
         let made = Arc::new_cyclic(|weak: &Weak<FileData>| FileData {
             pages: AddressSpace::new(Arc::clone(&fs.pages), weak.clone()),
             stream: Mutex::new(Rank::LEAF, ReadAhead::default()),

@@ -16,6 +16,7 @@ use extant_sync::{Condvar, Mutex, Rank};
 use rustc_hash::FxHashMap;
 
 use crate::error::{Error, Result};
+use crate::heap;
 use crate::inode::Inode;
 
 /// Shards; a power of two.
@@ -185,6 +186,7 @@ impl InodeCache {
         shard.slots.insert(ino.0, Slot::Loading);
         drop(shard);
         let mut unload = Unload { locked, ino, armed: true };
+        heap::announce(size_of::<Inode>());
         let inode = Arc::new(load(Arc::downgrade(self))?);
         unload.armed = false;
         Ok(self.settle(locked, inode))
@@ -194,6 +196,7 @@ impl InodeCache {
     pub(crate) fn insert_new(self: &Arc<Self>, inode: Inode) -> Result<InodeRef> {
         let ino = inode.ino;
         let locked = self.shard(ino);
+        heap::announce(size_of::<Inode>());
         let inode = Arc::new(inode);
         let mut shard = locked.shard.lock();
         loop {

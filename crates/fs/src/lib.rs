@@ -63,6 +63,7 @@ mod fallocate;
 mod fiemap;
 mod filesystem;
 mod freeze;
+mod heap;
 mod icache;
 mod inline;
 mod inline_data;
@@ -106,7 +107,7 @@ pub use extant_format::inode::{FileType, InodeFlags, Timestamp};
 pub use extant_format::quota::{Dqblk, QuotaKind};
 pub use extant_format::{GroupNr, Ino, Lblk, Pblk};
 pub use extant_sys::{Protection, Target, UserPages, descriptor};
-pub use extant_vm::{ErrCursor, PageRefs, ReadAhead};
+pub use extant_vm::{ErrCursor, Leave, PageRefs, ReadAhead};
 #[cfg(feature = "shuttle")]
 pub use extant_vm::{Fault, MapAdvice, MapView, SimMmu};
 pub use fallocate::{FallocateMode, SeekKind};

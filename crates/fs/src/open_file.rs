@@ -3,7 +3,7 @@
 use extant_format::inode::InodeFlags;
 use extant_sync::atomic::Ordering;
 use extant_sync::{Arc, Mutex, Rank};
-use extant_vm::{ErrCursor, PageRefs, ReadAhead};
+use extant_vm::{ErrCursor, Leave, PageRefs, ReadAhead};
 
 use crate::cred::Credentials;
 use crate::data_rw::WriteFlags;
@@ -120,10 +120,7 @@ impl OpenFile {
         if self.mode.direct {
             return self.fs.read_direct(&self.inode, offset, buf);
         }
-        let mut ahead = *self.stream.lock();
-        let done = self.fs.read_stream(&self.inode, offset, buf, &mut ahead);
-        *self.stream.lock() = ahead;
-        done
+        self.in_stream(|ahead| self.fs.read_stream(&self.inode, offset, buf, ahead))
     }
 
     /// The same without copying: `refs` then holds references to pages of the cache, or to parts of `buf` for what no page
@@ -141,33 +138,51 @@ impl OpenFile {
             refs.push_buffer(0, n);
             return Ok(n);
         }
-        let mut ahead = *self.stream.lock();
-        let done = self.fs.read_refs(&self.inode, offset, buf, refs, &mut ahead);
-        *self.stream.lock() = ahead;
-        done
+        self.in_stream(|ahead| self.fs.read_refs(&self.inode, offset, buf, refs, ahead))
     }
 
-    /// [`Self::read_at`] for O_DIRECT as a server passes it on: what is cached comes from the cache, the rest from the device, and the
-    /// cache stays as it is. Any offset and length.
+    /// A read as a server passes it on, who says what of it shall be in the cache. Any offset and length, and never by the way of
+    /// [`OpenMode::direct`].
     ///
     /// # Errors
     /// As [`Self::read_at`].
-    pub fn read_past_cache(&self, offset: u64, buf: &mut [u8]) -> Result<usize> {
-        if !self.mode.read {
-            return Err(Error::BadFile);
-        }
-        self.fs.read_stream(&self.inode, offset, buf, &mut ReadAhead::past_cache())
+    pub fn read_passed_on(&self, offset: u64, buf: &mut [u8], leave: Leave) -> Result<usize> {
+        self.passed_on(leave, |ahead| self.fs.read_stream(&self.inode, offset, buf, ahead))
     }
 
     /// The same with references as of [`Self::read_refs`].
     ///
     /// # Errors
     /// As [`Self::read_at`].
-    pub fn read_refs_past_cache(&self, offset: u64, buf: &mut [u8], refs: &mut PageRefs) -> Result<usize> {
+    pub fn read_refs_passed_on(
+        &self,
+        offset: u64,
+        buf: &mut [u8],
+        refs: &mut PageRefs,
+        leave: Leave,
+    ) -> Result<usize> {
+        self.passed_on(leave, |ahead| self.fs.read_refs(&self.inode, offset, buf, refs, ahead))
+    }
+
+    fn passed_on(&self, leave: Leave, read: impl FnOnce(&mut ReadAhead) -> Result<usize>) -> Result<usize> {
         if !self.mode.read {
             return Err(Error::BadFile);
         }
-        self.fs.read_refs(&self.inode, offset, buf, refs, &mut ReadAhead::past_cache())
+        // What leaves nothing is no part of a stream.
+        if leave == Leave::Nothing {
+            return read(&mut ReadAhead::default().leaving(leave));
+        }
+        self.in_stream(|ahead| {
+            *ahead = ahead.leaving(leave);
+            read(ahead)
+        })
+    }
+
+    fn in_stream(&self, read: impl FnOnce(&mut ReadAhead) -> Result<usize>) -> Result<usize> {
+        let mut ahead = *self.stream.lock();
+        let done = read(&mut ahead);
+        *self.stream.lock() = ahead;
+        done
     }
 
     /// Writes at byte `offset`, or at the end when open for appending: the bytes written and where they begin.

@@ -15,6 +15,19 @@ use crate::space::{AddressSpace, SharedGuard, runs_of};
 /// Pages looked up at a time.
 const RUN: usize = 64;
 
+/// What a read leaves in the cache of what it does not find there. In each case it takes what is there.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Leave {
+    /// All of it, but what is large or a whole file and not known to come again.
+    #[default]
+    Pages,
+    /// That of streams. What is read at random places goes straight to the caller, who keeps it (a kernel in its own page cache), until
+    /// as many bytes as the file has were read so: then they do come again.
+    Streams,
+    /// Nothing (O_DIRECT).
+    Nothing,
+}
+
 /// What one open file remembers to recognise a stream. Zero pages of read-ahead until reads follow each other.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct ReadAhead {
@@ -22,15 +35,14 @@ pub struct ReadAhead {
     next: u64,
     /// Bytes to read ahead.
     window: usize,
-    /// Whether what no page holds goes straight to the caller, however small and however often it comes.
-    past: bool,
+    leave: Leave,
 }
 
 impl ReadAhead {
-    /// For one read that shall leave the cache as it is, but may take from it what is there (O_DIRECT).
+    /// The same stream, for reads that leave so much.
     #[must_use]
-    pub fn past_cache() -> Self {
-        Self { past: true, ..Self::default() }
+    pub fn leaving(self, leave: Leave) -> Self {
+        Self { leave, ..self }
     }
 
     /// Bytes that a read of `len` bytes at `pos`, which found nothing, should fetch: `len` for a random one.
@@ -349,19 +361,20 @@ impl AddressSpace {
         Ok(())
     }
 
-    /// Whether a read of `bytes` absent bytes at `pos` goes straight to the caller: one that is to, a large one, or of a whole
-    /// file, that is not known to come again.
+    /// Whether a read of `bytes` absent bytes at `pos` goes straight to the caller: one that is to; a large one, one of a whole
+    /// file, or one at a random place for a caller who keeps it, that is not known to come again.
     fn leaves_cache_alone<H: Host>(&self, host: &H, pos: u64, bytes: usize, ahead: &ReadAhead) -> bool {
         let config = self.cache.config();
         if host.journalled().is_some() {
             return false;
         }
-        if ahead.past || config.direct_read == usize::MAX {
-            return ahead.past;
+        if ahead.leave == Leave::Nothing || config.direct_read == usize::MAX {
+            return ahead.leave == Leave::Nothing;
         }
         let size = host.size();
         let large = bytes >= config.direct_read || (pos == 0 && bytes as u64 >= size);
-        large && self.cold_bytes.fetch_add(bytes as u64, Ordering::Relaxed) < size
+        let kept = ahead.leave == Leave::Streams && pos != ahead.next;
+        (large || kept) && self.cold_bytes.fetch_add(bytes as u64, Ordering::Relaxed) < size
     }
 
     /// Reads bytes of which no page is in memory into the caller's buffer.

@@ -233,6 +233,7 @@ fn scaling_of(
         on_one.0.push(confined()?);
         busy.push(busy_loop());
     }
+    same_work(&one, &four)?;
     let (one, four, on_one) =
         (("1 thread", &one), ("4 threads", &four), ("1 thread on 1 processor", &on_one));
     let processors = format!("scale: {name}, from one processor");

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use extant::{
-    Credentials, Error, FallocateMode, Filesystem, InodeRef, NewInode, OpenFile, OpenMode, PassedOn,
+    Credentials, Error, FallocateMode, Filesystem, InodeRef, Leave, NewInode, OpenFile, OpenMode, PassedOn,
     ReadAhead, Setup, WritePlace,
 };
 use extant_device::{BlockDevice, Counting, OpenOptions};
@@ -50,7 +50,8 @@ fn step(rng: &mut Rng, buffered: &OpenFile, direct: &OpenFile, model: &mut Vec<u
         }
         12 => {
             let (at, mut got) = (at + rng.below(2) * 100, vec![0xEE; len as usize]);
-            let n = buffered.read_past_cache(at, &mut got).unwrap();
+            let leave = if rng.below(2) == 0 { Leave::Nothing } else { Leave::Streams };
+            let n = buffered.read_passed_on(at, &mut got, leave).unwrap();
             let want = model.get(at as usize..).unwrap_or_default();
             assert!(got[..n] == want[..want.len().min(len as usize)], "read of {len} at {at}");
         }
@@ -262,7 +263,7 @@ fn past_the_cache_where_that_serves() {
     let read = |at, value| {
         moved(&|| {
             let mut got = [0; 8192];
-            assert_eq!(file.read_past_cache(at, &mut got).unwrap(), 8192);
+            assert_eq!(file.read_passed_on(at, &mut got, Leave::Nothing).unwrap(), 8192);
             assert!(got == [value; 8192]);
         })
     };
@@ -283,6 +284,60 @@ fn past_the_cache_where_that_serves() {
     want.resize(73728, 2);
     [0..8192, 16384..24576, 32768..32868].into_iter().for_each(|range| want[range].fill(2));
     assert!(debugfs_cat(&image, "/file") == want);
+}
+
+/// Whoever keeps what it reads (a kernel) is not given it by way of our cache at random places, until the file was read so once; streams
+/// are read ahead for it as for others, and what is newer in memory is what it gets.
+#[test]
+fn what_the_caller_keeps_is_not_kept_twice() {
+    const SIZE: u64 = 1 << 20;
+    let dir = scratch();
+    let image = dir.join("image");
+    mke2fs(&image, 32 << 20, "-t ext4 -b 4096");
+    let fs = open_rw(&image);
+    let file = open(&fs, &new_file(&fs), false);
+    let content: Vec<u8> = (0..SIZE).map(|i| (i >> 12) as u8 | 1).collect();
+    file.write_at(0, &content).unwrap();
+    drop(file);
+    fs.unmount().unwrap();
+    drop(fs);
+    let device = Arc::new(Counting::new(Arc::new(OpenOptions::new().write(true).open(&image).unwrap())));
+    let fs = Filesystem::open(Arc::clone(&device) as Arc<dyn BlockDevice>, Setup::default()).unwrap();
+    let root = fs.root().unwrap();
+    let inode = fs.lookup(&root, b"file", &Credentials::root()).unwrap();
+    let file = open(&fs, &inode, false);
+    let read = |file: &OpenFile, leave, at: u64, want: u8| {
+        let before = device.counts().bytes_read;
+        let mut got = [0; 4096];
+        assert_eq!(file.read_passed_on(at, &mut got, leave).unwrap(), 4096);
+        assert!(got == [want; 4096], "at {at}");
+        device.counts().bytes_read - before
+    };
+    let of = |at: u64| (at >> 12) as u8 | 1;
+    read(&file, Leave::Streams, 40 << 12, of(40 << 12));
+    assert_eq!(read(&file, Leave::Streams, 40 << 12, of(40 << 12)), 4096, "the cache is as it was");
+    assert_eq!(read(&file, Leave::Pages, 40 << 12, of(40 << 12)), 4096);
+    assert_eq!(read(&file, Leave::Streams, 40 << 12, of(40 << 12)), 0, "what is there is taken");
+    assert_eq!(read(&file, Leave::Streams, 41 << 12, of(41 << 12)), 64 << 10, "a stream");
+    assert_eq!(read(&file, Leave::Streams, 42 << 12, of(42 << 12)), 0, "read ahead");
+    file.write_at(20 << 12, &[0xEE; 4096]).unwrap();
+    assert_eq!(read(&file, Leave::Streams, 20 << 12, 0xEE), 0, "what is newer");
+    // Two of the file's blocks were read past the cache so far.
+    for _ in 0..SIZE / 4096 - 2 {
+        assert_eq!(read(&file, Leave::Streams, 200 << 12, of(200 << 12)), 4096);
+        assert_eq!(read(&file, Leave::Streams, 20 << 12, 0xEE), 0);
+    }
+    assert_eq!(
+        read(&file, Leave::Streams, 200 << 12, of(200 << 12)),
+        4096,
+        "as much as the file has: it is kept"
+    );
+    read(&file, Leave::Streams, 20 << 12, 0xEE);
+    assert_eq!(read(&file, Leave::Streams, 200 << 12, of(200 << 12)), 0, "it comes again");
+    drop((file, inode, root));
+    fs.unmount().unwrap();
+    drop(fs);
+    assert_clean(&image);
 }
 
 /// What was freed and is not committed is space all the same: a direct write is not cut short for it, on whole blocks or parts of them.

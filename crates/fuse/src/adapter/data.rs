@@ -57,17 +57,15 @@ impl Adapter {
             Err(errno) => return reply.error(errno),
         };
         file.note_read(args.flags);
-        let (len, direct) = (args.size as usize, is_direct(args.flags));
+        let (len, leave) = (args.size as usize, file.leaves(args.flags));
         if len <= COPIED {
-            let read = if direct { OpenFile::read_past_cache } else { OpenFile::read_at };
-            return with_room(len, |buffer, _| match read(&file, args.offset, buffer) {
+            return with_room(len, |buffer, _| match file.read_passed_on(args.offset, buffer, leave) {
                 Ok(n) => reply.bytes(&buffer[..n]),
                 Err(error) => reply.error(errno(&error)),
             });
         }
-        let read = if direct { OpenFile::read_refs_past_cache } else { OpenFile::read_refs };
         with_room(len, |buffer, refs| {
-            match read(&file, args.offset, buffer, refs) {
+            match file.read_refs_passed_on(args.offset, buffer, refs, leave) {
                 Ok(_) => {
                     let mut pieces = Vec::with_capacity(refs.pieces());
                     refs.memory(MemSlice::from_mut(buffer), &mut pieces);

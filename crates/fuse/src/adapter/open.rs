@@ -1,6 +1,6 @@
 //! Open files.
 
-use extant::{AtimePolicy, InodeFlags, InodeRef, NewInode, OpenFile, OpenMode};
+use extant::{AtimePolicy, InodeFlags, InodeRef, Leave, NewInode, OpenFile, OpenMode};
 use extant_sync::{Arc, Mutex, Rank, Weak};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
@@ -35,6 +35,16 @@ impl Open {
     pub(super) fn note_stored(&self) {
         if let Some(shared) = &self.shared {
             shared.note_buffered();
+        }
+    }
+
+    /// What a READ with these flags leaves in our cache: the kernel keeps the pages that it fills, so what it asks for at random
+    /// places would be kept twice.
+    pub(super) fn leaves(&self, flags: u32) -> Leave {
+        match (is_direct(flags), self.uncached) {
+            (true, _) => Leave::Nothing,
+            (false, true) => Leave::Pages,
+            (false, false) => Leave::Streams,
         }
     }
 

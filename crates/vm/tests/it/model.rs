@@ -1,7 +1,7 @@
 //! Random operations against an array, with block sizes from 1 KiB to 64 KiB.
 
 use extant_device::MemSlice;
-use extant_vm::{CacheConfig, Host, PageRefs, ReadAhead};
+use extant_vm::{CacheConfig, Host, Leave, PageRefs, ReadAhead};
 
 use crate::sim::{Random, STALE, SimFile, SimFs};
 
@@ -67,6 +67,7 @@ fn run(block_size: u32, blocks: u64, config: CacheConfig, failures: bool, steps:
             }
             5 | 6 => {
                 let mut got = vec![0; len as usize];
+                ahead = ahead.leaving([Leave::Pages, Leave::Streams][random.below(2) as usize]);
                 let n = if random.below(2) == 0 {
                     file.pages.read(&*file, at, &mut got, &mut ahead).expect("read")
                 } else {
@@ -203,6 +204,11 @@ fn cached_reads() {
 #[test]
 fn reads_that_leave_the_cache_alone() {
     all(CacheConfig { direct_read: 1, ..CacheConfig::default() }, false);
+}
+
+#[test]
+fn reads_of_a_caller_who_keeps_them() {
+    all(CacheConfig { direct_read: 1 << 30, ..CacheConfig::default() }, false);
 }
 
 #[test]
