@@ -90,41 +90,68 @@ pub(crate) fn walk(t: &dyn Target, path: &str, visit: Visit) -> Result<(u64, u64
 
 /// The same by several threads, each of which takes the next directory when it is done with one.
 pub(crate) fn walk_together(t: &dyn Target, path: &str, visit: Visit, threads: usize) -> Result<(u64, u64)> {
-    struct Todo {
-        dirs: Vec<String>,
-        /// Directories that a thread is at, which may have others in them.
-        under_way: usize,
-        failed: bool,
-    }
-    let todo = Mutex::new(Todo { dirs: vec![path.to_owned()], under_way: 0, failed: false });
-    let changed = Condvar::new();
+    let todo = Todo::default();
+    todo.state.lock().unwrap_or_else(PoisonError::into_inner).dirs.push(path.to_owned());
     let (entries, bytes) = (AtomicU64::new(0), AtomicU64::new(0));
-    let lock = || todo.lock().unwrap_or_else(PoisonError::into_inner);
     on_threads(threads, |_| {
         let mut buf = vec![0; 256 << 10];
-        loop {
-            let waited = changed.wait_while(lock(), |todo| todo.dirs.is_empty() && todo.under_way > 0);
-            let mut now = waited.unwrap_or_else(PoisonError::into_inner);
-            if now.failed {
-                return Ok(());
-            }
-            let Some(dir) = now.dirs.pop() else { return Ok(()) };
-            now.under_way += 1;
-            drop(now);
-            let mut found = Vec::new();
-            let done = walk_one(t, &dir, visit, &mut buf, |child| found.push(child));
-            let mut now = lock();
-            now.under_way -= 1;
-            now.failed |= done.is_err();
-            now.dirs.append(&mut found);
-            drop(now);
-            changed.notify_all();
-            let more = done?;
+        while let Some((dir, mut taken)) = todo.take() {
+            let more = walk_one(t, &dir, visit, &mut buf, |child| taken.found.push(child))?;
+            taken.done = true;
             entries.fetch_add(more.0, Relaxed);
             bytes.fetch_add(more.1, Relaxed);
         }
+        Ok(())
     })?;
     Ok((entries.into_inner(), bytes.into_inner()))
+}
+
+/// Directories that are left to several threads.
+#[derive(Default)]
+struct Todo {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    dirs: Vec<String>,
+    /// Directories that a thread is at, which may have others in them.
+    under_way: usize,
+    failed: bool,
+}
+
+/// A directory that a thread is at. Dropped before it is done, by an error or a panic, it ends the walk of all.
+struct Taken<'a> {
+    todo: &'a Todo,
+    found: Vec<String>,
+    done: bool,
+}
+
+impl Todo {
+    /// The next directory; none when all are done, or one has failed.
+    fn take(&self) -> Option<(String, Taken<'_>)> {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self.changed.wait_while(state, |s| !s.failed && s.dirs.is_empty() && s.under_way > 0);
+        let mut state = waited.unwrap_or_else(PoisonError::into_inner);
+        if state.failed {
+            return None;
+        }
+        let dir = state.dirs.pop()?;
+        state.under_way += 1;
+        Some((dir, Taken { todo: self, found: Vec::new(), done: false }))
+    }
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        let mut state = self.todo.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.under_way -= 1;
+        state.failed |= !self.done;
+        state.dirs.append(&mut self.found);
+        drop(state);
+        self.todo.changed.notify_all();
+    }
 }
 
 /// One directory; `inner` gets the directories in it.

@@ -107,7 +107,7 @@ pub use extant_format::inode::{FileType, InodeFlags, Timestamp};
 pub use extant_format::quota::{Dqblk, QuotaKind};
 pub use extant_format::{GroupNr, Ino, Lblk, Pblk};
 pub use extant_sys::{Protection, Target, UserPages, descriptor};
-pub use extant_vm::{ErrCursor, Leave, PageRefs, ReadAhead};
+pub use extant_vm::{ErrCursor, Leave, PageRefs, ReadAhead, ReadFlags};
 #[cfg(feature = "shuttle")]
 pub use extant_vm::{Fault, MapAdvice, MapView, SimMmu};
 pub use fallocate::{FallocateMode, SeekKind};

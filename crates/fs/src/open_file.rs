@@ -3,7 +3,7 @@
 use extant_format::inode::InodeFlags;
 use extant_sync::atomic::Ordering;
 use extant_sync::{Arc, Mutex, Rank};
-use extant_vm::{ErrCursor, Leave, PageRefs, ReadAhead};
+use extant_vm::{ErrCursor, Leave, PageRefs, ReadAhead, ReadFlags};
 
 use crate::cred::Credentials;
 use crate::data_rw::WriteFlags;
@@ -120,7 +120,7 @@ impl OpenFile {
         if self.mode.direct {
             return self.fs.read_direct(&self.inode, offset, buf);
         }
-        self.in_stream(|ahead| self.fs.read_stream(&self.inode, offset, buf, ahead))
+        self.in_stream(ReadFlags::default(), |ahead| self.fs.read_stream(&self.inode, offset, buf, ahead))
     }
 
     /// The same without copying: `refs` then holds references to pages of the cache, or to parts of `buf` for what no page
@@ -138,16 +138,15 @@ impl OpenFile {
             refs.push_buffer(0, n);
             return Ok(n);
         }
-        self.in_stream(|ahead| self.fs.read_refs(&self.inode, offset, buf, refs, ahead))
+        self.in_stream(ReadFlags::default(), |ahead| self.fs.read_refs(&self.inode, offset, buf, refs, ahead))
     }
 
-    /// A read as a server passes it on, who says what of it shall be in the cache. Any offset and length, and never by the way of
-    /// [`OpenMode::direct`].
+    /// A read as a server passes it on, who says how. Any offset and length, and never by the way of [`OpenMode::direct`].
     ///
     /// # Errors
     /// As [`Self::read_at`].
-    pub fn read_passed_on(&self, offset: u64, buf: &mut [u8], leave: Leave) -> Result<usize> {
-        self.passed_on(leave, |ahead| self.fs.read_stream(&self.inode, offset, buf, ahead))
+    pub fn read_passed_on(&self, offset: u64, buf: &mut [u8], flags: ReadFlags) -> Result<usize> {
+        self.passed_on(flags, |ahead| self.fs.read_stream(&self.inode, offset, buf, ahead))
     }
 
     /// The same with references as of [`Self::read_refs`].
@@ -159,27 +158,32 @@ impl OpenFile {
         offset: u64,
         buf: &mut [u8],
         refs: &mut PageRefs,
-        leave: Leave,
+        flags: ReadFlags,
     ) -> Result<usize> {
-        self.passed_on(leave, |ahead| self.fs.read_refs(&self.inode, offset, buf, refs, ahead))
+        self.passed_on(flags, |ahead| self.fs.read_refs(&self.inode, offset, buf, refs, ahead))
     }
 
-    fn passed_on(&self, leave: Leave, read: impl FnOnce(&mut ReadAhead) -> Result<usize>) -> Result<usize> {
+    fn passed_on(
+        &self,
+        flags: ReadFlags,
+        read: impl FnOnce(&mut ReadAhead) -> Result<usize>,
+    ) -> Result<usize> {
         if !self.mode.read {
             return Err(Error::BadFile);
         }
         // What leaves nothing is no part of a stream.
-        if leave == Leave::Nothing {
-            return read(&mut ReadAhead::default().leaving(leave));
+        if flags.leave == Leave::Nothing {
+            return read(&mut ReadAhead::default().with(flags));
         }
-        self.in_stream(|ahead| {
-            *ahead = ahead.leaving(leave);
-            read(ahead)
-        })
+        self.in_stream(flags, read)
     }
 
-    fn in_stream(&self, read: impl FnOnce(&mut ReadAhead) -> Result<usize>) -> Result<usize> {
-        let mut ahead = *self.stream.lock();
+    fn in_stream(
+        &self,
+        flags: ReadFlags,
+        read: impl FnOnce(&mut ReadAhead) -> Result<usize>,
+    ) -> Result<usize> {
+        let mut ahead = self.stream.lock().with(flags);
         let done = read(&mut ahead);
         *self.stream.lock() = ahead;
         done

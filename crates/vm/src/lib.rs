@@ -72,7 +72,7 @@ pub use mmu::{Access, Fault, MapId, Mmu};
 pub use mutant::Mutant;
 pub use pin::{Pin, PinBar};
 pub use range::Dropped;
-pub use read::{Leave, PageRefs, ReadAhead};
+pub use read::{Leave, PageRefs, ReadAhead, ReadFlags};
 pub use sim_mmu::{Landing, SimMmu, Target};
 pub use space::{AddressSpace, ExclusiveGuard, Gate, SharedGuard};
 pub use switch::{Switch, SwitchTimes};

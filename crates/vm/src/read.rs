@@ -18,14 +18,23 @@ const RUN: usize = 64;
 /// What a read leaves in the cache of what it does not find there. In each case it takes what is there.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Leave {
-    /// All of it, but what is large or a whole file and not known to come again.
+    /// All of it, but what is large or a whole file, until as many bytes as the file has were read so: then they do come again.
     #[default]
     Pages,
-    /// That of streams. What is read at random places goes straight to the caller, who keeps it (a kernel in its own page cache), until
-    /// as many bytes as the file has were read so: then they do come again.
+    /// The same, but what is read at random places goes straight to the caller too: one who keeps it (a kernel in its own page cache).
     Streams,
     /// Nothing (O_DIRECT).
     Nothing,
+}
+
+/// How a read is done for who passes on what it reads.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ReadFlags {
+    /// What it leaves in the cache.
+    pub leave: Leave,
+    /// Everything up to the end of the file, or the error that is met on the way: for who takes less for the end of the file, as a
+    /// kernel does that fills its pages. Otherwise what was read before the error counts, and the error is the next read's.
+    pub whole: bool,
 }
 
 /// What one open file remembers to recognise a stream. Zero pages of read-ahead until reads follow each other.
@@ -35,14 +44,14 @@ pub struct ReadAhead {
     next: u64,
     /// Bytes to read ahead.
     window: usize,
-    leave: Leave,
+    flags: ReadFlags,
 }
 
 impl ReadAhead {
-    /// The same stream, for reads that leave so much.
+    /// The same stream, read so.
     #[must_use]
-    pub fn leaving(self, leave: Leave) -> Self {
-        Self { leave, ..self }
+    pub fn with(self, flags: ReadFlags) -> Self {
+        Self { flags, ..self }
     }
 
     /// Bytes that a read of `len` bytes at `pos`, which found nothing, should fetch: `len` for a random one.
@@ -221,7 +230,7 @@ impl AddressSpace {
     /// of a mapping of this library.
     ///
     /// # Errors
-    /// The device's or the map's, when the first byte could not be read.
+    /// The device's or the map's, when the first byte could not be read ([`ReadFlags::whole`]: any byte).
     pub fn read<H: Host>(
         &self,
         host: &H,
@@ -264,7 +273,12 @@ impl AddressSpace {
         while sink.wants() > 0 && result.is_ok() {
             // Where programs have the file mapped, memory goes away with the range operation, not with the last reference.
             let guard = (self.mmu().is_some() || self.is_dax()).then(|| self.shared_for_read());
-            self.take_cached(at(sink.wants()), sink, guard.is_some());
+            let from = at(sink.wants());
+            self.take_cached(from, sink, guard.is_some());
+            if ahead.next == from {
+                // A stream is one also where it leaves what is cached.
+                ahead.next = at(sink.wants());
+            }
             if sink.wants() > 0 {
                 result = self.read_missing(host, guard, at(sink.wants()), sink, ahead);
             }
@@ -272,7 +286,7 @@ impl AddressSpace {
         }
         let done = want - sink.wants();
         match result {
-            Err(e) if done == 0 => Err(e),
+            Err(e) if done == 0 || ahead.flags.whole => Err(e),
             _ => Ok(done),
         }
     }
@@ -363,17 +377,22 @@ impl AddressSpace {
 
     /// Whether a read of `bytes` absent bytes at `pos` goes straight to the caller: one that is to; a large one, one of a whole
     /// file, or one at a random place for a caller who keeps it, that is not known to come again.
-    fn leaves_cache_alone<H: Host>(&self, host: &H, pos: u64, bytes: usize, ahead: &ReadAhead) -> bool {
+    fn leaves_cache_alone<H: Host>(&self, host: &H, pos: u64, bytes: usize, ahead: &mut ReadAhead) -> bool {
         let config = self.cache.config();
+        let leave = ahead.flags.leave;
         if host.journalled().is_some() {
             return false;
         }
-        if ahead.leave == Leave::Nothing || config.direct_read == usize::MAX {
-            return ahead.leave == Leave::Nothing;
+        if leave == Leave::Nothing || config.direct_read == usize::MAX {
+            return leave == Leave::Nothing;
         }
         let size = host.size();
         let large = bytes >= config.direct_read || (pos == 0 && bytes as u64 >= size);
-        let kept = ahead.leave == Leave::Streams && pos != ahead.next;
+        let kept = leave == Leave::Streams && pos != ahead.next;
+        if kept {
+            // The end of a stream, as in `ReadAhead::fetch`.
+            ahead.window = 0;
+        }
         (large || kept) && self.cold_bytes.fetch_add(bytes as u64, Ordering::Relaxed) < size
     }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use extant::{
     Credentials, Error, FallocateMode, Filesystem, InodeRef, Leave, NewInode, OpenFile, OpenMode, PassedOn,
-    ReadAhead, Setup, WritePlace,
+    ReadAhead, ReadFlags, Setup, WritePlace,
 };
 use extant_device::{BlockDevice, Counting, OpenOptions};
 use extant_testkit::env::{scratch, seed};
@@ -19,6 +19,10 @@ const PAST_CACHE: PassedOn = PassedOn { place: WritePlace::At, past_cache: true,
 fn open(fs: &Arc<Filesystem>, inode: &InodeRef, direct: bool) -> OpenFile {
     let mode = OpenMode { read: true, write: true, direct, ..OpenMode::default() };
     OpenFile::new(fs, inode, mode, &Credentials::root()).unwrap()
+}
+
+fn leaving(leave: Leave) -> ReadFlags {
+    ReadFlags { leave, ..ReadFlags::default() }
 }
 
 fn new_file(fs: &Arc<Filesystem>) -> InodeRef {
@@ -51,7 +55,7 @@ fn step(rng: &mut Rng, buffered: &OpenFile, direct: &OpenFile, model: &mut Vec<u
         12 => {
             let (at, mut got) = (at + rng.below(2) * 100, vec![0xEE; len as usize]);
             let leave = if rng.below(2) == 0 { Leave::Nothing } else { Leave::Streams };
-            let n = buffered.read_passed_on(at, &mut got, leave).unwrap();
+            let n = buffered.read_passed_on(at, &mut got, leaving(leave)).unwrap();
             let want = model.get(at as usize..).unwrap_or_default();
             assert!(got[..n] == want[..want.len().min(len as usize)], "read of {len} at {at}");
         }
@@ -263,7 +267,7 @@ fn past_the_cache_where_that_serves() {
     let read = |at, value| {
         moved(&|| {
             let mut got = [0; 8192];
-            assert_eq!(file.read_passed_on(at, &mut got, Leave::Nothing).unwrap(), 8192);
+            assert_eq!(file.read_passed_on(at, &mut got, leaving(Leave::Nothing)).unwrap(), 8192);
             assert!(got == [value; 8192]);
         })
     };
@@ -309,7 +313,7 @@ fn what_the_caller_keeps_is_not_kept_twice() {
     let read = |file: &OpenFile, leave, at: u64, want: u8| {
         let before = device.counts().bytes_read;
         let mut got = [0; 4096];
-        assert_eq!(file.read_passed_on(at, &mut got, leave).unwrap(), 4096);
+        assert_eq!(file.read_passed_on(at, &mut got, leaving(leave)).unwrap(), 4096);
         assert!(got == [want; 4096], "at {at}");
         device.counts().bytes_read - before
     };
@@ -320,10 +324,21 @@ fn what_the_caller_keeps_is_not_kept_twice() {
     assert_eq!(read(&file, Leave::Streams, 40 << 12, of(40 << 12)), 0, "what is there is taken");
     assert_eq!(read(&file, Leave::Streams, 41 << 12, of(41 << 12)), 64 << 10, "a stream");
     assert_eq!(read(&file, Leave::Streams, 42 << 12, of(42 << 12)), 0, "read ahead");
+    assert_eq!(read(&file, Leave::Streams, 100 << 12, of(100 << 12)), 4096, "the end of the stream");
+    assert_eq!(read(&file, Leave::Streams, 101 << 12, of(101 << 12)), 64 << 10, "another one begins small");
+    let begin = device.counts().bytes_read;
+    let mut got = [0; 3 * 4096];
+    assert_eq!(file.read_passed_on(115 << 12, &mut got, leaving(Leave::Streams)).unwrap(), got.len());
+    assert_eq!(device.counts().bytes_read - begin, 4096, "two blocks are cached");
+    assert_eq!(file.read_passed_on(118 << 12, &mut got, leaving(Leave::Streams)).unwrap(), got.len());
+    let begin = device.counts().bytes_read;
+    assert_eq!(file.read_at(140 << 12, &mut got[..4096]).unwrap(), 4096);
+    assert_eq!(file.read_at(140 << 12, &mut got[..4096]).unwrap(), 4096);
+    assert_eq!(device.counts().bytes_read - begin, 4096, "who does not say so does not keep it");
     file.write_at(20 << 12, &[0xEE; 4096]).unwrap();
     assert_eq!(read(&file, Leave::Streams, 20 << 12, 0xEE), 0, "what is newer");
-    // Two of the file's blocks were read past the cache so far.
-    for _ in 0..SIZE / 4096 - 2 {
+    // Four of the file's blocks were read past the cache so far.
+    for _ in 0..SIZE / 4096 - 4 {
         assert_eq!(read(&file, Leave::Streams, 200 << 12, of(200 << 12)), 4096);
         assert_eq!(read(&file, Leave::Streams, 20 << 12, 0xEE), 0);
     }

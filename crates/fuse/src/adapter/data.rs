@@ -57,15 +57,15 @@ impl Adapter {
             Err(errno) => return reply.error(errno),
         };
         file.note_read(args.flags);
-        let (len, leave) = (args.size as usize, file.leaves(args.flags));
+        let (len, flags) = (args.size as usize, file.read_flags(args.flags));
         if len <= COPIED {
-            return with_room(len, |buffer, _| match file.read_passed_on(args.offset, buffer, leave) {
+            return with_room(len, |buffer, _| match file.read_passed_on(args.offset, buffer, flags) {
                 Ok(n) => reply.bytes(&buffer[..n]),
                 Err(error) => reply.error(errno(&error)),
             });
         }
         with_room(len, |buffer, refs| {
-            match file.read_refs_passed_on(args.offset, buffer, refs, leave) {
+            match file.read_refs_passed_on(args.offset, buffer, refs, flags) {
                 Ok(_) => {
                     let mut pieces = Vec::with_capacity(refs.pieces());
                     refs.memory(MemSlice::from_mut(buffer), &mut pieces);

@@ -1,6 +1,6 @@
 //! Open files.
 
-use extant::{AtimePolicy, InodeFlags, InodeRef, Leave, NewInode, OpenFile, OpenMode};
+use extant::{AtimePolicy, InodeFlags, InodeRef, Leave, NewInode, OpenFile, OpenMode, ReadFlags};
 use extant_sync::{Arc, Mutex, Rank, Weak};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
@@ -21,6 +21,8 @@ pub(super) struct Open {
     files: Weak<SharedByInode>,
     /// The kernel does not use its cache for this one, whatever a request's flags say.
     uncached: bool,
+    /// The kernel keeps what it reads when the file is opened again.
+    kept: bool,
 }
 
 impl Open {
@@ -38,14 +40,14 @@ impl Open {
         }
     }
 
-    /// What a READ with these flags leaves in our cache: the kernel keeps the pages that it fills, so what it asks for at random
-    /// places would be kept twice.
-    pub(super) fn leaves(&self, flags: u32) -> Leave {
-        match (is_direct(flags), self.uncached) {
-            (true, _) => Leave::Nothing,
-            (false, true) => Leave::Pages,
-            (false, false) => Leave::Streams,
+    /// How a READ with these flags is done. What the kernel fills its pages with must be whole, since it takes less for the end of the
+    /// file; and what it keeps it does not ask for soon again, so at random places it would be kept twice.
+    pub(super) fn read_flags(&self, flags: u32) -> ReadFlags {
+        if is_direct(flags) {
+            return ReadFlags { leave: Leave::Nothing, whole: false };
         }
+        let leave = if self.kept { Leave::Streams } else { Leave::Pages };
+        ReadFlags { leave, whole: !self.uncached }
     }
 
     fn is_uncached(&self, flags: u32) -> bool {
@@ -114,12 +116,14 @@ impl OpenFiles {
     }
 
     /// Keeps a file; its handle is never 0.
-    fn insert(&self, file: OpenFile, flags: OFlags, uncached: bool) -> u64 {
+    fn insert(&self, file: OpenFile, flags: OFlags, answer: FopenFlags) -> u64 {
         let shared = self.shared.open(file.inode().ino().0);
+        let uncached = answer.contains(FopenFlags::DIRECT_IO);
+        let kept = answer.contains(FopenFlags::KEEP_CACHE) && !uncached;
         if !uncached && !flags.contains(OFlags::DIRECT) {
             shared.note_buffered();
         }
-        let file = Open { file, shared: Some(shared), files: Arc::downgrade(&self.shared), uncached };
+        let file = Open { file, shared: Some(shared), files: Arc::downgrade(&self.shared), uncached, kept };
         let shard = self.next.fetch_add(1, extant_sync::atomic::Ordering::Relaxed) % SHARDS;
         let mut slots = self.shards[shard].lock();
         let file = Some(Arc::new(file));
@@ -208,14 +212,14 @@ impl Adapter {
         let file = OpenFile::new(&self.fs, inode, mode, &caller::checked(req)).map_err(|e| errno(&e))?;
         // The kernel does not know that it may only grow: it would let a mapping store to what is there.
         let uncached = mode.write && inode.attr().flags.contains(InodeFlags::APPEND);
-        let fh = self.files.insert(file, flags, uncached);
-        let mut flags = FopenFlags::KEEP_CACHE | FopenFlags::NOFLUSH | FopenFlags::PARALLEL_DIRECT_WRITES;
+        let mut answer = FopenFlags::KEEP_CACHE | FopenFlags::NOFLUSH | FopenFlags::PARALLEL_DIRECT_WRITES;
         // What the kernel reads from its own cache changes no access time here; with `strictatime` that would be seen.
         if self.fs.options().given.atime == AtimePolicy::Strictatime {
-            flags -= FopenFlags::KEEP_CACHE;
+            answer -= FopenFlags::KEEP_CACHE;
         }
-        flags.set(FopenFlags::DIRECT_IO, uncached);
-        Ok(OpenOut { fh, open_flags: flags.bits(), backing_id: 0 })
+        answer.set(FopenFlags::DIRECT_IO, uncached);
+        let fh = self.files.insert(file, flags, answer);
+        Ok(OpenOut { fh, open_flags: answer.bits(), backing_id: 0 })
     }
 
     pub(super) fn do_open(&self, req: &Request<'_>, args: &OpenIn) -> Result<OpenOut, Errno> {

@@ -5,6 +5,7 @@ extern crate extant_testkit;
 
 mod direct;
 mod ext4;
+mod failing;
 mod null;
 mod odd;
 mod placement;

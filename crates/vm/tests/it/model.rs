@@ -1,7 +1,7 @@
 //! Random operations against an array, with block sizes from 1 KiB to 64 KiB.
 
 use extant_device::MemSlice;
-use extant_vm::{CacheConfig, Host, Leave, PageRefs, ReadAhead};
+use extant_vm::{CacheConfig, Host, Leave, PageRefs, ReadAhead, ReadFlags};
 
 use crate::sim::{Random, STALE, SimFile, SimFs};
 
@@ -67,7 +67,8 @@ fn run(block_size: u32, blocks: u64, config: CacheConfig, failures: bool, steps:
             }
             5 | 6 => {
                 let mut got = vec![0; len as usize];
-                ahead = ahead.leaving([Leave::Pages, Leave::Streams][random.below(2) as usize]);
+                let leave = [Leave::Pages, Leave::Streams][random.below(2) as usize];
+                ahead = ahead.with(ReadFlags { leave, ..ReadFlags::default() });
                 let n = if random.below(2) == 0 {
                     file.pages.read(&*file, at, &mut got, &mut ahead).expect("read")
                 } else {
